@@ -1,0 +1,1 @@
+"""Versions, builds, checks and smoke-tests the llama.cpp base images."""

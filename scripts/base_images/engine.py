@@ -1,0 +1,511 @@
+"""The container engine: the only module that imports docker.
+
+Everything that runs from an image runs hardened (CONTRACT row 11): no capabilities, no new privileges, a read-only
+root, and no network unless a port is asked for. Everything made here carries the label `bodhi.resource` and is
+removed when its `with` block ends, also by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tarfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import docker.types
+import requests
+
+from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError
+from base_images.labels import RESOURCE
+
+REQUEST_TIMEOUT_SECONDS = 600
+"""For one answer of the engine; saving or removing a large image takes a while before the first byte."""
+
+_TRANSPORT_ERRORS = (docker.errors.DockerException, requests.RequestException)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What the engine says of itself."""
+
+    name: str
+    version: str
+    api_version: str
+    architecture: str
+    storage_driver: str
+    has_bridge: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healthcheck:
+    """An image's HEALTHCHECK: the command with its form (`CMD`, `CMD-SHELL` or `NONE`) first; times in seconds."""
+
+    test: tuple[str, ...]
+    interval: float
+    timeout: float
+    start_period: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image of the engine. `id` is what everything after the first look-up goes by: tags can move.
+
+    Attributes:
+        diff_ids: digests of the uncompressed layers, lowest first.
+        history: the commands that made the image, oldest first.
+        size: bytes, as the engine counts them.
+    """
+
+    id: str
+    tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+    labels: Mapping[str, str]
+    architecture: str
+    created: str
+    size: int
+    user: str
+    working_directory: str
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    healthcheck: Healthcheck | None
+    diff_ids: tuple[str, ...]
+    history: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerSpec:
+    """A hardened container.
+
+    Attributes:
+        image: an image id or reference that the engine has.
+        command: arguments; with `entrypoint` None they go to the image's own entrypoint.
+        entrypoint: replaces the image's entrypoint when given.
+        user: `uid:gid` or a name; None is the image's own user.
+        tmpfs: directory to mount options, such as {"/tmp": "exec,mode=1777"}.
+        volumes: volume name to directory.
+        publish: a TCP port, published on 127.0.0.1 at a port that the engine chooses; None: no network at all.
+        resource: what the container is for, the value of its `bodhi.resource` label.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    user: str | None = None
+    working_directory: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tmpfs: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    publish: int | None = None
+    read_only: bool = True
+    resource: str = "probe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """How a command inside a container ended; `seconds` is its wall-clock time, start of the container included."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    timed_out: bool = False
+
+    @property
+    def output(self) -> str:
+        """Standard output, then standard error."""
+        return self.stdout + self.stderr
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerState:
+    """A container at one moment; `health` is empty when the image has no health check."""
+
+    status: str
+    running: bool
+    exit_code: int
+    error: str
+    out_of_memory: bool
+    health: str
+
+
+class Container:
+    """A container that exists, started or not."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self.id: str = container.id
+
+    def start(self) -> None:
+        """Starts it.
+
+        Raises:
+            EngineError: the engine could not start the command, such as a file that is not in the image.
+        """
+        with _engine_errors("start the container"):
+            self._container.start()
+
+    def state(self) -> ContainerState:
+        """Returns what the engine says of it now."""
+        with _engine_errors("look at the container"):
+            self._container.reload()
+        state = self._container.attrs["State"]
+        return ContainerState(
+            status=state["Status"],
+            running=state["Running"],
+            exit_code=state["ExitCode"],
+            error=state.get("Error", ""),
+            out_of_memory=state.get("OOMKilled", False),
+            health=state.get("Health", {}).get("Status", ""),
+        )
+
+    def logs(self) -> str:
+        """Returns everything it wrote, standard output and standard error as they came."""
+        with _engine_errors("read the container's log"):
+            return _text(self._container.logs())
+
+    def port(self, container_port: int) -> int:
+        """Returns the port of 127.0.0.1 at which `container_port` is published."""
+        with _engine_errors("look at the container"):
+            self._container.reload()
+        bindings = self._container.attrs["NetworkSettings"]["Ports"].get(f"{container_port}/tcp")
+        if not bindings:
+            raise EngineError(f"The engine published no port for {container_port}: the container is not running.")
+        return int(bindings[0]["HostPort"])
+
+    def signal(self, name: str) -> None:
+        """Sends a signal, such as SIGTERM, to its first process."""
+        with _engine_errors("signal the container"):
+            self._container.kill(signal=name)
+
+    def wait(self, timeout: float) -> int | None:
+        """Returns the exit code, or None when it still runs after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (state := self.state()).running or state.status == "created":
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+        return state.exit_code
+
+    def execute(self, command: Sequence[str], *, user: str | None = None) -> ProbeResult:
+        """Runs a command in the running container and returns how it ended."""
+        started = time.monotonic()
+        with _engine_errors("run a command in the container"):
+            code, (stdout, stderr) = self._container.exec_run(list(command), demux=True, user=user or "")
+        return ProbeResult(
+            exit_code=code,
+            stdout=_text(stdout or b""),
+            stderr=_text(stderr or b""),
+            seconds=time.monotonic() - started,
+        )
+
+
+class Engine:
+    """A connection to the engine that DOCKER_HOST or docker's current context names."""
+
+    def __init__(self, client: docker.DockerClient) -> None:
+        self._client = client
+
+    @property
+    def address(self) -> str:
+        """Where the engine listens, as docker writes it."""
+        return os.environ.get("DOCKER_HOST") or str(self._client.api.base_url)
+
+    def info(self) -> EngineInfo:
+        """Returns what the engine says of itself."""
+        with _engine_errors("ask the engine for its version"):
+            version = self._client.version()
+            info = self._client.info()
+            bridge = self._client.networks.list(names=["^bridge$"])
+        names = [component["Name"] for component in version.get("Components", [])]
+        return EngineInfo(
+            name=names[0] if names else "Engine",
+            version=version["Version"],
+            api_version=version["ApiVersion"],
+            architecture=version["Arch"],
+            storage_driver=info["Driver"],
+            has_bridge=bool(bridge),
+        )
+
+    def image(self, reference: str) -> Image:
+        """Returns the image that a tag, a digest or an id names now.
+
+        Raises:
+            ImageNotFoundError: the engine has no such image, or the reference is not one.
+        """
+        try:
+            with _engine_errors(f"look at the image {reference}"):
+                image = self._client.images.get(reference)
+                history = image.history()
+        except _NotFoundError as error:
+            raise ImageNotFoundError(
+                f"There is no image {reference!r} on this engine: build it with "
+                f"`invoke build-local`, or `docker pull {reference}`, or check the spelling."
+            ) from error
+        return _image(image, history)
+
+    def images(self, *, label: str) -> list[Image]:
+        """Returns every image, tagged or not, that carries `label` (`name` or `name=value`)."""
+        with _engine_errors("list the images"):
+            return [
+                _image(image, image.history())
+                for image in self._client.images.list(all=False, filters={"label": label})
+            ]
+
+    def has_image(self, reference: str) -> bool:
+        """Returns whether the engine has the image."""
+        try:
+            self.image(reference)
+        except ImageNotFoundError:
+            return False
+        return True
+
+    def save(self, image_id: str) -> Iterator[bytes]:
+        """Yields the image as the tar stream of `docker save`, in pieces; it is never held in memory whole."""
+        with _engine_errors(f"save the image {image_id}"):
+            yield from self._client.images.get(image_id).save(chunk_size=1 << 20)
+
+    def pull(self, reference: str, progress: Callable[[Mapping[str, Any]], None] | None = None) -> Image:
+        """Pulls an image and returns it; `progress` gets the engine's messages as they come.
+
+        Raises:
+            ImageNotFoundError: the registry has no such image.
+            EngineError: the registry cannot be reached, or the pull broke off.
+        """
+        repository, _, tag = reference.partition("@")
+        if not tag:
+            repository, tag = _split_tag(reference)
+        try:
+            with _engine_errors(f"pull {reference}"):
+                for message in self._client.api.pull(repository, tag=tag, stream=True, decode=True):
+                    if "error" in message:
+                        raise EngineError(f"The engine could not pull {reference}: {message['error'].strip()}.")
+                    if progress:
+                        progress(message)
+        except _NotFoundError as error:
+            raise ImageNotFoundError(f"No registry has the image {reference!r}: {error}.") from error
+        return self.image(reference)
+
+    def import_filesystem(self, tar: Path, reference: str, changes: Sequence[str]) -> Image:
+        """Makes an image of one layer out of a root file system's tar, as `docker import` does, and returns it."""
+        repository, tag = _split_tag(reference)
+        with _engine_errors(f"import {tar.name} as {reference}"), tar.open("rb") as stream:
+            answer = self._client.api.import_image_from_stream(
+                stream, repository=repository, tag=tag, changes=list(changes)
+            )
+        if "errorDetail" in answer:
+            raise EngineError(f"The engine could not import {tar.name}: {answer}.")
+        return self.image(reference)
+
+    def tag(self, image_id: str, reference: str) -> None:
+        """Points `reference` at the image."""
+        repository, tag = _split_tag(reference)
+        with _engine_errors(f"tag {reference}"):
+            self._client.api.tag(image_id, repository, tag=tag, force=True)
+
+    def remove_image(self, reference: str) -> None:
+        """Removes a tag, or the image itself when given its id; an image that is gone already is no error."""
+        with contextlib.suppress(_NotFoundError), _engine_errors(f"remove the image {reference}"):
+            self._client.images.remove(reference, noprune=False)
+
+    def disk_usage(self) -> int:
+        """Returns the bytes that the engine's image layers take, shared layers counted once."""
+        with _engine_errors("ask for the disk usage"):
+            return int(self._client.df()["LayersSize"])
+
+    @contextlib.contextmanager
+    def volume(self, resource: str) -> Iterator[str]:
+        """Yields the name of a new volume, removed afterwards."""
+        with _engine_errors("make a volume"):
+            volume = self._client.volumes.create(name=f"{RESOURCE}-{uuid.uuid4().hex}", labels={RESOURCE: resource})
+        try:
+            yield str(volume.name)
+        finally:
+            with contextlib.suppress(_NotFoundError), _engine_errors("remove a volume"):
+                volume.remove(force=True)
+
+    @contextlib.contextmanager
+    def container(self, spec: ContainerSpec, files: Mapping[str, bytes] | None = None) -> Iterator[Container]:
+        """Yields a container that is made but not started, and removes it afterwards, running or not.
+
+        Args:
+            spec: what to run.
+            files: absolute path to content, put there before the start, readable by all. With a read-only root the
+                path must lie in one of the spec's volumes.
+
+        Raises:
+            ImageNotFoundError: the image is not there.
+            EngineError: the engine refused.
+        """
+        try:
+            with _engine_errors("make a container"):
+                container = self._client.containers.create(**_create_arguments(spec))
+        except _NotFoundError as error:
+            raise ImageNotFoundError(f"There is no image {spec.image!r} on this engine.") from error
+        try:
+            for path, content in (files or {}).items():
+                _put(container, path, content)
+            yield Container(container)
+        finally:
+            with contextlib.suppress(_NotFoundError), _engine_errors("remove a container"):
+                container.remove(force=True, v=True)
+
+    def probe(self, spec: ContainerSpec, *, timeout: float = 60) -> ProbeResult:
+        """Runs a container to its end and returns how it ended; a container that takes longer is killed.
+
+        A command that is not in the image is exit code 127, as a shell would say it.
+        """
+        started = time.monotonic()
+        with self.container(spec) as container:
+            try:
+                container.start()
+            except EngineError as error:
+                return ProbeResult(exit_code=127, stdout="", stderr=str(error), seconds=time.monotonic() - started)
+            code = container.wait(timeout)
+            if code is None:
+                container.signal("SIGKILL")
+            handle = container._container  # noqa: SLF001 - separate streams are wanted here alone
+            with _engine_errors("read the container's log"):
+                stdout = _text(handle.logs(stdout=True, stderr=False))
+                stderr = _text(handle.logs(stdout=False, stderr=True))
+        return ProbeResult(
+            exit_code=137 if code is None else code,
+            stdout=stdout,
+            stderr=stderr,
+            seconds=time.monotonic() - started,
+            timed_out=code is None,
+        )
+
+
+def connect() -> Engine:
+    """Returns a connection to the engine of DOCKER_HOST, else of docker's current context, else the local one.
+
+    Raises:
+        EngineError: none answers.
+    """
+    where = os.environ.get("DOCKER_HOST", "")
+    try:
+        client = docker.from_env(timeout=REQUEST_TIMEOUT_SECONDS, use_ssh_client=where.startswith("ssh://"))
+        client.ping()
+    except _TRANSPORT_ERRORS as error:
+        raise EngineError(
+            f"No container engine answers{f' at {where}' if where else ''}: start Docker, or set DOCKER_HOST, "
+            "or let `sh scripts/bootstrap.sh …` install one."
+        ) from error
+    return Engine(client)
+
+
+class _NotFoundError(EngineError):
+    """The engine answered that a thing does not exist."""
+
+
+@contextlib.contextmanager
+def _engine_errors(action: str) -> Iterator[None]:
+    """Turns docker-py's and HTTP's errors into ours, with what was being done."""
+    try:
+        yield
+    except BaseImagesError:
+        raise
+    except (docker.errors.NotFound, docker.errors.ImageNotFound) as error:
+        raise _NotFoundError(f"The engine could not {action}: {error.explanation or error}") from error
+    except docker.errors.APIError as error:
+        if (
+            error.response is not None
+            and error.response.status_code == requests.codes.bad_request
+            and ("invalid reference format" in str(error.explanation))
+        ):
+            raise _NotFoundError(f"The engine could not {action}: the reference is not valid.") from error
+        raise EngineError(f"The engine could not {action}: {error.explanation or error}") from error
+    except _TRANSPORT_ERRORS as error:
+        raise EngineError(f"The engine stopped answering while asked to {action}: {error}") from error
+
+
+def _create_arguments(spec: ContainerSpec) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "image": spec.image,
+        "command": list(spec.command),
+        "environment": dict(spec.environment),
+        "labels": {RESOURCE: spec.resource},
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "read_only": spec.read_only,
+        "tmpfs": dict(spec.tmpfs),
+        "volumes": {name: {"bind": path, "mode": "rw"} for name, path in spec.volumes.items()},
+    }
+    if spec.entrypoint is not None:
+        arguments["entrypoint"] = list(spec.entrypoint)
+    if spec.user is not None:
+        arguments["user"] = spec.user
+    if spec.working_directory is not None:
+        arguments["working_dir"] = spec.working_directory
+    if spec.publish is None:
+        arguments["network_mode"] = "none"
+    else:
+        arguments["ports"] = {f"{spec.publish}/tcp": ("127.0.0.1", None)}
+    return arguments
+
+
+def _put(container: Any, path: str, content: bytes) -> None:
+    target = Path(path)
+    entry = tarfile.TarInfo(target.name)
+    entry.size = len(content)
+    entry.mode = 0o644
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(entry, io.BytesIO(content))
+    with _engine_errors(f"put {path} into a container"):
+        container.put_archive(str(target.parent), buffer.getvalue())
+
+
+def _split_tag(reference: str) -> tuple[str, str]:
+    """`host:5000/name:tag` → (`host:5000/name`, `tag`); no tag is `latest`, as docker has it."""
+    head, colon, tail = reference.rpartition(":")
+    if colon and "/" not in tail:
+        return head, tail
+    return reference, "latest"
+
+
+def _image(image: Any, history: Sequence[Mapping[str, Any]]) -> Image:
+    attributes = image.attrs
+    config = attributes.get("Config") or {}
+    return Image(
+        id=attributes["Id"],
+        tags=tuple(attributes.get("RepoTags") or ()),
+        repo_digests=tuple(attributes.get("RepoDigests") or ()),
+        labels=dict(config.get("Labels") or {}),
+        architecture=attributes["Architecture"],
+        created=attributes.get("Created") or "",
+        size=attributes["Size"],
+        user=config.get("User") or "",
+        working_directory=config.get("WorkingDir") or "/",
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        command=tuple(config.get("Cmd") or ()),
+        environment=dict(entry.partition("=")[::2] for entry in config.get("Env") or ()),
+        healthcheck=_healthcheck(config.get("Healthcheck")),
+        diff_ids=tuple(attributes["RootFS"].get("Layers") or ()),
+        history=tuple(entry.get("CreatedBy", "") for entry in reversed(history)),
+    )
+
+
+def _healthcheck(raw: Mapping[str, Any] | None) -> Healthcheck | None:
+    if not raw or not raw.get("Test"):
+        return None
+    second = 1_000_000_000
+    return Healthcheck(
+        test=tuple(raw["Test"]),
+        interval=raw.get("Interval", 0) / second,
+        timeout=raw.get("Timeout", 0) / second,
+        start_period=raw.get("StartPeriod", 0) / second,
+    )
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace")

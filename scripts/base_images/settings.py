@@ -1,0 +1,68 @@
+"""What `pyproject.toml` configures: the registry, this project's addresses, and the llama.cpp pin."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from base_images.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout: the root of the build context, with `dockerfiles/` and (fetched) `llama.cpp/`."""
+
+REGISTRY_VARIABLE = "BASE_IMAGES_REGISTRY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """The llama.cpp commit that every image of this checkout is built from."""
+
+    repository: str
+    tag: str
+    commit: str
+    sdist: str
+    sdist_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The table `[tool.base-images]` of `pyproject.toml`."""
+
+    registry: str
+    url: str
+    release_branch: str
+    pin: Pin
+
+
+def load(root: Path = ROOT) -> Settings:
+    """Returns the settings of the checkout at `root`; BASE_IMAGES_REGISTRY overrides the registry.
+
+    Raises:
+        UsageError: pyproject.toml is missing, is not TOML, or lacks a key.
+    """
+    path = root / "pyproject.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["base-images"]
+        pin = table["llama-cpp"]
+        return Settings(
+            registry=os.environ.get(REGISTRY_VARIABLE) or table["registry"],
+            url=table["url"],
+            release_branch=table["release-branch"],
+            pin=Pin(
+                repository=pin["repository"],
+                tag=pin["tag"],
+                commit=pin["commit"],
+                sdist=pin["sdist"],
+                sdist_sha256=pin["sdist-sha256"],
+            ),
+        )
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): run this from a checkout of the project."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    except KeyError as error:
+        raise UsageError(f"{path} lacks the key {error} under [tool.base-images]: restore it from git.") from error
