@@ -13,14 +13,14 @@ import os
 import tarfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import docker
 import docker.errors
-import docker.types
+import docker.utils.build
 import requests
 
 from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError
@@ -294,6 +294,21 @@ class Engine:
             raise ImageNotFoundError(f"No registry has the image {reference!r}: {error}.") from error
         return self.image(reference)
 
+    def ask_registry(self, reference: str, *, timeout: int) -> str:
+        """Returns the digest that a registry gives for `reference`, asked by the engine: its proxies, its logins.
+
+        Raises:
+            ImageNotFoundError: the registry answered that it has no such image.
+            EngineError: the registry refused, or did not answer within `timeout` seconds.
+        """
+        try:
+            with contextlib.closing(_client(timeout)) as client, _engine_errors(f"find {reference}"):
+                return str(client.api.inspect_distribution(reference)["Descriptor"]["digest"])
+        except _NotFoundError as error:
+            raise ImageNotFoundError(
+                f"No registry has the image {reference!r}: check its name and tag ({error})."
+            ) from error
+
     def import_filesystem(self, tar: Path, reference: str, changes: Sequence[str]) -> Image:
         """Makes an image of one layer out of a root file system's tar, as `docker import` does, and returns it."""
         repository, tag = _split_tag(reference)
@@ -304,6 +319,47 @@ class Engine:
         if "errorDetail" in answer:
             raise EngineError(f"The engine could not import {tar.name}: {answer}.")
         return self.image(reference)
+
+    def build(
+        self,
+        context: IO[bytes],
+        *,
+        dockerfile: str,
+        target: str,
+        arguments: Mapping[str, str],
+        labels: Mapping[str, str],
+        platform: str,
+    ) -> Generator[Mapping[str, Any], None, None]:
+        """Builds with BuildKit and yields the engine's messages for `buildkit.events`; closing it cancels the build.
+
+        docker-py has no BuildKit support of its own, but its session adds `params` to every request, and
+        `version=2` is what selects BuildKit (Engine API, POST /build).
+        """
+        build_id = uuid.uuid4().hex
+        api = _client().api
+        api.params = {"version": "2", "buildid": build_id}
+        done = False
+        try:
+            with _engine_errors("build"):
+                yield from api.build(
+                    fileobj=context,
+                    custom_context=True,
+                    dockerfile=dockerfile,
+                    target=target,
+                    buildargs=dict(arguments),
+                    labels=dict(labels),
+                    platform=platform,
+                    network_mode=None if self.info().has_bridge else "host",
+                    decode=True,
+                )
+            done = True
+        finally:
+            if not done:
+                # Without this an engine goes on building for nobody.
+                with contextlib.suppress(*_TRANSPORT_ERRORS):
+                    api.params = {"id": build_id}
+                    api.post(f"{api.base_url}/v{api.api_version}/build/cancel")
+            api.close()
 
     def tag(self, image_id: str, reference: str) -> None:
         """Points `reference` at the image."""
@@ -393,7 +449,7 @@ def connect() -> Engine:
     """
     where = os.environ.get("DOCKER_HOST", "")
     try:
-        client = docker.from_env(timeout=REQUEST_TIMEOUT_SECONDS, use_ssh_client=where.startswith("ssh://"))
+        client = _client()
         client.ping()
     except _TRANSPORT_ERRORS as error:
         raise EngineError(
@@ -401,6 +457,16 @@ def connect() -> Engine:
             "or let `sh scripts/bootstrap.sh …` install one."
         ) from error
     return Engine(client)
+
+
+def not_ignored(directory: Path, patterns: Sequence[str]) -> set[str]:
+    """Returns the paths below `directory` that the patterns of a .dockerignore let through."""
+    return {path for path in docker.utils.build.exclude_paths(str(directory), list(patterns)) if path}
+
+
+def _client(timeout: int = REQUEST_TIMEOUT_SECONDS) -> docker.DockerClient:
+    use_ssh = os.environ.get("DOCKER_HOST", "").startswith("ssh://")
+    return docker.from_env(timeout=timeout, use_ssh_client=use_ssh)
 
 
 class _NotFoundError(EngineError):

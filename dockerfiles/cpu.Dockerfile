@@ -1,0 +1,125 @@
+# llama-server for CPUs. Mirrors .devops/cpu.Dockerfile of llama.cpp; where it differs, a comment says why.
+# The build context is the checkout, with llama.cpp's source in llama.cpp/ (`invoke fetch-source` puts it there).
+# Written for BuildKit as of Docker 20.10: no heredocs, no COPY --link, no `# syntax=` line.
+
+ARG UBUNTU_VERSION=24.04
+ARG NODE_VERSION=24
+
+# Each stage's base by itself, so that a digest or a base from another origin can stand in for upstream's.
+ARG WEB_BASE_IMAGE=docker.io/node:${NODE_VERSION}
+ARG BUILD_BASE_IMAGE=docker.io/ubuntu:${UBUNTU_VERSION}
+ARG RUNTIME_BASE_IMAGE=docker.io/ubuntu:${UBUNTU_VERSION}
+
+# The pin of pyproject.toml, for builds by hand; invoke passes that of the source it found.
+ARG LLAMA_CPP_TAG=b11312
+ARG LLAMA_CPP_COMMIT=0c1e57098bba43ac29e6e3b677cdceebdd22334f
+
+FROM ${WEB_BASE_IMAGE} AS web
+
+ARG LLAMA_CPP_TAG
+
+WORKDIR /app/tools/ui
+
+COPY llama.cpp/tools/ui/package.json llama.cpp/tools/ui/package-lock.json ./
+RUN npm ci
+
+COPY llama.cpp/tools/ui/ ./
+RUN LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
+
+FROM ${BUILD_BASE_IMAGE} AS build
+
+ARG TARGETARCH
+
+# ccache: llama.cpp's CMake finds it by itself; all variants share one cache.
+RUN apt-get update && \
+    apt-get install -y gcc-14 g++-14 build-essential git cmake libssl-dev ccache
+
+ENV CC=gcc-14 CXX=g++-14
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G
+
+WORKDIR /app
+
+COPY llama.cpp/ .
+
+COPY --from=web /app/tools/ui/dist tools/ui/dist
+
+ARG LLAMA_CPP_TAG
+ARG LLAMA_CPP_COMMIT
+
+# - RUNPATH $ORIGIN everywhere: CMake's build rpath ends in an empty entry, which means the current directory.
+# - Build number and commit: a shallow clone would say 1, a tree without .git 0.
+# - Only llama-server and what it loads.
+RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
+    if [ "$TARGETARCH" = "amd64" ] || [ "$TARGETARCH" = "arm64" ]; then \
+        cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON \
+            -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
+            -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT"; \
+    else \
+        echo "Unsupported architecture"; \
+        exit 1; \
+    fi && \
+    cmake --build build --target llama-server -j $(nproc) && \
+    ccache --show-stats
+
+# Everything that was built for the server, whatever the libraries are called today, links and versioned names included.
+RUN case "$TARGETARCH" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; esac && \
+    directory="/payload/app/bin/$machine-unknown-linux-gnu/cpu" && \
+    mkdir -p "$directory" /payload/usr/local/bin && \
+    cp build/bin/llama-server "$directory" && \
+    find build/bin -name "*.so*" -exec cp -P {} "$directory" \; && \
+    ln -s "${directory#/payload}/llama-server" /payload/usr/local/bin/llama-server
+
+## Base image
+FROM ${RUNTIME_BASE_IMAGE} AS base
+
+# Such as ffmpeg, for webp and video input: upstream installs it, 731 MB that a text server does not need.
+ARG RUNTIME_EXTRA_PACKAGES=""
+
+# curl also brings libssl, which llama-server is linked with.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 curl ca-certificates ${RUNTIME_EXTRA_PACKAGES} \
+    && apt autoremove -y \
+    && apt clean -y \
+    && rm -rf /tmp/* /var/tmp/* \
+    && find /var/cache/apt/archives /var/lib/apt/lists -not -name lock -type f -delete \
+    && find /var/cache -type f -delete
+
+# A fixed number, above those that distributions and hosts hand out: mounts are owned by number.
+RUN groupadd --gid 10001 llama \
+    && useradd --uid 10001 --gid llama --create-home --no-log-init --shell /bin/sh llama
+
+### Runtime: the server alone
+FROM base AS runtime
+
+COPY --from=build /payload/ /
+COPY dockerfiles/llama-entrypoint dockerfiles/llama-healthcheck /usr/local/bin/
+
+WORKDIR /app
+
+ARG TARGETPLATFORM
+ARG LLAMA_CPP_TAG
+ARG LLAMA_CPP_COMMIT
+ARG BUILD_VERSION=0000000000-0000000
+ARG BUILD_COMMIT=0000000000000000000000000000000000000000
+ARG BUILD_BRANCH=unknown
+# Unix time of the commit. The version already says it; builds by hand may pass it.
+ARG BUILD_TIMESTAMP=""
+
+RUN --mount=type=bind,source=dockerfiles/version-json,target=/mnt/version-json \
+    sh /mnt/version-json variant=cpu variants=cpu > version.json
+
+# The rest of the labels is the plan's (scripts/base_images/plan.py); these are upstream's.
+LABEL org.opencontainers.image.version=$BUILD_VERSION \
+      org.opencontainers.image.revision=$BUILD_COMMIT \
+      org.opencontainers.image.title="llama.cpp cpu" \
+      org.opencontainers.image.description="llama-server of llama.cpp for BodhiApp" \
+      org.opencontainers.image.url="https://github.com/BodhiSearch/llama.cpp" \
+      org.opencontainers.image.source="https://github.com/BodhiSearch/llama.cpp"
+
+# By number, so that Kubernetes' runAsNonRoot can tell that it is not root.
+USER 10001:10001
+
+# Loading a large model takes minutes; until then a failed check does not count.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m CMD [ "/usr/local/bin/llama-healthcheck" ]
+
+ENTRYPOINT [ "/usr/local/bin/llama-entrypoint" ]

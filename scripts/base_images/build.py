@@ -1,0 +1,116 @@
+"""Building one image on the local engine: source and bases, then the plan, then BuildKit, then the tags."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from base_images import buildkit, context, origin, recipe, repository, source
+from base_images.engine import Engine
+from base_images.errors import EngineError, UsageError
+from base_images.origin import Origin
+from base_images.plan import BuildPlan, build_plan
+from base_images.progress import Listener
+from base_images.settings import Settings
+from base_images.variants import Platform, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that a build needs; `notices` are what a person must know, such as a fall-back to package mirrors."""
+
+    plan: BuildPlan
+    source: Path
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A finished build; `seconds` is the build alone, without source and bases."""
+
+    image_id: str
+    plan: BuildPlan
+    seconds: float
+
+
+def prepare(
+    engine: Engine,
+    variant: Variant,
+    *,
+    settings: Settings,
+    root: Path,
+    source_path: Path | None,
+    wanted: Origin,
+    listener: Listener,
+) -> Prepared:
+    """Gets llama.cpp's source and the base images, and returns the plan made of them.
+
+    Raises:
+        UsageError: the variant has no recipe, or not for this engine's platform.
+        SourceError: the source or a base image cannot be had.
+        RepositoryError: this checkout has no version.
+    """
+    if not (root / variant.dockerfile).exists():
+        raise UsageError(f"There is no recipe for {variant.name} yet: {variant.dockerfile} does not exist.")
+    head = repository.head(repository.open_repository(root))
+    platform = engine_platform(engine)
+    found = source.resolve(settings.pin, path=source_path, origin=wanted, root=root, listener=listener)
+    bases = origin.resolve_bases(
+        engine, recipe.base_references(root / variant.dockerfile), origin=wanted, listener=listener
+    )
+    return Prepared(
+        plan=build_plan(variant, platform=platform, settings=settings, head=head, source=found, bases=bases),
+        source=found.path,
+        notices=(*found.notices, *bases.notices),
+    )
+
+
+def engine_platform(engine: Engine) -> Platform:
+    """Returns the platform that the engine builds for without emulation.
+
+    Raises:
+        EngineError: no image is published for it.
+    """
+    architecture = engine.info().architecture
+    for platform in Platform:
+        if platform.architecture == architecture:
+            return platform
+    raise EngineError(f"This engine runs on {architecture}, and images are built for amd64 and arm64 only.")
+
+
+def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[[buildkit.Event], None]) -> Built:
+    """Builds the plan and points its tags at the result.
+
+    Raises:
+        BuildError: a step failed; the detail is the tail of its log.
+        EngineError: the engine has no BuildKit, or stopped answering.
+    """
+    started = time.monotonic()
+    plan = prepared.plan
+    image_id = ""
+    with tempfile.TemporaryFile() as tar:
+        context.write(tar, root=root, source=prepared.source)
+        tar.seek(0)
+        stream = engine.build(
+            tar,
+            dockerfile=plan.dockerfile,
+            target=plan.target,
+            arguments=plan.arguments,
+            labels=plan.labels,
+            platform=plan.platform,
+        )
+        try:
+            for event in buildkit.events(stream):
+                if isinstance(event, buildkit.ImageBuilt):
+                    image_id = event.image_id
+                on_event(event)
+        finally:
+            stream.close()  # cancels a build that is not done, such as at Ctrl-C
+    if not image_id:
+        raise EngineError("The engine ended the build without an image and without a reason: look at its log.")
+    for tag in plan.tags:
+        engine.tag(image_id, tag)
+    return Built(image_id=image_id, plan=plan, seconds=time.monotonic() - started)

@@ -1,0 +1,200 @@
+"""BuildKit's progress: from the engine's build stream to typed events.
+
+The engine sends `{"id": "moby.buildkit.trace", "aux": <base64 of moby.buildkit.v1.StatusResponse>}`. The message is
+described here with the field numbers of BuildKit's `api/services/control/control.proto`; the protobuf runtime decodes.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+
+from base_images.errors import BuildError, EngineError
+
+TRACE = "moby.buildkit.trace"
+IMAGE_ID = "moby.image.id"
+LOG_TAIL_LINES = 40
+
+_DISK_FULL = "no space left on device"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStarted:
+    """A step of the build begins. `name` is BuildKit's, such as `[build 3/7] RUN …`."""
+
+    step: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLog:
+    """One line that a step wrote."""
+
+    step: str
+    line: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFinished:
+    """A step ended after `seconds`; `cached` steps did not run, failed ones have an `error`."""
+
+    step: str
+    name: str
+    seconds: float
+    cached: bool
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBuilt:
+    """The build is done and the engine has the image."""
+
+    image_id: str
+
+
+Event = StepStarted | StepLog | StepFinished | ImageBuilt
+
+
+def _status_response() -> Any:
+    """Returns the message class of StatusResponse, with the fields that are read here."""
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="moby/buildkit/v1/control.proto",
+        package="moby.buildkit.v1",
+        syntax="proto3",
+        dependency=["google/protobuf/timestamp.proto"],
+    )
+
+    def message(name: str, *fields: tuple[str, int, Any, str]) -> None:
+        added = file.message_type.add(name=name)
+        for field, number, kind, type_name in fields:
+            repeated = field.endswith("*")
+            added.field.add(
+                name=field.rstrip("*"),
+                number=number,
+                type=kind,
+                type_name=type_name or None,
+                label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
+            )
+
+    timestamp = ".google.protobuf.Timestamp"
+    message(
+        "Vertex",
+        ("digest", 1, kinds.TYPE_STRING, ""),
+        ("name", 3, kinds.TYPE_STRING, ""),
+        ("cached", 4, kinds.TYPE_BOOL, ""),
+        ("started", 5, kinds.TYPE_MESSAGE, timestamp),
+        ("completed", 6, kinds.TYPE_MESSAGE, timestamp),
+        ("error", 7, kinds.TYPE_STRING, ""),
+    )
+    message("VertexLog", ("vertex", 1, kinds.TYPE_STRING, ""), ("msg", 4, kinds.TYPE_BYTES, ""))
+    message(
+        "StatusResponse",
+        ("vertexes*", 1, kinds.TYPE_MESSAGE, ".moby.buildkit.v1.Vertex"),
+        ("logs*", 3, kinds.TYPE_MESSAGE, ".moby.buildkit.v1.VertexLog"),
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(timestamp_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("moby.buildkit.v1.StatusResponse"))
+
+
+StatusResponse = _status_response()
+
+
+def events(stream: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+    """Yields the events of a build, given the engine's stream of JSON messages; the last one is `ImageBuilt`.
+
+    Raises:
+        BuildError: a step failed; the detail is the tail of its log.
+        EngineError: the engine did not build with BuildKit.
+    """
+    trace = _Trace()
+    for message in stream:
+        if "errorDetail" in message:
+            raise trace.failure(message["errorDetail"].get("message", ""))
+        if message.get("id") == IMAGE_ID:
+            yield ImageBuilt(image_id=message["aux"]["ID"])
+        elif message.get("id") == TRACE:
+            yield from trace.read(StatusResponse.FromString(base64.b64decode(message["aux"])))
+        elif "stream" in message:
+            raise EngineError("This engine builds without BuildKit, which the recipes need: use Docker 20.10 or newer.")
+
+
+def compile_percentage(line: str) -> int | None:
+    """Returns the percentage that a line of CMake's Makefiles says, such as `[ 42%] Building …`, else None."""
+    match = re.match(r"\[ *(\d{1,3})%\]", line)
+    return int(match[1]) if match else None
+
+
+class _Trace:
+    """What BuildKit has told of a build so far."""
+
+    def __init__(self) -> None:
+        self._started: set[str] = set()
+        self._finished: set[str] = set()
+        self._logs: dict[str, _Lines] = {}
+        self._failed = ""
+        self._failed_name = ""
+
+    def read(self, status: Any) -> Iterator[Event]:
+        for vertex in status.vertexes:
+            yield from self._read_vertex(vertex)
+        for log in status.logs:
+            for line in self._logs.setdefault(log.vertex, _Lines()).add(log.msg):
+                yield StepLog(step=log.vertex, line=line)
+
+    def _read_vertex(self, vertex: Any) -> Iterator[Event]:
+        # BuildKit repeats a vertex whenever something about it changes.
+        step = vertex.digest
+        began = vertex.started.ToNanoseconds() / 1e9
+        if vertex.HasField("started") and step not in self._started:
+            self._started.add(step)
+            yield StepStarted(step=step, name=vertex.name)
+        if vertex.HasField("completed") and step not in self._finished:
+            self._finished.add(step)
+            # A step that another one's failure stopped is "canceled": not the one to show.
+            if vertex.error and "context canceled" not in vertex.error:
+                self._failed, self._failed_name = step, vertex.name
+            yield StepFinished(
+                step=step,
+                name=vertex.name,
+                seconds=vertex.completed.ToNanoseconds() / 1e9 - began,
+                cached=vertex.cached,
+                error=vertex.error,
+            )
+
+    def failure(self, reason: str) -> BuildError:
+        """Returns the error that the engine's `reason` and the failed step's log make together."""
+        tail = self._logs[self._failed].tail() if self._failed in self._logs else []
+        where = f" in the step {self._failed_name!r}" if self._failed_name else ""
+        full = any(_DISK_FULL in line.lower() for line in [reason, *tail])
+        what = (
+            "the engine's disk is full: free some, such as with `docker system prune`, and run the same command again"
+            if full
+            else " ".join(reason.split()) or "the engine gave no reason"
+        )
+        return BuildError(f"The build failed{where}: {what}.", detail="\n".join(tail))
+
+
+class _Lines:
+    """The lines of one step's log, put together from the pieces that BuildKit sends."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._tail: list[str] = []
+
+    def add(self, piece: bytes) -> list[str]:
+        *whole, self._rest = (self._rest + piece).replace(b"\r\n", b"\n").split(b"\n")
+        lines = [line.decode("utf-8", errors="replace").rpartition("\r")[2] for line in whole]
+        self._tail = (self._tail + lines)[-LOG_TAIL_LINES:]
+        return lines
+
+    def tail(self) -> list[str]:
+        rest = [self._rest.decode("utf-8", errors="replace")] if self._rest else []
+        return [*self._tail, *rest]

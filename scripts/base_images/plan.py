@@ -1,0 +1,137 @@
+"""What a build is, decided before anything is built: recipe, arguments, labels and tags. Touches nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from base_images import versions
+from base_images.errors import UsageError
+from base_images.labels import Label
+from base_images.origin import Bases
+from base_images.repository import Head
+from base_images.settings import Settings
+from base_images.source import Source
+from base_images.variants import Platform, Variant
+from base_images.versions import Version
+
+TARGET = "runtime"
+"""The stage of every recipe that is published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """One image to build.
+
+    Attributes:
+        arguments: the recipe's ARGs; no secret is ever among them, they stay in the image's history.
+        tags: references that shall name the result, the published one first.
+    """
+
+    variant: str
+    version: str
+    platform: str
+    dockerfile: str
+    target: str
+    arguments: Mapping[str, str]
+    labels: Mapping[str, str]
+    tags: tuple[str, ...]
+
+
+def build_plan(
+    variant: Variant, *, platform: Platform, settings: Settings, head: Head, source: Source, bases: Bases
+) -> BuildPlan:
+    """Returns the plan of one variant for one platform.
+
+    Raises:
+        UsageError: the variant is not published for the platform.
+    """
+    if platform not in variant.platforms:
+        raise UsageError(
+            f"The variant {variant.name} is not built for {platform.docker}: "
+            f"it is for {', '.join(known.docker for known in variant.platforms)}."
+        )
+    version = image_version(settings, head, source)
+    tag = versions.image_tag(variant.name, version)
+    arguments = {
+        "WEB_BASE_IMAGE": bases.web.reference,
+        "BUILD_BASE_IMAGE": bases.build.reference,
+        "RUNTIME_BASE_IMAGE": bases.runtime.reference,
+        "LLAMA_CPP_TAG": source.tag,
+        "LLAMA_CPP_COMMIT": source.commit,
+        "BUILD_VERSION": str(version),
+        "BUILD_COMMIT": head.commit,
+        "BUILD_BRANCH": head.branch,
+        "BUILD_TIMESTAMP": str(int(head.time.timestamp())),
+    }
+    return BuildPlan(
+        variant=variant.name,
+        version=str(version),
+        platform=platform.docker,
+        dockerfile=variant.dockerfile,
+        target=TARGET,
+        arguments=arguments,
+        labels=_labels(variant, platform, settings=settings, head=head, source=source, bases=bases, version=version),
+        tags=(f"{settings.registry}:{tag}", versions.local_reference(variant.name)),
+    )
+
+
+def image_version(settings: Settings, head: Head, source: Source) -> Version:
+    """Returns the version of images of this checkout; anything that HEAD does not fix makes it dirty.
+
+    HEAD fixes the recipes and the pin, so a changed tree, a changed source and another source than the pin do not
+    get HEAD's own version.
+    """
+    dirty = head.version.dirty or source.dirty or source.commit != settings.pin.commit
+    return dataclasses.replace(head.version, dirty=dirty)
+
+
+def as_command(plan: BuildPlan) -> str:
+    """Returns the `docker buildx build` command that builds the same by hand, from the root of the checkout."""
+    words = ["docker", "buildx", "build", "--load", "--platform", plan.platform, "--target", plan.target]
+    words += ["-f", plan.dockerfile]
+    for flag, pairs in (("--build-arg", plan.arguments), ("--label", plan.labels)):
+        for name, value in pairs.items():
+            words += [flag, f"{name}={value}"]
+    for tag in plan.tags:
+        words += ["-t", tag]
+    return shlex.join([*words, "."])
+
+
+def _labels(
+    variant: Variant,
+    platform: Platform,
+    *,
+    settings: Settings,
+    head: Head,
+    source: Source,
+    bases: Bases,
+    version: Version,
+) -> dict[str, str]:
+    labels = {
+        Label.TITLE: f"llama.cpp {variant.name}",
+        Label.DESCRIPTION: f"llama-server of llama.cpp {source.tag} for {variant.title}, a base image for BodhiApp",
+        Label.VERSION: str(version),
+        Label.REVISION: head.commit,
+        Label.CREATED: head.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        Label.SOURCE: settings.url,
+        Label.URL: settings.url,
+        Label.DOCUMENTATION: f"{settings.url}/blob/{head.commit}/README.md",
+        Label.LICENSES: "MIT",
+        Label.BASE_NAME: bases.runtime.name,
+        Label.BASE_DIGEST: bases.runtime.digest,
+        Label.REF_NAME: versions.image_tag(variant.name, version),
+        Label.VARIANT: variant.name,
+        Label.VARIANTS: ",".join(variant.directories),
+        Label.PLATFORM: platform.docker,
+        Label.ACCELERATION: variant.acceleration,
+        Label.BUILD_TIMESTAMP: version.timestamp,
+        Label.BUILD_BRANCH: head.branch,
+        Label.BUILD_ORIGIN: bases.origin.value,
+        Label.LLAMA_CPP_TAG: source.tag,
+        Label.LLAMA_CPP_COMMIT: source.commit,
+        Label.GLIBC: bases.glibc,
+    }
+    return {label.value: value for label, value in labels.items()}

@@ -1,0 +1,176 @@
+"""Everything a person sees: one line errors, tables, JSON, and the progress of long work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from base_images import buildkit
+from base_images.errors import BaseImagesError
+from base_images.progress import Progress
+
+PLAIN_WIDTH = 160
+"""Columns where there is no terminal: logs are read in wide windows."""
+
+STEP_NAME_WIDTH = 100
+PLAIN_PERCENT = 10
+"""Without a terminal a percentage is worth a line when it grew by this much."""
+
+
+class Mode(Enum):
+    """How much is shown of long work."""
+
+    LIVE = "live"
+    PLAIN = "plain"
+    QUIET = "quiet"
+
+
+def mode(*, quiet: bool) -> Mode:
+    """Returns how to show progress: live on a terminal, plain lines elsewhere and in CI."""
+    if quiet:
+        return Mode.QUIET
+    return Mode.LIVE if sys.stdout.isatty() and not os.environ.get("CI") else Mode.PLAIN
+
+
+def console() -> Console:
+    """Returns a console on standard output; without a terminal it is wide enough for a table's sentences."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+
+def failure(error: BaseImagesError) -> str:
+    """Returns what a person reads of an error: its detail, such as a log's tail, and then its sentence."""
+    detail = f"{error.detail.rstrip()}\n" if error.detail else ""
+    return f"{detail}error: {error}"
+
+
+def say(text: str) -> None:
+    """Prints one line."""
+    console().print(escape(text), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table; a cell that says how a check ended is coloured on a terminal."""
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_coloured(cell) for cell in row))
+    console().print(table)
+
+
+def _coloured(cell: str) -> str:
+    colour = {"pass": "green", "fail": "bold red", "skip": "yellow", "exception": "yellow"}.get(cell)
+    return f"[{colour}]{cell}[/{colour}]" if colour else escape(cell)
+
+
+class Display:
+    """Shows downloads, pulls and build steps while they run; use it in a `with` block."""
+
+    def __init__(self, how: Mode) -> None:
+        self._how = how
+        self._console = console()
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=how is not Mode.LIVE,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._percent: dict[str, int] = {}
+        self._names: dict[str, str] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def notice(self, text: str) -> None:
+        """Shows a line that must not be missed, whatever the mode."""
+        self._console.print(f"[bold yellow]note:[/bold yellow] {escape(text)}", soft_wrap=True)
+
+    def progress(self, moment: Progress) -> None:
+        """Shows a moment of a download, a pull or the making of a base image."""
+        percent = 100 * moment.done // moment.total if moment.done is not None and moment.total else None
+        self._step(moment.what, moment.what, percent, moment.note)
+        if moment.finished:
+            self._end(moment.what, moment.what, moment.note or "done")
+
+    def event(self, event: buildkit.Event) -> None:
+        """Shows a step of a build; BuildKit's own housekeeping steps are left out."""
+        match event:
+            case buildkit.StepStarted(step=step, name=name) if not name.startswith("[internal]"):
+                self._names[step] = name
+                self._step(step, name, None, "")
+            case buildkit.StepLog(step=step, line=line) if step in self._names:
+                percent = buildkit.compile_percentage(line)
+                if percent is not None:
+                    self._step(step, self._names[step], percent, line.partition("]")[2].strip())
+            case buildkit.StepFinished(step=step, name=name, cached=cached) if not name.startswith("[internal]"):
+                how = "failed" if event.error else "cached" if cached else f"{event.seconds:.1f} s"
+                self._end(step, name, how)
+            case _:
+                pass
+
+    def _step(self, key: str, name: str, percent: int | None, note: str) -> None:
+        if self._how is Mode.LIVE:
+            if key not in self._tasks:
+                self._tasks[key] = self._bars.add_task(_short(name), total=None, note="")
+            total = None if percent is None else 100
+            self._bars.update(self._tasks[key], note=note[:50], completed=percent, total=total)
+        elif self._how is Mode.PLAIN:
+            previous = self._percent.setdefault(key, 0)
+            if percent is not None and percent >= previous + PLAIN_PERCENT:
+                self._percent[key] = percent
+                self._line(f"{percent:3d} %", name)
+
+    def _end(self, key: str, name: str, how: str) -> None:
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        if self._how is not Mode.QUIET:
+            self._line(how, name)
+
+    def _line(self, how: str, name: str) -> None:
+        elapsed = time.monotonic() - self._started
+        self._console.print(f"{elapsed:7.1f} s  {how:>9}  {escape(_short(name))}", soft_wrap=True)
+
+
+def _short(name: str) -> str:
+    line = " ".join(name.split())
+    return line if len(line) <= STEP_NAME_WIDTH else f"{line[: STEP_NAME_WIDTH - 1]}…"
+
+
+def megabytes(size: int) -> str:
+    """Returns a size in bytes as a person reads it, such as `42.1 MB` (1 MB is 1,000,000 bytes)."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def print_pairs(pairs: Mapping[str, str]) -> None:
+    """Prints names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        table.add_row(escape(name), escape(value))
+    console().print(table)

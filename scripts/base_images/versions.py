@@ -1,0 +1,106 @@
+"""The version and tag grammar: `YYMMDDHHMM-<first 7 of the commit>`, in UTC, and what is made of it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from base_images.errors import RepositoryError, UsageError
+
+GIT_TAG_PREFIX = "base-images/v"
+LOCAL_TAG = "local"
+
+_PATTERN = re.compile(r"(?P<timestamp>\d{10})-(?P<commit>[0-9a-f]{7})(?P<dirty>-dirty)?")
+_CENTURY = 2000
+"""The two digits of a year are of this century: Python's own %y would read 99 as 1999, which sorts before today."""
+
+
+@functools.total_ordering
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of the images; versions order by commit time, then commit, then clean before dirty.
+
+    Attributes:
+        time: the commit's time, UTC, whole minutes.
+        commit: the first 7 hexadecimal digits of the commit.
+        dirty: whether the tree held changes that the commit does not; such a version is never released.
+    """
+
+    time: datetime
+    commit: str
+    dirty: bool = False
+
+    @property
+    def timestamp(self) -> str:
+        """The version's first part, YYMMDDHHMM."""
+        return self.time.strftime("%y%m%d%H%M")
+
+    def __str__(self) -> str:
+        return f"{self.timestamp}-{self.commit}{'-dirty' if self.dirty else ''}"
+
+    def __lt__(self, other: Version) -> bool:
+        return (self.time, self.commit, self.dirty) < (other.time, other.commit, other.dirty)
+
+    @property
+    def git_tag(self) -> str:
+        """The tag in this repository that releases it."""
+        return f"{GIT_TAG_PREFIX}{self}"
+
+
+def of_commit(commit: str, seconds: int, *, dirty: bool) -> Version:
+    """Returns the version of a commit, given its full hash and its time as Unix seconds.
+
+    Raises:
+        RepositoryError: the commit is not of this century, so its version would sort among the newest ones.
+    """
+    time = datetime.fromtimestamp(seconds, UTC).replace(second=0)
+    if not _CENTURY <= time.year < _CENTURY + 100:
+        raise RepositoryError(
+            f"Commit {commit[:7]} is dated {time:%Y-%m-%d}, which the two digits of a version's year cannot say: "
+            "set the clock right and commit again."
+        )
+    return Version(time=time, commit=commit[:7], dirty=dirty)
+
+
+def parse(text: str) -> Version:
+    """Returns the version that `text` writes.
+
+    Raises:
+        UsageError: it is not of the form, or its first part is no time.
+    """
+    match = _PATTERN.fullmatch(text)
+    if match:
+        try:
+            time = datetime.strptime(f"{_CENTURY // 100}{match['timestamp']}", "%Y%m%d%H%M").replace(tzinfo=UTC)
+        except ValueError:
+            pass
+        else:
+            return Version(time=time, commit=match["commit"], dirty=match["dirty"] is not None)
+    raise UsageError(f"{text!r} is not a version: write it as YYMMDDHHMM-abc1234, such as 2508201420-abc1234.")
+
+
+def parse_git_tag(tag: str) -> Version | None:
+    """Returns the version that a tag of this repository releases, or None for any other tag."""
+    if not tag.startswith(GIT_TAG_PREFIX):
+        return None
+    try:
+        return parse(tag.removeprefix(GIT_TAG_PREFIX))
+    except UsageError:
+        return None
+
+
+def image_tag(variant: str, version: Version) -> str:
+    """Returns the tag in the registry, such as `cpu-2508201420-abc1234`."""
+    return f"{variant}-{version}"
+
+
+def latest_tag(variant: str) -> str:
+    """Returns the registry's floating tag, such as `latest-cpu`."""
+    return f"latest-{variant}"
+
+
+def local_reference(variant: str) -> str:
+    """Returns the local name of the newest build, such as `llama-cpp-cpu:local`."""
+    return f"llama-cpp-{variant}:{LOCAL_TAG}"

@@ -1,0 +1,88 @@
+#!/bin/sh
+# Makes ready what this project needs, a Python environment and a container engine, and runs a command in it:
+#   sh scripts/bootstrap.sh invoke build-local --variant cpu --smoke
+# Safe to run again and from any directory; what is there already is used as it is.
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+environment=$root/.venv
+lock=$root/requirements.lock
+
+say() { echo "bootstrap: $*" >&2; }
+die() { say "$*"; exit 3; }
+
+# May this script install Debian packages?
+installer() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }
+
+install() {
+    say "installing $* with apt-get"
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"; } >&2 ||
+        die "apt-get could not install $*: see above."
+}
+
+# Prints the first Python that fits and can make environments.
+find_python() {
+    for python in python3.14 python3.13 python3.12 python3.11 python3; do
+        if "$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
+            command -v "$python"
+            return
+        fi
+    done
+    return 1
+}
+
+make_environment() {
+    python=$(find_python) || { installer && install python3 python3-venv && python=$(find_python); } ||
+        die "Python 3.11 to 3.14 with its venv module is needed: install it, such as with 'apt-get install python3-venv'."
+    # An environment belongs to its lock file, its Python and its place; the stamp is written last.
+    stamp="$(cksum <"$lock") $("$python" --version) $environment"
+    [ "$(cat "$environment/stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    say "making the Python environment in $environment"
+    rm -rf "$environment"
+    "$python" -m venv "$environment"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+        -r "$lock" >&2 || die "pip could not install what requirements.lock names: see above."
+    echo "$stamp" >"$environment/stamp"
+}
+
+engine_answers() {
+    PYTHONPATH=$root/scripts "$environment/bin/python" -c '
+import sys
+from base_images import engine, errors
+try:
+    engine.connect()
+except errors.EngineError as error:
+    sys.exit(str(error))' 2>"$environment/engine.txt"
+}
+
+make_engine() {
+    ! engine_answers || return 0
+    if [ -n "${DOCKER_HOST:-}${DOCKER_CONTEXT:-}" ] || ! installer; then
+        die "$(cat "$environment/engine.txt")"
+    fi
+    command -v dockerd >/dev/null || install docker.io iptables
+    say "starting the container engine"
+    if [ -d /run/systemd/system ]; then
+        systemctl start docker >&2
+    else
+        # No init system: a session of its own, so that it outlives this command.
+        setsid dockerd >/var/log/dockerd.log 2>&1 </dev/null &
+    fi
+    tries=0
+    until engine_answers; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 60 ] || die "the container engine did not start within 60 s: see /var/log/dockerd.log."
+        sleep 1
+    done
+}
+
+[ $# -gt 0 ] || die "say what to run, such as: sh scripts/bootstrap.sh invoke --list"
+command -v git >/dev/null || { installer && install git ca-certificates; } || die "git is needed: install it."
+make_environment
+make_engine
+BASE_IMAGES_CALLER_DIRECTORY=$PWD
+export BASE_IMAGES_CALLER_DIRECTORY
+PATH=$environment/bin:$PATH
+export PATH
+cd "$root"
+exec "$@"

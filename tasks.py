@@ -1,0 +1,338 @@
+"""The front door for people: `invoke --list`. Each task parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from base_images import settings, variants  # noqa: E402
+from base_images.errors import BaseImagesError, UsageError  # noqa: E402
+
+# docker, git, rich and the network are imported inside the tasks: `invoke --list` and completion must answer at once.
+
+INTERRUPTED = 130
+"""The exit code of a process that Ctrl-C ended, as shells have it."""
+
+
+def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], Any]:
+    """Returns a decorator like invoke's `task` under which our errors end in one sentence and their exit code."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        @functools.wraps(function)
+        def run(*values: Any, **named: Any) -> None:
+            # CI cancels with SIGTERM: it shall clean up as Ctrl-C does.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                function(*values, **named)
+            except BaseImagesError as error:
+                from base_images import report
+
+                raise Exit(report.failure(error), error.exit_code) from error
+            except KeyboardInterrupt as error:
+                raise Exit(
+                    "Interrupted: nothing is left running; the same command starts again.", INTERRUPTED
+                ) from error
+            except BrokenPipeError as error:
+                sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader, such as `head`, is gone
+                raise Exit(code=0) from error
+
+        return task(*arguments, **options)(run)
+
+    return decorate
+
+
+_SOURCE_HELP = {
+    "source": "llama.cpp's source tree; default: LLAMA_CPP_DIR, else the pin, fetched into llama.cpp/",
+    "origin": "where base images and source come from: auto, registries or packages",
+}
+
+
+@command(aliases=["check-base-images-version"], help={"json": "print JSON"})
+def check_version(_: Context, json: bool = False) -> None:
+    """This commit's version, the newest released one, the commits between, and the llama.cpp pin."""
+    from base_images import report, repository
+
+    pin = settings.load(ROOT).pin
+    opened = repository.open_repository(ROOT)
+    head, releases = repository.head(opened), repository.releases(opened)
+    facts = {
+        "version": str(head.version),
+        "commit": head.commit,
+        "branch": head.branch,
+        "released": releases.head is not None,
+        "newest_release": str(releases.newest) if releases.newest else None,
+        "commits_since_release": releases.commits_since,
+        "shallow": releases.shallow,
+        "llama_cpp": {"tag": pin.tag, "commit": pin.commit},
+    }
+    if json:
+        report.print_json(facts)
+        return
+    newest = str(releases.newest) if releases.newest else "none"
+    if releases.shallow:
+        newest += " (this clone is shallow: `git fetch --unshallow --tags` to be sure)"
+    since = "unknown" if releases.commits_since is None else str(releases.commits_since)
+    report.print_pairs(
+        {
+            "this commit": str(head.version),
+            "released": "yes" if releases.head else "no",
+            "newest release": newest,
+            "commits since": since if releases.newest else "-",
+            "llama.cpp": f"{pin.tag} ({pin.commit[:9]})",
+        }
+    )
+
+
+@command(help={"json": "print JSON"})
+def show_git_info(_: Context, json: bool = False) -> None:
+    """What git says of this checkout, and the version and tags that follow from it."""
+    from base_images import report, repository, versions
+
+    head = repository.head(repository.open_repository(ROOT))
+    registry = settings.load(ROOT).registry
+    image_tags = [f"{registry}:{versions.image_tag(variant.name, head.version)}" for variant in variants.VARIANTS]
+    facts = {
+        "commit": head.commit,
+        "time": head.time.isoformat(),
+        "branch": head.branch,
+        "clean": not head.changes,
+        "version": str(head.version),
+        "git_tag": head.version.git_tag,
+        "image_tags": image_tags,
+    }
+    if json:
+        report.print_json({**facts, "changes": head.changes})
+        return
+    changes = ", ".join(head.changes[:5]) + (" …" if len(head.changes) > 5 else "")  # noqa: PLR2004 - as many as fit
+    report.print_pairs(
+        {
+            "commit": head.commit,
+            "time": f"{head.time:%Y-%m-%d %H:%M:%S} UTC",
+            "branch": head.branch,
+            "tree": f"dirty: {changes}" if head.changes else "clean",
+            "version": str(head.version),
+            "git tag": head.version.git_tag,
+            "image tags": "\n".join(image_tags),
+        }
+    )
+
+
+@command(help={**_SOURCE_HELP, "quiet": "say nothing but the result"})
+def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool = False) -> None:
+    """Puts llama.cpp's pinned source into llama.cpp/, or looks at the tree of --source."""
+    from base_images import report
+    from base_images import source as sources
+
+    with report.Display(report.mode(quiet=quiet)) as display:
+        found = sources.resolve(
+            settings.load(ROOT).pin,
+            path=_path(source),
+            origin=_origin(origin),
+            root=ROOT,
+            listener=display.progress,
+        )
+        for notice in found.notices:
+            display.notice(notice)
+    dirty = ", with changes" if found.dirty else ""
+    report.say(f"llama.cpp {found.tag} ({found.commit[:9]}{dirty}) is in {found.path}")
+
+
+@command(
+    iterable=["variant"],
+    help={
+        **_SOURCE_HELP,
+        "variant": "which image; may be given several times; default: every variant that has a recipe",
+        "smoke": "check the built image against the contract, then start it and ask it for the known answer",
+        "quiet": "say nothing but the result",
+    },
+)
+def build_local(
+    _: Context,
+    variant: list[str],
+    source: str = "",
+    origin: str = "auto",
+    smoke: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Builds images on the local engine with this commit's version."""
+    from base_images import build, engine, report
+
+    chosen = _variants(variant)
+    where = _origin(origin)
+    connected = engine.connect()
+    how = report.mode(quiet=quiet)
+    for one in chosen:
+        with report.Display(how) as display:
+            prepared = build.prepare(
+                connected,
+                one,
+                settings=settings.load(ROOT),
+                root=ROOT,
+                source_path=_path(source),
+                wanted=where,
+                listener=display.progress,
+            )
+            for notice in prepared.notices:
+                display.notice(notice)
+            built = build.build(connected, prepared, root=ROOT, on_event=display.event)
+        report.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
+        if smoke:
+            _check(connected, built.image_id, one, json=False)
+            _smoke(connected, built.image_id, one, json=False, record=None)
+
+
+@command(iterable=["variant"], help={**_SOURCE_HELP, "variant": "which image", "format": "table, json or command"})
+def plan(_: Context, variant: list[str], source: str = "", origin: str = "auto", format: str = "table") -> None:  # noqa: A002
+    """What would be built; `--format command` is a docker command that builds the same by hand."""
+    import dataclasses
+
+    from base_images import build, engine, plan, report
+
+    if format not in ("table", "json", "command"):
+        raise UsageError(f"There is no format {format!r}: choose table, json or command.")
+    connected = engine.connect()
+    with report.Display(report.Mode.QUIET) as display:
+        plans = [
+            build.prepare(
+                connected,
+                one,
+                settings=settings.load(ROOT),
+                root=ROOT,
+                source_path=_path(source),
+                wanted=_origin(origin),
+                listener=display.progress,
+            ).plan
+            for one in _variants(variant)
+        ]
+    if format == "json":
+        report.print_json([dataclasses.asdict(one) for one in plans])
+    for one in plans:
+        if format == "command":
+            report.say(plan.as_command(one))
+        elif format == "table":
+            rows = [("recipe", one.dockerfile), ("platform", one.platform), *(("tag", tag) for tag in one.tags)]
+            rows += [(f"arg {name}", value) for name, value in one.arguments.items()]
+            rows += [(f"label {name}", value) for name, value in one.labels.items()]
+            report.print_table(f"{one.variant} {one.version}", ["what", "value"], rows)
+
+
+@command(
+    positional=["image"],
+    help={"image": "reference or id", "variant": "of an image that does not say it", "json": "print JSON"},
+)
+def check_image(_: Context, image: str, variant: str = "", json: bool = False) -> None:
+    """Checks an image, ours or not, against the contract: one line per row, exit code 1 on a finding."""
+    from base_images import engine
+
+    known = variants.find(variant) if variant else None
+    _check(engine.connect(), image, known, json=json)
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "image": "image reference or id; default: the local build",
+        "variant": "which variants; default: every one that has a recipe",
+        "record": "directory for JSON, JUnit XML and server logs; default: build/smoke",
+        "json": "print JSON",
+    },
+)
+def test_local_images(
+    _: Context, variant: list[str], image: str = "", record: str = "build/smoke", json: bool = False
+) -> None:
+    """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
+    from base_images import engine, versions
+
+    connected = engine.connect()
+    for one in _variants(variant):
+        found = connected.image(image or versions.local_reference(one.name))
+        _smoke(connected, found.id, one, json=json, record=_path(record))
+
+
+@command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
+def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -> None:
+    """Removes the images that this project built, all versions, and nothing else."""
+    from base_images import clean, engine, report
+    from base_images.labels import Label
+
+    connected = engine.connect()
+    planned = clean.removals(connected.images(label=Label.VARIANT), settings.load(ROOT).registry)
+    if bases:
+        planned += clean.bases(connected.images(label=clean.ORIGIN_RESOURCE))
+    for removal in planned:
+        kept = f" (the image stays: it is also {', '.join(removal.kept)})" if removal.kept else ""
+        report.say(f"{'would remove' if dry_run else 'remove'} {' '.join(removal.references)}{kept}")
+    if dry_run or not planned:
+        report.say(f"{len(planned)} images of this project, nothing removed")
+        return
+    cleaned = clean.apply(connected, planned)
+    for reference, why in cleaned.failed:
+        report.say(f"kept {reference}: {why}")
+    report.say(f"removed {len(cleaned.removed)} references, freed {report.megabytes(cleaned.freed)}")
+    if cleaned.failed:
+        raise Exit(code=1)
+
+
+@command()
+def search_model_seeds(_: Context) -> None:
+    """Searches the seeds of the known-answer models again; they stand in scripts/base_images/model.py."""
+    from base_images import model, report
+
+    for found in model.search_seeds():
+        report.say(str(found))
+
+
+def _variants(names: list[str]) -> list[variants.Variant]:
+    if names:
+        return [variants.find(name) for name in names]
+    return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
+
+
+def _path(text: str) -> Path | None:
+    # bootstrap.sh changes into the checkout; what a person typed is relative to where they were.
+    return Path(os.environ.get("BASE_IMAGES_CALLER_DIRECTORY", ""), text).absolute() if text else None
+
+
+def _origin(name: str) -> Any:
+    from base_images.origin import Origin
+
+    try:
+        return Origin(name)
+    except ValueError as error:
+        raise UsageError(f"There is no origin {name!r}: choose one of {', '.join(Origin)}.") from error
+
+
+def _check(connected: Any, reference: str, variant: variants.Variant | None, *, json: bool) -> None:
+    from base_images import contract, report
+
+    result = contract.check(connected, reference, variant)
+    if json:
+        report.print_json(result.as_dict())
+    else:
+        report.print_contract(result)
+    if not result.ok:
+        raise Exit(code=1)
+
+
+def _smoke(connected: Any, image_id: str, variant: variants.Variant, *, json: bool, record: Path | None) -> None:
+    from base_images import launch, report
+
+    result = launch.smoke(connected, image_id, variant, record_dir=record)
+    if json:
+        report.print_json(result.as_dict())
+    else:
+        report.print_smoke(result)
+    if not result.ok:
+        raise Exit(code=1)

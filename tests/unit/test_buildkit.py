@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from base_images import buildkit
+from base_images.errors import BuildError, EngineError
+
+
+def trace(vertexes: Sequence[dict[str, Any]] = (), logs: Sequence[tuple[str, bytes]] = ()) -> dict[str, Any]:
+    status = buildkit.StatusResponse()
+    for vertex in vertexes:
+        added = status.vertexes.add(digest=vertex["digest"], name=vertex["name"], cached=vertex.get("cached", False))
+        added.error = vertex.get("error", "")
+        if "started" in vertex:
+            added.started.FromMilliseconds(vertex["started"])
+        if "completed" in vertex:
+            added.completed.FromMilliseconds(vertex["completed"])
+    for digest, text in logs:
+        status.logs.add(vertex=digest, msg=text)
+    return {"id": buildkit.TRACE, "aux": base64.b64encode(status.SerializeToString()).decode()}
+
+
+STEP = {"digest": "sha256:1", "name": "[build 1/2] RUN make"}
+
+
+def test_steps_in_order_and_each_once() -> None:
+    stream = [
+        trace([STEP]),
+        trace([{**STEP, "started": 1000}]),
+        trace([{**STEP, "started": 1000}], [("sha256:1", b"[ 10%] one\n[ 2")]),
+        trace([{**STEP, "started": 1000, "completed": 3500}], [("sha256:1", b"0%] two\r\n")]),
+        trace([{**STEP, "started": 1000, "completed": 3500}]),
+        {"id": buildkit.IMAGE_ID, "aux": {"ID": "sha256:image"}},
+    ]
+    assert list(buildkit.events(stream)) == [
+        buildkit.StepStarted(step="sha256:1", name="[build 1/2] RUN make"),
+        buildkit.StepLog(step="sha256:1", line="[ 10%] one"),
+        buildkit.StepFinished(step="sha256:1", name="[build 1/2] RUN make", seconds=2.5, cached=False, error=""),
+        buildkit.StepLog(step="sha256:1", line="[ 20%] two"),
+        buildkit.ImageBuilt(image_id="sha256:image"),
+    ]
+
+
+def test_a_failure_names_the_failing_step_with_the_tail_of_its_log() -> None:
+    other = {"digest": "sha256:2", "name": "[web 1/2] RUN npm ci", "started": 1, "completed": 2}
+    stream = [
+        trace([{**STEP, "started": 0}], [("sha256:1", b"cc: error\n"), ("sha256:2", b"fetching\n")]),
+        trace([{**STEP, "started": 0, "completed": 9, "error": "exit code: 2"}]),
+        trace([{**other, "error": "context canceled"}]),
+        {"errorDetail": {"message": "process did not\ncomplete: exit code: 2"}, "error": "…"},
+    ]
+    with pytest.raises(BuildError) as caught:
+        list(buildkit.events(stream))
+    assert str(caught.value) == (
+        "The build failed in the step '[build 1/2] RUN make': process did not complete: exit code: 2."
+    )
+    assert caught.value.detail == "cc: error"
+
+
+def test_only_the_logs_tail_is_kept() -> None:
+    lines = b"".join(b"line %d\n" % number for number in range(500))
+    stream = [
+        trace([{**STEP, "started": 0, "completed": 1, "error": "exit code: 1"}], [("sha256:1", lines)]),
+        {"errorDetail": {"message": "failed"}},
+    ]
+    with pytest.raises(BuildError) as caught:
+        list(buildkit.events(stream))
+    assert caught.value.detail.splitlines() == [f"line {n}" for n in range(500 - buildkit.LOG_TAIL_LINES, 500)]
+
+
+@pytest.mark.parametrize("where", ["log", "reason"])
+def test_a_full_disk_is_said_in_plain_words(where: str) -> None:
+    text = "write /app: No space left on device"
+    stream = [
+        trace([{**STEP, "started": 0, "completed": 1, "error": "exit code: 1"}],
+              [("sha256:1", text.encode())] if where == "log" else []),
+        {"errorDetail": {"message": text if where == "reason" else "exit code: 1"}},
+    ]  # fmt: skip
+    with pytest.raises(BuildError, match="the engine's disk is full: free some"):
+        list(buildkit.events(stream))
+
+
+def test_an_engine_that_builds_without_buildkit_is_told() -> None:
+    with pytest.raises(EngineError, match="without BuildKit"):
+        list(buildkit.events([{"stream": "Step 1/9 : FROM docker.io/ubuntu\n"}]))
+
+
+@pytest.mark.parametrize(
+    ("line", "percentage"), [("[  3%] Building CXX", 3), ("[100%] Built target", 100), ("-- [ 3%]", None), ("", None)]
+)
+def test_compile_percentage(line: str, percentage: int | None) -> None:
+    assert buildkit.compile_percentage(line) == percentage
