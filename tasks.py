@@ -22,6 +22,8 @@ from base_images.errors import BaseImagesError, UsageError  # noqa: E402
 
 # docker, git, rich and the network are imported inside the tasks: `invoke --list` and completion must answer at once.
 
+RECORD_DIRECTORY = "build/smoke"
+
 INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended, as shells have it."""
 
@@ -190,7 +192,7 @@ def build_local(
         report.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
         if smoke:
             _check(connected, built.image_id, one, json=False)
-            _smoke(connected, built.image_id, one, json=False, record=None)
+            _smoke(connected, built.image_id, one, json=False, record=ROOT / RECORD_DIRECTORY)
 
 
 @command(iterable=["variant"], help={**_SOURCE_HELP, "variant": "which image", "format": "table, json or command"})
@@ -245,12 +247,12 @@ def check_image(_: Context, image: str, variant: str = "", json: bool = False) -
     help={
         "image": "image reference or id; default: the local build",
         "variant": "which variants; default: every one that has a recipe",
-        "record": "directory for JSON, JUnit XML and server logs; default: build/smoke",
+        "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
         "json": "print JSON",
     },
 )
 def test_local_images(
-    _: Context, variant: list[str], image: str = "", record: str = "build/smoke", json: bool = False
+    _: Context, variant: list[str], image: str = "", record: str = "", json: bool = False
 ) -> None:
     """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
     from base_images import engine, versions
@@ -258,7 +260,7 @@ def test_local_images(
     connected = engine.connect()
     for one in _variants(variant):
         found = connected.image(image or versions.local_reference(one.name))
-        _smoke(connected, found.id, one, json=json, record=_path(record))
+        _smoke(connected, found.id, one, json=json, record=_path(record) or ROOT / RECORD_DIRECTORY)
 
 
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
@@ -326,7 +328,7 @@ def _check(connected: Any, reference: str, variant: variants.Variant | None, *, 
         raise Exit(code=1)
 
 
-def _smoke(connected: Any, image_id: str, variant: variants.Variant, *, json: bool, record: Path | None) -> None:
+def _smoke(connected: Any, image_id: str, variant: variants.Variant, *, json: bool, record: Path) -> None:
     from base_images import launch, report
 
     result = launch.smoke(connected, image_id, variant, record_dir=record)

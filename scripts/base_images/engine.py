@@ -178,7 +178,9 @@ class Container:
             self._container.reload()
         bindings = self._container.attrs["NetworkSettings"]["Ports"].get(f"{container_port}/tcp")
         if not bindings:
-            raise EngineError(f"The engine published no port for {container_port}: the container is not running.")
+            raise EngineError(
+                f"The engine published no port for {container_port}: the container does not run, or has no network."
+            )
         return int(bindings[0]["HostPort"])
 
     def signal(self, name: str) -> None:
@@ -303,7 +305,8 @@ class Engine:
         """
         try:
             with contextlib.closing(_client(timeout)) as client, _engine_errors(f"find {reference}"):
-                return str(client.api.inspect_distribution(reference)["Descriptor"]["digest"])
+                answer: Any = client.api.inspect_distribution(reference)  # type: ignore[no-untyped-call]
+                return str(answer["Descriptor"]["digest"])
         except _NotFoundError as error:
             raise ImageNotFoundError(
                 f"No registry has the image {reference!r}: check its name and tag ({error})."
@@ -312,9 +315,9 @@ class Engine:
     def import_filesystem(self, tar: Path, reference: str, changes: Sequence[str]) -> Image:
         """Makes an image of one layer out of a root file system's tar, as `docker import` does, and returns it."""
         repository, tag = _split_tag(reference)
-        with _engine_errors(f"import {tar.name} as {reference}"), tar.open("rb") as stream:
-            answer = self._client.api.import_image_from_stream(
-                stream, repository=repository, tag=tag, changes=list(changes)
+        with _engine_errors(f"import {tar.name} as {reference}"):
+            answer = self._client.api.import_image_from_file(
+                str(tar), repository=repository, tag=tag, changes=list(changes)
             )
         if "errorDetail" in answer:
             raise EngineError(f"The engine could not import {tar.name}: {answer}.")

@@ -34,3 +34,6 @@ class Label(StrEnum):
 
 RESOURCE = "bodhi.resource"
 """On containers, volumes and base images that this project makes, with what they are for; never on a built image."""
+
+TOOLKIT_PREFIX = "bodhi.toolkit."
+"""Followed by a toolkit's name as version.json has it, such as `bodhi.toolkit.cuda`; the value is its version."""

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +19,10 @@ from rich.table import Table
 from base_images import buildkit
 from base_images.errors import BaseImagesError
 from base_images.progress import Progress
+
+if TYPE_CHECKING:  # both import docker, and most of what is printed needs neither
+    from base_images.contract import ContractReport
+    from base_images.smoke_report import SmokeReport
 
 PLAIN_WIDTH = 160
 """Columns where there is no terminal: logs are read in wide windows."""
@@ -174,3 +178,21 @@ def print_pairs(pairs: Mapping[str, str]) -> None:
     for name, value in pairs.items():
         table.add_row(escape(name), escape(value))
     console().print(table)
+
+
+def print_contract(result: ContractReport) -> None:
+    """Prints one line per row of the contract, with the findings of those that have some."""
+    rows = [(str(row.number), row.title, row.status.value, "\n".join((row.seen, *row.findings))) for row in result.rows]
+    print_table(f"contract of {result.reference} ({result.image_id})", ["row", "must hold", "is", "seen"], rows)
+
+
+def print_smoke(result: SmokeReport) -> None:
+    """Prints one line per check; of those that failed, what would help to mend it comes after the table."""
+    rows = [(row.server, row.check, row.status.value, row.seen, f"{row.seconds:.2f} s") for row in result.rows]
+    verdict = "pass" if result.ok else "fail"
+    title = f"smoke {result.variant} ({result.image}): {verdict} in {result.seconds:.1f} s"
+    print_table(title, ["server", "check", "is", "seen", "took"], rows)
+    for server in result.servers:
+        for check in server.checks:
+            if check.detail and check.status.value == "fail":
+                say(f"{server.name}, {check.name}:\n{check.detail}")

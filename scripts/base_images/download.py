@@ -1,0 +1,146 @@
+"""Downloads that are verified, can be broken off at any moment and go on where they stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from base_images.errors import SourceError
+from base_images.progress import Listener, Progress
+
+ATTEMPTS = 4
+PAUSE_SECONDS = 1.0
+TIMEOUT_SECONDS = (15, 60)
+"""For the connection, and for the next bytes."""
+
+_CHUNK = 1 << 20
+_USUAL_CERTIFICATES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL, openEuler
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+)
+
+
+def host_certificates() -> Path | None:
+    """Returns the bundle of certificate authorities that this machine trusts, or None when it has none.
+
+    SSL_CERT_FILE and OpenSSL's own default come first, then the places where distributions keep it.
+    """
+    for candidate in (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, *_USUAL_CERTIFICATES):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    return None
+
+
+def session() -> requests.Session:
+    """Returns an HTTP session that trusts what the machine trusts: sites may have certificate authorities of their own.
+
+    REQUESTS_CA_BUNDLE still wins.
+    """
+    result = requests.Session()
+    if certificates := host_certificates():
+        result.verify = str(certificates)
+    return result
+
+
+def cache_directory() -> Path:
+    """Returns the directory, made if need be, for what is worth keeping between runs (XDG base directories)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(base) / "llama-cpp-base-images"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def is_valid(path: Path, sha256: str) -> bool:
+    """Returns whether `path` is a file with that SHA-256 (hexadecimal)."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds `directory` for this process; another one that wants it waits. The lock ends with the process."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path:
+    """Downloads `url` to `target` and returns it; a `target` that has the right content already is kept.
+
+    What has come so far is `target` with `.part` appended. It survives Ctrl-C and a broken connection, and the next
+    call asks the server for the rest. `target` itself appears at once, whole and verified.
+
+    Raises:
+        SourceError: the server has no such file, the connection broke off too often, or the content is not what
+            `sha256` says (then the part is removed).
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    what = f"download {target.name}"
+    host = urlsplit(url).hostname
+    with locked(target.parent):
+        if is_valid(target, sha256):
+            return target
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                _fetch_rest(url, part, what, listener)
+                break
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                status = error.response.status_code if isinstance(error, requests.HTTPError) else None
+                final = status is not None and status < requests.codes.server_error
+                if final or attempt == ATTEMPTS:
+                    reason = f"HTTP status {status}" if status else type(error).__name__
+                    raise SourceError(
+                        f"{target.name} could not be downloaded from {host} ({reason}): try again later; "
+                        "what has come so far is kept."
+                    ) from error
+                listener(Progress(what=what, note=f"connection lost, attempt {attempt + 1} of {ATTEMPTS}"))
+                time.sleep(PAUSE_SECONDS * attempt)
+        if not is_valid(part, sha256):
+            part.unlink()
+            raise SourceError(
+                f"{target.name} from {host} is not the file that is wanted: its SHA-256 is not {sha256}; "
+                "it was removed. Try again, and if that does not help, correct the hash in pyproject.toml."
+            )
+        part.replace(target)
+    listener(Progress(what=what, done=target.stat().st_size, total=target.stat().st_size, finished=True))
+    return target
+
+
+def _fetch_rest(url: str, part: Path, what: str, listener: Listener) -> None:
+    """Appends what `part` lacks, or starts again where the server cannot send a rest."""
+    done = part.stat().st_size if part.exists() else 0
+    # Without "identity" a server may compress on the way, and then the ranges are those of another file.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with session() as http, http.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            # There is no rest: the part is whole, or it is not from this file, which its hash tells.
+            return
+        response.raise_for_status()
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+            done = 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with part.open("ab" if done else "wb") as stream:
+            # The raw bytes: some servers declare a .tar.gz itself to be a compressed transfer.
+            for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                stream.write(chunk)
+                done += len(chunk)
+                listener(Progress(what=what, done=done, total=total))

@@ -1,0 +1,385 @@
+"""Starts llama-server in containers of an image, the ways people start it, and puts it through the smoke checks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from base_images import model, smoke_report
+from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Healthcheck, Image
+from base_images.errors import BaseImagesError, EngineError
+from base_images.model import TensorType
+from base_images.progress import Listener, Progress, silent
+from base_images.smoke import CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
+from base_images.smoke_report import ServerReport, SmokeReport, Status
+from base_images.variants import Platform, Variant
+
+READY_TIMEOUT_SECONDS = 60
+"""From the start of a container to its first healthy answer; two cores need less than one second."""
+
+STOP_TIMEOUT_SECONDS = 10
+"""CONTRACT row 15."""
+
+POLL_SECONDS = 0.05
+LOG_TAIL_LINES = 25
+
+MODELS = "/models"
+"""Where the volume with the model is mounted: the root of the container is read-only."""
+
+QUICK_START_PORT = 8080
+BODHI_PORT = 51837
+"""Any that is no default of llama-server's: BodhiApp takes a free one, and the health check has to follow it."""
+
+TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
+"""All of them; the two that are checked thoroughly come first, see `plan`."""
+
+ARBITRARY_USER = "54321:54321"
+"""Numbers that no image knows (CONTRACT row 11)."""
+
+# Which backend was loaded is logged from verbosity 4 on (b11312). As a variable it leaves the arguments alone.
+_ENVIRONMENT = {"LLAMA_ARG_LOG_VERBOSITY": "4"}
+
+
+class LaunchError(BaseImagesError):
+    """A container's server did not come up; `detail` holds the tail of its log."""
+
+    exit_code: ClassVar[int] = 8
+
+
+# --- Ways to start llama-server. ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to start llama-server.
+
+    Attributes:
+        container: the container, but for the volume that the model comes in.
+        port: what the server listens on inside the container, which `container` publishes.
+        alias: the name under which the server offers the model.
+        model_path: where the model has to be; below `MODELS`.
+    """
+
+    container: ContainerSpec
+    port: int
+    alias: str
+    model_path: str
+
+    @property
+    def arguments(self) -> str:
+        """The command line as a person reads it; `IMAGE` stands for the image's own entrypoint."""
+        return " ".join((*(self.container.entrypoint or ("IMAGE",)), *self.container.command))
+
+
+def quick_start(image: str, model_name: str) -> Way:
+    """Returns the quick start `docker run IMAGE --host 0.0.0.0 --port 8080 …`, by a user the image does not know."""
+    path = f"{MODELS}/{model_name}.gguf"
+    return Way(
+        container=ContainerSpec(
+            image=image,
+            command=("--host", "0.0.0.0", "--port", str(QUICK_START_PORT), "--model", path),  # noqa: S104 - as specified
+            user=ARBITRARY_USER,
+            environment=_ENVIRONMENT,
+            publish=QUICK_START_PORT,
+            resource="smoke",
+        ),
+        port=QUICK_START_PORT,
+        alias=path,  # what the server calls a model that was given no --alias
+        model_path=path,
+    )
+
+
+def as_bodhi(image: str, model_name: str, directory: str) -> Way:
+    """Returns what BodhiApp runs: the binary in `directory`, its own arguments, another working directory.
+
+    BodhiApp asks from within the container. Here the questions come from outside, so a variable opens the address to
+    listen on; the arguments stay BodhiApp's own.
+    """
+    path = f"{MODELS}/{model_name}.gguf"
+    alias = f"bodhi-{model_name}"
+    return Way(
+        container=ContainerSpec(
+            image=image,
+            entrypoint=(f"{directory}/llama-server",),
+            command=("--alias", alias, "--model", path, "--embeddings", "--port", str(BODHI_PORT)),
+            working_directory="/",
+            environment={
+                **_ENVIRONMENT,
+                "LLAMA_ARG_HOST": "0.0.0.0",  # noqa: S104 - published on 127.0.0.1 alone
+                "LD_LIBRARY_PATH": "",  # to the loader the same as none; hides one that a base image sets
+            },
+            publish=BODHI_PORT,
+            resource="smoke",
+        ),
+        port=BODHI_PORT,
+        alias=alias,
+        model_path=path,
+    )
+
+
+# --- Starting and waiting. ---
+
+
+@contextlib.contextmanager
+def prepared(engine: Engine, way: Way, gguf: bytes) -> Iterator[Container]:
+    """Yields the container with the model in place, not started; removes it and the model's volume afterwards."""
+    with engine.volume("smoke") as volume:
+        spec = dataclasses.replace(way.container, volumes={volume: MODELS})
+        with engine.container(spec, files={way.model_path: gguf}) as container:
+            yield container
+
+
+def start(container: Container, port: int, *, timeout: float = READY_TIMEOUT_SECONDS) -> float:
+    """Starts a container; returns the seconds until its server was healthy.
+
+    Raises:
+        EngineError: the engine could not start the command, or publishes no port.
+        LaunchError: the container ended, or was not healthy within `timeout` seconds.
+    """
+    container.start()
+
+    def healthy() -> bool:
+        try:
+            return is_healthy(url(container, port))
+        except EngineError:
+            # No port is published when the container has just ended, which `wait` tells better.
+            if container.state().running:
+                raise
+            return False
+
+    return wait(healthy, state=container.state, log=container.logs, timeout=timeout)
+
+
+def url(container: Container, port: int) -> str:
+    """Returns where a running container's published port is reached, without a slash at the end."""
+    return f"http://127.0.0.1:{container.port(port)}"
+
+
+def wait(
+    healthy: Callable[[], bool],
+    *,
+    state: Callable[[], ContainerState],
+    log: Callable[[], str],
+    timeout: float,
+) -> float:
+    """Returns the seconds it took until `healthy` said yes.
+
+    Raises:
+        LaunchError: the container does not run (any more), or `timeout` seconds went by.
+    """
+    started = time.monotonic()
+    while True:
+        now = state()
+        seconds = time.monotonic() - started
+        if not now.running:
+            cause = ", killed for want of memory" if now.out_of_memory else f", {now.error}" if now.error else ""
+            raise LaunchError(
+                f"The container ended with exit code {now.exit_code} after {seconds:.1f} s{cause}, before its server "
+                "was healthy; the end of its log follows.",
+                detail=tail(log()),
+            )
+        if healthy():
+            return time.monotonic() - started
+        if seconds >= timeout:
+            raise LaunchError(
+                f"The server was not healthy within {timeout:g} s (waited {seconds:.1f} s, container {now.status}, "
+                f"exit code {now.exit_code}); the end of its log follows.",
+                detail=tail(log()),
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def tail(log: str) -> str:
+    """Returns the last lines of a log, or a word that there are none."""
+    return "\n".join(log.rstrip().splitlines()[-LOG_TAIL_LINES:]) or "(the log is empty)"
+
+
+# --- Checks that need the container; as in `smoke.py` each returns what it saw, on one line, or raises. ---
+
+
+def check_starts(container: Container, port: int) -> str:
+    """The container starts and its server gets healthy."""
+    return f"healthy after {start(container, port):.2f} s"
+
+
+def check_backend(log: str, directory: str) -> str:
+    """The log says that a CPU backend was loaded, and from the directory that the server is in."""
+    # As load_backend in ggml/src/ggml-backend-reg.cpp says it at b11312.
+    found = re.search(r"loaded CPU backend from (\S+)/(\S+\.so)", log)
+    if not found:
+        raise CheckFailedError("The log does not say that a CPU backend was loaded.", detail=tail(log))
+    if found[1] != directory:
+        raise CheckFailedError(f"The CPU backend was loaded from {found[1]} instead of {directory}.")
+    return f"loaded {found[2]}"
+
+
+def check_healthcheck(container: Container, healthcheck: Healthcheck | None) -> str:
+    """The image's own HEALTHCHECK, run in the container, finds the server healthy."""
+    match healthcheck.test if healthcheck else ():
+        case ("CMD", *words):
+            command = list(words)
+        case ("CMD-SHELL", script):
+            command = ["/bin/sh", "-c", script]
+        case _:
+            raise CheckSkippedError("the image has no HEALTHCHECK")
+    result = container.execute(command)
+    if result.exit_code != 0:
+        raise CheckFailedError(
+            f"The image's health check {' '.join(command)} ends with exit code {result.exit_code}.",
+            detail=result.output,
+        )
+    return f"exit code 0 in {result.seconds:.2f} s"
+
+
+def check_sigterm(container: Container, timeout: float = STOP_TIMEOUT_SECONDS) -> str:
+    """SIGTERM ends the server with exit code 0 within `timeout` seconds (CONTRACT row 15)."""
+    started = time.monotonic()
+    container.signal("SIGTERM")
+    code = container.wait(timeout)
+    seconds = time.monotonic() - started
+    if code is None:
+        raise CheckFailedError(f"The server still runs {seconds:.1f} s after SIGTERM.")
+    if code != 0:
+        raise CheckFailedError(f"SIGTERM ends the server with exit code {code} after {seconds:.1f} s instead of 0.")
+    return f"exit code 0 after {seconds:.2f} s"
+
+
+# --- The servers of an image. ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlan:
+    """A server to start, and what to check on it once it started, in this order."""
+
+    name: str
+    is_bodhi: bool
+    tensor_type: TensorType
+    checks: tuple[str, ...]
+
+
+def plan(tensor_types: Sequence[TensorType] = TENSOR_TYPES) -> list[ServerPlan]:
+    """Returns the servers to start: a thorough quick start, a thorough BodhiApp, and a brief one for each other type.
+
+    The first tensor type goes to the first, the second to the second; a lone one goes to both.
+    """
+    first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
+    # Only BodhiApp gives --embeddings; without it the server refuses to make any.
+    without_embeddings = tuple(name for name in CHECKS if name != "embeddings")
+    return [
+        ServerPlan(
+            name=f"quick start, {first}",
+            is_bodhi=False,
+            tensor_type=first,
+            checks=(*without_embeddings, "backend", "healthcheck", "sigterm"),
+        ),
+        ServerPlan(
+            name=f"as BodhiApp, {second}",
+            is_bodhi=True,
+            tensor_type=second,
+            checks=(*CHECKS, "backend", "healthcheck", "sigterm"),
+        ),
+        *(
+            ServerPlan(
+                name=f"quick start, {other}",
+                is_bodhi=False,
+                tensor_type=other,
+                checks=("completion", "sigterm"),
+            )
+            for other in tensor_types[2:]
+        ),
+    ]
+
+
+def smoke(
+    engine: Engine,
+    image_id: str,
+    variant: Variant,
+    *,
+    tensor_types: Sequence[TensorType] = TENSOR_TYPES,
+    record_dir: Path | None = None,
+    listener: Listener = silent,
+) -> SmokeReport:
+    """Starts llama-server in containers of an image, checks it, and returns what was seen.
+
+    Args:
+        engine: where the image is; what it publishes must be reachable at 127.0.0.1.
+        image_id: an id or a reference; it is looked up once.
+        variant: what the image is of.
+        tensor_types: which models to use, see `plan`.
+        record_dir: where to write the report and the servers' logs; None: nowhere.
+        listener: told of each check as it begins.
+
+    Raises:
+        ImageNotFoundError: the engine has no such image.
+        LaunchError: the image is for an architecture that this project does not know.
+        EngineError: the engine cannot make a container.
+        OSError: `record_dir` cannot be written.
+    """
+    started = dt.datetime.now(dt.UTC)
+    clock = time.monotonic()
+    what = f"smoke test of {variant.name}"
+    image = engine.image(image_id)
+
+    def say(note: str) -> None:
+        listener(Progress(what=what, note=note))
+
+    servers = tuple(_check_server(engine, image, variant, server, say) for server in plan(tensor_types))
+    report = SmokeReport(
+        image=image.id,
+        variant=variant.name,
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - clock,
+        servers=servers,
+    )
+    if record_dir:
+        smoke_report.write(report, record_dir)
+    listener(Progress(what=what, note="passed" if report.ok else "failed", finished=True))
+    return report
+
+
+def _check_server(
+    engine: Engine, image: Image, variant: Variant, server: ServerPlan, say: Callable[[str], None]
+) -> ServerReport:
+    clock = time.monotonic()
+    directory = f"/app/bin/{_triple(image)}/{variant.name}"
+    model_name = f"known-answer-{server.tensor_type.lower()}"
+    way = as_bodhi(image.id, model_name, directory) if server.is_bodhi else quick_start(image.id, model_name)
+    answer = model.known_answer(server.tensor_type)
+    with prepared(engine, way, answer.gguf) as container:
+        say(f"{server.name}: starts")
+        results = [perform("starts", partial(check_starts, container, way.port))]
+        if results[0].status is Status.PASS:
+            target = Target(url=url(container, way.port), alias=way.alias, answer=answer)
+            checks: dict[str, Callable[[], str]] = {
+                **{name: partial(check, target) for name, check in CHECKS.items()},
+                "backend": lambda: check_backend(container.logs(), directory),
+                "healthcheck": partial(check_healthcheck, container, image.healthcheck),
+                "sigterm": partial(check_sigterm, container),
+            }
+            for name in server.checks:
+                say(f"{server.name}: {name}")
+                results.append(perform(name, checks[name]))
+        log = container.logs()
+    return ServerReport(
+        name=server.name,
+        arguments=way.arguments,
+        checks=tuple(results),
+        log=log,
+        seconds=time.monotonic() - clock,
+    )
+
+
+def _triple(image: Image) -> str:
+    for platform in Platform:
+        if platform.architecture == image.architecture:
+            return platform.triple
+    known = " and ".join(platform.architecture for platform in Platform)
+    raise LaunchError(f"The image is for {image.architecture}: choose one for {known}.")

@@ -1,0 +1,358 @@
+"""Where base images come from: container registries, or Debian's packages from the machine's own apt mirror."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from base_images import command
+from base_images.download import cache_directory, host_certificates, locked
+from base_images.engine import ContainerSpec, Engine, Image
+from base_images.errors import EngineError, ImageNotFoundError, SourceError
+from base_images.labels import RESOURCE
+from base_images.progress import Listener, Progress
+
+REACH_SECONDS = 15
+"""How long a registry or a git host may take to answer before it counts as unreachable."""
+
+PACKAGES_REPOSITORY = "llama-cpp-packages-origin"
+"""The repository of the bases that are made here; every image in it is ours, and may be removed."""
+
+SUITE = "trixie"
+"""Debian 13: the release nearest to upstream's Ubuntu 24.04 (gcc 14, cmake 3.31, node 20)."""
+
+PACKAGES: Mapping[str, tuple[str, ...]] = {"runtime": (), "build": (), "web": ("nodejs", "npm")}
+"""What each role has on top of Debian's minbase; the recipes install the rest themselves, as on upstream's bases."""
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Debian's archive keys, at the same place on the host and in the base."""
+
+CERTIFICATES = "/usr/local/share/host-ca.pem"
+"""Where the host's certificate authorities are in the bases that only build. Never in the runtime's."""
+
+_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS")
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class Origin(StrEnum):
+    """Where base images and llama.cpp's source come from; AUTO is the first that can be reached."""
+
+    AUTO = "auto"
+    REGISTRIES = "registries"
+    PACKAGES = "packages"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseImage:
+    """A base image that the engine has.
+
+    Attributes:
+        reference: what FROM is given; it cannot come to mean another image.
+        name: what the label base.name says.
+        digest: what the label base.digest says; for a base that was made here, its image id.
+    """
+
+    reference: str
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bases:
+    """The base images of one build, all from the same origin: a program built on one glibc may not start on another.
+
+    Attributes:
+        glibc: the runtime base's glibc, such as `2.41`.
+        notices: what a person must be told, such as a registry that could not be reached.
+    """
+
+    origin: Origin
+    web: BaseImage
+    build: BaseImage
+    runtime: BaseImage
+    glibc: str
+    notices: tuple[str, ...]
+
+
+def resolve_bases(engine: Engine, references: Mapping[str, str], *, origin: Origin, listener: Listener) -> Bases:
+    """Returns base images that the engine has afterwards.
+
+    Args:
+        engine: pulls or imports them.
+        references: what the recipe names for the roles `web`, `build` and `runtime`.
+        origin: AUTO asks the registries, then takes images that were pulled before, then makes them from packages.
+        listener: gets the progress.
+
+    Raises:
+        ImageNotFoundError: a registry answered that it has no such image.
+        SourceError: an image cannot be had from the origin that was asked for.
+    """
+    notices: list[str] = []
+    digests = None
+    if origin is not Origin.PACKAGES:
+        try:
+            digests = _pull(engine, references, listener)
+        except SourceError as error:
+            if origin is Origin.REGISTRIES:
+                raise
+            digests = _pulled_before(engine, references)
+            instead = "images that were pulled before" if digests else f"bases made of Debian {SUITE}'s packages"
+            notices.append(f"{error} This build uses {instead} instead; it cannot be released.")
+    if digests is None:
+        try:
+            origin, bases = Origin.PACKAGES, _make(engine, listener)
+        except SourceError as error:
+            raise SourceError(" ".join((*notices, str(error))), detail=error.detail) from error
+    else:
+        origin, bases = (
+            Origin.REGISTRIES,
+            {
+                role: BaseImage(reference=_pinned(name, digests[name]), name=name, digest=digests[name])
+                for role, name in references.items()
+            },
+        )
+    return Bases(
+        origin=origin,
+        web=bases["web"],
+        build=bases["build"],
+        runtime=bases["runtime"],
+        glibc=_glibc(engine, bases["runtime"].reference),
+        notices=tuple(notices),
+    )
+
+
+def _glibc(engine: Engine, reference: str) -> str:
+    result = engine.probe(ContainerSpec(image=reference, entrypoint=("getconf", "GNU_LIBC_VERSION")))
+    name, _, version = result.stdout.strip().partition(" ")
+    if name != "glibc" or not version:
+        raise SourceError(
+            f"The runtime base {reference} does not say its glibc version ({result.output.strip()!r}): "
+            "llama-server needs a base with glibc."
+        )
+    return version
+
+
+# Registries.
+
+
+def _pull(engine: Engine, references: Mapping[str, str], listener: Listener) -> dict[str, str]:
+    """Pulls each image and returns the digest of each reference."""
+    digests: dict[str, str] = {}
+    for reference in dict.fromkeys(references.values()):
+        try:
+            # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
+            engine.ask_registry(reference, timeout=REACH_SECONDS)
+            digest = _digest(engine.pull(reference, _pull_progress(reference, listener)), reference)
+        except EngineError as error:
+            raise SourceError(
+                f"The base image {reference} cannot be had from its registry: check the network and the engine's "
+                f"proxy or mirror settings, or use --origin packages. The reason: {str(error).rstrip('.')}."
+            ) from error
+        if digest is None:
+            raise SourceError(f"The engine pulled {reference} and does not say its digest: pull it by hand and look.")
+        listener(Progress(what=f"pull {reference}", finished=True))
+        digests[reference] = digest
+    return digests
+
+
+def _pulled_before(engine: Engine, references: Mapping[str, str]) -> dict[str, str] | None:
+    """Returns the digest of each reference as it was pulled earlier; None when one was not."""
+    digests: dict[str, str] = {}
+    for reference in references.values():
+        try:
+            digest = _digest(engine.image(reference), reference)
+        except ImageNotFoundError:
+            return None
+        if digest is None:
+            return None
+        digests[reference] = digest
+    return digests
+
+
+def _pinned(reference: str, digest: str) -> str:
+    """`name:tag` → `name:tag@sha256:…`: a tag that moves while the build runs does no harm."""
+    return reference if "@" in reference else f"{reference}@{digest}"
+
+
+def _digest(image: Image, reference: str) -> str | None:
+    """Returns the digest under which the reference's own repository has the image."""
+    wanted = _repository(reference)
+    for entry in image.repo_digests:
+        name, _, digest = entry.partition("@")
+        if _repository(name) == wanted:
+            return digest
+    return None
+
+
+def _repository(reference: str) -> str:
+    """`docker.io/library/ubuntu:24.04` → `ubuntu`, the way docker shortens it in its digests."""
+    name = reference.partition("@")[0]
+    head, _, last = name.rpartition("/")
+    name = f"{head}/{last.partition(':')[0]}".removeprefix("/")
+    return name.removeprefix("docker.io/").removeprefix("library/")
+
+
+def _pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str, Any]], None]:
+    """Adds the layers' messages up to one figure."""
+    layers: dict[str, tuple[int, int]] = {}
+
+    def on_message(message: Mapping[str, Any]) -> None:
+        detail = message.get("progressDetail") or {}
+        if message.get("status") == "Downloading" and detail.get("total"):
+            layers[message["id"]] = (detail.get("current", 0), detail["total"])
+        done, total = sum(done for done, _ in layers.values()), sum(total for _, total in layers.values())
+        listener(Progress(what=f"pull {reference}", done=done, total=total or None, note=message.get("status", "")))
+
+    return on_message
+
+
+# Packages.
+
+
+def _make(engine: Engine, listener: Listener) -> dict[str, BaseImage]:
+    """Makes the bases that the engine does not have yet and returns all of them."""
+    architecture = _MACHINES.get(platform.machine(), platform.machine())
+    if engine.info().architecture != architecture:
+        raise SourceError(
+            f"The packages origin makes bases for this machine ({architecture}), and the engine runs on "
+            f"{engine.info().architecture}: use --origin registries."
+        )
+    certificates = host_certificates()
+    if certificates is None:
+        raise SourceError("This machine has no bundle of certificate authorities: install ca-certificates.")
+    sources = apt_sources(_index_targets(listener))
+    content = certificates.read_bytes()
+    names = {
+        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, sources, content, architecture)}" for role in PACKAGES
+    }
+    cache = cache_directory()
+    with locked(cache):
+        missing = {role for role, name in names.items() if not engine.has_image(name)}
+        # The runtime and the build base are one root; only the build's has the certificates, added at the end.
+        for roles in (("runtime", "build"), ("web",)):
+            wanted = [role for role in roles if role in missing]
+            if not wanted:
+                continue
+            with tempfile.TemporaryDirectory(dir=cache, prefix="root-") as directory:
+                tar = Path(directory) / "root.tar"
+                _bootstrap(tar, PACKAGES[roles[0]], sources, listener)
+                for role in wanted:
+                    if role != "runtime":
+                        _add_file(tar, CERTIFICATES, content)
+                    engine.import_filesystem(tar, names[role], _changes(role))
+    return {role: BaseImage(reference=name, name=name, digest=engine.image(name).id) for role, name in names.items()}
+
+
+def base_key(role: str, sources: tuple[str, ...], certificates: bytes, architecture: str) -> str:
+    """Returns a short name of everything that decides what a base holds."""
+    parts = [SUITE, architecture, *sources, *PACKAGES[role], *_changes(role), *_CUSTOMIZE]
+    digest = hashlib.sha256("\0".join(parts).encode())
+    if role != "runtime":
+        digest.update(certificates)
+    return digest.hexdigest()[:12]
+
+
+def _changes(role: str) -> list[str]:
+    """Returns the Dockerfile instructions that an import applies.
+
+    The runtime base carries no label of ours: images built from it would inherit it. It is known by its repository.
+    """
+    if role == "runtime":
+        return ['CMD ["bash"]']
+    variables = " ".join(f"{name}={CERTIFICATES}" for name in _CERTIFICATE_VARIABLES)
+    return ['CMD ["bash"]', f"ENV {variables}", f"LABEL {RESOURCE}=origin"]
+
+
+_CUSTOMIZE = ('--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"',)
+"""mmdebstrap copies these two from the host."""
+
+
+def apt_sources(index_targets: str) -> tuple[str, ...]:
+    """Returns the lines of a sources.list for the suite on this machine's own mirrors; empty without a Debian mirror.
+
+    Args:
+        index_targets: lines of `label|URI` of the machine's package lists, as apt has them.
+    """
+    mirrors: dict[str, str] = {}
+    for line in index_targets.splitlines():
+        label, _, uri = line.partition("|")
+        mirrors.setdefault(label, uri)
+    suites = {"Debian": (SUITE, f"{SUITE}-updates"), "Debian-Security": (f"{SUITE}-security",)}
+    if "Debian" not in mirrors:
+        return ()
+    return tuple(
+        f"deb [signed-by={KEYRING}] {mirrors[label]} {suite} main"
+        for label, names in suites.items()
+        if label in mirrors
+        for suite in names
+    )
+
+
+def _index_targets(listener: Listener) -> str:
+    """Returns `label|URI` lines of Debian's package lists on this machine, fetched first where there are none."""
+    ask = ("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
+    targets = command.run(ask).stdout
+    if not apt_sources(targets) and os.geteuid() == 0:
+        _apt(("update",), listener)
+        targets = command.run(ask).stdout
+    if not apt_sources(targets):
+        raise SourceError(
+            "The packages origin needs a Debian mirror in apt's configuration, and this machine has none (or its "
+            "lists were never fetched: `apt-get update`): use --origin registries."
+        )
+    return targets
+
+
+def _bootstrap(tar: Path, packages: tuple[str, ...], sources: tuple[str, ...], listener: Listener) -> None:
+    """Writes the tar of a Debian root file system with these packages."""
+    what = f"make a Debian {SUITE} base" + (f" with {', '.join(packages)}" if packages else "")
+    if not KEYRING.is_file():
+        raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
+    arguments = ["mmdebstrap", "--variant=minbase", "--format=tar", *_CUSTOMIZE]
+    if packages:
+        arguments.append(f"--include={','.join(packages)}")
+    arguments += [SUITE, str(tar), *sources]
+
+    def note(line: str) -> None:
+        listener(Progress(what=what, note=line.removeprefix("I: ")))
+
+    outcome = command.run(arguments, on_line=note)
+    if outcome.exit_code == command.NOT_INSTALLED and os.geteuid() == 0:
+        _apt(("install", "--yes", "--no-install-recommends", "mmdebstrap"), listener)
+        outcome = command.run(arguments, on_line=note)
+    if outcome.exit_code == command.NOT_INSTALLED:
+        raise SourceError("The packages origin needs mmdebstrap: install it (`apt-get install mmdebstrap`).")
+    if outcome.exit_code:
+        raise SourceError(
+            "mmdebstrap could not make a Debian base: run this as root, or allow unprivileged user namespaces, and "
+            "check the apt mirror.",
+            detail="\n".join(outcome.stderr.splitlines()[-20:]),
+        )
+    listener(Progress(what=what, finished=True))
+
+
+def _apt(arguments: tuple[str, ...], listener: Listener) -> None:
+    what = f"apt-get {' '.join(arguments)}"
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    listener(Progress(what=what, note="as root, because it is needed and missing"))
+    outcome = command.run(("apt-get", "--quiet", *arguments), environment=environment)
+    if outcome.exit_code:
+        raise SourceError(f"`{what}` failed: {outcome.last_words}", detail=outcome.stderr)
+    listener(Progress(what=what, finished=True))
+
+
+def _add_file(tar: Path, path: str, content: bytes) -> None:
+    """Adds a file that all may read, owned by root, to a tar."""
+    entry = tarfile.TarInfo(f".{path}")
+    entry.size, entry.mode = len(content), 0o644
+    with tarfile.open(tar, "a", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(entry, io.BytesIO(content))

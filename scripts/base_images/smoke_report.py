@@ -1,0 +1,159 @@
+"""What a smoke test saw, and how it is kept: JSON, JUnit XML, and the log of every server."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """How one check of one server ended.
+
+    Attributes:
+        seen: what was seen, on one line; for a check that failed, what is wrong.
+        seconds: wall-clock time of the check.
+        detail: more of it for who has to mend it, such as an answer's body or a log's tail; may be empty.
+    """
+
+    name: str
+    status: Status
+    seen: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerReport:
+    """What was seen of one server.
+
+    Attributes:
+        arguments: its command line; `IMAGE` stands for the image's own entrypoint.
+        log: everything it wrote.
+        seconds: wall-clock time, its container's making and end included.
+    """
+
+    name: str
+    arguments: str
+    checks: tuple[CheckResult, ...]
+    log: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table that a person sees."""
+
+    server: str
+    check: str
+    status: Status
+    seen: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmokeReport:
+    """What was seen of one image.
+
+    Attributes:
+        image: its id.
+        started: RFC 3339, in UTC.
+        seconds: wall-clock time of the whole, containers and the making of the models included.
+    """
+
+    image: str
+    variant: str
+    started: str
+    seconds: float
+    servers: tuple[ServerReport, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether something passed and nothing failed."""
+        statuses = {row.status for row in self.rows}
+        return Status.PASS in statuses and Status.FAIL not in statuses
+
+    @property
+    def rows(self) -> list[Row]:
+        """One row per check, in the order they ran."""
+        return [
+            Row(server=server.name, check=check.name, status=check.status, seen=check.seen, seconds=check.seconds)
+            for server in self.servers
+            for check in server.checks
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the report for JSON: the names are the dataclasses' own, plus `ok`; logs are files of their own."""
+        content = {"ok": self.ok, **asdict(self)}
+        for server in content["servers"]:
+            del server["log"]
+        return content
+
+
+def as_junit(report: SmokeReport) -> str:
+    """Returns the report as JUnit XML: a suite for each server, a case for each check."""
+    root = ET.Element("testsuites", name=f"smoke {report.variant}", time=f"{report.seconds:.3f}")
+    for server in report.servers:
+        count = {status: sum(check.status is status for check in server.checks) for status in Status}
+        suite = ET.SubElement(
+            root,
+            "testsuite",
+            name=server.name,
+            timestamp=report.started,
+            time=f"{server.seconds:.3f}",
+            tests=str(len(server.checks)),
+            failures=str(count[Status.FAIL]),
+            skipped=str(count[Status.SKIP]),
+            errors="0",
+        )
+        for check in server.checks:
+            _add_case(suite, f"smoke.{report.variant}.{server.name}", check)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def write(report: SmokeReport, directory: Path) -> list[Path]:
+    """Writes `smoke-<variant>.json`, `.xml` and a `-server-<n>.log` per server; returns their paths.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    stem = f"smoke-{report.variant}"
+    contents = {
+        f"{stem}.json": json.dumps(report.as_dict(), indent=2) + "\n",
+        f"{stem}.xml": as_junit(report),
+        **{f"{stem}-server-{number}.log": server.log for number, server in enumerate(report.servers, start=1)},
+    }
+    for name, content in contents.items():
+        (directory / name).write_text(content, encoding="utf-8")
+    return [directory / name for name in contents]
+
+
+def _add_case(suite: ET.Element, class_name: str, check: CheckResult) -> None:
+    case = ET.SubElement(suite, "testcase", classname=class_name, name=check.name, time=f"{check.seconds:.3f}")
+    match check.status:
+        case Status.FAIL:
+            ET.SubElement(case, "failure", message=_xml_text(check.seen)).text = _xml_text(check.detail or check.seen)
+        case Status.SKIP:
+            ET.SubElement(case, "skipped", message=_xml_text(check.seen))
+        case Status.PASS:
+            ET.SubElement(case, "system-out").text = _xml_text(check.seen)
+
+
+def _xml_text(text: str) -> str:
+    """Replaces what XML 1.0 cannot hold at all, such as the escape characters of a coloured log."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)

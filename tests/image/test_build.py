@@ -1,0 +1,301 @@
+"""Building through a real engine's BuildKit, with a recipe of a few lines in place of the one that takes minutes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import git
+import pytest
+
+from base_images import build, buildkit, engine, origin, progress, settings, source, variants, versions
+from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
+from base_images.labels import Label
+from base_images.origin import Origin
+
+REGISTRY = "registry.example.org/base-images-test"
+HEAD = """\
+ARG WEB_BASE_IMAGE=docker.io/node:24
+ARG BUILD_BASE_IMAGE=docker.io/ubuntu:24.04
+ARG RUNTIME_BASE_IMAGE=docker.io/ubuntu:24.04
+FROM ${RUNTIME_BASE_IMAGE} AS runtime
+ARG TARGETARCH
+ARG BUILD_VERSION
+COPY llama.cpp/CMakeLists.txt /
+"""
+CPU = variants.find("cpu")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with one commit, whose recipe is HEAD."""
+    made = tmp_path / "checkout"
+    (made / "dockerfiles").mkdir(parents=True)
+    shutil.copy(settings.ROOT / ".dockerignore", made)
+    (made / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD)
+    commit_all(made)
+    return made
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree that passes for llama.cpp."""
+    made = tmp_path / "llama"
+    for mark in source._MARKS:
+        path = made / mark
+        if path.suffix:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('project("llama.cpp" C CXX)\n')
+        else:
+            path.mkdir(parents=True)
+            (path / "file").touch()
+    commit_all(made).create_tag("b7")
+    return made
+
+
+def commit_all(directory: Path) -> git.Repo:
+    made = git.Repo.init(directory, initial_branch="main")
+    made.git.add("--all")
+    made.git.execute(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--message", "all"])
+    return made
+
+
+@pytest.fixture
+def clean(engine: engine.Engine) -> Iterator[None]:
+    before = {image.id for image in engine.images(label=Label.VARIANT)}
+    local = engine.image(versions.local_reference("cpu")).id if engine.has_image("llama-cpp-cpu:local") else None
+    yield
+    for image in engine.images(label=Label.VARIANT):
+        if image.id not in before:
+            for reference in image.tags or (image.id,):
+                engine.remove_image(reference)
+    if local:
+        engine.tag(local, versions.local_reference("cpu"))
+
+
+def prepare(connected: engine.Engine, root: Path, tree: Path) -> build.Prepared:
+    return build.prepare(
+        connected,
+        CPU,
+        settings=settings.Settings(registry=REGISTRY, url="u", release_branch="main", pin=settings.load().pin),
+        root=root,
+        source_path=tree,
+        wanted=Origin.PACKAGES,
+        listener=progress.silent,
+    )
+
+
+def run(connected: engine.Engine, root: Path, tree: Path) -> tuple[build.Built, list[buildkit.Event]]:
+    events: list[buildkit.Event] = []
+    built = build.build(connected, prepare(connected, root, tree), root=root, on_event=events.append)
+    return built, events
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_build_has_the_plans_labels_and_tags(engine: engine.Engine, root: Path, tree: Path) -> None:
+    built, events = run(engine, root, tree)
+    image = engine.image(built.image_id)
+    assert set(built.plan.tags) <= set(image.tags)
+    assert {name: image.labels[name] for name in built.plan.labels} == built.plan.labels
+    # The runtime base is one that was made here; what is built from it must not say so.
+    assert set(image.labels) == {label.value for label in Label}
+    assert all(image.labels.values())
+    assert built.plan.version.endswith("-dirty"), "another source than the pin must not get HEAD's own version"
+    assert events[-1] == buildkit.ImageBuilt(image_id=built.image_id)
+    assert any(isinstance(event, buildkit.StepFinished) and "COPY" in event.name for event in events)
+
+
+@pytest.mark.usefixtures("clean")
+def test_the_same_again_is_cached_and_gives_the_same_image(engine: engine.Engine, root: Path, tree: Path) -> None:
+    first, _ = run(engine, root, tree)
+    second, events = run(engine, root, tree)
+    assert second.image_id == first.image_id
+    steps = [event for event in events if isinstance(event, buildkit.StepFinished) and "COPY" in event.name]
+    assert steps
+    assert all(step.cached for step in steps)
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_build_argument_reaches_the_recipe(engine: engine.Engine, root: Path, tree: Path) -> None:
+    (root / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD + 'RUN echo "$BUILD_VERSION $TARGETARCH" > /said\n')
+    built, _ = run(engine, root, tree)
+    probe = engine.probe(engines_spec(built.image_id, "cat", "/said"))
+    assert probe.stdout.split() == [built.plan.version, engine.info().architecture]
+
+
+def engines_spec(image: str, *command: str) -> engine.ContainerSpec:
+    return engine.ContainerSpec(image=image, entrypoint=command)
+
+
+def test_a_failing_step_is_named_with_the_tail_of_its_log(engine: engine.Engine, root: Path, tree: Path) -> None:
+    (root / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD + "RUN echo about to fail && exit 3\n")
+    with pytest.raises(BuildError, match="in the step '.*RUN echo about to fail") as caught:
+        run(engine, root, tree)
+    assert "about to fail" in caught.value.detail
+
+
+def test_a_variant_without_a_recipe(engine: engine.Engine, root: Path, tree: Path) -> None:
+    (root / "dockerfiles" / "cpu.Dockerfile").unlink()
+    with pytest.raises(UsageError, match="There is no recipe for cpu yet"):
+        run(engine, root, tree)
+
+
+def test_an_image_that_does_not_exist(engine: engine.Engine) -> None:
+    for reference in ("llama-cpp-cpu:no-such-tag", "sha256:" + "0" * 64, "Not A Reference"):
+        with pytest.raises(ImageNotFoundError, match="There is no image"):
+            engine.image(reference)
+
+
+# Ctrl-C.
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of this checkout with its changes, to which a recipe can be written."""
+    made = tmp_path / "copy"
+    git.Repo.clone_from(str(settings.ROOT), made)
+    for name in ("scripts", "tasks.py", "pyproject.toml", ".dockerignore"):
+        path = settings.ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, made / name, **({"dirs_exist_ok": True} if path.is_dir() else {}))
+    return made
+
+
+@pytest.mark.usefixtures("clean")
+def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
+    engine: engine.Engine, checkout: Path, tree: Path
+) -> None:
+    recipe = checkout / "dockerfiles" / "cpu.Dockerfile"
+    unique = f"{30_000_000 + os.getpid()}"
+    recipe.write_text(HEAD + f"RUN echo {unique} && sleep {unique}\n")
+    command = [sys.executable, "-m", "invoke", "build-local", "--variant", "cpu", "--source", str(tree)]
+    command += ["--origin", "packages"]
+    with subprocess.Popen(
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        wait_for(lambda: running("sleep", unique), 60)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.strip() == "Interrupted: nothing is left running; the same command starts again."
+    wait_for(lambda: not running("sleep", unique), 15)
+    recipe.write_text(HEAD)
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert engine.has_image(versions.local_reference("cpu"))
+
+
+def running(*words: str) -> bool:
+    """Whether any process of this machine, those in containers included, has this command line."""
+    wanted = "\0".join(words).encode() + b"\0"
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes() == wanted:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def wait_for(condition: object, seconds: float) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+# Other engines.
+
+
+@pytest.fixture
+def small_engine(engine: engine.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
+    """A second engine with 600 MB of disk and no bridge, which has the bases of the packages origin."""
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        pytest.skip("starting a second engine needs root and dockerd")
+    bases = origin.resolve_bases(engine, {}, origin=Origin.PACKAGES, listener=progress.silent)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk], check=True)
+    socket = f"unix://{tmp_path}/s"
+    command = ["dockerd", "--data-root", f"{disk}/data", "--exec-root", f"{tmp_path}/exec", "--pidfile", f"{tmp_path}/pid"]
+    command += ["--bridge=none", "--iptables=false", "-H", socket]
+    try:
+        with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            try:
+                wait_for(lambda: (tmp_path / "s").exists() or process.poll() is not None, 30)
+                monkeypatch.setenv("DOCKER_HOST", socket)
+                connected = connect_patiently()
+                # The three roles stand in for one another here: the recipe uses the runtime's alone.
+                for base in (bases.web, bases.build, bases.runtime):
+                    load(connected, engine, bases.runtime.reference, base.reference)
+                yield connected
+            finally:
+                process.terminate()
+                process.wait(30)
+    finally:
+        subprocess.run(["umount", "-R", "-l", disk], check=True)
+
+
+def connect_patiently() -> engine.Engine:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return engine.connect()
+        except EngineError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def load(target: engine.Engine, source_engine: engine.Engine, reference: str, name: str) -> None:
+    if not target.has_image(reference):
+        target._client.api.load_image(b"".join(source_engine.save(reference)))
+    target.tag(target._client.images.list()[0].id, name)
+
+
+def test_a_full_disk_is_one_sentence(small_engine: engine.Engine, root: Path, tree: Path) -> None:
+    (root / "dockerfiles" / "cpu.Dockerfile").write_text(
+        HEAD + "RUN dd if=/dev/zero of=/big bs=1M count=2000\n"
+    )
+    with pytest.raises(BuildError, match="the engine's disk is full: free some"):
+        run(small_engine, root, tree)
+
+
+def test_an_engine_without_a_bridge_builds_on_the_hosts_network(
+    small_engine: engine.Engine, root: Path, tree: Path
+) -> None:
+    assert not small_engine.info().has_bridge
+    (root / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD + "RUN cat /proc/net/dev > /interfaces\n")
+    built, _ = run(small_engine, root, tree)
+    assert small_engine.image(built.image_id).labels[Label.VARIANT] == "cpu"
+
+
+@pytest.fixture
+def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
+    """An engine that answers docker's API and has no BuildKit."""
+    if shutil.which("podman") is None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            pytest.skip("an engine without BuildKit needs podman")
+        install = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", "podman"]
+        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+    address = f"unix://{tmp_path}/podman.sock"
+    command = ["podman", "--root", f"{tmp_path}/root", "--runroot", f"{tmp_path}/run"]
+    command += ["--storage-driver=vfs", "system", "service", "--time=0", address]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        try:
+            yield connect_patiently()
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_an_engine_without_buildkit_is_told(podman: engine.Engine) -> None:
+    with pytest.raises(EngineError, match="without BuildKit, which the recipes need"):
+        podman.require_buildkit()

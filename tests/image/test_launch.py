@@ -1,0 +1,102 @@
+"""Servers that do not come up: what is said about it, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+
+from base_images import launch
+from base_images.engine import ContainerSpec, Engine, Image
+from base_images.errors import EngineError
+from base_images.launch import LaunchError, check_sigterm
+from base_images.smoke import CheckFailedError
+
+SERVER = "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server"
+
+
+def spec(image: Image, *command: str, entrypoint: tuple[str, ...] | None = None) -> ContainerSpec:
+    return ContainerSpec(
+        image=image.id,
+        entrypoint=entrypoint,
+        command=command,
+        publish=8080,
+        resource="test",
+        tmpfs={"/tmp": "mode=1777"},
+    )
+
+
+def error_of(engine: Engine, container_spec: ContainerSpec, *, timeout: float = 30) -> LaunchError:
+    with engine.container(container_spec) as made, pytest.raises(LaunchError) as caught:
+        launch.start(made, 8080, timeout=timeout)
+    return caught.value
+
+
+def test_a_container_that_ends_at_once_is_told_apart_at_once(engine: Engine, cpu_image: Image) -> None:
+    began = time.monotonic()
+    error = error_of(engine, spec(cpu_image, "-c", "echo out of luck >&2; exit 3", entrypoint=("/bin/sh",)))
+    assert "ended with exit code 3" in str(error)
+    assert error.detail == "out of luck"
+    assert time.monotonic() - began < 10
+
+
+def test_a_missing_model_is_told_in_the_servers_own_words(engine: Engine, cpu_image: Image) -> None:
+    error = error_of(engine, launch.quick_start(cpu_image.id, "missing").container)
+    assert "ended with exit code 1" in str(error)
+    assert "failed to open GGUF file '/models/missing.gguf'" in error.detail
+
+
+def test_an_argument_the_server_does_not_know(engine: Engine, cpu_image: Image) -> None:
+    error = error_of(engine, spec(cpu_image, "--no-such-argument"))
+    assert "ended with exit code 1" in str(error)
+    assert "--no-such-argument" in error.detail
+
+
+def test_a_port_that_is_taken_inside_the_container(engine: Engine, cpu_image: Image) -> None:
+    script = f"{SERVER} --port 8080 & sleep 1; exec {SERVER} --port 8080"
+    error = error_of(engine, spec(cpu_image, "-c", script, entrypoint=("/bin/sh",)))
+    assert "ended with exit code 1" in str(error)
+    assert "couldn't bind HTTP server socket" in error.detail
+
+
+def test_a_server_on_another_port_never_gets_healthy(engine: Engine, cpu_image: Image) -> None:
+    error = error_of(engine, spec(cpu_image, "--host", "0.0.0.0", "--port", "8081"), timeout=2)  # noqa: S104 - inside a container
+    assert "not healthy within 2 s" in str(error)
+    assert "container running" in str(error)
+    assert "listening on http://0.0.0.0:8081" in error.detail
+
+
+def test_a_server_that_hangs_does_not_hang_us(engine: Engine, cpu_image: Image) -> None:
+    error = error_of(engine, spec(cpu_image, "-c", "exec sleep 600", entrypoint=("/bin/sh",)), timeout=1)
+    assert "not healthy within 1 s" in str(error)
+    assert error.detail == "(the log is empty)"
+
+
+def test_a_container_without_a_network_is_not_waited_for(engine: Engine, cpu_image: Image) -> None:
+    unpublished = dataclasses.replace(spec(cpu_image, "-c", "exec sleep 600", entrypoint=("/bin/sh",)), publish=None)
+    with engine.container(unpublished) as made, pytest.raises(EngineError, match="published no port for 8080"):
+        launch.start(made, 8080)
+
+
+def test_a_command_that_is_not_in_the_image(engine: Engine, cpu_image: Image) -> None:
+    way = launch.as_bodhi(cpu_image.id, "any", "/app/bin/no-such-triple/cpu")
+    with launch.prepared(engine, way, b"") as made, pytest.raises(EngineError, match="no-such-triple"):
+        launch.start(made, way.port)
+
+
+def test_a_first_process_that_ignores_sigterm_fails_the_check(engine: Engine, cpu_image: Image) -> None:
+    with engine.container(spec(cpu_image, "-c", "trap '' TERM; sleep 600", entrypoint=("/bin/sh",))) as made:
+        made.start()
+        time.sleep(0.5)  # until the shell has set its trap
+        with pytest.raises(CheckFailedError, match=r"still runs 1.* s after SIGTERM"):
+            check_sigterm(made, timeout=1)
+
+
+def test_an_exit_code_that_is_not_zero_fails_the_sigterm_check(engine: Engine, cpu_image: Image) -> None:
+    script = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
+    with engine.container(spec(cpu_image, "-c", script, entrypoint=("/bin/sh",))) as made:
+        made.start()
+        time.sleep(0.5)  # until the shell has set its trap
+        with pytest.raises(CheckFailedError, match="exit code 7"):
+            check_sigterm(made)

@@ -1,0 +1,248 @@
+"""Origins against a real engine: a registry on loopback, Debian's packages, and the machine's package index."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from base_images import origin as origins
+from base_images import settings, source
+from base_images.engine import ContainerSpec, Engine
+from base_images.errors import ImageNotFoundError, SourceError
+from base_images.origin import CERTIFICATES, Bases, Origin, resolve_bases
+from base_images.progress import Progress, silent
+from base_images.source import SourceKind
+
+GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+NOWHERE = {"web": "127.0.0.1:1/node:24", "build": "127.0.0.1:1/ubuntu:24.04", "runtime": "127.0.0.1:1/ubuntu:24.04"}
+
+
+def write_glibc_root(tar: Path) -> Path:
+    """Writes the smallest root file system that can say its glibc version: this machine's getconf and what it loads."""
+    getconf = shutil.which("getconf") or ""
+    listing = subprocess.run(["ldd", getconf], check=True, capture_output=True, text=True).stdout
+    with tarfile.open(tar, "w") as archive:
+        for path in (getconf, *re.findall(r"(/\S+)", listing)):
+            archive.add(os.path.realpath(path), arcname=path)
+    return tar
+
+
+class Registry:
+    """A container registry on loopback that holds `ubuntu:24.04` and `node:24`, for as long as it is not stopped."""
+
+    def __init__(self, directory: Path, address: str) -> None:
+        self.address = address
+        self.references = {
+            "web": f"{address}/node:24",
+            "build": f"{address}/ubuntu:24.04",
+            "runtime": f"{address}/ubuntu:24.04",
+        }
+        self._configuration = directory / "config.yml"
+        self._configuration.write_text(
+            f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
+            f"http: {{addr: '{address}'}}\n",
+            encoding="utf-8",
+        )
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            ["docker-registry", "serve", str(self._configuration)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        host, port = self.address.split(":")
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+            except OSError:
+                assert self._process.poll() is None, "the registry ended at once"
+                assert time.monotonic() < deadline, "the registry does not listen"
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+
+@pytest.fixture
+def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
+    if not shutil.which("docker-registry"):
+        pytest.skip("needs a registry: apt-get install docker-registry")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    registry = Registry(tmp_path, address)
+    try:
+        tar = write_glibc_root(tmp_path / "root.tar")
+        client = docker.from_env()
+        for reference in sorted(set(registry.references.values())):
+            # Another command in each, so that they are two images.
+            engine.import_filesystem(tar, reference, [f'CMD ["{reference}"]'])
+            messages = list(client.api.push(reference, stream=True, decode=True))
+            assert not [message for message in messages if "error" in message]
+            engine.remove_image(reference)
+        client.close()
+        yield registry
+    finally:
+        registry.stop()
+        for reference in registry.references.values():
+            if engine.has_image(reference):
+                engine.remove_image(engine.image(reference).id)
+
+
+def resolve(engine: Engine, references: dict[str, str], origin: Origin) -> Bases:
+    return resolve_bases(engine, references, origin=origin, listener=silent)
+
+
+@pytest.mark.parametrize("origin", [Origin.REGISTRIES, Origin.AUTO])
+def test_bases_come_from_a_registry_that_answers(engine: Engine, registry: Registry, origin: Origin) -> None:
+    bases = resolve(engine, registry.references, origin)
+
+    assert (bases.origin, bases.notices, bases.glibc) == (Origin.REGISTRIES, (), GLIBC)
+    assert bases.runtime == bases.build
+    assert bases.runtime.name == registry.references["runtime"]
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", bases.runtime.digest)
+    assert bases.runtime.reference == f"{bases.runtime.name}@{bases.runtime.digest}"
+    assert bases.web.digest != bases.runtime.digest
+    assert engine.has_image(bases.web.reference)
+
+
+def test_a_registry_that_is_down_is_said_with_the_image(engine: Engine, registry: Registry) -> None:
+    registry.stop()
+    with pytest.raises(SourceError, match=rf"{registry.address}/node:24 cannot be had .* --origin packages"):
+        resolve(engine, registry.references, Origin.REGISTRIES)
+
+
+def test_a_registry_that_went_down_leaves_what_was_pulled(engine: Engine, registry: Registry) -> None:
+    before = resolve(engine, registry.references, Origin.REGISTRIES)
+    registry.stop()
+    after = resolve(engine, registry.references, Origin.AUTO)
+
+    assert (after.runtime, after.web) == (before.runtime, before.web)
+    assert "images that were pulled before" in after.notices[0]
+
+
+def test_a_tag_that_moves_meanwhile_does_not_change_the_base(
+    engine: Engine, registry: Registry, tmp_path: Path
+) -> None:
+    bases = resolve(engine, registry.references, Origin.REGISTRIES)
+    expected = engine.image(bases.runtime.reference).id
+    engine.import_filesystem(write_glibc_root(tmp_path / "other.tar"), bases.runtime.name, ['CMD ["moved"]'])
+
+    assert engine.image(bases.runtime.name).id != expected
+    assert engine.image(bases.runtime.reference).id == expected
+    engine.remove_image(expected)
+
+
+def test_an_image_that_the_registry_does_not_have(engine: Engine, registry: Registry) -> None:
+    references = registry.references | {"runtime": f"{registry.address}/ubuntu:1.04"}
+    with pytest.raises(ImageNotFoundError, match=r"ubuntu:1\.04"):
+        resolve(engine, references, Origin.AUTO)
+
+
+def test_a_registry_that_never_answers_is_given_up_soon(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origins, "REACH_SECONDS", 2)
+    started = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silence:
+        address = f"127.0.0.1:{silence.getsockname()[1]}"
+        with pytest.raises(SourceError, match=f"{address}/ubuntu:24.04 cannot be had"):
+            resolve(engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES)
+
+    assert time.monotonic() - started < 10
+
+
+@pytest.fixture(scope="module")
+def packages(engine: Engine) -> Bases:
+    """Bases made of Debian's packages, as the fall-back; they stay on the engine, as after a build."""
+    return resolve(engine, NOWHERE, Origin.AUTO)
+
+
+def read(engine: Engine, reference: str, script: str) -> str:
+    return engine.probe(ContainerSpec(image=reference, entrypoint=("sh", "-c", script))).output.strip()
+
+
+def test_the_fall_back_to_packages_is_loud(packages: Bases) -> None:
+    assert packages.origin is Origin.PACKAGES
+    assert "127.0.0.1:1/node:24 cannot be had" in packages.notices[0]
+    assert "Debian trixie's packages" in packages.notices[0]
+    assert packages.glibc == "2.41"
+
+
+def test_the_second_time_costs_nothing(engine: Engine, packages: Bases) -> None:
+    started = time.monotonic()
+    again = resolve(engine, NOWHERE, Origin.PACKAGES)
+
+    assert (again.web, again.build, again.runtime) == (packages.web, packages.build, packages.runtime)
+    assert again.notices == ()
+    assert time.monotonic() - started < 5
+
+
+def test_the_host_certificates_are_in_the_build_bases_and_never_in_the_runtime(
+    engine: Engine, packages: Bases
+) -> None:
+    authorities = origins.host_certificates()
+    assert authorities is not None
+    sizes = {
+        name: read(engine, base.reference, f"cat {CERTIFICATES} 2>/dev/null | wc -c")
+        for name, base in (("web", packages.web), ("build", packages.build), ("runtime", packages.runtime))
+    }
+
+    assert sizes == {"web": str(authorities.stat().st_size), "build": str(authorities.stat().st_size), "runtime": "0"}
+    assert read(engine, packages.runtime.reference, "find / -xdev -name '*.pem' -o -xdev -name '*.crt'") == ""
+    assert engine.image(packages.runtime.reference).environment.keys() <= {"PATH"}
+    assert engine.image(packages.web.reference).environment["NODE_EXTRA_CA_CERTS"] == CERTIFICATES
+
+
+def test_the_bases_hold_what_the_recipes_start_from(engine: Engine, packages: Bases) -> None:
+    assert "trixie" in read(engine, packages.runtime.reference, ". /etc/os-release; echo $VERSION_CODENAME")
+    assert re.match(r"v\d+\.\d+\.\d+\n\d+\.", read(engine, packages.web.reference, "node --version; npm --version"))
+    assert socket.gethostname() not in read(engine, packages.runtime.reference, "ls /etc/hostname.orig; cat /etc/apt/*")
+
+
+def test_no_label_of_ours_is_inherited_from_the_runtime_base(engine: Engine, packages: Bases) -> None:
+    assert engine.image(packages.runtime.reference).labels == {}
+    assert engine.image(packages.build.reference).labels == {"bodhi.resource": "origin"}
+
+
+def test_ctrl_c_while_a_base_is_made_leaves_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # Packages that no other base has, so that it is made and not found.
+    monkeypatch.setattr(origins, "PACKAGES", {"runtime": ("hello",), "build": (), "web": ()})
+
+    def interrupt(progress: Progress) -> None:
+        if "extracting" in progress.note:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve_bases(engine, NOWHERE, origin=Origin.PACKAGES, listener=interrupt)
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["cache", "llama-cpp-base-images"]
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text(encoding="utf-8")
+
+
+def test_the_pin_comes_from_the_package_index(tmp_path: Path) -> None:
+    """The one test that needs the machine's package index, or the sdist in the cache from an earlier run."""
+    pin = settings.load().pin
+    found = source.resolve(pin, path=None, origin=Origin.PACKAGES, root=tmp_path, listener=silent)
+
+    assert (found.kind, found.commit, found.dirty) == (SourceKind.SDIST, pin.commit, False)
+    assert found.build_number == int(pin.tag[1:])
+    started = time.monotonic()
+    assert source.resolve(pin, path=None, origin=Origin.AUTO, root=tmp_path, listener=silent) == found
+    assert time.monotonic() - started < 5

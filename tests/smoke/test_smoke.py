@@ -1,0 +1,212 @@
+"""The smoke test on the real image with the real server, and proof that it fails when something is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import docker
+import pytest
+
+from base_images import launch, model, smoke, variants
+from base_images.engine import Engine, Image
+from base_images.labels import RESOURCE
+from base_images.model import KnownAnswer, TensorType
+from base_images.settings import ROOT
+from base_images.smoke import CheckFailedError, Target
+from base_images.smoke_report import SmokeReport, Status
+
+CPU = variants.find("cpu")
+CHECKS = [(server.name, check) for server in launch.plan() for check in ("starts", *server.checks)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorded:
+    report: SmokeReport
+    directory: Path
+    left: set[str]
+
+
+def ours() -> set[str]:
+    """Returns the ids of the containers and volumes of smoke tests that the engine has."""
+    label = f"{RESOURCE}=smoke"
+    with contextlib.closing(docker.from_env()) as client:
+        containers = client.containers.list(all=True, filters={"label": label})
+        return {str(one.id) for one in (*containers, *client.volumes.list(filters={"label": label}))}
+
+
+@pytest.fixture(scope="module")
+def recorded(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    directory = tmp_path_factory.mktemp("record")
+    before = ours()
+    report = launch.smoke(engine, cpu_image.id, CPU, record_dir=directory)
+    return Recorded(report=report, directory=directory, left=ours() - before)
+
+
+@pytest.mark.parametrize(("server", "check"), CHECKS)
+def test_check(recorded: Recorded, server: str, check: str) -> None:
+    [row] = [row for row in recorded.report.rows if (row.server, row.check) == (server, check)]
+    assert row.status is Status.PASS, row.seen
+
+
+def test_the_report_has_these_checks_and_no_others(recorded: Recorded) -> None:
+    assert [(row.server, row.check) for row in recorded.report.rows] == CHECKS
+    assert recorded.report.ok
+
+
+def test_the_verdict_is_there_within_15_seconds(recorded: Recorded) -> None:
+    assert recorded.report.seconds < 15
+
+
+def test_nothing_is_left_behind(recorded: Recorded) -> None:
+    assert recorded.left == set()
+
+
+def test_everything_is_on_record(recorded: Recorded) -> None:
+    content = json.loads((recorded.directory / "smoke-cpu.json").read_text(encoding="utf-8"))
+    assert content["ok"]
+    assert [(server["name"], check["name"]) for server in content["servers"] for check in server["checks"]] == CHECKS
+    cases = ET.parse(recorded.directory / "smoke-cpu.xml").getroot().findall("./testsuite/testcase")  # noqa: S314 - ours
+    assert len(cases) == len(CHECKS)
+    logs = sorted(recorded.directory.glob("smoke-cpu-server-*.log"))
+    assert len(logs) == len(launch.plan())
+    assert all("model loaded" in log.read_text(encoding="utf-8") for log in logs)
+
+
+# --- it can fail ---
+
+
+@pytest.fixture(scope="module")
+def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
+    """A running server as BodhiApp starts it, with the right answer."""
+    answer = model.known_answer(TensorType.F32)
+    way = launch.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+    with launch.prepared(engine, way, answer.gguf) as container:
+        launch.start(container, way.port)
+        yield Target(url=launch.url(container, way.port), alias=way.alias, answer=answer)
+
+
+def failures(target: Target) -> dict[str, str]:
+    return {result.name: result.seen for result in smoke.check_url(target) if result.status is not Status.PASS}
+
+
+def test_a_server_that_runs_anyway_can_be_checked_by_its_url(target: Target) -> None:
+    assert failures(target) == {}
+
+
+KNOWN_ANSWER_CHECKS = {
+    "completion",
+    "openai completion",
+    "chat",
+    "chat streamed",
+    "eight at once",
+    "malformed request",
+}
+
+
+def test_another_answer_than_expected(target: Target) -> None:
+    steps = target.answer.steps
+    other = next(text for text in "ab" if text != steps[-1].text)
+    wrong = dataclasses.replace(
+        target.answer,
+        text=target.answer.text[:-1] + other,
+        steps=(*steps[:-1], dataclasses.replace(steps[-1], text=other)),
+    )
+    failed = failures(dataclasses.replace(target, answer=wrong))
+    assert set(failed) == KNOWN_ANSWER_CHECKS
+    assert all(repr(other) in seen for seen in failed.values()), failed
+
+
+def test_another_text_than_its_tokens(target: Target) -> None:
+    failed = failures(dataclasses.replace(target, answer=dataclasses.replace(target.answer, text="other")))
+    assert set(failed) == KNOWN_ANSWER_CHECKS
+    assert all("where 'other' is right, though its tokens are" in seen for seen in failed.values()), failed
+
+
+def test_another_log_probability_than_expected(target: Target) -> None:
+    first, *rest = target.answer.steps
+    off = first.log_probability - 2 * target.answer.tolerance
+    steps = (dataclasses.replace(first, log_probability=off), *rest)
+    failed = failures(dataclasses.replace(target, answer=dataclasses.replace(target.answer, steps=steps)))
+    assert set(failed) == KNOWN_ANSWER_CHECKS
+
+
+def test_another_embedding_than_expected(target: Target) -> None:
+    turned = dataclasses.replace(target.answer, embedding=tuple(-number for number in target.answer.embedding))
+    assert set(failures(dataclasses.replace(target, answer=turned))) == {"embeddings"}
+
+
+def test_another_model_name_than_expected(target: Target) -> None:
+    assert set(failures(dataclasses.replace(target, alias="other"))) == {"models"}
+
+
+def test_a_server_that_is_not_there(target: Target) -> None:
+    failed = failures(dataclasses.replace(target, url="http://127.0.0.1:1"))
+    assert set(failed) == set(smoke.CHECKS)
+    assert failed["health"].startswith("The server gave no answer: ")
+
+
+def damaged(answer: KnownAnswer) -> KnownAnswer:
+    """Returns the model with one value of its last tensor turned from small to large."""
+    middle = len(answer.gguf) - 2
+    return dataclasses.replace(answer, gguf=answer.gguf[:middle] + b"\x7e\x43" + answer.gguf[middle + 2 :])
+
+
+def test_a_damaged_weight(engine: Engine, cpu_image: Image) -> None:
+    answer = damaged(model.known_answer(TensorType.F32))
+    way = launch.quick_start(cpu_image.id, "damaged")
+    with launch.prepared(engine, way, answer.gguf) as container:
+        launch.start(container, way.port)
+        target = Target(url=launch.url(container, way.port), alias=way.alias, answer=answer)
+        with pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$"):
+            smoke.check_completion(target)
+
+
+def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
+    answer = model.known_answer(TensorType.F32)
+    way = launch.quick_start(cpu_image.id, "model")
+    way = dataclasses.replace(
+        way, container=dataclasses.replace(way.container, command=(*way.container.command, "--no-ui"))
+    )
+    with launch.prepared(engine, way, answer.gguf) as container:
+        launch.start(container, way.port)
+        failed = failures(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
+    assert set(failed) == {"embeddings", "web page"}
+    assert "501" in failed["embeddings"]
+    assert "404" in failed["web page"]
+
+
+def test_an_image_that_cannot_start_is_a_report_and_no_error(engine: Engine, cpu_image: Image) -> None:
+    report = launch.smoke(engine, cpu_image.id, variants.find("cuda"), tensor_types=[TensorType.F32])
+    assert not report.ok
+    bodhi = [row for row in report.rows if row.server == "as BodhiApp, F32"]
+    assert [(row.check, row.status) for row in bodhi] == [("starts", Status.FAIL)]
+    assert "/cuda/llama-server" in bodhi[0].seen
+
+
+def test_ctrl_c_leaves_nothing_behind(cpu_image: Image) -> None:
+    before = ours()
+    script = f"""
+from base_images import engine, launch, variants
+launch.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 30
+        while len(ours() - before) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(ours() - before) == 2, "the test never saw the container and the volume"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    assert ours() - before == set()

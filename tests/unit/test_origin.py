@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from base_images import origin
+from base_images.engine import Image
+from base_images.origin import PACKAGES, apt_sources, base_key
+from base_images.progress import Progress
+
+DIGEST = "sha256:" + "a" * 64
+SIGNED = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+
+
+def image(*repo_digests: str) -> Image:
+    return Image(
+        id="sha256:" + "b" * 64,
+        tags=(),
+        repo_digests=repo_digests,
+        labels={},
+        architecture="amd64",
+        created="",
+        size=0,
+        user="",
+        working_directory="/",
+        entrypoint=(),
+        command=(),
+        environment={},
+        healthcheck=None,
+        diff_ids=(),
+        history=(),
+    )
+
+
+def test_the_mirrors_are_those_of_apt() -> None:
+    targets = (
+        "Debian|http://mirror.example/debian/\n"
+        "Debian|http://mirror.example/debian/\n"
+        "Debian-Security|http://mirror.example/security/\n"
+        "Debian|http://second.example/debian/\n"
+    )
+
+    assert apt_sources(targets) == (
+        f"deb {SIGNED} http://mirror.example/debian/ trixie main",
+        f"deb {SIGNED} http://mirror.example/debian/ trixie-updates main",
+        f"deb {SIGNED} http://mirror.example/security/ trixie-security main",
+    )
+
+
+def test_a_mirror_without_security_updates_is_enough() -> None:
+    assert len(apt_sources("Debian|file:/mirror/")) == 2
+
+
+@pytest.mark.parametrize("targets", ["", "Debian-Security|http://mirror.example/security/\n"])
+def test_no_debian_mirror(targets: str) -> None:
+    assert apt_sources(targets) == ()
+
+
+def test_a_base_has_another_name_when_anything_in_it_changes() -> None:
+    before = {role: base_key(role, ("deb a",), b"authorities", "amd64") for role in PACKAGES}
+
+    assert len(set(before.values())) == len(PACKAGES)
+    for role, key in before.items():
+        assert base_key(role, ("deb a",), b"authorities", "amd64") == key
+        assert base_key(role, ("deb b",), b"authorities", "amd64") != key
+        assert base_key(role, ("deb a",), b"authorities", "arm64") != key
+
+
+def test_the_host_certificates_decide_the_build_bases_and_never_the_runtime() -> None:
+    changed = {
+        role
+        for role in PACKAGES
+        if base_key(role, (), b"authorities", "amd64") != base_key(role, (), b"others", "amd64")
+    }
+
+    assert changed == {"build", "web"}
+
+
+def test_the_runtime_base_gets_neither_certificates_nor_a_label_that_its_children_would_inherit() -> None:
+    assert origin._changes("runtime") == ['CMD ["bash"]']
+    assert any("NODE_EXTRA_CA_CERTS=/usr/local/share/host-ca.pem" in change for change in origin._changes("web"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "repository"),
+    [
+        ("docker.io/library/ubuntu:24.04", "ubuntu"),
+        ("docker.io/ubuntu:24.04", "ubuntu"),
+        ("ubuntu", "ubuntu"),
+        ("docker.io/nvidia/cuda:12.8.1-devel-ubuntu24.04", "nvidia/cuda"),
+        ("127.0.0.1:5000/node:24", "127.0.0.1:5000/node"),
+        ("localhost:5000/a/b", "localhost:5000/a/b"),
+        (f"quay.io/ascend/cann@{DIGEST}", "quay.io/ascend/cann"),
+    ],
+)
+def test_the_repository_of_a_reference(reference: str, repository: str) -> None:
+    assert origin._repository(reference) == repository
+
+
+def test_the_digest_is_that_of_the_reference_own_repository() -> None:
+    pulled = image(f"mirror.example/ubuntu@sha256:{'c' * 64}", f"ubuntu@{DIGEST}")
+
+    assert origin._digest(pulled, "docker.io/ubuntu:24.04") == DIGEST
+    assert origin._digest(pulled, "docker.io/node:24") is None
+    assert origin._digest(image(), "ubuntu:24.04") is None
+
+
+def test_a_tag_is_pinned_and_a_digest_stays() -> None:
+    assert origin._pinned("docker.io/ubuntu:24.04", DIGEST) == f"docker.io/ubuntu:24.04@{DIGEST}"
+    assert origin._pinned(f"ubuntu@{DIGEST}", DIGEST) == f"ubuntu@{DIGEST}"
+
+
+def test_the_layers_of_a_pull_are_added_up() -> None:
+    seen: list[Progress] = []
+    on_message = origin._pull_progress("ubuntu:24.04", seen.append)
+    on_message({"status": "Pulling from library/ubuntu", "id": "24.04"})
+    on_message({"status": "Downloading", "id": "a", "progressDetail": {"current": 10, "total": 100}})
+    on_message({"status": "Downloading", "id": "b", "progressDetail": {"current": 1, "total": 50}})
+    on_message({"status": "Downloading", "id": "a", "progressDetail": {"current": 90, "total": 100}})
+    on_message({"status": "Pull complete", "id": "a", "progressDetail": {}})
+
+    assert [(progress.done, progress.total) for progress in seen] == [
+        (0, None),
+        (10, 100),
+        (11, 150),
+        (91, 150),
+        (91, 150),
+    ]
+
+
+def test_a_file_is_added_to_a_root_file_system(tmp_path: Path) -> None:
+    tar = tmp_path / "root.tar"
+    with tarfile.open(tar, "w") as archive:
+        archive.addfile(tarfile.TarInfo("./etc/hosts"))
+    origin._add_file(tar, "/usr/local/share/host-ca.pem", b"authorities")
+
+    with tarfile.open(tar) as archive:
+        assert archive.getnames() == ["./etc/hosts", "./usr/local/share/host-ca.pem"]
+        entry = archive.getmember("./usr/local/share/host-ca.pem")
+        stream = archive.extractfile(entry)
+        assert stream is not None
+        assert (stream.read(), entry.mode, entry.uid) == (b"authorities", 0o644, 0)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from base_images.errors import SourceError
+from base_images.recipe import base_references, global_arguments
+
+RECIPE = """\
+# A recipe.
+ARG UBUNTU_VERSION=24.04
+ARG NODE_VERSION="24"   VARIANT=slim
+arg NO_DEFAULT
+# ARG COMMENTED=1
+ARG WEB_BASE_IMAGE=docker.io/node:${NODE_VERSION}-$VARIANT
+ARG BUILD_BASE_IMAGE=docker.io/ubuntu:${UBUNTU_VERSION} \\
+    # A comment in between.
+    RUNTIME_BASE_IMAGE=docker.io/ubuntu:${UBUNTU_VERSION}
+
+FROM ${BUILD_BASE_IMAGE} AS build
+ARG INSIDE_A_STAGE=1
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "cpu.Dockerfile"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def test_the_arguments_before_the_first_from(recipe: Path) -> None:
+    assert global_arguments(recipe, {}) == {
+        "UBUNTU_VERSION": "24.04",
+        "NODE_VERSION": "24",
+        "VARIANT": "slim",
+        "WEB_BASE_IMAGE": "docker.io/node:24-slim",
+        "BUILD_BASE_IMAGE": "docker.io/ubuntu:24.04",
+        "RUNTIME_BASE_IMAGE": "docker.io/ubuntu:24.04",
+    }
+
+
+def test_an_override_reaches_what_is_built_from_it(recipe: Path) -> None:
+    arguments = global_arguments(recipe, {"UBUNTU_VERSION": "26.04", "NO_DEFAULT": "x", "INSIDE_A_STAGE": "2"})
+
+    assert arguments["BUILD_BASE_IMAGE"] == "docker.io/ubuntu:26.04"
+    assert arguments["NO_DEFAULT"] == "x"
+    assert "INSIDE_A_STAGE" not in arguments
+
+
+def test_the_base_of_each_role(recipe: Path) -> None:
+    assert base_references(recipe, {"RUNTIME_BASE_IMAGE": "debian:trixie"}) == {
+        "web": "docker.io/node:24-slim",
+        "build": "docker.io/ubuntu:24.04",
+        "runtime": "debian:trixie",
+    }
+
+
+def test_a_role_without_a_base_is_named(recipe: Path) -> None:
+    recipe.write_text("ARG WEB_BASE_IMAGE=node:24\nARG BUILD_BASE_IMAGE=ubuntu\nFROM scratch\n", encoding="utf-8")
+
+    with pytest.raises(SourceError, match="RUNTIME_BASE_IMAGE"):
+        base_references(recipe)
+
+
+@pytest.mark.parametrize("default", ["${UNKNOWN}", "${UBUNTU_VERSION:-24.04}"])
+def test_a_default_that_cannot_be_read_is_an_error(recipe: Path, default: str) -> None:
+    recipe.write_text(f"ARG UBUNTU_VERSION=24.04\nARG BUILD_BASE_IMAGE={default}\nFROM scratch\n", encoding="utf-8")
+
+    with pytest.raises(SourceError, match="BUILD_BASE_IMAGE|default"):
+        global_arguments(recipe, {})
+
+
+def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="cannot be read"):
+        global_arguments(tmp_path / "none.Dockerfile", {})

@@ -1,0 +1,123 @@
+"""The front door, typed as a person would, where no engine is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import git
+import pytest
+
+from base_images import settings
+
+NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
+
+
+def invoke(
+    *arguments: str, cwd: Path = settings.ROOT, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", *arguments],
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """What a failed command said: one line and never a traceback."""
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("arguments", [("--list",), ("check-version",), ("check-base-images-version",)])
+def test_the_quick_commands_take_less_than_half_a_second(arguments: tuple[str, ...]) -> None:
+    seconds = []
+    for _ in range(5):
+        started = time.monotonic()
+        done = invoke(*arguments, environment=NO_ENGINE)
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+    # The median: one slow start on a busy machine says nothing about the program.
+    assert statistics.median(seconds) < 0.5
+
+
+def test_check_version_says_the_same_as_json() -> None:
+    facts = json.loads(invoke("check-version", "--json").stdout)
+    text = invoke("check-version").stdout
+    head = git.Repo(settings.ROOT).head.commit.hexsha
+    assert facts["commit"] == head
+    assert facts["version"].split("-")[1] == head[:7]
+    assert facts["llama_cpp"] == {"tag": settings.load().pin.tag, "commit": settings.load().pin.commit}
+    assert facts["version"] in text
+
+
+def test_show_git_info() -> None:
+    facts = json.loads(invoke("show-git-info", "--json").stdout)
+    assert facts["git_tag"] == f"base-images/v{facts['version']}"
+    assert f"{settings.load().registry}:cpu-{facts['version']}" in facts["image_tags"]
+    assert facts["git_tag"] in invoke("show-git-info").stdout
+
+
+def test_the_registry_can_be_another() -> None:
+    done = invoke("show-git-info", "--json", environment={settings.REGISTRY_VARIABLE: "registry.example.org/x"})
+    assert all(tag.startswith("registry.example.org/x:") for tag in json.loads(done.stdout)["image_tags"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"), [("cuba", "cuda"), ("Vulcan", "vulkan"), ("roc", "rocm"), ("xyz", "choose one of cpu, cuda")]
+)
+def test_an_unknown_variant_is_told_the_near_one(typed: str, near: str) -> None:
+    done = invoke("build-local", "--variant", typed)
+    assert done.returncode == 2
+    assert typed in sentence(done)
+    assert near in sentence(done)
+
+
+def test_an_unknown_origin_is_told_the_known_ones() -> None:
+    done = invoke("build-local", "--origin", "nowhere")
+    assert done.returncode == 2
+    assert "auto, registries, packages" in sentence(done)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("build-local",), ("check-image", "x"), ("test-local-images",), ("clean-local-images",), ("plan",)],
+)
+def test_without_an_engine_every_command_says_what_to_do(arguments: tuple[str, ...]) -> None:
+    done = invoke(*arguments, environment=NO_ENGINE)
+    assert done.returncode == 3
+    assert "No container engine answers at unix:///nowhere/docker.sock: start Docker" in sentence(done)
+
+
+def test_without_a_repository_there_is_no_version(tmp_path: Path) -> None:
+    for name in ("tasks.py", "pyproject.toml", "scripts"):
+        (tmp_path / name).symlink_to(settings.ROOT / name)
+    copy = (
+        (settings.ROOT / "tasks.py").read_text().replace("Path(__file__).resolve().parent", f"Path({str(tmp_path)!r})")
+    )
+    (tmp_path / "tasks.py").unlink()
+    (tmp_path / "tasks.py").write_text(copy)
+    done = invoke("check-version", cwd=tmp_path)
+    assert done.returncode == 7
+    assert "is not a git repository" in sentence(done)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("[tool", "is not valid TOML"), ("[tool.base-images]", "lacks the key 'llama-cpp'")]
+)
+def test_a_broken_configuration_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(settings.UsageError, match=said):
+        settings.load(tmp_path)
