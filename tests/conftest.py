@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from base_images import engine as engines
 
 
 @pytest.fixture(scope="session")
-def engine() -> engines.Engine:
-    return engines.connect()
+def engine() -> Iterator[engines.Engine]:
+    connected = engines.connect()
+    yield connected
+    connected.close()
 
 
 @pytest.fixture(scope="session")

@@ -50,11 +50,13 @@ def prepare(
 
     Raises:
         UsageError: the variant has no recipe, or not for this engine's platform.
+        EngineError: the engine has no BuildKit.
         SourceError: the source or a base image cannot be had.
         RepositoryError: this checkout has no version.
     """
     if not (root / variant.dockerfile).exists():
         raise UsageError(f"There is no recipe for {variant.name} yet: {variant.dockerfile} does not exist.")
+    engine.require_buildkit()
     head = repository.head(repository.open_repository(root))
     platform = engine_platform(engine)
     found = source.resolve(settings.pin, path=source_path, origin=wanted, root=root, listener=listener)
@@ -86,7 +88,7 @@ def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
-        EngineError: the engine has no BuildKit, or stopped answering.
+        EngineError: the engine stopped answering.
     """
     started = time.monotonic()
     plan = prepared.plan

@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 
-from base_images.errors import BuildError, EngineError
+from base_images.errors import BuildError
 
 TRACE = "moby.buildkit.trace"
 IMAGE_ID = "moby.image.id"
@@ -108,11 +108,10 @@ StatusResponse = _status_response()
 
 
 def events(stream: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
-    """Yields the events of a build, given the engine's stream of JSON messages; the last one is `ImageBuilt`.
+    """Yields the events of a build, given the engine's stream of JSON messages; `ImageBuilt` is among them.
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
-        EngineError: the engine did not build with BuildKit.
     """
     trace = _Trace()
     for message in stream:
@@ -122,8 +121,6 @@ def events(stream: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
             yield ImageBuilt(image_id=message["aux"]["ID"])
         elif message.get("id") == TRACE:
             yield from trace.read(StatusResponse.FromString(base64.b64decode(message["aux"])))
-        elif "stream" in message:
-            raise EngineError("This engine builds without BuildKit, which the recipes need: use Docker 20.10 or newer.")
 
 
 def compile_percentage(line: str) -> int | None:

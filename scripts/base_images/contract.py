@@ -497,8 +497,8 @@ def _accelerator(facts: ImageFacts) -> _Verdict:
     if not facts.servers:
         return _Verdict("no llama-server", [_NO_SERVER])
     if facts.variant and facts.variant.name in STATIC_BACKENDS:
-        return _Verdict(f"backends are linked in; tests/smoke proves it: nox -s smoke-{facts.variant.name}",
-                        status=Status.ELSEWHERE)  # fmt: skip
+        seen = f"backends are linked in; tests/smoke proves it: nox -s smoke-{facts.variant.name}"
+        return _Verdict(seen, status=Status.ELSEWHERE)
     findings = []
     loaded: list[str] = []
     for server in facts.servers:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import tarfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,6 +30,9 @@ from base_images.labels import RESOURCE
 
 REQUEST_TIMEOUT_SECONDS = 600
 """For one answer of the engine; saving or removing a large image takes a while before the first byte."""
+
+REACH_SECONDS = 30
+"""For an answer that takes no work."""
 
 _TRANSPORT_ERRORS = (docker.errors.DockerException, requests.RequestException)
 
@@ -221,6 +226,10 @@ class Engine:
         """Where the engine listens, as docker writes it."""
         return os.environ.get("DOCKER_HOST") or str(self._client.api.base_url)
 
+    def close(self) -> None:
+        """Closes the connection; a command's end does it too."""
+        self._client.close()
+
     def info(self) -> EngineInfo:
         """Returns what the engine says of itself."""
         with _engine_errors("ask the engine for its version"):
@@ -359,10 +368,31 @@ class Engine:
         finally:
             if not done:
                 # Without this an engine goes on building for nobody.
-                with contextlib.suppress(*_TRANSPORT_ERRORS):
-                    api.params = {"id": build_id}
-                    api.post(f"{api.base_url}/v{api.api_version}/build/cancel")
+                with contextlib.suppress(EngineError):
+                    self._cancel_build(build_id)
             api.close()
+
+    def require_buildkit(self) -> None:
+        """Asks for the cancellation of a build that does not exist, which only an engine with BuildKit can do.
+
+        Raises:
+            EngineError: it cannot, such as Podman's imitation of the Docker API.
+        """
+        try:
+            self._cancel_build(uuid.uuid4().hex)
+        except _NotFoundError as error:
+            raise EngineError(
+                "This engine builds without BuildKit, which the recipes need: use Docker 20.10 or newer."
+            ) from error
+
+    def _cancel_build(self, build_id: str) -> None:
+        api = self._client.api
+        with _engine_errors("cancel a build"):
+            answer = api.post(
+                f"{api.base_url}/v{api.api_version}/build/cancel", params={"id": build_id}, timeout=REACH_SECONDS
+            )
+            if answer.status_code == requests.codes.not_found:
+                raise _NotFoundError("The engine has no builds to cancel.")
 
     def tag(self, image_id: str, reference: str) -> None:
         """Points `reference` at the image."""
@@ -383,13 +413,14 @@ class Engine:
     @contextlib.contextmanager
     def volume(self, resource: str) -> Iterator[str]:
         """Yields the name of a new volume, removed afterwards."""
-        with _engine_errors("make a volume"):
-            volume = self._client.volumes.create(name=f"{RESOURCE}-{uuid.uuid4().hex}", labels={RESOURCE: resource})
+        name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
-            yield str(volume.name)
+            with _uninterrupted(), _engine_errors("make a volume"):
+                self._client.volumes.create(name=name, labels={RESOURCE: resource})
+            yield name
         finally:
-            with contextlib.suppress(_NotFoundError), _engine_errors("remove a volume"):
-                volume.remove(force=True)
+            with _uninterrupted(), contextlib.suppress(_NotFoundError), _engine_errors("remove a volume"):
+                self._client.api.remove_volume(name, force=True)
 
     @contextlib.contextmanager
     def container(self, spec: ContainerSpec, files: Mapping[str, bytes] | None = None) -> Iterator[Container]:
@@ -404,18 +435,19 @@ class Engine:
             ImageNotFoundError: the image is not there.
             EngineError: the engine refused.
         """
+        name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
-            with _engine_errors("make a container"):
-                container = self._client.containers.create(**_create_arguments(spec))
-        except _NotFoundError as error:
-            raise ImageNotFoundError(f"There is no image {spec.image!r} on this engine.") from error
-        try:
+            try:
+                with _uninterrupted(), _engine_errors("make a container"):
+                    container = self._client.containers.create(name=name, **_create_arguments(spec))
+            except _NotFoundError as error:
+                raise ImageNotFoundError(f"There is no image {spec.image!r} on this engine.") from error
             for path, content in (files or {}).items():
                 _put(container, path, content)
             yield Container(container)
         finally:
-            with contextlib.suppress(_NotFoundError), _engine_errors("remove a container"):
-                container.remove(force=True, v=True)
+            with _uninterrupted(), contextlib.suppress(_NotFoundError), _engine_errors("remove a container"):
+                self._client.api.remove_container(name, force=True, v=True)
 
     def probe(self, spec: ContainerSpec, *, timeout: float = 60) -> ProbeResult:
         """Runs a container to its end and returns how it ended; a container that takes longer is killed.
@@ -495,6 +527,32 @@ def _engine_errors(action: str) -> Iterator[None]:
         raise EngineError(f"The engine could not {action}: {error.explanation or error}") from error
     except _TRANSPORT_ERRORS as error:
         raise EngineError(f"The engine stopped answering while asked to {action}: {error}") from error
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts off Ctrl-C until the block has ended; a second one is not put off.
+
+    The engine goes on with a request whose client is gone: a container that it makes for nobody would stay, and one
+    that it is still removing keeps its volume.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted, and only it may set a handler
+        return
+    put_off: list[int] = []
+
+    def put_it_off(number: int, _frame: object) -> None:
+        if put_off:
+            raise KeyboardInterrupt
+        put_off.append(number)
+
+    usual = signal.signal(signal.SIGINT, put_it_off)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if put_off:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _create_arguments(spec: ContainerSpec) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def next_log_probabilities(weights: Mapping[str, Array], architecture: Architect
 
 
 def mean_embedding(weights: Mapping[str, Array], architecture: Architecture, tokens: Sequence[int]) -> Array:
-    """Returns the mean of the states at `tokens`, scaled to length 1: "mean" pooling with llama-server's default norm."""
+    """Returns the mean of the states at `tokens`, scaled to length 1: llama-server's "mean" pooling."""
     mean: Array = hidden_states(weights, architecture, tokens).mean(axis=0)
     return mean / np.linalg.norm(mean)
 
@@ -65,7 +65,8 @@ def mean_embedding(weights: Mapping[str, Array], architecture: Architecture, tok
 def _norm(state: Array, weight: Array, architecture: Architecture) -> Array:
     """RMSNorm: each row divided by the root of its mean square, then scaled by `weight`."""
     mean_square = (state * state).mean(axis=-1, keepdims=True)
-    return state / np.sqrt(mean_square + architecture.epsilon) * weight
+    result: Array = state / np.sqrt(mean_square + architecture.epsilon) * weight
+    return result
 
 
 def _attention(state: Array, block: Mapping[str, Array], architecture: Architecture) -> Array:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from base_images.errors import UsageError
+
 
 class Status(StrEnum):
     """How a check ended."""
@@ -129,17 +131,22 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
     """Writes `smoke-<variant>.json`, `.xml` and a `-server-<n>.log` per server; returns their paths.
 
     Raises:
-        OSError: the directory cannot be written.
+        UsageError: the directory cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     stem = f"smoke-{report.variant}"
     contents = {
         f"{stem}.json": json.dumps(report.as_dict(), indent=2) + "\n",
         f"{stem}.xml": as_junit(report),
         **{f"{stem}-server-{number}.log": server.log for number, server in enumerate(report.servers, start=1)},
     }
-    for name, content in contents.items():
-        (directory / name).write_text(content, encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (directory / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"The record cannot be written to {directory} ({error.strerror}): choose another directory."
+        ) from error
     return [directory / name for name in contents]
 
 

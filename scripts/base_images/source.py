@@ -429,7 +429,11 @@ def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
         try:
             with pypi_simple.PyPISimple(index, session=session()) as client:
                 packages = client.get_project_page(name, timeout=TIMEOUT_SECONDS).packages
-        except (requests.RequestException, pypi_simple.NoSuchProjectError, pypi_simple.UnsupportedContentTypeError) as error:
+        except (
+            requests.RequestException,
+            pypi_simple.NoSuchProjectError,
+            pypi_simple.UnsupportedContentTypeError,
+        ) as error:
             problems.append(f"{host}: {type(error).__name__}")
             continue
         for package in packages:

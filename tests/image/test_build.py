@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +109,7 @@ def test_a_build_has_the_plans_labels_and_tags(engine: engine.Engine, root: Path
     assert set(image.labels) == {label.value for label in Label}
     assert all(image.labels.values())
     assert built.plan.version.endswith("-dirty"), "another source than the pin must not get HEAD's own version"
-    assert events[-1] == buildkit.ImageBuilt(image_id=built.image_id)
+    assert buildkit.ImageBuilt(image_id=built.image_id) in events
     assert any(isinstance(event, buildkit.StepFinished) and "COPY" in event.name for event in events)
 
 
@@ -135,7 +137,7 @@ def engines_spec(image: str, *command: str) -> engine.ContainerSpec:
 
 def test_a_failing_step_is_named_with_the_tail_of_its_log(engine: engine.Engine, root: Path, tree: Path) -> None:
     (root / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD + "RUN echo about to fail && exit 3\n")
-    with pytest.raises(BuildError, match="in the step '.*RUN echo about to fail") as caught:
+    with pytest.raises(BuildError, match=r"in the step '.*RUN echo about to fail") as caught:
         run(engine, root, tree)
     assert "about to fail" in caught.value.detail
 
@@ -162,7 +164,9 @@ def checkout(tmp_path: Path) -> Path:
     git.Repo.clone_from(str(settings.ROOT), made)
     for name in ("scripts", "tasks.py", "pyproject.toml", ".dockerignore"):
         path = settings.ROOT / name
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, made / name, **({"dirs_exist_ok": True} if path.is_dir() else {}))
+        (shutil.copytree if path.is_dir() else shutil.copy)(
+            path, made / name, **({"dirs_exist_ok": True} if path.is_dir() else {})
+        )
     return made
 
 
@@ -222,19 +226,20 @@ def small_engine(engine: engine.Engine, tmp_path: Path, monkeypatch: pytest.Monk
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk], check=True)
-    socket = f"unix://{tmp_path}/s"
-    command = ["dockerd", "--data-root", f"{disk}/data", "--exec-root", f"{tmp_path}/exec", "--pidfile", f"{tmp_path}/pid"]
-    command += ["--bridge=none", "--iptables=false", "-H", socket]
+    address = f"unix://{tmp_path}/s"
+    # A network namespace of its own: an engine without a bridge deletes docker0, which is the other one's.
+    command = ["unshare", "--net", "dockerd", "--bridge=none", "--iptables=false", f"--data-root={disk}/data"]
+    command += [f"--exec-root={tmp_path}/exec", f"--pidfile={tmp_path}/pid", f"--host={address}"]
     try:
         with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
-                wait_for(lambda: (tmp_path / "s").exists() or process.poll() is not None, 30)
-                monkeypatch.setenv("DOCKER_HOST", socket)
-                connected = connect_patiently()
+                monkeypatch.setenv("DOCKER_HOST", address)
+                connected = connect_when_there(tmp_path / "s")
                 # The three roles stand in for one another here: the recipe uses the runtime's alone.
                 for base in (bases.web, bases.build, bases.runtime):
                     load(connected, engine, bases.runtime.reference, base.reference)
                 yield connected
+                connected.close()
             finally:
                 process.terminate()
                 process.wait(30)
@@ -242,15 +247,13 @@ def small_engine(engine: engine.Engine, tmp_path: Path, monkeypatch: pytest.Monk
         subprocess.run(["umount", "-R", "-l", disk], check=True)
 
 
-def connect_patiently() -> engine.Engine:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            return engine.connect()
-        except EngineError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+def connect_when_there(path: Path) -> engine.Engine:
+    def accepts() -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return path.exists() and client.connect_ex(str(path)) == 0
+
+    wait_for(accepts, 30)
+    return engine.connect()
 
 
 def load(target: engine.Engine, source_engine: engine.Engine, reference: str, name: str) -> None:
@@ -260,9 +263,7 @@ def load(target: engine.Engine, source_engine: engine.Engine, reference: str, na
 
 
 def test_a_full_disk_is_one_sentence(small_engine: engine.Engine, root: Path, tree: Path) -> None:
-    (root / "dockerfiles" / "cpu.Dockerfile").write_text(
-        HEAD + "RUN dd if=/dev/zero of=/big bs=1M count=2000\n"
-    )
+    (root / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD + "RUN dd if=/dev/zero of=/big bs=1M count=2000\n")
     with pytest.raises(BuildError, match="the engine's disk is full: free some"):
         run(small_engine, root, tree)
 
@@ -277,23 +278,25 @@ def test_an_engine_without_a_bridge_builds_on_the_hosts_network(
 
 
 @pytest.fixture
-def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
+def podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
     """An engine that answers docker's API and has no BuildKit."""
     if shutil.which("podman") is None:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             pytest.skip("an engine without BuildKit needs podman")
         install = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", "podman"]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
-    address = f"unix://{tmp_path}/podman.sock"
-    command = ["podman", "--root", f"{tmp_path}/root", "--runroot", f"{tmp_path}/run"]
-    command += ["--storage-driver=vfs", "system", "service", "--time=0", address]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        monkeypatch.setenv("DOCKER_HOST", address)
-        try:
-            yield connect_patiently()
-        finally:
-            process.terminate()
-            process.wait(30)
+    # Podman takes no run root of over 50 characters, which pytest's directories have.
+    with tempfile.TemporaryDirectory() as directory:
+        address = f"unix://{directory}/s"
+        command = ["podman", f"--root={directory}/root", f"--runroot={directory}/run", "--storage-driver=vfs"]
+        with subprocess.Popen([*command, "system", "service", "--time=0", address]) as process:
+            monkeypatch.setenv("DOCKER_HOST", address)
+            try:
+                connected = connect_when_there(Path(directory) / "s")
+                yield connected
+                connected.close()
+            finally:
+                process.terminate()
 
 
 def test_an_engine_without_buildkit_is_told(podman: engine.Engine) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
 import time
+import uuid
 
+import docker
 import pytest
 
 from base_images import launch
 from base_images.engine import ContainerSpec, Engine, Image
 from base_images.errors import EngineError
+from base_images.labels import RESOURCE
 from base_images.launch import LaunchError, check_sigterm
 from base_images.smoke import CheckFailedError
 
@@ -100,3 +105,31 @@ def test_an_exit_code_that_is_not_zero_fails_the_sigterm_check(engine: Engine, c
         time.sleep(0.5)  # until the shell has set its trap
         with pytest.raises(CheckFailedError, match="exit code 7"):
             check_sigterm(made)
+
+
+def test_ctrl_c_while_a_container_is_made_or_removed_leaves_nothing(engine: Engine, cpu_image: Image) -> None:
+    def interrupt(_signal: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    resource = f"interrupted-{uuid.uuid4().hex}"
+    interrupted = 0
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for milliseconds in range(2, 60, 3):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
+                with engine.volume(resource) as volume:
+                    mounted = ContainerSpec(image=cpu_image.id, volumes={volume: "/models"}, resource=resource)
+                    with engine.container(mounted):
+                        pass
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert interrupted > 5
+    with contextlib.closing(docker.from_env()) as client:
+        mine = {"label": f"{RESOURCE}={resource}"}
+        assert client.api.containers(all=True, filters=mine) == []
+        assert client.volumes.list(filters={**mine}) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from base_images import buildkit
-from base_images.errors import BuildError, EngineError
+from base_images.errors import BuildError
 
 
 def trace(vertexes: Sequence[dict[str, Any]] = (), logs: Sequence[tuple[str, bytes]] = ()) -> dict[str, Any]:
@@ -82,11 +82,6 @@ def test_a_full_disk_is_said_in_plain_words(where: str) -> None:
     ]  # fmt: skip
     with pytest.raises(BuildError, match="the engine's disk is full: free some"):
         list(buildkit.events(stream))
-
-
-def test_an_engine_that_builds_without_buildkit_is_told() -> None:
-    with pytest.raises(EngineError, match="without BuildKit"):
-        list(buildkit.events([{"stream": "Step 1/9 : FROM docker.io/ubuntu\n"}]))
 
 
 @pytest.mark.parametrize(

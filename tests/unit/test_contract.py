@@ -232,6 +232,12 @@ def runpath(**changes: Any) -> ImageFacts:
     return changing(library.path, elf=replace(library.elf, **changes))
 
 
+def runs_on(machine: str) -> ImageFacts:
+    (program,) = (entry for entry in TOP if entry.path == SERVER.path)
+    assert program.elf is not None
+    return changing(program.path, elf=replace(program.elf, machine=machine))
+
+
 def row(facts: ImageFacts, number: int) -> RowResult:
     return contract.judge(facts)[number - 1]
 
@@ -248,6 +254,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (1, "There is no .*/cpu/llama-server", lambda: without(SERVER.path)),
     (1, "cannot be executed by all: .* has mode 0750", lambda: changing(SERVER.path, mode=0o750)),
     (1, "cannot be executed by all: /app/bin has mode 0700", lambda: changing("/app/bin", mode=0o700)),
+    (1, "is built for EM_AARCH64, but the image says linux/amd64", lambda: runs_on("EM_AARCH64")),
     (1, "is not an ELF program", lambda: changing(SERVER.path, is_elf=False, elf=None)),
     (1, "tells the variant", lambda: replace(GOOD, variant=None)),
     (1, "is for riscv64", lambda: replace(GOOD, platform=None, image=replace(IMAGE, architecture="riscv64"))),
@@ -260,6 +267,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (2, "another version", lambda: ldd(ELF, f"{ELF}: /lib/libc.so.6: version `GLIBC_2.99' not found (needed)\n")),
     (2, "no working ldd", lambda: shell(ldd=None)),
     (2, "Not readable as ELF", lambda: changing(ELF, elf=None)),
+    (2, "There is no llama-server", lambda: with_layers(GOOD, BASE)),
     (3, "does not start: boom", lambda: server(copied=result("boom", 127))),
     (3, "cannot run a shell", lambda: server(copied=None)),
     (4, "no user 'llama'", lambda: changing("/etc/passwd", content=b"root:x:0:0::/root:/bin/sh\n")),
@@ -271,6 +279,8 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (4, "runs as '10001:0'", lambda: image(user="10001:0")),
     (4, "Not owned by root: .*libllama", lambda: changing(ELF, uid=10001)),
     (4, "Writable by others", lambda: changing(ELF, mode=0o775)),
+    (4, "There is no /app/bin", lambda: with_layers(GOOD, BASE)),
+    (5, "There is no directory /app", lambda: with_layers(GOOD, [entry for entry in BASE if entry.path != "/app"])),
     (5, "WORKDIR is /", lambda: image(working_directory="/")),
     (5, "There is no /app/version.json", lambda: without("/app/version.json")),
     (5, "cannot be read by all", lambda: changing("/app/version.json", mode=0o600)),
@@ -298,6 +308,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (7, "RFC 3339", lambda: label(Label.CREATED, "2025-13-20T14:20:00Z")),
     (7, "is no digest", lambda: label(Label.BASE_DIGEST, "sha256:12")),
     (7, "branch is 'x', but version.json says 'main'", lambda: label(Label.BUILD_BRANCH, "x")),
+    (7, "variants is 'cuda,cpu', but", lambda: label(Label.VARIANTS, "cuda,cpu")),
     (7, "ref.name is 'cpu'", lambda: label(Label.REF_NAME, "cpu")),
     (7, "commit is '0+', but version.json", lambda: label(Label.LLAMA_CPP_COMMIT, "0" * 40)),
     (7, "bodhi.toolkit.cuda, which", lambda: version(toolkit={"cuda": "12.8.1"})),
@@ -342,6 +353,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (13, "do not say what was built", lambda: label(Label.LLAMA_CPP_TAG, None)),
     (13, "lacks 1 of the 14 .*: haswell", lambda: without(f"{HOME}/libggml-cpu-haswell.so")),
     (13, "one kind of processor", lambda: adding(elf(f"{HOME}/libggml-cpu.so"))),
+    (14, "There is no llama-server", lambda: replace(GOOD, servers=())),
     (14, "does not say", lambda: started(log="listening")),
     (14, "does not say", lambda: started(log="loaded CPU backend from /elsewhere/libggml-cpu-x64.so")),
     (15, "still runs 10 s after", lambda: started(exit_code=None)),
@@ -456,6 +468,26 @@ def test_what_only_a_gpu_host_can_prove_names_the_test_that_does() -> None:
     facts = gpu("cuda", backend="libggml-cuda.so")
     assert statuses(facts) == {14: Status.ELSEWHERE, 17: Status.NOT_APPLICABLE}
     assert "nox -s smoke-cuda" in row(facts, 14).seen
+
+
+def test_cann_has_its_backends_linked_in() -> None:
+    facts = gpu("cann", backend=None)
+    files = {path: entry for path, entry in facts.files.items() if "libggml-cpu-" not in path}
+    silent = tuple(replace(one, start=replace(one.start, log="listening")) for one in facts.servers)
+    judged = replace(facts, files=files, servers=silent)
+    assert statuses(judged) == {14: Status.ELSEWHERE, 17: Status.NOT_APPLICABLE}
+    assert "nox -s smoke-cann" in row(judged, 14).seen
+
+
+def test_an_absent_health_check_program_is_one_finding() -> None:
+    facts = without(HEALTH)
+    fails = result("not found", 127)
+    broken = replace(
+        facts,
+        shell=replace(SHELL, health=fails),
+        servers=(replace(SERVER, start=replace(SERVER.start, health=fails)),),
+    )
+    assert len(row(broken, 8).findings) == 1
 
 
 def test_a_missing_accelerator_backend_is_a_finding() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +30,7 @@ class FileServer(ThreadingHTTPServer):
         self.cuts = 0
         self.honours_range = True
         self.status = 0
+        self.seconds = 0.0
 
     @property
     def url(self) -> str:
@@ -58,7 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.cuts:
             self.server.cuts -= 1
             body = body[: len(body) // 2]
-        self.wfile.write(body)
+        self.wfile.write(body[:1000])
+        time.sleep(self.server.seconds)
+        self.wfile.write(body[1000:])
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
         pass
@@ -203,6 +207,7 @@ def test_two_processes_at_once_download_it_once(server: FileServer, target: Path
         "download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], listener=silent)"
     )
     scripts = Path(downloads.__file__).parents[1]
+    server.seconds = 2
     processes = [
         subprocess.Popen([sys.executable, "-c", code, server.url, str(target), SHA256], cwd=scripts) for _ in range(3)
     ]
@@ -212,9 +217,7 @@ def test_two_processes_at_once_download_it_once(server: FileServer, target: Path
     assert server.ranges == [None]
 
 
-def test_the_machine_certificates_are_those_of_its_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_machine_certificates_are_those_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = tmp_path / "site.pem"
     bundle.write_text("", encoding="utf-8")
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))

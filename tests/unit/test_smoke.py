@@ -14,6 +14,7 @@ import requests
 
 from base_images import launch, smoke, smoke_report
 from base_images.engine import ContainerState
+from base_images.errors import UsageError
 from base_images.launch import LaunchError
 from base_images.model import TensorType
 from base_images.smoke import CheckFailedError, CheckSkippedError
@@ -248,3 +249,9 @@ def test_the_record_is_written_whole(tmp_path: Path) -> None:
     assert suite[1][0].text == "more\N{REPLACEMENT CHARACTER}"
 
     assert paths[2].read_text(encoding="utf-8") == "log\n"
+
+
+def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot be written to .*file/record \(Not a directory\)"):
+        smoke_report.write(report_of(Status.PASS), tmp_path / "file" / "record")

@@ -328,7 +328,7 @@ def test_the_cached_sdist_needs_no_index(pin: Pin, root: Path, index: Path, monk
 
 
 def test_an_sdist_of_another_commit_is_refused(pin: Pin, root: Path, index: Path) -> None:
-    with pytest.raises(SourceError, match="vendors llama.cpp fffffffff, but the pin is"):
+    with pytest.raises(SourceError, match="fffffffff, but the pin is"):
         managed(with_sdist(pin, write_sdist(index, "f" * 9)), root, Origin.PACKAGES)
 
     assert names(root) == []
@@ -488,9 +488,7 @@ def rename_project(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"), [(remove_server, "tools/server/CMakeLists.txt"), (rename_project, "does not say project")]
 )
-def test_a_tree_that_is_not_llama_cpp(
-    pin: Pin, upstream: Path, damage: Callable[[Path], None], complaint: str
-) -> None:
+def test_a_tree_that_is_not_llama_cpp(pin: Pin, upstream: Path, damage: Callable[[Path], None], complaint: str) -> None:
     damage(upstream)
     with pytest.raises(SourceError, match=f"is not llama.cpp.*{complaint}"):
         given(pin, upstream)
