@@ -251,9 +251,7 @@ def check_image(_: Context, image: str, variant: str = "", json: bool = False) -
         "json": "print JSON",
     },
 )
-def test_local_images(
-    _: Context, variant: list[str], image: str = "", record: str = "", json: bool = False
-) -> None:
+def test_local_images(_: Context, variant: list[str], image: str = "", record: str = "", json: bool = False) -> None:
     """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
     from base_images import engine, versions
 
@@ -268,11 +266,12 @@ def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -
     """Removes the images that this project built, all versions, and nothing else."""
     from base_images import clean, engine, report
     from base_images.labels import Label
+    from base_images.origin import PACKAGES_REPOSITORY
 
     connected = engine.connect()
     planned = clean.removals(connected.images(label=Label.VARIANT), settings.load(ROOT).registry)
     if bases:
-        planned += clean.bases(connected.images(label=clean.ORIGIN_RESOURCE))
+        planned += clean.bases(connected.images(reference=PACKAGES_REPOSITORY))
     for removal in planned:
         kept = f" (the image stays: it is also {', '.join(removal.kept)})" if removal.kept else ""
         report.say(f"{'would remove' if dry_run else 'remove'} {' '.join(removal.references)}{kept}")

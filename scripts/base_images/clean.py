@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from base_images import versions
 from base_images.engine import Engine, Image
 from base_images.errors import BaseImagesError, UsageError
-from base_images.labels import RESOURCE, Label
+from base_images.labels import Label
+from base_images.origin import PACKAGES_REPOSITORY
 from base_images.variants import VARIANTS
 
-ORIGIN_RESOURCE = f"{RESOURCE}=origin"
 _LAST_INSTRUCTION = "/usr/local/bin/llama-entrypoint"
 """What every recipe ends with. An image built `FROM` one of ours has its labels too, but ends otherwise."""
 
@@ -56,12 +56,13 @@ def removals(images: Iterable[Image], registry: str) -> list[Removal]:
 
 
 def bases(images: Iterable[Image]) -> list[Removal]:
-    """Returns the removals of base images that were made from package mirrors."""
-    return [
-        Removal(image_id=image.id, version="", references=image.tags or (image.id,), kept=())
-        for image in images
-        if not _ours(image) and Label.VARIANT not in image.labels
-    ]
+    """Returns the removals of those of `images` that are base images made from package mirrors."""
+    found = []
+    for image in images:
+        references = tuple(tag for tag in image.tags if tag.startswith(f"{PACKAGES_REPOSITORY}:"))
+        if references:
+            found.append(Removal(image_id=image.id, version="", references=references, kept=()))
+    return found
 
 
 def apply(engine: Engine, planned: Sequence[Removal]) -> Cleaned:

@@ -151,7 +151,7 @@ class ContractReport:
         """Whether no row failed."""
         return all(row.status is not Status.FAIL for row in self.rows)
 
-    def to_json(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Returns the report as what `json.dumps` takes."""
         return {**asdict(self), "ok": self.ok}
 

@@ -263,13 +263,15 @@ class Engine:
             ) from error
         return _image(image, history)
 
-    def images(self, *, label: str) -> list[Image]:
-        """Returns every image, tagged or not, that carries `label` (`name` or `name=value`)."""
+    def images(self, *, label: str = "", reference: str = "") -> list[Image]:
+        """Returns every image, tagged or not, that carries a label (`name` or `name=value`) or has a reference.
+
+        A reference may be a repository without a tag; both arguments together mean both conditions.
+        """
+        filters = {"label": label} if label else {}
+        filters |= {"reference": reference} if reference else {}
         with _engine_errors("list the images"):
-            return [
-                _image(image, image.history())
-                for image in self._client.images.list(all=False, filters={"label": label})
-            ]
+            return [_image(image, image.history()) for image in self._client.images.list(filters=filters)]
 
     def has_image(self, reference: str) -> bool:
         """Returns whether the engine has the image."""

@@ -314,7 +314,7 @@ def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
         ok=ok,
         largest_difference=distance,
         reason=f"The embedding's cosine distance from the right one is {distance:.2e}, "
-        f"and {expected.embedding_tolerance:.0e} is allowed.",
+        f"and {expected.embedding_tolerance:.1e} is allowed.",
     )
 
 

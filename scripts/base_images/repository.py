@@ -110,7 +110,7 @@ def releases(repository: git.Repo) -> Releases:
 
 def _commits_since(repository: git.Repo, tag: str, *, shallow: bool) -> int | None:
     # A shallow clone can hold the tag's commit without the history between: then the count would be too small.
-    if shallow and not repository.is_ancestor(tag, "HEAD"):
+    if shallow and not repository.is_ancestor(repository.commit(tag), repository.head.commit):
         return None
     return int(repository.git.rev_list("--count", f"{tag}..HEAD"))
 

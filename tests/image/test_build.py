@@ -162,11 +162,9 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of this checkout with its changes, to which a recipe can be written."""
     made = tmp_path / "copy"
     git.Repo.clone_from(str(settings.ROOT), made)
-    for name in ("scripts", "tasks.py", "pyproject.toml", ".dockerignore"):
-        path = settings.ROOT / name
-        (shutil.copytree if path.is_dir() else shutil.copy)(
-            path, made / name, **({"dirs_exist_ok": True} if path.is_dir() else {})
-        )
+    shutil.copytree(settings.ROOT / "scripts", made / "scripts", dirs_exist_ok=True)
+    for name in ("tasks.py", "pyproject.toml", ".dockerignore"):
+        shutil.copy(settings.ROOT / name, made / name)
     return made
 
 
@@ -257,9 +255,9 @@ def connect_when_there(path: Path) -> engine.Engine:
 
 
 def load(target: engine.Engine, source_engine: engine.Engine, reference: str, name: str) -> None:
-    if not target.has_image(reference):
-        target._client.api.load_image(b"".join(source_engine.save(reference)))
-    target.tag(target._client.images.list()[0].id, name)
+    if not target.has_image(name):
+        images = target._client.images.load(b"".join(source_engine.save(reference)))
+        target.tag(str(images[0].id), name)
 
 
 def test_a_full_disk_is_one_sentence(small_engine: engine.Engine, root: Path, tree: Path) -> None:

@@ -68,8 +68,6 @@ def test_an_image_without_our_labels_stays() -> None:
 
 
 def test_bases_are_those_that_were_made_here() -> None:
-    base = replace(
-        OURS, id="sha256:2", tags=("llama-cpp-packages-origin:build-1",), labels={"bodhi.resource": "origin"}
-    )
-    inherits = replace(OURS, labels={**OURS.labels, "bodhi.resource": "origin"})
-    assert [removal.references for removal in clean.bases([base, inherits])] == [base.tags]
+    base = replace(OURS, id="sha256:2", tags=("llama-cpp-packages-origin:build-1",), labels={})
+    other = replace(OURS, id="sha256:3", tags=("debian:trixie",), labels={})
+    assert [removal.references for removal in clean.bases([base, other, OURS])] == [base.tags]

@@ -540,9 +540,9 @@ def test_an_image_of_nothing_has_all_rows_too() -> None:
 def test_a_report_is_json_and_says_whether_all_is_well() -> None:
     good = contract.ContractReport(reference="image", image_id="sha256:1", variant="cpu", rows=contract.judge(GOOD))
     assert good.ok
-    said = json.loads(json.dumps(good.to_json()))
+    said = json.loads(json.dumps(good.as_dict()))
     assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 17)
     assert set(said["rows"][0]) == {"number", "title", "status", "seen", "findings"}
     bad = replace(good, rows=contract.judge(without(SERVER.path)))
     assert not bad.ok
-    assert json.loads(json.dumps(bad.to_json()))["rows"][0]["status"] == "fail"
+    assert json.loads(json.dumps(bad.as_dict()))["rows"][0]["status"] == "fail"

@@ -367,7 +367,7 @@ def test_the_right_embedding_in_single_precision_is_right() -> None:
         (EXPECTED.embedding[:-1], "The embedding has 255 numbers where 256 are right."),
         (
             [-number for number in EXPECTED.embedding],
-            "The embedding's cosine distance from the right one is 2.00e+00, and 1e-04 is allowed.",
+            "The embedding's cosine distance from the right one is 2.00e+00, and 1.0e-04 is allowed.",
         ),
     ],
 )

@@ -14,6 +14,7 @@ import git
 import pytest
 
 from base_images import settings
+from base_images.errors import UsageError
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
 
@@ -119,5 +120,5 @@ def test_without_a_repository_there_is_no_version(tmp_path: Path) -> None:
 )
 def test_a_broken_configuration_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
-    with pytest.raises(settings.UsageError, match=said):
+    with pytest.raises(UsageError, match=said):
         settings.load(tmp_path)

@@ -1,0 +1,132 @@
+"""Every command that the README shows, run as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from base_images import model, origin, progress, settings, variants, versions
+from base_images.engine import Engine, Image
+from base_images.model import TensorType
+from base_images.origin import Origin
+
+README = (settings.ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+CHECKOUT_COMMANDS = ("sh", "invoke", "nox")
+TESTS = "sh scripts/bootstrap.sh nox\n"
+"""The command that runs these tests."""
+
+LATEST = f"{settings.load().registry}:{versions.latest_tag('cpu')}"
+
+
+def block_name(block: str) -> str:
+    return block.splitlines()[0][:50]
+
+
+def script(text: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", "-eux", "-c", text],
+        cwd=directory,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+@pytest.fixture
+def user(engine: Engine, cpu_image: Image, tmp_path: Path) -> Iterator[Path]:
+    """The directory of somebody who pulled `latest-cpu`, has a model, and writes a child image."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.gguf").write_bytes(model.known_answer(TensorType.Q8_0).gguf)
+    (tmp_path / "bodhi").write_text('#!/bin/sh\necho "bodhi $*"\n')
+    (tmp_path / "bodhi").chmod(0o755)
+    [dockerfile] = re.findall(r"^```dockerfile\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "Dockerfile").write_text(dockerfile)
+    before = engine.image(LATEST).id if engine.has_image(LATEST) else None
+    engine.tag(cpu_image.id, LATEST)
+    yield tmp_path
+    engine.remove_image("bodhi:latest")
+    if before:
+        engine.tag(before, LATEST)
+    else:
+        engine.remove_image(LATEST)
+
+
+def blocks_of(*, checkout: bool) -> list[str]:
+    chosen = [block for block in BLOCKS if block.startswith(CHECKOUT_COMMANDS) is checkout]
+    return [block for block in chosen if block != TESTS and not block.startswith("docker buildx")]
+
+
+@pytest.mark.usefixtures("cpu_image")
+@pytest.mark.parametrize("block", blocks_of(checkout=True), ids=block_name)
+def test_a_block_for_the_checkout(block: str) -> None:
+    done = script(block, settings.ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("block", blocks_of(checkout=False), ids=block_name)
+def test_a_block_for_whoever_has_an_image(block: str, user: Path) -> None:
+    done = script(block, user)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "docker run --rm bodhi" in block:
+        assert done.stdout.endswith("bodhi serve\n")
+    if "/completion" in block:
+        assert '"content"' in done.stdout
+
+
+def test_the_test_command_is_what_ci_runs() -> None:
+    assert TESTS in BLOCKS
+    assert TESTS.strip() in (settings.ROOT / ".ci" / "run").read_text()
+    assert script(TESTS.strip() + " --list", settings.ROOT).returncode == 0
+
+
+def buildx() -> tuple[str, dict[str, str]]:
+    """Returns what stands for `docker buildx build` here: older command lines have BuildKit built in instead."""
+    if subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode == 0:
+        return "docker buildx build", {}
+    for directory in os.environ["PATH"].split(":"):
+        if docker := shutil.which("docker", path=directory):
+            said = subprocess.run([docker, "--version"], capture_output=True, text=True, check=True).stdout
+            if int(re.findall(r"\d+", said)[0]) < 23:
+                return f"{docker} build", {"DOCKER_BUILDKIT": "1"}
+    pytest.skip("no command line with BuildKit is installed")
+
+
+def test_a_build_by_hand(engine: Engine, cpu_image: Image) -> None:
+    [block] = [block for block in BLOCKS if block.startswith("docker buildx")]
+    command, environment = buildx()
+    # Those of the image at hand, so that the registry need not be there; all but the last steps are cached then.
+    bases = origin.resolve_bases(engine, {}, origin=Origin.PACKAGES, listener=progress.silent)
+    arguments = (
+        f"--build-arg WEB_BASE_IMAGE={bases.web.reference} --build-arg BUILD_BASE_IMAGE={bases.build.reference} "
+    )
+    arguments += f"--build-arg RUNTIME_BASE_IMAGE={bases.runtime.reference}"
+    if cpu_image.labels["bodhi.build.origin"] != Origin.PACKAGES.value:
+        arguments = ""
+    try:
+        done = script(block.replace("docker buildx build", f"{command} {arguments}"), settings.ROOT, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert engine.image("llama-cpp-cpu:by-hand").user == cpu_image.user
+    finally:
+        engine.remove_image("llama-cpp-cpu:by-hand")
+
+
+def test_commands_in_the_text_exist() -> None:
+    tasks = script("invoke --list", settings.ROOT).stdout
+    sessions = script("nox --list", settings.ROOT).stdout
+    for name in re.findall(r"`(?:sh scripts/bootstrap\.sh )?invoke ([a-z-]+)", README):
+        assert f"  {name}" in tasks, name
+    for name in re.findall(r"nox -s ([a-z-]+)", README):
+        assert f" {name} " in sessions, name
+    for variant in re.findall(r"--variant ([a-z]+)", README):
+        variants.find(variant)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from base_images import plan, settings, variants, versions
+from base_images.errors import UsageError
+from base_images.labels import Label
+from base_images.origin import BaseImage, Bases, Origin
+from base_images.repository import Head
+from base_images.source import Source, SourceKind
+from base_images.variants import Platform
+
+PIN = settings.load().pin
+SETTINGS = settings.Settings(registry="ghcr.io/x/y", url="https://example.org/x", release_branch="main", pin=PIN)
+COMMIT = "abc1234567890abcdef1234567890abcdef12345"
+TIME = datetime(2025, 8, 20, 14, 20, 31, tzinfo=UTC)
+HEAD = Head(
+    commit=COMMIT,
+    time=TIME,
+    branch="main",
+    changes=(),
+    version=versions.of_commit(COMMIT, int(TIME.timestamp()), dirty=False),
+)
+SOURCE = Source(
+    path=Path("llama.cpp"),
+    tag=PIN.tag,
+    commit=PIN.commit,
+    build_number=11312,
+    kind=SourceKind.GIT,
+    dirty=False,
+    digest="d",
+)
+
+
+def base(role: str) -> BaseImage:
+    return BaseImage(reference=f"{role}:1@sha256:{role}", name=f"{role}:1", digest=f"sha256:{role}")
+
+
+BASES = Bases(
+    origin=Origin.REGISTRIES, web=base("web"), build=base("build"), runtime=base("runtime"), glibc="2.39", notices=()
+)
+
+
+def made(**changes: object) -> plan.BuildPlan:
+    known = {"platform": Platform.AMD64, "settings": SETTINGS, "head": HEAD, "source": SOURCE, "bases": BASES}
+    return plan.build_plan(variants.find("cpu"), **{**known, **changes})  # type: ignore[arg-type]
+
+
+def test_tags() -> None:
+    assert made().tags == ("ghcr.io/x/y:cpu-2508201420-abc1234", "llama-cpp-cpu:local")
+
+
+def test_labels_are_all_there_and_none_is_empty() -> None:
+    labels = made().labels
+    assert set(labels) == {label.value for label in Label}
+    assert all(labels.values())
+    assert labels[Label.CREATED] == "2025-08-20T14:20:31Z"
+    assert labels[Label.BUILD_TIMESTAMP] == "2508201420"
+    assert labels[Label.REVISION] == COMMIT
+    assert labels[Label.BASE_NAME] == "runtime:1"
+    assert labels[Label.BASE_DIGEST] == "sha256:runtime"
+    assert labels[Label.BUILD_ORIGIN] == "registries"
+    assert labels[Label.GLIBC] == "2.39"
+
+
+def test_arguments_are_those_of_the_recipe() -> None:
+    recipe = (settings.ROOT / "dockerfiles" / "cpu.Dockerfile").read_text()
+    for name in made().arguments:
+        assert f"\nARG {name}" in recipe, name
+    assert made().arguments["BUILD_BASE_IMAGE"] == "build:1@sha256:build"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": replace(SOURCE, dirty=True)},
+        {"source": replace(SOURCE, commit="f" * 40)},
+        {"head": replace(HEAD, version=replace(HEAD.version, dirty=True))},
+    ],
+    ids=["changed source", "another source", "changed checkout"],
+)
+def test_what_the_commit_does_not_fix_is_dirty(changes: dict[str, object]) -> None:
+    assert made(**changes).version == "2508201420-abc1234-dirty"
+
+
+def test_a_platform_that_the_variant_is_not_for() -> None:
+    cuda = variants.find("cuda")
+    with pytest.raises(UsageError, match="cuda is not built for linux/arm64: it is for linux/amd64"):
+        plan.build_plan(cuda, platform=Platform.ARM64, settings=SETTINGS, head=HEAD, source=SOURCE, bases=BASES)
+
+
+def test_the_command_says_all_of_the_plan() -> None:
+    one = made(head=replace(HEAD, branch='it\'s "odd"'))
+    words = shlex.split(plan.as_command(one))
+    assert words[:3] == ["docker", "buildx", "build"]
+    assert words[-1] == "."
+    assert f"BUILD_BRANCH={one.arguments['BUILD_BRANCH']}" in words
+    for name, value in one.labels.items():
+        assert f"{name}={value}" in words
+    for tag in one.tags:
+        assert words[words.index(tag) - 1] == "-t"
+
+
+def test_a_plan_is_json() -> None:
+    assert json.loads(json.dumps(asdict(made())))["variant"] == "cpu"

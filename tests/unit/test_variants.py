@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from base_images import settings, variants
+from base_images.errors import UsageError
+from base_images.variants import Platform
+
+
+def test_every_variant_comes_with_a_cpu_directory() -> None:
+    # BodhiApp falls back to it in every image (CONTRACT row 1).
+    for variant in variants.VARIANTS:
+        assert variant.directories[0] == variant.name
+        assert variant.directories[-1] == "cpu"
+
+
+def test_platforms() -> None:
+    assert {variant.name for variant in variants.VARIANTS if Platform.ARM64 in variant.platforms} == {
+        "cpu",
+        "vulkan",
+        "cann",
+    }
+    assert Platform.ARM64.architecture == "arm64"
+    assert Platform.AMD64.triple == "x86_64-unknown-linux-gnu"
+
+
+def test_every_recipe_belongs_to_a_variant() -> None:
+    recipes = {path.name for path in Path(settings.ROOT, "dockerfiles").glob("*.Dockerfile")}
+    assert recipes <= {Path(variant.dockerfile).name for variant in variants.VARIANTS}
+
+
+@pytest.mark.parametrize(("typed", "near"), [("cpus", "cpu"), ("CUDA", "cuda"), ("intl", "intel")])
+def test_the_near_variant_is_suggested(typed: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"did you mean {near}"):
+        variants.find(typed)
+
+
+def test_the_readme_has_the_table_of_the_variants() -> None:
+    readme = Path(settings.ROOT, "README.md").read_text(encoding="utf-8")
+    assert variants.markdown_table("ghcr.io/bodhisearch/llama.cpp") in readme
