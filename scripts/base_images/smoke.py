@@ -6,6 +6,7 @@ The checks take a URL and know nothing of containers; `launch.py` starts the ser
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -284,12 +285,17 @@ def _chat(target: Target) -> dict[str, Any]:
     }
 
 
+def _number(said: float | None) -> float:
+    # JSON has no not-a-number: a broken kernel's log-probability arrives as null, and must not pass for "not asked".
+    return math.nan if said is None else said
+
+
 def _judge(answer: KnownAnswer, text: str, steps: Sequence[Mapping[str, Any]]) -> str:
     seen = [
         SeenStep(
             text=step["token"],
-            log_probability=step["logprob"],
-            top=tuple((entry["token"], entry["logprob"]) for entry in step["top_logprobs"]),
+            log_probability=_number(step["logprob"]),
+            top=tuple((entry["token"], _number(entry["logprob"])) for entry in step["top_logprobs"]),
         )
         for step in steps
     ]

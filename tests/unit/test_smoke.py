@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import requests
 
-from base_images import launch, smoke, smoke_report
+from base_images import launch, model, smoke, smoke_report
 from base_images.engine import ContainerState
 from base_images.errors import UsageError
 from base_images.launch import LaunchError
@@ -255,3 +255,12 @@ def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cannot be written to .*file/record \(Not a directory\)"):
         smoke_report.write(report_of(Status.PASS), tmp_path / "file" / "record")
+
+
+def test_a_log_probability_of_null_is_a_wrong_one() -> None:
+    answer = model.known_answer(TensorType.Q8_0)
+    steps = [{"token": step.text, "logprob": step.log_probability, "top_logprobs": []} for step in answer.steps]
+    assert "All 16 tokens are right" in smoke._judge(answer, answer.text, steps)
+    steps[3]["logprob"] = None
+    with pytest.raises(CheckFailedError, match=r"Step 4 gives .* the log-probability nan"):
+        smoke._judge(answer, answer.text, steps)
