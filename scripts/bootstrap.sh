@@ -45,6 +45,7 @@ make_environment() {
     echo "$stamp" >"$environment/stamp"
 }
 
+# Ends with 0 when an engine answers, 1 when there is none, 2 when the one that somebody chose does not answer.
 engine_answers() {
     PYTHONPATH=$root/scripts "$environment/bin/python" -c '
 import sys
@@ -52,14 +53,16 @@ from base_images import engine, errors
 try:
     engine.connect()
 except errors.EngineError as error:
-    sys.exit(str(error))' 2>"$environment/engine.txt"
+    print(error)
+    sys.exit(2 if engine.chosen() else 1)'
 }
 
 make_engine() {
-    ! engine_answers || return 0
-    if [ -n "${DOCKER_HOST:-}${DOCKER_CONTEXT:-}" ] || ! installer; then
-        die "$(cat "$environment/engine.txt")"
-    fi
+    answer=0
+    said=$(engine_answers) || answer=$?
+    [ "$answer" -ne 0 ] || return 0
+    [ "$answer" -eq 1 ] || die "$said"
+    installer || die "$said"
     command -v dockerd >/dev/null || install docker.io iptables
     say "starting the container engine"
     if [ -d /run/systemd/system ]; then
@@ -69,7 +72,7 @@ make_engine() {
         setsid dockerd >/var/log/dockerd.log 2>&1 </dev/null &
     fi
     tries=0
-    until engine_answers; do
+    until engine_answers >/dev/null; do
         tries=$((tries + 1))
         [ "$tries" -lt 60 ] || die "the container engine did not start within 60 s: see /var/log/dockerd.log."
         sleep 1

@@ -24,6 +24,7 @@ import docker
 import docker.errors
 import docker.utils.build
 import requests
+from docker.context.config import get_current_context_name
 
 from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError
 from base_images.labels import RESOURCE
@@ -478,20 +479,30 @@ class Engine:
         )
 
 
+def chosen() -> str:
+    """Returns the engine that a person chose, by DOCKER_HOST or docker's context; empty for the local one."""
+    if where := os.environ.get("DOCKER_HOST"):
+        return where
+    name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
+    return "" if name == "default" else f"docker's context {name}"
+
+
 def connect() -> Engine:
     """Returns a connection to the engine of DOCKER_HOST, else of docker's current context, else the local one.
 
     Raises:
         EngineError: none answers.
     """
-    where = os.environ.get("DOCKER_HOST", "")
     try:
         client = _client()
         client.ping()
     except _TRANSPORT_ERRORS as error:
+        where = chosen()
         raise EngineError(
-            f"No container engine answers{f' at {where}' if where else ''}: start Docker, or set DOCKER_HOST, "
-            "or let `sh scripts/bootstrap.sh …` install one."
+            f"No container engine answers at {where}: start it, or choose another with DOCKER_HOST or `docker context`."
+            if where
+            else "No container engine answers: start Docker, or set DOCKER_HOST, or let `sh scripts/bootstrap.sh …` "
+            "install one."
         ) from error
     return Engine(client)
 

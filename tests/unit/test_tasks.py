@@ -99,7 +99,7 @@ def test_an_unknown_origin_is_told_the_known_ones() -> None:
 def test_without_an_engine_every_command_says_what_to_do(arguments: tuple[str, ...]) -> None:
     done = invoke(*arguments, environment=NO_ENGINE)
     assert done.returncode == 3
-    assert "No container engine answers at unix:///nowhere/docker.sock: start Docker" in sentence(done)
+    assert "No container engine answers at unix:///nowhere/docker.sock: start it, or choose another" in sentence(done)
 
 
 def test_without_a_repository_there_is_no_version(tmp_path: Path) -> None:

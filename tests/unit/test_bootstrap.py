@@ -1,0 +1,59 @@
+"""`scripts/bootstrap.sh` where it can be tried without an engine and without a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from base_images import settings
+
+SCRIPT = settings.ROOT / "scripts" / "bootstrap.sh"
+
+
+def bootstrap(*arguments: str, cwd: Path = settings.ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", SCRIPT, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def ready() -> None:
+    """The environment of this checkout, without which these tests would install one."""
+    if not (settings.ROOT / ".venv" / "stamp").exists():
+        pytest.skip("this checkout's environment was not made by bootstrap.sh")
+
+
+def test_nothing_to_run() -> None:
+    done = bootstrap()
+    assert done.returncode == 3
+    assert "say what to run" in done.stderr
+
+
+@pytest.mark.usefixtures("ready")
+def test_an_engine_that_somebody_chose_is_not_replaced() -> None:
+    done = bootstrap("invoke", "--list", DOCKER_HOST="unix:///nowhere/docker.sock")
+    assert done.returncode == 3
+    assert done.stderr.strip() == (
+        "bootstrap: No container engine answers at unix:///nowhere/docker.sock: start it, or choose another with "
+        "DOCKER_HOST or `docker context`."
+    )
+
+
+def test_no_python_that_fits(tmp_path: Path) -> None:
+    # A machine with nothing but a shell's tools, and nobody who may install.
+    tools = ("cat", "cksum", "cp", "dirname", "git", "id", "rm", "sh")
+    for tool in tools:
+        path = next(Path(directory, tool) for directory in ("/usr/bin", "/bin") if Path(directory, tool).exists())
+        (tmp_path / tool).symlink_to(path)
+    done = bootstrap("true", PATH=str(tmp_path))
+    assert done.returncode == 3
+    assert "Python 3.11 to 3.14 with its venv module is needed" in done.stderr
