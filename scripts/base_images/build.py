@@ -77,10 +77,10 @@ def engine_platform(engine: Engine) -> Platform:
         EngineError: no image is published for it.
     """
     architecture = engine.info().architecture
-    for platform in Platform:
-        if platform.architecture == architecture:
-            return platform
-    raise EngineError(f"This engine runs on {architecture}, and images are built for amd64 and arm64 only.")
+    platform = Platform.of_architecture(architecture)
+    if platform is None:
+        raise EngineError(f"This engine runs on {architecture}, and images are built for amd64 and arm64 only.")
+    return platform
 
 
 def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[[buildkit.Event], None]) -> Built:

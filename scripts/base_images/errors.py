@@ -54,3 +54,9 @@ class RepositoryError(BaseImagesError):
     """This project's own git repository is missing or cannot answer."""
 
     exit_code = 7
+
+
+class LaunchError(BaseImagesError):
+    """A container's server did not come up; `detail` holds the tail of its log."""
+
+    exit_code = 8

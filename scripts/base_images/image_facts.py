@@ -22,7 +22,7 @@ PASSWD = "/etc/passwd"  # noqa: S105 - a file's name
 GROUP = "/etc/group"
 
 ARBITRARY_USER = "54321:54321"
-"""In no image's user table: hardened hosts choose a number of their own."""
+"""In no image's user table: hardened hosts choose a number of their own (CONTRACT row 11)."""
 
 PORT = 18099
 """Nobody's default: a health check with a port of its own is found out. No network, so it is free."""
@@ -158,7 +158,7 @@ def gather(engine: Engine, reference: str, asked: Variant | None = None) -> Imag
     layers = archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=(VERSION_JSON, PASSWD, GROUP))
     files = archive.merge(layers)
     base_layers, base = _base(engine, image)
-    platform = next((one for one in Platform if one.architecture == image.architecture), None)
+    platform = Platform.of_architecture(image.architecture)
     paths = sorted(
         (path for path, entry in files.items() if _is_server(entry)),
         key=lambda path: (not path.startswith("/app/bin/"), path),

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from base_images import model, smoke_report
 from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Healthcheck, Image
-from base_images.errors import BaseImagesError, EngineError
+from base_images.errors import EngineError, LaunchError
+from base_images.image_facts import ARBITRARY_USER, STOP_SECONDS
 from base_images.model import TensorType
 from base_images.progress import Listener, Progress, silent
 from base_images.smoke import CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
@@ -23,9 +24,6 @@ from base_images.variants import Platform, Variant
 
 READY_TIMEOUT_SECONDS = 60
 """From the start of a container to its first healthy answer; two cores need less than one second."""
-
-STOP_TIMEOUT_SECONDS = 10
-"""CONTRACT row 15."""
 
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 25
@@ -40,9 +38,6 @@ BODHI_PORT = 51837
 TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
 """All of them; the two that are checked thoroughly come first, see `plan`."""
 
-ARBITRARY_USER = "54321:54321"
-"""Numbers that no image knows (CONTRACT row 11)."""
-
 _ENVIRONMENT = {
     # Which backend was loaded is logged from verbosity 4 on (b11312). As a variable it leaves the arguments alone.
     "LLAMA_ARG_LOG_VERBOSITY": "4",
@@ -50,12 +45,6 @@ _ENVIRONMENT = {
     # answer of 0.02 s takes seconds. It does not change what is computed.
     "OMP_WAIT_POLICY": "passive",
 }
-
-
-class LaunchError(BaseImagesError):
-    """A container's server did not come up; `detail` holds the tail of its log."""
-
-    exit_code = 8
 
 
 # --- Ways to start llama-server. ---
@@ -243,7 +232,7 @@ def check_healthcheck(container: Container, healthcheck: Healthcheck | None) -> 
     return f"exit code 0 in {result.seconds:.2f} s"
 
 
-def check_sigterm(container: Container, timeout: float = STOP_TIMEOUT_SECONDS) -> str:
+def check_sigterm(container: Container, timeout: float = STOP_SECONDS) -> str:
     """SIGTERM ends the server with exit code 0 within `timeout` seconds (CONTRACT row 15)."""
     started = time.monotonic()
     container.signal("SIGTERM")
@@ -382,8 +371,8 @@ def _check_server(
 
 
 def _triple(image: Image) -> str:
-    for platform in Platform:
-        if platform.architecture == image.architecture:
-            return platform.triple
-    known = " and ".join(platform.architecture for platform in Platform)
-    raise LaunchError(f"The image is for {image.architecture}: choose one for {known}.")
+    platform = Platform.of_architecture(image.architecture)
+    if platform is None:
+        known = " and ".join(platform.architecture for platform in Platform)
+        raise LaunchError(f"The image is for {image.architecture}: choose one for {known}.")
+    return platform.triple

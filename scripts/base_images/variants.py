@@ -22,6 +22,11 @@ class Platform(Enum):
         self.docker = docker
         self.triple = triple
 
+    @classmethod
+    def of_architecture(cls, architecture: str) -> Platform | None:
+        """Returns the platform of an engine's or an image's architecture, such as `amd64`; None for any other."""
+        return next((platform for platform in cls if platform.architecture == architecture), None)
+
     @property
     def architecture(self) -> str:
         """Docker's and BuildKit's TARGETARCH, such as `amd64`."""

@@ -13,9 +13,9 @@ import pytest
 
 from base_images import launch
 from base_images.engine import ContainerSpec, Engine, Image
-from base_images.errors import EngineError
+from base_images.errors import EngineError, LaunchError
 from base_images.labels import RESOURCE
-from base_images.launch import LaunchError, check_sigterm
+from base_images.launch import check_sigterm
 from base_images.smoke import CheckFailedError
 
 SERVER = "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server"

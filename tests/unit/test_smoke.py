@@ -14,8 +14,7 @@ import requests
 
 from base_images import launch, model, smoke, smoke_report
 from base_images.engine import ContainerState
-from base_images.errors import UsageError
-from base_images.launch import LaunchError
+from base_images.errors import LaunchError, UsageError
 from base_images.model import TensorType
 from base_images.smoke import CheckFailedError, CheckSkippedError
 from base_images.smoke_report import CheckResult, ServerReport, SmokeReport, Status
