@@ -20,6 +20,7 @@ from base_images import build, buildkit, engine, origin, progress, settings, sou
 from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
 from base_images.labels import Label
 from base_images.origin import Origin
+from tests.programs import need
 
 REGISTRY = "registry.example.org/base-images-test"
 HEAD = """\
@@ -278,11 +279,7 @@ def test_an_engine_without_a_bridge_builds_on_the_hosts_network(
 @pytest.fixture
 def podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
     """An engine that answers docker's API and has no BuildKit."""
-    if shutil.which("podman") is None:
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            pytest.skip("an engine without BuildKit needs podman")
-        install = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", "podman"]
-        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+    need("podman")
     # Podman takes no run root of over 50 characters, which pytest's directories have.
     with tempfile.TemporaryDirectory() as directory:
         address = f"unix://{directory}/s"

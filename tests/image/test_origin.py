@@ -23,6 +23,7 @@ from base_images.errors import ImageNotFoundError, SourceError
 from base_images.origin import CERTIFICATES, Bases, Origin, resolve_bases
 from base_images.progress import Progress, silent
 from base_images.source import SourceKind
+from tests.programs import need
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
 NOWHERE = {"web": "127.0.0.1:1/node:24", "build": "127.0.0.1:1/ubuntu:24.04", "runtime": "127.0.0.1:1/ubuntu:24.04"}
@@ -81,8 +82,7 @@ class Registry:
 
 @pytest.fixture
 def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
-    if not shutil.which("docker-registry"):
-        pytest.skip("needs a registry: apt-get install docker-registry")
+    need("docker-registry")
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     registry = Registry(tmp_path, address)

@@ -1,0 +1,21 @@
+"""Programs of the machine that some tests need and the project itself does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+
+def need(program: str) -> None:
+    """Installs the Debian package of the same name where the program is missing, as root; else skips the test."""
+    if shutil.which(program):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip(f"needs {program}: install it")
+    install = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", program]
+    subprocess.run(
+        install, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    )
