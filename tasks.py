@@ -154,6 +154,72 @@ def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool
 @command(
     iterable=["variant"],
     help={
+        "variant": "which recipes; default: every one that there is",
+        "source": "a tree of llama.cpp, with --ref, --from and --to a clone of it; default: the pin",
+        "ref": "compare with this ref of the clone",
+        "from": "the older of two refs of the clone, to see what upstream changed",
+        "to": "the newer one",
+        "json": "print JSON",
+    },
+)
+def check_upstream(
+    _: Context,
+    variant: list[str],
+    source: str = "",
+    ref: str = "",
+    from_: str = "",
+    to: str = "",
+    json: bool = False,
+) -> None:
+    """Compares our recipes with upstream's: exit code 1 on a difference that is not intended."""
+    from base_images import mirror, report
+
+    if bool(from_) != bool(to) or (ref and to):
+        raise UsageError("--from and --to name two refs of upstream and go together, without --ref.")
+    tree = _path(source) or _pinned_tree()
+    if to:
+        changed = mirror.compare_refs(mirror.upstream_texts(tree, from_), mirror.upstream_texts(tree, to), variant)
+        report.print_json(changed.as_dict()) if json else report.print_refs(changed, from_, to)
+        return
+    records = mirror.load_records(ROOT / mirror.DIFFERENCES)
+    result = mirror.check(mirror.upstream_texts(tree, ref), mirror.our_texts(ROOT), records, variant)
+    if json:
+        report.print_json(result.as_dict())
+    else:
+        report.print_mirror(result)
+    if not result.ok:
+        raise Exit(code=1)
+
+
+@command(help={"to": "the tag to move to, such as b11400", "source": "a clone that has it; default: fetched"})
+def bump_upstream(_: Context, to: str, source: str = "") -> None:
+    """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles since."""
+    import tempfile
+
+    from base_images import mirror, report, repository
+
+    pin = settings.load(ROOT).pin
+    if repository.head(repository.open_repository(ROOT)).changes:
+        raise UsageError("The tree has changes: commit or stash them first, a bump is a commit of its own.")
+    clone = _path(source)
+    commit = mirror.tag_commit(str(clone or pin.repository), to)
+    with tempfile.TemporaryDirectory() as directory:
+        if not clone:
+            clone = Path(directory)
+            mirror.fetch_refs(pin.repository, [pin.commit, to], clone)
+        changed = mirror.compare_refs(mirror.upstream_texts(clone, pin.commit), mirror.upstream_texts(clone, to))
+    for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
+        (ROOT / path).write_text(text, encoding="utf-8")
+    report.print_refs(changed, pin.tag, to)
+    report.say(
+        f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "
+        "with its hash, in pyproject.toml, or only git has the source."
+    )
+
+
+@command(
+    iterable=["variant"],
+    help={
         **_SOURCE_HELP,
         "variant": "which image; may be given several times; default: every variant that has a recipe",
         "smoke": "check the built image against the contract, then start it and ask it for the known answer",
@@ -293,6 +359,16 @@ def search_model_seeds(_: Context) -> None:
 
     for found in model.search_seeds():
         report.say(str(found))
+
+
+def _pinned_tree() -> Path:
+    from base_images import report
+    from base_images import source as sources
+
+    with report.Display(report.Mode.QUIET) as display:
+        pin = settings.load(ROOT).pin
+        found = sources.resolve(pin, path=None, origin=_origin("auto"), root=ROOT, listener=display.progress)
+    return found.path
 
 
 def _variants(names: list[str]) -> list[variants.Variant]:

@@ -15,7 +15,10 @@ def need(program: str) -> None:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip(f"needs {program}: install it")
-    install = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", program]
-    subprocess.run(
-        install, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    )
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", program]):
+        subprocess.run(
+            ["apt-get", "--quiet", *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        )

@@ -7,6 +7,7 @@ a command that is not understood is a fact by its own text, and a file that cann
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -15,12 +16,12 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Any
 
-from dockerfile_parse import DockerfileParser
+from dockerfile_parse.parser import DockerfileParser
 
 from base_images.errors import SourceError
 
@@ -81,7 +82,7 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
     """
     said: list[Fact] = []
     installs: list[_Install] = []
-    arguments: dict[str, str] = {}
+    arguments: _Arguments = {}
     stages: list[str] = []
     for instruction, value, line in _instructions(text, name):
         where = f"{name} line {line}"
@@ -94,7 +95,10 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
         else:
             said += _facts(stage, instruction, value, where)
         if instruction == "ARG" and stage == GLOBAL:
-            arguments |= {key: default for key, default in _assignments(value) if default is not None}
+            for key, default in _assignments(value):
+                if default is not None:
+                    expanded, used = _expanded(default, arguments)
+                    arguments[key] = (expanded, used or frozenset({key}))
     said += _install_facts(installs)
     subjects = groupby(sorted(said, key=lambda fact: fact.subject), key=lambda fact: fact.subject)
     return tuple(sorted(_merged(tuple(facts)) for _, facts in subjects))
@@ -102,8 +106,9 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
 
 def _merged(facts: tuple[Fact, ...]) -> Fact:
     values = [value for value, _ in groupby(fact.value for fact in facts)]
-    first = facts[0]
-    return Fact(stage=first.stage, kind=first.kind, name=first.name, value=" then ".join(values))
+    if len(values) == 1:
+        return facts[0]
+    return replace(facts[0], value=" then ".join(value or "no value" for value in values))
 
 
 # Instructions.
@@ -111,7 +116,10 @@ def _merged(facts: tuple[Fact, ...]) -> Fact:
 
 def _instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
     """Yields each instruction with its arguments, continuation lines joined, and its line number."""
-    for entry in DockerfileParser(fileobj=io.BytesIO(text.encode())).structure:
+    # A blank line ends a continued instruction for dockerfile-parse, but not for BuildKit; a comment does for neither.
+    lines = "".join(f"{line if line.strip() else '#'}\n" for line in text.splitlines())
+    parser = DockerfileParser(fileobj=io.BytesIO(lines.encode()))  # type: ignore[no-untyped-call]
+    for entry in parser.structure:
         instruction, value = entry["instruction"], entry["value"].strip()
         line = entry["startline"] + 1
         if instruction == "COMMENT":
@@ -128,21 +136,20 @@ def _stage_name(value: str, number: int) -> str:
     return match[1].lower() if match else str(number)
 
 
-def _base(value: str, arguments: Mapping[str, str]) -> str:
-    """Returns the base image with every ARG replaced, and the ARGs that its text depends on in the end."""
-    used: set[str] = set()
+# The value of each global ARG with those above it replaced, and the ARGs whose text is in it.
+_Arguments = dict[str, tuple[str, frozenset[str]]]
 
-    def replace(match: re.Match[str]) -> str:
-        default = arguments.get(match[1])
-        if default is None:
-            return match[0]
-        if "${" not in default:
-            used.add(match[1])
-        return re.sub(r"\$\{(\w+)\}", replace, default)
 
-    image = re.sub(r"\s+AS\s+\S+$", "", value, flags=re.IGNORECASE)
-    expanded = re.sub(r"\$\{(\w+)\}", replace, _braced(image))
-    return f"{expanded} by {' '.join(sorted(used))}" if used else expanded
+def _expanded(text: str, arguments: _Arguments) -> tuple[str, frozenset[str]]:
+    """Returns `text` with every known ARG replaced, and the ARGs that it depends on in the end."""
+    names = [name for name in re.findall(r"\$\{(\w+)\}", text) if name in arguments]
+    expanded = re.sub(r"\$\{(\w+)\}", lambda match: arguments.get(match[1], (match[0],))[0], text)
+    return expanded, frozenset().union(*(arguments[name][1] for name in names))
+
+
+def _base(value: str, arguments: _Arguments) -> str:
+    image, used = _expanded(_braced(re.sub(r"\s+AS\s+\S+$", "", value, flags=re.IGNORECASE)), arguments)
+    return f"{image} by {' '.join(sorted(used))}" if used else image
 
 
 def _facts(stage: str, instruction: str, value: str, where: str) -> Iterable[Fact]:
@@ -193,7 +200,7 @@ def _copies(stage: str, kind: str, value: str) -> Iterator[Fact]:
     options, rest = _options(value)
     origin = "".join(f"{option.lower()} " for option in options if option.startswith("--from="))
     others = "".join(f" {option}" for option in sorted(options) if not option.startswith("--from="))
-    *sources, target = json.loads(rest) if rest.startswith("[") else _words(rest)
+    *sources, target = _exec_form(rest) or _words(rest)
     for source in sources:
         name = origin + posixpath.normpath(source)
         yield Fact(stage=stage, kind=kind, name=name, value=posixpath.normpath(target) + others)
@@ -226,11 +233,19 @@ def _options(value: str) -> tuple[list[str], str]:
     return [_braced(option) for option in options], rest.strip()
 
 
-def _exec_or_shell(value: str, where: str) -> str:
+def _exec_form(value: str) -> list[str]:
+    """Returns the words of a JSON list; none when the text is the shell form, which may begin with `[` as well."""
     try:
-        return json.dumps(json.loads(value))
+        words = json.loads(value)
     except json.JSONDecodeError:
-        return "; ".join(_shell_text(statement, value.encode()) for statement in _parse_shell(value, where))
+        return []
+    return words if isinstance(words, list) else []
+
+
+def _exec_or_shell(value: str, where: str) -> str:
+    if words := _exec_form(value):
+        return json.dumps(words)
+    return "; ".join(_shell_text(statement, value.encode()) for statement in _parse_shell(value, where))
 
 
 def _assignments(value: str) -> Iterator[tuple[str, str | None]]:
@@ -252,19 +267,22 @@ def _words(value: str) -> Iterator[str]:
     """Yields the words of an instruction as BuildKit's own lexer has them: no globbing, no splitting of variables."""
     word, end = "", 0
     for part in _WORD_PART.finditer(value):
-        if part.start() > end and word:
+        if between := value[end : part.start()]:
+            if not between.isspace():
+                raise SourceError(f"A quote is opened and not closed, or nothing follows a backslash, in {value!r}.")
             yield word
             word = ""
         end = part.end()
         literal = part["single"] if part["single"] is not None else part["escaped"]
         if literal is not None:
             word += literal.replace("$", "\\$")
+        elif part["double"] is not None:
+            word += _braced(re.sub(r'\\(["\\])', r"\1", part["double"]))
         else:
-            text = part["plain"] if part["plain"] is not None else re.sub(r'\\(["\\])', r"\1", part["double"])
-            word += _braced(text)
-        word = word or " "  # an empty pair of quotes is a word
-    if word:
-        yield word
+            word += _braced(part["plain"])
+    if value[end:].strip():
+        raise SourceError(f"A quote is opened and not closed, or nothing follows a backslash, in {value!r}.")
+    yield word
 
 
 def _braced(text: str) -> str:
@@ -297,8 +315,8 @@ def _run(stage: str, value: str, where: str, said: list[Fact], installs: list[_I
     """Adds what a RUN says to `said`, and the packages it installs to `installs`."""
     options, text = _options(value)
     said += [Fact(stage=stage, kind="run option", name=option, value="") for option in options]
-    if text.startswith("["):
-        said.append(Fact(stage=stage, kind="run", name=_exec_or_shell(text, where), value=""))
+    if words := _exec_form(text):
+        said.append(Fact(stage=stage, kind="run", name=json.dumps(words), value=""))
         return
     for command in _commands(_parse_shell(text, where), text.encode(), ()):
         install = _install(stage, command)
@@ -336,7 +354,7 @@ def _install(stage: str, command: _Command) -> _Install | None:
         stage=stage,
         manager=_MANAGERS[words[0]],
         options=tuple(f"{name} {value}".strip() for name, value in options),
-        packages=tuple(others[1:]),
+        packages=tuple(package.strip("'") for package in others[1:]),
         when=command.when,
     )
 
@@ -442,8 +460,7 @@ def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator
         yield _simple(command, source, when + redirections)
     elif kind == "BinaryCmd" and command["Op"] in {"&&", "||"}:
         yield from _statement(command["X"], source, when)
-        first = _slice(command["X"], source).split()[0]
-        after = (f"if {first} fails",) if command["Op"] == "||" else ()
+        after = (f"if `{_last(command['X'], source)}` fails",) if command["Op"] == "||" else ()
         yield from _statement(command["Y"], source, when + after)
     elif kind == "IfClause":
         yield from _if(command, source, when)
@@ -458,6 +475,13 @@ def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator
         yield _Command(words=(_shell_text(statement, source),), variables=(), when=_when(when))
 
 
+def _last(statement: Any, source: bytes) -> str:
+    """Returns the last command of a list."""
+    while (statement.get("Cmd") or {}).get("Type") == "BinaryCmd":
+        statement = statement["Cmd"]["Y"]
+    return _shell_text(statement, source)
+
+
 def _if(clause: Any, source: bytes, when: tuple[str, ...]) -> Iterator[_Command]:
     condition = "; ".join(_shell_text(statement, source) for statement in clause["Cond"])
     yield from _commands(clause["Then"], source, (*when, f"if {condition}"))
@@ -469,14 +493,15 @@ def _if(clause: Any, source: bytes, when: tuple[str, ...]) -> Iterator[_Command]
 
 
 def _simple(command: Any, source: bytes, when: tuple[str, ...]) -> _Command:
-    words = [_word(word, source) for word in command.get("Args", ()) if "Parts" in word]
     assigned = command.get("Assigns", [])
     if command["Type"] == "DeclClause":
-        # `export NAME=VALUE`; an option or a bare name is a word.
-        assigned = [one for one in command["Args"] if one.get("Value")]
-        words = [command["Variant"]["Value"]]
-        if len(assigned) < len(command["Args"]) or words != ["export"]:
-            return _Command(words=(_slice(command, source),), variables=(), when=_when(when))
+        words, assigned = [command["Variant"]["Value"]], command.get("Args", [])
+        plain = words == ["export"] and assigned and all(one.get("Value") for one in assigned)
+    else:
+        words = [_word(word, source) for word in command.get("Args", ())]
+        plain = True
+    if not plain or any({"Append", "Array", "Index"} & one.keys() for one in assigned):
+        return _Command(words=(_slice(command, source),), variables=(), when=_when(when))
     variables = tuple(
         (one["Name"]["Value"], _word(one["Value"], source, splits=False) if one.get("Value") else "")
         for one in assigned
@@ -521,7 +546,7 @@ def _word(word: Any, source: bytes, *, splits: bool = True) -> str:
         source: the text that it was parsed from.
         splits: whether the shell splits and globs it here; it does not in an assignment.
     """
-    units = list(_units(word["Parts"], source, quoted=False))
+    units = list(_units(word.get("Parts", []), source, quoted=False))
     if not splits:
         return "".join(f"\\{text}" if quoted and text in {"$", "`"} else text for text, quoted in units)
     groups: list[list[_Unit]] = [[]]
@@ -534,25 +559,26 @@ def _word(word: Any, source: bytes, *, splits: bool = True) -> str:
 
 
 def _quote(units: list[_Unit]) -> str:
-    """Returns units that need quotes, or do not care, with one pair of quotes around those that need them."""
+    """Returns units that need quotes, or do not care, with one pair of quotes where one of them needs it."""
+    texts = [text for text, _ in units]
     needing = [index for index, (_, quoted) in enumerate(units) if quoted]
     if not needing:
-        return "".join(text for text, _ in units)
-    first, last = needing[0], needing[-1] + 1
-    texts = [text for text, _ in units]
-    inside = texts[first:last]
+        return "".join(texts)
+    # Up to the `=` of an option, so that its name can be read.
+    first = max((index + 1 for index, text in enumerate(texts[: needing[0]]) if text == "="), default=0)
+    inside = texts[first:]
     if any(len(text) > 1 for text in inside) or "'" in inside:
         quoted = '"' + "".join(f"\\{text}" if text in {"$", "`", '"', "\\"} else text for text in inside) + '"'
     else:
         quoted = "'" + "".join(inside) + "'"
-    return "".join(texts[:first]) + quoted + "".join(texts[last:])
+    return "".join(texts[:first]) + quoted
 
 
 def _units(parts: list[Any], source: bytes, *, quoted: bool) -> Iterator[_Unit]:
     for part in parts:
         kind = part["Type"]
         if kind == "SglQuoted" and not part.get("Dollar"):
-            yield from ((character, True) for character in part["Value"])
+            yield from ((character, True) for character in part.get("Value", ""))
         elif kind == "DblQuoted" and not part.get("Dollar"):
             yield from _units(part.get("Parts", []), source, quoted=True)
         elif kind == "Lit":
@@ -573,14 +599,18 @@ def _parse_shell(text: str, where: str) -> list[Any]:
     Raises:
         SourceError: the text is not shell, or shfmt is missing.
     """
+    done = _shfmt(text)
+    if done.returncode:
+        raise SourceError(f"{where}: the shell cannot be parsed: {done.stderr.strip()}.")
+    return list(json.loads(done.stdout).get("Stmts", []))
+
+
+@functools.cache  # the files of all variants have most of their shell in common
+def _shfmt(text: str) -> subprocess.CompletedProcess[str]:
     search = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
     program = shutil.which("shfmt", path=search)
     if not program:
         raise SourceError("shfmt, which parses the shell of Dockerfiles, is missing: install the project's packages.")
-    done = subprocess.run(
+    return subprocess.run(
         [program, "--language-dialect", "bash", "--to-json"], input=text, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise SourceError(f"{where}: the shell cannot be parsed: {done.stderr.strip()}.")
-    statements = json.loads(done.stdout).get("Stmts", [])
-    return list(statements)

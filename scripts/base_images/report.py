@@ -22,12 +22,18 @@ from base_images.progress import Progress
 
 if TYPE_CHECKING:  # both import docker, and most of what is printed needs neither
     from base_images.contract import ContractReport
+    from base_images.mirror import RefsReport
+    from base_images.mirror import Report as MirrorReport
     from base_images.smoke_report import SmokeReport
 
 PLAIN_WIDTH = 160
 """Columns where there is no terminal: logs are read in wide windows."""
 
 STEP_NAME_WIDTH = 100
+LIVE_NAME_WIDTH = 36
+LIVE_NOTE_WIDTH = 20
+"""With the spinner, the bar and the clock these fill 80 columns."""
+
 PLAIN_PERCENT = 10
 """Without a terminal a percentage is worth a line when it grew by this much."""
 
@@ -38,6 +44,14 @@ class Mode(Enum):
     LIVE = "live"
     PLAIN = "plain"
     QUIET = "quiet"
+
+
+_COLOURS = {
+    **dict.fromkeys(("pass", "intended"), "green"),
+    **dict.fromkeys(("fail", "not ported", "not intended"), "bold red"),
+    **dict.fromkeys(("skip", "exception"), "yellow"),
+}
+"""Of the words that say how a check ended."""
 
 
 def mode(*, quiet: bool) -> Mode:
@@ -79,7 +93,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _coloured(cell: str) -> str:
-    colour = {"pass": "green", "fail": "bold red", "skip": "yellow", "exception": "yellow"}.get(cell)
+    colour = _COLOURS.get(cell)
     return f"[{colour}]{cell}[/{colour}]" if colour else escape(cell)
 
 
@@ -92,7 +106,7 @@ class Display:
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
@@ -141,9 +155,10 @@ class Display:
     def _step(self, key: str, name: str, percent: int | None, note: str) -> None:
         if self._how is Mode.LIVE:
             if key not in self._tasks:
-                self._tasks[key] = self._bars.add_task(_short(name), total=None, note="")
+                self._tasks[key] = self._bars.add_task(_short(name, LIVE_NAME_WIDTH), total=None, note="")
             total = None if percent is None else 100
-            self._bars.update(self._tasks[key], note=note[:50], completed=percent, total=total)
+            said = note if percent is None else f"{percent:3d} % {note}"
+            self._bars.update(self._tasks[key], note=_short(said, LIVE_NOTE_WIDTH), completed=percent, total=total)
         elif self._how is Mode.PLAIN:
             previous = self._percent.setdefault(key, 0)
             if percent is not None and percent >= previous + PLAIN_PERCENT:
@@ -159,12 +174,12 @@ class Display:
 
     def _line(self, how: str, name: str) -> None:
         elapsed = time.monotonic() - self._started
-        self._console.print(f"{elapsed:7.1f} s  {how:>9}  {escape(_short(name))}", soft_wrap=True)
+        self._console.print(f"{elapsed:7.1f} s  {how:>9}  {escape(_short(name, STEP_NAME_WIDTH))}", soft_wrap=True)
 
 
-def _short(name: str) -> str:
-    line = " ".join(name.split())
-    return line if len(line) <= STEP_NAME_WIDTH else f"{line[: STEP_NAME_WIDTH - 1]}…"
+def _short(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def megabytes(size: int) -> str:
@@ -196,3 +211,33 @@ def print_smoke(result: SmokeReport) -> None:
         for check in server.checks:
             if check.detail and check.status.value == "fail":
                 say(f"{server.name}, {check.name}:\n{check.detail}")
+
+
+def print_mirror(result: MirrorReport) -> None:
+    """Prints one line per difference, those that somebody has to act on first, and what only one side has."""
+    for comparison in result.comparisons:
+        keys: dict[tuple[str, str], list[str]] = {}
+        for finding in sorted(comparison.findings, key=lambda finding: finding.reason):
+            keys.setdefault((finding.status.value, finding.reason), []).append(finding.difference.key)
+        rows = [(status, "\n".join(same), reason) for (status, reason), same in keys.items()]
+        print_table(f"{comparison.variant}: {comparison.same} facts the same", ["is", "difference", "because"], rows)
+    for record in result.stale:
+        say(f"stale: the record {record.key!r} of {record.variant} matches no difference any more: remove it")
+    for what, names in (
+        ("recipes that upstream has no file for (any more)", result.gone),
+        ("upstream also has", result.upstream_only),
+        ("without a recipe here yet", result.without_recipe),
+    ):
+        if names:
+            say(f"{what}: {', '.join(names)}")
+
+
+def print_refs(result: RefsReport, before: str, after: str) -> None:
+    """Prints what upstream changed in each variant's Dockerfile."""
+    rows = [(variant, one.key) for variant, differences in result.changes.items() for one in differences]
+    rows += [(variant, "new at upstream") for variant in result.appeared]
+    rows += [(variant, "gone at upstream") for variant in result.disappeared]
+    if rows:
+        print_table(f"llama.cpp {before} to {after}", ["variant", "- gone, + new, ! changed"], rows)
+    else:
+        say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")

@@ -1,0 +1,113 @@
+"""Our recipes against the real files of the pin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from base_images import mirror, recipe_facts, settings, source, variants
+from base_images.errors import SourceError
+from base_images.origin import Origin
+from base_images.progress import silent
+from tests.unit.test_mirror import lost_words, unexplained
+
+
+@pytest.fixture(scope="module")
+def tree() -> Path:
+    pin = settings.load().pin
+    return source.resolve(pin, path=None, origin=Origin.AUTO, root=settings.ROOT, listener=silent).path
+
+
+def test_our_recipes_mirror_the_pin(tree: Path) -> None:
+    records = mirror.load_records(settings.ROOT / mirror.DIFFERENCES)
+    report = mirror.check(mirror.upstream_texts(tree), mirror.our_texts(settings.ROOT), records)
+    assert unexplained(report) == []
+    assert report.ok
+    assert "cpu" in [comparison.variant for comparison in report.comparisons]
+    assert report.upstream_only == ("openvino", "s390x", "zendnn")
+
+
+@pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])
+def test_upstreams_files_are_read_without_loss(tree: Path, name: str) -> None:
+    text = mirror.upstream_texts(tree)[name]
+    facts = recipe_facts.read(text, name)
+    assert lost_words(text, facts) == set()
+    assert {"web", "build", "base", "full", "light", "server"} <= {fact.stage for fact in facts}
+    assert [fact for fact in facts if fact.subject == "build: cmake --build build"]
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        (
+            "cuda",
+            (
+                "global: arg CUDA_VERSION = 12.8.1",
+                "build: cmake build -DGGML_CUDA = ON",
+                (
+                    "build: variable CMAKE_ARGS -DCMAKE_CUDA_ARCHITECTURES = ${CUDA_DOCKER_ARCH} "
+                    '[if [ "${CUDA_DOCKER_ARCH}" != default ]]'
+                ),
+            ),
+        ),
+        (
+            "rocm",
+            (
+                'build: cmake build -DAMDGPU_TARGETS = "${ROCM_DOCKER_ARCH}"',
+                "build: cmake environment HIPCXX = $(hipconfig -l)/clang",
+                "base: from = docker.io/rocm/dev-ubuntu-24.04:7.2.1-complete by ROCM_VERSION UBUNTU_VERSION",
+            ),
+        ),
+        ("vulkan", ("build: apt glslc", "base: apt mesa-vulkan-drivers", "build: cmake build -DGGML_VULKAN = ON")),
+        (
+            "musa",
+            (
+                "base: run echo /usr/local/musa/lib = [> /etc/ld.so.conf.d/musa-runtime.conf]",
+                "base: run ldconfig",
+                "build: apt musa-mualg-5-2",
+            ),
+        ),
+        (
+            "intel",
+            (
+                'build: variable OPT_SYCL_F16 -DGGML_SYCL_F16 = ON [if [ "${GGML_SYCL_F16}" = ON ]]',
+                "base: arg COMPUTE_RUNTIME_VERSION = 26.18.38308.1",
+                "build: apt ./level-zero.deb",
+            ),
+        ),
+        (
+            "cann",
+            (
+                "build: cmake build -DSOC_TYPE = ascend${CHIP_TYPE}",
+                "build: yum openssl-devel",
+                "build: run source /usr/local/Ascend/ascend-toolkit/set_env.sh --force",
+            ),
+        ),
+    ],
+)
+def test_what_each_of_the_others_says(tree: Path, name: str, facts: tuple[str, ...]) -> None:
+    said = {str(fact) for fact in recipe_facts.read(mirror.upstream_texts(tree)[name], name)}
+    assert set(facts) <= said
+
+
+@pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])
+def test_every_line_of_upstreams_files_counts(tree: Path, name: str) -> None:
+    """Leaving out any line of a file that is compared is seen, or makes it unreadable."""
+    text = mirror.upstream_texts(tree)[name]
+    whole = mirror.upstream_facts(text, name)
+    lines = text.splitlines()
+    other_program = False
+    unseen = []
+    for number, line in enumerate(lines):
+        if line.upper().startswith("FROM "):
+            other_program = line.endswith((" full", " light"))
+        if not line.strip() or line.strip().startswith("#") or other_program:
+            continue
+        try:
+            without = mirror.upstream_facts("\n".join(lines[:number] + lines[number + 1 :]), name)
+        except SourceError:
+            continue
+        if without == whole:
+            unseen.append(line)
+    assert unseen == []
