@@ -354,11 +354,14 @@ def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -
 
 @command()
 def search_model_seeds(_: Context) -> None:
-    """Searches the seeds of the known-answer models again; they stand in scripts/base_images/model.py."""
+    """Searches the seeds of the known-answer models again; exit code 1 when one is not what model.py has."""
     from base_images import model, report
 
-    for found in model.search_seeds():
-        report.say(str(found))
+    found = list(model.search_seeds())
+    rows = [(one.tensor_type, str(one.seed), str(one.committed), f"{one.margin:.3f} nats") for one in found]
+    report.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
+    if any(one.seed != one.committed for one in found):
+        raise Exit(code=1)
 
 
 def _pinned_tree() -> Path:

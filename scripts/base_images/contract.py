@@ -32,7 +32,6 @@ from base_images.image_facts import (
     ImageFacts,
     Server,
     gather,
-    health_command,
     which,
 )
 from base_images.labels import TOOLKIT_PREFIX, Label
@@ -359,7 +358,7 @@ def _tools(facts: ImageFacts) -> _Verdict:
         findings.append(f"There are no CA certificates: neither {' nor '.join(_CA_CERTIFICATES)} holds any.")
     findings += _entrypoint_findings(facts)
     findings += _health_findings(facts)
-    return _Verdict(f"health check: {' '.join(health_command(facts.image)) or 'none'}", findings)
+    return _Verdict(f"health check: {' '.join(facts.image.healthcheck) or 'none'}", findings)
 
 
 def _contents(facts: ImageFacts) -> _Verdict:
@@ -741,7 +740,7 @@ def _entrypoint_findings(facts: ImageFacts) -> Iterator[str]:
 
 
 def _health_findings(facts: ImageFacts) -> Iterator[str]:
-    command = health_command(facts.image)
+    command = facts.image.healthcheck
     if not command:
         yield "The image has no health check."
         return

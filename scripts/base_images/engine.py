@@ -46,18 +46,7 @@ class EngineInfo:
     version: str
     api_version: str
     architecture: str
-    storage_driver: str
     has_bridge: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Healthcheck:
-    """An image's HEALTHCHECK: the command with its form (`CMD`, `CMD-SHELL` or `NONE`) first; times in seconds."""
-
-    test: tuple[str, ...]
-    interval: float
-    timeout: float
-    start_period: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +55,7 @@ class Image:
 
     Attributes:
         diff_ids: digests of the uncompressed layers, lowest first.
+        healthcheck: the command of its HEALTHCHECK, with the shell where it is of the shell form; empty without one.
         history: the commands that made the image, oldest first.
         size: bytes, as the engine counts them.
     """
@@ -82,7 +72,7 @@ class Image:
     entrypoint: tuple[str, ...]
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    healthcheck: Healthcheck | None
+    healthcheck: tuple[str, ...]
     diff_ids: tuple[str, ...]
     history: tuple[str, ...]
 
@@ -222,11 +212,6 @@ class Engine:
     def __init__(self, client: docker.DockerClient) -> None:
         self._client = client
 
-    @property
-    def address(self) -> str:
-        """Where the engine listens, as docker writes it."""
-        return os.environ.get("DOCKER_HOST") or str(self._client.api.base_url)
-
     def close(self) -> None:
         """Closes the connection; a command's end does it too."""
         self._client.close()
@@ -235,7 +220,6 @@ class Engine:
         """Returns what the engine says of itself."""
         with _engine_errors("ask the engine for its version"):
             version = self._client.version()
-            info = self._client.info()
             bridge = self._client.networks.list(names=["^bridge$"])
         names = [component["Name"] for component in version.get("Components", [])]
         return EngineInfo(
@@ -243,7 +227,6 @@ class Engine:
             version=version["Version"],
             api_version=version["ApiVersion"],
             architecture=version["Arch"],
-            storage_driver=info["Driver"],
             has_bridge=bool(bridge),
         )
 
@@ -635,16 +618,13 @@ def _image(image: Any, history: Sequence[Mapping[str, Any]]) -> Image:
     )
 
 
-def _healthcheck(raw: Mapping[str, Any] | None) -> Healthcheck | None:
-    if not raw or not raw.get("Test"):
-        return None
-    second = 1_000_000_000
-    return Healthcheck(
-        test=tuple(raw["Test"]),
-        interval=raw.get("Interval", 0) / second,
-        timeout=raw.get("Timeout", 0) / second,
-        start_period=raw.get("StartPeriod", 0) / second,
-    )
+def _healthcheck(raw: Mapping[str, Any] | None) -> tuple[str, ...]:
+    match (raw or {}).get("Test") or ():
+        case ["CMD", *words]:
+            return tuple(words)
+        case ["CMD-SHELL", script]:
+            return ("/bin/sh", "-c", script)
+    return ()
 
 
 def _text(raw: bytes) -> str:

@@ -205,14 +205,6 @@ def which(files: Mapping[str, Entry], command: str, search: str) -> Entry | None
     return next((entry for entry in found if entry is not None and entry.kind is Kind.FILE), None)
 
 
-def health_command(image: Image) -> tuple[str, ...]:
-    """Returns the health check as a command; empty when the image has none."""
-    test = image.healthcheck.test if image.healthcheck else ()
-    if test[:1] == ("CMD-SHELL",):
-        return ("/bin/sh", "-c", *test[1:])
-    return test[1:] if test[:1] == ("CMD",) else ()
-
-
 def _is_server(entry: Entry) -> bool:
     return entry.kind is Kind.FILE and posixpath.basename(entry.path) == "llama-server"
 
@@ -266,7 +258,7 @@ def _ask_shell(
             def ask(*command: str) -> ProbeResult:
                 return container.execute(_bounded(files, image, command))
 
-            health = health_command(image)
+            health = image.healthcheck
             shell = Shell(
                 runs=ask("sh", "-c", "true"),
                 version_json=ask("cat", VERSION_JSON),
@@ -302,7 +294,7 @@ def _server_spec(image: Image, path: str, *arguments: str) -> ContainerSpec:
 
 def _start(engine: Engine, image: Image, files: Mapping[str, Entry], path: str) -> Start:
     spec = _server_spec(image, path, "--host", "127.0.0.1", "--port", str(PORT), "-lv", "5")
-    health = health_command(image)
+    health = image.healthcheck
     with engine.container(spec) as container:
         try:
             container.start()

@@ -32,7 +32,6 @@ class Settings:
 
     registry: str
     url: str
-    release_branch: str
     pin: Pin
 
 
@@ -49,7 +48,6 @@ def load(root: Path = ROOT) -> Settings:
         return Settings(
             registry=os.environ.get(REGISTRY_VARIABLE) or table["registry"],
             url=table["url"],
-            release_branch=table["release-branch"],
             pin=Pin(
                 repository=pin["repository"],
                 tag=pin["tag"],

@@ -86,7 +86,7 @@ def prepare(connected: engine.Engine, root: Path, tree: Path) -> build.Prepared:
     return build.prepare(
         connected,
         CPU,
-        settings=settings.Settings(registry=REGISTRY, url="u", release_branch="main", pin=settings.load().pin),
+        settings=settings.Settings(registry=REGISTRY, url="u", pin=settings.load().pin),
         root=root,
         source_path=tree,
         wanted=Origin.PACKAGES,

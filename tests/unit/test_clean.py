@@ -22,7 +22,7 @@ OURS = Image(
     entrypoint=(),
     command=(),
     environment={},
-    healthcheck=None,
+    healthcheck=(),
     diff_ids=(),
     history=("FROM", 'ENTRYPOINT ["/usr/local/bin/llama-entrypoint"]'),
 )

@@ -11,7 +11,7 @@ import pytest
 from base_images import archive, contract
 from base_images.archive import Elf, Entry, Kind
 from base_images.contract import RowResult, Status
-from base_images.engine import Healthcheck, Image, ProbeResult
+from base_images.engine import Image, ProbeResult
 from base_images.image_facts import ImageFacts, Server, Shell, Start
 from base_images.labels import Label
 from base_images.variants import Platform, find
@@ -129,7 +129,7 @@ IMAGE = Image(
     entrypoint=("/usr/local/bin/llama-entrypoint",),
     command=(),
     environment={"PATH": "/usr/local/bin:/usr/bin"},
-    healthcheck=Healthcheck(test=("CMD", HEALTH), interval=10, timeout=5, start_period=0),
+    healthcheck=(HEALTH,),
     diff_ids=(),
     history=(),
 )
@@ -321,7 +321,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (8, "entrypoint's program .* is not in", lambda: without("/usr/local/bin/llama-entrypoint")),
     (8, "health check's program .* is not in", lambda: without(HEALTH)),
     (8, "health check's program .* cannot be executed", lambda: changing(HEALTH, mode=0o644)),
-    (8, "has no health check", lambda: image(healthcheck=None)),
+    (8, "has no health check", lambda: image(healthcheck=())),
     (8, "does not follow", lambda: started(health=result("connection refused", 1))),
     (8, "first process is not llama-server", lambda: shell(health=result("", 1))),
     (9, "Another program of llama.cpp in the image: /usr/bin/llama-cli", lambda: adding(elf("/usr/bin/llama-cli"))),
@@ -381,7 +381,7 @@ def test_a_defect_fails_its_row_with_its_reason(number: int, reason: str, defect
 
 
 STATIC = Elf(machine="EM_X86_64", program=False, dynamic=False, needed=(), runpath=None, rpath=None)
-SHELL_FORM = Healthcheck(test=("CMD-SHELL", "curl -f localhost || exit 1"), interval=10, timeout=5, start_period=0)
+SHELL_FORM = ("/bin/sh", "-c", "curl -f localhost || exit 1")
 
 HARMLESS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (2, "a static file has no RUNPATH", lambda: adding(replace(elf(f"{HOME}/static"), elf=STATIC))),
@@ -530,7 +530,7 @@ def test_an_image_of_nothing_has_all_rows_too() -> None:
         servers=(),
         shell=None,
         shell_error="no sleep",
-        image=replace(IMAGE, labels={}, user="", working_directory="/", entrypoint=(), healthcheck=None),
+        image=replace(IMAGE, labels={}, user="", working_directory="/", entrypoint=(), healthcheck=()),
     )
     rows = contract.judge(empty)
     assert [row.number for row in rows] == list(range(1, 18))

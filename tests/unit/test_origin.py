@@ -28,7 +28,7 @@ def image(*repo_digests: str) -> Image:
         entrypoint=(),
         command=(),
         environment={},
-        healthcheck=None,
+        healthcheck=(),
         diff_ids=(),
         history=(),
     )
