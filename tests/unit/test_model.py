@@ -221,7 +221,7 @@ def test_without_quantisation_one_wrong_sign_is_enough(tensor_type: TensorType, 
     # Of the vocabulary's rows, one that is surely read: the last token of the prompt, the first of the answer.
     row = {"token_embd": expected.prompt_tokens[-1], "output": expected.steps[0].token}.get(name)
     part = damaged.reshape(-1) if row is None else damaged[row]
-    part[np.abs(part).argmax()] *= -1
+    part[int(np.argmax(np.abs(part)))] *= -1
     verdict = judge(expected, {**weights, name: damaged})
     assert not verdict.ok, verdict.reason
 
