@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import nox
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from base_images import versions  # noqa: E402
+from base_images.variants import VARIANTS, Variant  # noqa: E402
 
 # One locked environment for everything (scripts/bootstrap.sh): no session resolves packages of its own.
 nox.options.default_venv_backend = "none"
@@ -28,6 +37,22 @@ def image_cpu(session: nox.Session) -> None:
     """Builds the cpu image on the engine and tests it there, planted defects included."""
     session.run("invoke", "build-local", "--variant", "cpu")
     session.run("pytest", "tests/image", *session.posargs)
+
+
+def add_image_session(variant: Variant) -> None:
+    """Adds the session that builds and checks another variant's image; it takes too long to run by default."""
+
+    def build_and_check(session: nox.Session) -> None:
+        session.run("invoke", "build-local", "--variant", variant.name, *session.posargs)
+        session.run("invoke", "check-image", versions.local_reference(variant.name))
+
+    build_and_check.__doc__ = f"Builds the {variant.name} image on the engine and checks it against the contract."
+    nox.session(name=f"image-{variant.name}")(build_and_check)
+
+
+for variant in VARIANTS:
+    if variant.name != "cpu" and (ROOT / variant.dockerfile).exists():
+        add_image_session(variant)
 
 
 @nox.session(name="smoke-cpu")
