@@ -18,33 +18,38 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "unit", "image-cpu", "smoke-cpu"]
 
 
+def run(session: nox.Session, *command: str) -> None:
+    """Runs a Python program of the environment that nox is in, whether or not it is on the PATH."""
+    session.run(sys.executable, "-m", *command)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and types."""
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
+    run(session, "mypy")
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
     """Tests that need no engine and no network; seconds."""
-    session.run("pytest", "tests/unit", *session.posargs)
+    run(session, "pytest", "tests/unit", *session.posargs)
 
 
 @nox.session(name="image-cpu")
 def image_cpu(session: nox.Session) -> None:
     """Builds the cpu image on the engine and tests it there, planted defects included."""
-    session.run("invoke", "build-local", "--variant", "cpu")
-    session.run("pytest", "tests/image", *session.posargs)
+    run(session, "invoke", "build-local", "--variant", "cpu")
+    run(session, "pytest", "tests/image", *session.posargs)
 
 
 def add_image_session(variant: Variant) -> None:
     """Adds the session that builds and checks another variant's image; it takes too long to run by default."""
 
     def build_and_check(session: nox.Session) -> None:
-        session.run("invoke", "build-local", "--variant", variant.name, *session.posargs)
-        session.run("invoke", "check-image", versions.local_reference(variant.name))
+        run(session, "invoke", "build-local", "--variant", variant.name, *session.posargs)
+        run(session, "invoke", "check-image", versions.local_reference(variant.name))
 
     build_and_check.__doc__ = f"Builds the {variant.name} image on the engine and checks it against the contract."
     nox.session(name=f"image-{variant.name}")(build_and_check)
@@ -58,4 +63,4 @@ for variant in VARIANTS:
 @nox.session(name="smoke-cpu")
 def smoke_cpu(session: nox.Session) -> None:
     """Starts llama-server in the local cpu image and asks it for the known answer."""
-    session.run("pytest", "tests/smoke", *session.posargs)
+    run(session, "pytest", "tests/smoke", *session.posargs)
