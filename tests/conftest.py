@@ -7,15 +7,23 @@ from collections.abc import Iterator
 import pytest
 
 from base_images import engine as engines
+from base_images import versions
+from base_images.errors import BaseImagesError
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[engines.Engine]:
-    connected = engines.connect()
+    try:
+        connected = engines.connect()
+    except BaseImagesError as error:
+        pytest.exit(str(error), error.exit_code)
     yield connected
     connected.close()
 
 
 @pytest.fixture(scope="session")
 def cpu_image(engine: engines.Engine) -> engines.Image:
-    return engine.image("llama-cpp-cpu:local")
+    try:
+        return engine.image(versions.local_reference("cpu"))
+    except BaseImagesError as error:
+        pytest.exit(str(error), error.exit_code)
