@@ -161,7 +161,8 @@ class Display:
             self._bars.update(self._tasks[key], note=_short(said, LIVE_NOTE_WIDTH), completed=percent, total=total)
         elif self._how is Mode.PLAIN:
             previous = self._percent.setdefault(key, 0)
-            if percent is not None and percent >= previous + PLAIN_PERCENT:
+            # It falls where a CMake project inside the project had its own count, as Vulkan's shader compiler has.
+            if percent is not None and (percent >= previous + PLAIN_PERCENT or percent < previous):
                 self._percent[key] = percent
                 self._line(f"{percent:3d} %", name)
 
