@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -23,6 +24,9 @@ from base_images.errors import BaseImagesError, UsageError  # noqa: E402
 # docker, git, rich and the network are imported inside the tasks: `invoke --list` and completion must answer at once.
 
 RECORD_DIRECTORY = "build/smoke"
+
+_MACHINE_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+"""A full disk, or a place that may not be written: a person's to mend, wherever it happens."""
 
 INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended, as shells have it."""
@@ -49,6 +53,11 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
             except BrokenPipeError as error:
                 sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader, such as `head`, is gone
                 raise Exit(code=0) from error
+            except OSError as error:
+                if error.errno not in _MACHINE_REFUSES:
+                    raise
+                where = f"{error.filename}: " if error.filename else ""
+                raise Exit(f"error: {where}{error.strerror}: mend that and run the same command again.", 1) from error
 
         return task(*arguments, **options)(run)
 
