@@ -64,6 +64,7 @@ make_engine() {
     [ "$answer" -eq 1 ] || die "$said"
     installer || die "$said"
     command -v dockerd >/dev/null || install docker.io iptables
+    command -v docker >/dev/null || install docker-cli # a package of its own since Debian 13
     say "starting the container engine"
     if [ -d /run/systemd/system ]; then
         systemctl start docker >&2
