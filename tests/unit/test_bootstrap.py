@@ -42,7 +42,8 @@ def test_nothing_to_run() -> None:
 def test_an_engine_that_somebody_chose_is_not_replaced() -> None:
     done = bootstrap("invoke", "--list", DOCKER_HOST="unix:///nowhere/docker.sock")
     assert done.returncode == 3
-    assert done.stderr.strip() == (
+    # Where the lock file has changed, it says before that it makes the environment anew.
+    assert done.stderr.strip().splitlines()[-1] == (
         "bootstrap: No container engine answers at unix:///nowhere/docker.sock: start it, or choose another with "
         "DOCKER_HOST or `docker context`."
     )
