@@ -252,15 +252,7 @@ def build_local(
     how = report.mode(quiet=quiet)
     for one in chosen:
         with report.Display(how) as display:
-            prepared = build.prepare(
-                connected,
-                one,
-                settings=settings.load(ROOT),
-                root=ROOT,
-                source_path=_path(source),
-                wanted=where,
-                listener=display.progress,
-            )
+            prepared = _prepare(connected, one, source, where, display)
             for notice in prepared.notices:
                 display.notice(notice)
             built = build.build(connected, prepared, root=ROOT, on_event=display.event)
@@ -275,24 +267,13 @@ def plan(_: Context, variant: list[str], source: str = "", origin: str = "auto",
     """What would be built; `--format command` is a docker command that builds the same by hand."""
     import dataclasses
 
-    from base_images import build, engine, plan, report
+    from base_images import engine, plan, report
 
     if format not in ("table", "json", "command"):
         raise UsageError(f"There is no format {format!r}: choose table, json or command.")
     connected = engine.connect()
     with report.Display(report.Mode.QUIET) as display:
-        plans = [
-            build.prepare(
-                connected,
-                one,
-                settings=settings.load(ROOT),
-                root=ROOT,
-                source_path=_path(source),
-                wanted=_origin(origin),
-                listener=display.progress,
-            ).plan
-            for one in _variants(variant)
-        ]
+        plans = [_prepare(connected, one, source, _origin(origin), display).plan for one in _variants(variant)]
     if format == "json":
         report.print_json([dataclasses.asdict(one) for one in plans])
     for one in plans:
@@ -356,7 +337,7 @@ def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -
     cleaned = clean.apply(connected, planned)
     for reference, why in cleaned.failed:
         report.say(f"kept {reference}: {why}")
-    report.say(f"removed {len(cleaned.removed)} references, freed {report.megabytes(cleaned.freed)}")
+    report.say(f"removed {len(cleaned.removed)} references, freed {variants.megabytes(cleaned.freed)}")
     if cleaned.failed:
         raise Exit(code=1)
 
@@ -387,6 +368,20 @@ def _variants(names: list[str]) -> list[variants.Variant]:
     if names:
         return [variants.find(name) for name in names]
     return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
+
+
+def _prepare(connected: Any, variant: variants.Variant, source: str, origin: Any, display: Any) -> Any:
+    from base_images import build
+
+    return build.prepare(
+        connected,
+        variant,
+        settings=settings.load(ROOT),
+        root=ROOT,
+        source_path=_path(source),
+        wanted=origin,
+        listener=display.progress,
+    )
 
 
 def _path(text: str) -> Path | None:

@@ -35,7 +35,7 @@ from base_images.image_facts import (
     which,
 )
 from base_images.labels import TOOLKIT_PREFIX, Label
-from base_images.variants import MEGABYTE, Platform, Variant
+from base_images.variants import Platform, Variant, megabytes
 
 LLAMA_USER = "llama"
 LLAMA_ID = 10001
@@ -464,7 +464,7 @@ def _stored_once(facts: ImageFacts) -> _Verdict:
             entries = list(same.values())
             wasted += sum(entry.size for entry in entries[1:])
             findings.append(f"One content is stored {len(entries)} times: {_some([entry.path for entry in entries])}.")
-    return _Verdict(f"{len(facts.layers)} layers, {_megabytes(wasted)} stored again", findings)
+    return _Verdict(f"{len(facts.layers)} layers, {megabytes(wasted)} stored again", findings)
 
 
 def _portable(facts: ImageFacts) -> _Verdict:
@@ -554,13 +554,13 @@ def _glibc(facts: ImageFacts) -> _Verdict:
 
 def _size(facts: ImageFacts) -> _Verdict:
     added = sum(entry.stored for layer in facts.layers[facts.base_layers :] for entry in layer)
-    seen = f"{_megabytes(added)} over its base; {facts.base}"
+    seen = f"{megabytes(added)} over its base; {facts.base}"
     if facts.variant is None or facts.variant.size_budget is None:
         return _Verdict(f"{seen}; no budget yet", status=Status.NOT_APPLICABLE)
     budget = facts.variant.size_budget
     if added <= budget:
-        return _Verdict(f"{seen}; budget {_megabytes(budget)}")
-    return _Verdict(seen, [f"The image adds {_megabytes(added)} to its base, over the budget of {_megabytes(budget)}."])
+        return _Verdict(f"{seen}; budget {megabytes(budget)}")
+    return _Verdict(seen, [f"The image adds {megabytes(added)} to its base, over the budget of {megabytes(budget)}."])
 
 
 _ROWS: tuple[tuple[str, Callable[[ImageFacts], _Verdict]], ...] = (
@@ -794,7 +794,3 @@ def _last_line(result: ProbeResult) -> str:
 def _last(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1].strip() if lines else "it said nothing."
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / MEGABYTE:.1f} MB"

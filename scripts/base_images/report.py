@@ -183,11 +183,6 @@ def _short(text: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def megabytes(size: int) -> str:
-    """Returns a size in bytes as a person reads it, such as `42.1 MB` (1 MB is 1,000,000 bytes)."""
-    return f"{size / 1e6:.1f} MB"
-
-
 def print_pairs(pairs: Mapping[str, str]) -> None:
     """Prints names and values in two columns."""
     table = Table.grid(padding=(0, 2))

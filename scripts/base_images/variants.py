@@ -97,12 +97,17 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
+def megabytes(size: int) -> str:
+    """Returns a size in bytes as a person reads it, such as `42.1 MB` (1 MB is 1,000,000 bytes)."""
+    return f"{size / MEGABYTE:.1f} MB"
+
+
 def markdown_table(registry: str) -> str:
     """Returns the README's table of images, one row per variant; what is not proven yet says so."""
     rows = [("variant", "platforms", "registry tags", "adds to its base", "proven"), ("---",) * 5]
     for variant in VARIANTS:
         platforms = ", ".join(platform.docker for platform in variant.platforms)
-        size = f"{variant.size_measured / MEGABYTE:.1f} MB" if variant.size_measured else "not measured yet"
+        size = megabytes(variant.size_measured) if variant.size_measured else "not measured yet"
         tags = f"`{registry}:latest-{variant.name}`, `{variant.name}-<version>`"
         rows.append((variant.title, platforms, tags, size, variant.proven or "not yet"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

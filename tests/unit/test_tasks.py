@@ -46,13 +46,14 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize("arguments", [("--list",), ("check-version",), ("check-base-images-version",)])
 def test_the_quick_commands_take_less_than_half_a_second(arguments: tuple[str, ...]) -> None:
-    # On an idle machine the clock on the wall is what counts; on a busy one the processor's time says the same.
+    # What counts is the clock on the wall; where other work keeps the machine busy, only the processor's time can tell.
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     seconds = []
     for _ in range(5):
         wall, processor = time.monotonic(), processor_seconds()
         done = invoke(*arguments, environment=NO_ENGINE)
         waited = time.monotonic() - wall
-        seconds.append(min(waited, processor_seconds() - processor))
+        seconds.append(processor_seconds() - processor if busy else waited)
         assert done.returncode == 0, done.stderr
         assert waited < 5, "it waited for something"
     assert statistics.median(seconds) < 0.5
