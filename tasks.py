@@ -68,6 +68,10 @@ _SOURCE_HELP = {
     "source": "llama.cpp's source tree; default: LLAMA_CPP_DIR, else the pin, fetched into llama.cpp/",
     "origin": "where base images and source come from: auto, registries or packages",
 }
+_BUILD_HELP = {
+    **_SOURCE_HELP,
+    "arch": "compile the backend for this device architecture alone, such as 90 or gfx1100; may be given several times",
+}
 
 
 @command(aliases=["check-base-images-version"], help={"json": "print JSON"})
@@ -144,18 +148,9 @@ def show_git_info(_: Context, json: bool = False) -> None:
 def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool = False) -> None:
     """Puts llama.cpp's pinned source into llama.cpp/, or looks at the tree of --source."""
     from base_images import report
-    from base_images import source as sources
 
     with report.Display(report.mode(quiet=quiet)) as display:
-        found = sources.resolve(
-            settings.load(ROOT).pin,
-            path=_path(source),
-            origin=_origin(origin),
-            root=ROOT,
-            listener=display.progress,
-        )
-        for notice in found.notices:
-            display.notice(notice)
+        found = _source(source, _origin(origin), display)
     dirty = ", with changes" if found.dirty else ""
     report.say(f"llama.cpp {found.tag} ({found.commit[:9]}{dirty}) is in {found.path}")
 
@@ -227,10 +222,10 @@ def bump_upstream(_: Context, to: str, source: str = "") -> None:
 
 
 @command(
-    iterable=["variant"],
+    iterable=["variant", "arch"],
     help={
-        **_SOURCE_HELP,
-        "variant": "which image; may be given several times; default: every variant that has a recipe",
+        **_BUILD_HELP,
+        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
         "smoke": "check the built image against the contract, then start it and ask it for the known answer",
         "quiet": "say nothing but the result",
     },
@@ -238,21 +233,27 @@ def bump_upstream(_: Context, to: str, source: str = "") -> None:
 def build_local(
     _: Context,
     variant: list[str],
+    arch: list[str],
     source: str = "",
     origin: str = "auto",
     smoke: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Builds images on the local engine with this commit's version."""
-    from base_images import build, engine, report
+    """Builds images on the local engine with this commit's version; exit code 1 names those that failed."""
+    from base_images import build, engine, report, toolkit
 
-    chosen = _variants(variant)
     where = _origin(origin)
+    for one in map(variants.find, variant):
+        toolkit.architecture_argument(one, arch)
     connected = engine.connect()
+    platform = build.engine_platform(connected)
     how = report.mode(quiet=quiet)
-    for one in chosen:
+    with report.Display(how) as display:
+        found = _source(source, where, display)
+
+    def build_one(one: variants.Variant) -> None:
         with report.Display(how) as display:
-            prepared = _prepare(connected, one, source, where, display)
+            prepared = _prepare(connected, one, found, where, display, arch)
             for notice in prepared.notices:
                 display.notice(notice)
             built = build.build(connected, prepared, root=ROOT, on_event=display.event)
@@ -261,9 +262,21 @@ def build_local(
             _check(connected, built.image_id, one, json=False)
             _smoke(connected, built.image_id, one, json=False, record=ROOT / RECORD_DIRECTORY)
 
+    _each([one for one in _variants(variant) if variant or platform in one.platforms], build_one)
 
-@command(iterable=["variant"], help={**_SOURCE_HELP, "variant": "which image", "format": "table, json or command"})
-def plan(_: Context, variant: list[str], source: str = "", origin: str = "auto", format: str = "table") -> None:  # noqa: A002
+
+@command(
+    iterable=["variant", "arch"],
+    help={**_BUILD_HELP, "variant": "which image; default: all of them", "format": "table, json or command"},
+)
+def plan(
+    _: Context,
+    variant: list[str],
+    arch: list[str],
+    source: str = "",
+    origin: str = "auto",
+    format: str = "table",  # noqa: A002
+) -> None:
     """What would be built; `--format command` is a docker command that builds the same by hand."""
     import dataclasses
 
@@ -271,9 +284,11 @@ def plan(_: Context, variant: list[str], source: str = "", origin: str = "auto",
 
     if format not in ("table", "json", "command"):
         raise UsageError(f"There is no format {format!r}: choose table, json or command.")
+    where = _origin(origin)
     connected = engine.connect()
     with report.Display(report.Mode.QUIET) as display:
-        plans = [_prepare(connected, one, source, _origin(origin), display).plan for one in _variants(variant)]
+        found = _source(source, where, display)
+        plans = [_prepare(connected, one, found, where, display, arch).plan for one in _variants(variant)]
     if format == "json":
         report.print_json([dataclasses.asdict(one) for one in plans])
     for one in plans:
@@ -356,12 +371,41 @@ def search_model_seeds(_: Context) -> None:
 
 def _pinned_tree() -> Path:
     from base_images import report
-    from base_images import source as sources
 
     with report.Display(report.Mode.QUIET) as display:
-        pin = settings.load(ROOT).pin
-        found = sources.resolve(pin, path=None, origin=_origin("auto"), root=ROOT, listener=display.progress)
-    return found.path
+        tree: Path = _source("", _origin("auto"), display).path
+    return tree
+
+
+def _source(source: str, origin: Any, display: Any) -> Any:
+    from base_images import source as sources
+
+    found = sources.resolve(
+        settings.load(ROOT).pin, path=_path(source), origin=origin, root=ROOT, listener=display.progress
+    )
+    for notice in found.notices:
+        display.notice(notice)
+    return found
+
+
+def _each(chosen: list[variants.Variant], action: Callable[[variants.Variant], None]) -> None:
+    """Acts on every variant, whether or not another one fails, and names those that did."""
+    from base_images import report
+
+    if len(chosen) == 1:
+        action(chosen[0])
+        return
+    failed = []
+    for one in chosen:
+        try:
+            action(one)
+        except (BaseImagesError, Exit) as error:
+            failed.append(one.name)
+            if isinstance(error, BaseImagesError):
+                report.complain(f"{one.name}: {report.failure(error)}")
+    if failed:
+        done = ", ".join(one.name for one in chosen if one.name not in failed) or "none"
+        raise Exit(f"error: failed: {', '.join(failed)} (see above); done: {done}.", 1)
 
 
 def _variants(names: list[str]) -> list[variants.Variant]:
@@ -370,7 +414,7 @@ def _variants(names: list[str]) -> list[variants.Variant]:
     return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
 
 
-def _prepare(connected: Any, variant: variants.Variant, source: str, origin: Any, display: Any) -> Any:
+def _prepare(connected: Any, variant: variants.Variant, found: Any, origin: Any, display: Any, arch: list[str]) -> Any:
     from base_images import build
 
     return build.prepare(
@@ -378,9 +422,10 @@ def _prepare(connected: Any, variant: variants.Variant, source: str, origin: Any
         variant,
         settings=settings.load(ROOT),
         root=ROOT,
-        source_path=_path(source),
+        source=found,
         wanted=origin,
         listener=display.progress,
+        architectures=arch,
     )
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from base_images import buildkit, context, origin, recipe, repository, source
-from base_images.engine import Engine
-from base_images.errors import EngineError, UsageError
+from base_images import buildkit, context, origin, recipe, repository, toolkit
+from base_images.engine import ContainerSpec, Engine
+from base_images.errors import EngineError, SourceError, UsageError
 from base_images.origin import Origin
-from base_images.plan import BuildPlan, build_plan
+from base_images.plan import BuildPlan, build_plan, require_platform
 from base_images.progress import Listener
 from base_images.settings import Settings
+from base_images.source import Source
 from base_images.variants import Platform, Variant
 
 
@@ -42,32 +43,61 @@ def prepare(
     *,
     settings: Settings,
     root: Path,
-    source_path: Path | None,
+    source: Source,
     wanted: Origin,
     listener: Listener,
+    architectures: Sequence[str] = (),
 ) -> Prepared:
-    """Gets llama.cpp's source and the base images, and returns the plan made of them.
+    """Gets the base images, and returns the plan made of them and of llama.cpp's source.
+
+    `architectures` is what to compile the backend for, as `--arch` has it; none means the recipe's own.
 
     Raises:
-        UsageError: the variant has no recipe, or not for this engine's platform.
+        UsageError: the variant has no recipe, or not for this engine's platform, or not for an architecture.
         EngineError: the engine has no BuildKit.
-        SourceError: the source or a base image cannot be had.
+        SourceError: a base image cannot be had.
         RepositoryError: this checkout has no version.
     """
     if not (root / variant.dockerfile).exists():
         raise UsageError(f"There is no recipe for {variant.name} yet: {variant.dockerfile} does not exist.")
+    narrowed = toolkit.architecture_argument(variant, architectures)
     engine.require_buildkit()
     head = repository.head(repository.open_repository(root))
     platform = engine_platform(engine)
-    found = source.resolve(settings.pin, path=source_path, origin=wanted, root=root, listener=listener)
+    require_platform(variant, platform)  # before anything large is fetched
+    path = root / variant.dockerfile
+    # An architecture can be part of a base image's name.
     bases = origin.resolve_bases(
-        engine, recipe.base_references(root / variant.dockerfile), origin=wanted, listener=listener
+        engine, variant, recipe.base_references(path, narrowed), origin=wanted, listener=listener
     )
-    return Prepared(
-        plan=build_plan(variant, platform=platform, settings=settings, head=head, source=found, bases=bases),
-        source=found.path,
-        notices=(*found.notices, *bases.notices),
+    if narrowed:
+        _require_architectures(engine, variant, narrowed, bases.build.reference)
+    plan = build_plan(
+        variant,
+        platform=platform,
+        settings=settings,
+        head=head,
+        source=source,
+        bases=bases,
+        recipe_arguments=recipe.global_arguments(path, {**bases.arguments, **narrowed}),
+        narrowed=bool(narrowed),
     )
+    return Prepared(plan=plan, source=source.path, notices=bases.notices)
+
+
+def _require_architectures(engine: Engine, variant: Variant, narrowed: Mapping[str, str], build_base: str) -> None:
+    """Asks the toolkit in the build base, where it can be asked."""
+    architectures = variant.architectures
+    if architectures is None or not architectures.listing:
+        return
+    answer = engine.probe(ContainerSpec(image=build_base, entrypoint=architectures.listing))
+    known = toolkit.listed(architectures, answer.output)
+    if not known:
+        raise SourceError(
+            f"The toolkit in {build_base} does not say which device architectures it knows: "
+            f"`{' '.join(architectures.listing)}` printed {answer.output.strip()!r}."
+        )
+    toolkit.require_known(variant.name, architectures, narrowed[architectures.argument].split(";"), known)
 
 
 def engine_platform(engine: Engine) -> Platform:

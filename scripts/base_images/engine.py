@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import tarfile
 import threading
@@ -22,6 +23,7 @@ from typing import IO, Any
 
 import docker
 import docker.errors
+import docker.types
 import docker.utils.build
 import requests
 from docker.context.config import get_current_context_name
@@ -89,6 +91,11 @@ class ContainerSpec:
         tmpfs: directory to mount options, such as {"/tmp": "exec,mode=1777"}.
         volumes: volume name to directory.
         publish: a TCP port, published on 127.0.0.1 at a port that the engine chooses; None: no network at all.
+        devices: device nodes of the engine's host, or directories of them.
+        groups: numbers of groups that the first process joins.
+        gpus: whether the engine passes all GPUs, as `docker run --gpus all` has it.
+        runtime: the container runtime; empty for the engine's default.
+        mounts: files or directories of the engine's host, mounted read-only at the same path.
         resource: what the container is for, the value of its `bodhi.resource` label.
     """
 
@@ -101,6 +108,11 @@ class ContainerSpec:
     tmpfs: Mapping[str, str] = field(default_factory=dict)
     volumes: Mapping[str, str] = field(default_factory=dict)
     publish: int | None = None
+    devices: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    gpus: bool = False
+    runtime: str = ""
+    mounts: tuple[str, ...] = ()
     read_only: bool = True
     resource: str = "probe"
 
@@ -229,6 +241,11 @@ class Engine:
             architecture=version["Arch"],
             has_bridge=bool(bridge),
         )
+
+    def runtimes(self) -> frozenset[str]:
+        """Returns the names of the container runtimes that the engine knows."""
+        with _engine_errors("ask the engine for its runtimes"):
+            return frozenset(self._client.info()["Runtimes"])
 
     def image(self, reference: str) -> Image:
         """Returns the image that a tag, a digest or an id names now.
@@ -390,6 +407,17 @@ class Engine:
         """Removes a tag, or the image itself when given its id; an image that is gone already is no error."""
         with contextlib.suppress(_NotFoundError), _engine_errors(f"remove the image {reference}"):
             self._client.images.remove(reference, noprune=False)
+
+    def free_disk(self) -> int | None:
+        """Returns the bytes that are free where the engine keeps its images; None when that is not on this machine."""
+        with _engine_errors("ask for the engine's root directory"):
+            root = str(self._client.info()["DockerRootDir"])
+        if self._client.api.base_url != "http+docker://localhost":  # a socket of this machine
+            return None
+        try:
+            return shutil.disk_usage(root).free
+        except OSError:  # an engine in a container, or in a virtual machine of this one
+            return None
 
     def disk_usage(self) -> int:
         """Returns the bytes that the engine's image layers take, shared layers counted once."""
@@ -562,7 +590,15 @@ def _create_arguments(spec: ContainerSpec) -> dict[str, Any]:
         "read_only": spec.read_only,
         "tmpfs": dict(spec.tmpfs),
         "volumes": {name: {"bind": path, "mode": "rw"} for name, path in spec.volumes.items()},
+        "devices": [f"{node}:{node}:rwm" for node in spec.devices],
+        "group_add": list(spec.groups),
+        # Unlike a volume, a mount of something that does not exist is an error.
+        "mounts": [docker.types.Mount(path, path, type="bind", read_only=True) for path in spec.mounts],
     }
+    if spec.gpus:
+        arguments["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
+    if spec.runtime:
+        arguments["runtime"] = spec.runtime
     if spec.entrypoint is not None:
         arguments["entrypoint"] = list(spec.entrypoint)
     if spec.user is not None:

@@ -14,24 +14,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import command
+from base_images import command, packages
 from base_images.download import cache_directory, host_certificates, locked
 from base_images.engine import ContainerSpec, Engine, Image
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.labels import RESOURCE
+from base_images.packages import Packages, Root
 from base_images.progress import Listener, Progress
+from base_images.variants import Variant, gigabytes
 
 REACH_SECONDS = 15
 """How long a registry or a git host may take to answer before it counts as unreachable."""
 
 PACKAGES_REPOSITORY = "llama-cpp-packages-origin"
 """The repository of the bases that are made here; every image in it is ours, and may be removed."""
-
-SUITE = "trixie"
-"""Debian 13: the release nearest to upstream's Ubuntu 24.04 (gcc 14, cmake 3.31, node 20)."""
-
-PACKAGES: Mapping[str, tuple[str, ...]] = {"runtime": (), "build": (), "web": ("nodejs", "npm")}
-"""What each role has on top of Debian's minbase; the recipes install the rest themselves, as on upstream's bases."""
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 """Debian's archive keys, at the same place on the host and in the base."""
@@ -72,6 +68,7 @@ class Bases:
 
     Attributes:
         glibc: the runtime base's glibc, such as `2.41`.
+        arguments: ARGs of the recipe, other than the bases', that these bases need another value of.
         notices: what a person must be told, such as a registry that could not be reached.
     """
 
@@ -80,14 +77,18 @@ class Bases:
     build: BaseImage
     runtime: BaseImage
     glibc: str
+    arguments: Mapping[str, str]
     notices: tuple[str, ...]
 
 
-def resolve_bases(engine: Engine, references: Mapping[str, str], *, origin: Origin, listener: Listener) -> Bases:
+def resolve_bases(
+    engine: Engine, variant: Variant, references: Mapping[str, str], *, origin: Origin, listener: Listener
+) -> Bases:
     """Returns base images that the engine has afterwards.
 
     Args:
         engine: pulls or imports them.
+        variant: what they are for: where packages stand in, and how much disk its toolkit takes.
         references: what the recipe names for the roles `web`, `build` and `runtime`.
         origin: AUTO asks the registries, then takes images that were pulled before, then makes them from packages.
         listener: gets the progress.
@@ -95,21 +96,30 @@ def resolve_bases(engine: Engine, references: Mapping[str, str], *, origin: Orig
     Raises:
         ImageNotFoundError: a registry answered that it has no such image.
         SourceError: an image cannot be had from the origin that was asked for.
+        EngineError: the engine's disk is too small for the toolkit.
     """
     notices: list[str] = []
     digests = None
     if origin is not Origin.PACKAGES:
         try:
-            digests = _pull(engine, references, listener)
+            digests = _pull(engine, variant, references, listener)
         except SourceError as error:
             if origin is Origin.REGISTRIES:
                 raise
             digests = _pulled_before(engine, references)
-            instead = "images that were pulled before" if digests else f"bases made of Debian {SUITE}'s packages"
+            debian = packages.of_variant(variant)
+            if digests is None and debian is None:
+                raise SourceError(f"{error} {_no_packages(variant)}", detail=error.detail) from error
+            instead = "images that were pulled before" if digests or not debian else _what(debian.build)
             notices.append(f"{error} This build uses {instead} instead; it cannot be released.")
+    arguments: Mapping[str, str] = {}
     if digests is None:
+        debian = packages.of_variant(variant)
+        if debian is None:
+            raise SourceError(f"{_no_packages(variant)} Use --origin registries.")
         try:
-            origin, bases = Origin.PACKAGES, _make(engine, listener)
+            origin, bases = Origin.PACKAGES, _make(engine, variant, debian, listener)
+            arguments = {**debian.arguments, **_versions(engine, bases["build"].reference, debian)}
         except SourceError as error:
             raise SourceError(" ".join((*notices, str(error))), detail=error.detail) from error
     else:
@@ -126,6 +136,7 @@ def resolve_bases(engine: Engine, references: Mapping[str, str], *, origin: Orig
         build=bases["build"],
         runtime=bases["runtime"],
         glibc=_glibc(engine, bases["runtime"].reference),
+        arguments=arguments,
         notices=tuple(notices),
     )
 
@@ -141,27 +152,51 @@ def _glibc(engine: Engine, reference: str) -> str:
     return version
 
 
+def require_disk(engine: Engine, variant: Variant, size: int) -> None:
+    """Returns when the engine's disk has room for a variant's bases, or cannot be looked at from here.
+
+    Raises:
+        EngineError: it has not.
+    """
+    free = engine.free_disk()
+    if free is not None and free < size:
+        raise EngineError(
+            f"The base images of {variant.name} take about {gigabytes(size)} and the engine's disk has "
+            f"{gigabytes(free)} free: make room (`docker system df` says what takes it) or build on another machine."
+        )
+
+
 # Registries.
 
 
-def _pull(engine: Engine, references: Mapping[str, str], listener: Listener) -> dict[str, str]:
+def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], listener: Listener) -> dict[str, str]:
     """Pulls each image and returns the digest of each reference."""
     digests: dict[str, str] = {}
     for reference in dict.fromkeys(references.values()):
         try:
             # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
-            engine.ask_registry(reference, timeout=REACH_SECONDS)
+            pinned = _pinned(reference, engine.ask_registry(reference, timeout=REACH_SECONDS))
+        except EngineError as error:
+            raise _cannot_be_had(variant, reference, error) from error
+        if reference != references["web"] and not engine.has_image(pinned):
+            require_disk(engine, variant, variant.toolkit_size)
+        try:
             digest = _digest(engine.pull(reference, _pull_progress(reference, listener)), reference)
         except EngineError as error:
-            raise SourceError(
-                f"The base image {reference} cannot be had from its registry: check the network and the engine's "
-                f"proxy or mirror settings, or use --origin packages. The reason: {str(error).rstrip('.')}."
-            ) from error
+            raise _cannot_be_had(variant, reference, error) from error
         if digest is None:
             raise SourceError(f"The engine pulled {reference} and does not say its digest: pull it by hand and look.")
         listener(Progress(what=f"pull {reference}", finished=True))
         digests[reference] = digest
     return digests
+
+
+def _cannot_be_had(variant: Variant, reference: str, error: EngineError) -> SourceError:
+    instead = ", or use --origin packages" if packages.of_variant(variant) else ""
+    return SourceError(
+        f"The base image {reference} cannot be had from its registry: check the network and the engine's "
+        f"proxy or mirror settings{instead}. The reason: {str(error).rstrip('.')}."
+    )
 
 
 def _pulled_before(engine: Engine, references: Mapping[str, str]) -> dict[str, str] | None:
@@ -218,7 +253,19 @@ def _pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str,
 # Packages.
 
 
-def _make(engine: Engine, listener: Listener) -> dict[str, BaseImage]:
+def _no_packages(variant: Variant) -> str:
+    return f"No Debian package has the compiler of {variant.title}, so {variant.name} is built from a registry alone."
+
+
+def _what(root: Root) -> str:
+    return f"bases made of Debian {root.suite}'s packages"
+
+
+def _roots(debian: Packages) -> dict[str, Root]:
+    return {"runtime": debian.runtime, "build": debian.build, "web": packages.WEB}
+
+
+def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener) -> dict[str, BaseImage]:
     """Makes the bases that the engine does not have yet and returns all of them."""
     architecture = _MACHINES.get(platform.machine(), platform.machine())
     if engine.info().architecture != architecture:
@@ -229,32 +276,45 @@ def _make(engine: Engine, listener: Listener) -> dict[str, BaseImage]:
     certificates = host_certificates()
     if certificates is None:
         raise SourceError("This machine has no bundle of certificate authorities: install ca-certificates.")
-    sources = apt_sources(_index_targets(listener))
+    targets = _index_targets(listener)
     content = certificates.read_bytes()
+    roots = _roots(debian)
     names = {
-        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, sources, content, architecture)}" for role in PACKAGES
+        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, architecture)}"
+        for role, root in roots.items()
     }
     cache = cache_directory()
     with locked(cache):
-        missing = {role for role, name in names.items() if not engine.has_image(name)}
-        # The runtime and the build base are one root; only the build's has the certificates, added at the end.
-        for roles in (("runtime", "build"), ("web",)):
-            wanted = [role for role in roles if role in missing]
-            if not wanted:
-                continue
+        missing = {role: roots[role] for role, name in names.items() if not engine.has_image(name)}
+        if missing.keys() - {"web"}:
+            require_disk(engine, variant, debian.size)
+        # Roles of one root share it; the certificates, which the runtime's must not have, are added at the end.
+        for root in dict.fromkeys(missing.values()):
             with tempfile.TemporaryDirectory(dir=cache, prefix="root-") as directory:
                 tar = Path(directory) / "root.tar"
-                _bootstrap(tar, PACKAGES[roles[0]], sources, listener)
-                for role in wanted:
+                _bootstrap(tar, root, apt_sources(targets, root), listener)
+                for role in (role for role, of_role in missing.items() if of_role == root):
                     if role != "runtime":
                         _add_file(tar, CERTIFICATES, content)
                     engine.import_filesystem(tar, names[role], _changes(role))
     return {role: BaseImage(reference=name, name=name, digest=engine.image(name).id) for role, name in names.items()}
 
 
-def base_key(role: str, sources: tuple[str, ...], certificates: bytes, architecture: str) -> str:
+def _versions(engine: Engine, build_base: str, debian: Packages) -> dict[str, str]:
+    """Returns the recipe's ARGs for the toolkit's version, as the packages in the build base have it."""
+    found = {}
+    for argument, package in debian.versions.items():
+        query = ContainerSpec(image=build_base, entrypoint=("dpkg-query", "--show", "--showformat=${Version}", package))
+        result = engine.probe(query)
+        if result.exit_code:
+            raise SourceError(f"The base {build_base} does not say the version of {package}: {result.output.strip()}")
+        found[argument] = packages.upstream_version(result.stdout.strip())
+    return found
+
+
+def base_key(role: str, root: Root, sources: tuple[str, ...], certificates: bytes, architecture: str) -> str:
     """Returns a short name of everything that decides what a base holds."""
-    parts = [SUITE, architecture, *sources, *PACKAGES[role], *_changes(role), *_OPTIONS]
+    parts = [root.suite, architecture, *sources, *root.packages, *_changes(role), *_OPTIONS]
     digest = hashlib.sha256("\0".join(parts).encode())
     if role != "runtime":
         digest.update(certificates)
@@ -281,21 +341,24 @@ _OPTIONS = (
 )
 
 
-def apt_sources(index_targets: str) -> tuple[str, ...]:
-    """Returns the lines of a sources.list for the suite on this machine's own mirrors; empty without a Debian mirror.
+def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
+    """Returns the lines of a sources.list for a root on this machine's own mirrors; empty without a Debian mirror.
 
     Args:
         index_targets: lines of `label|URI` of the machine's package lists, as apt has them.
+        root: what they are for.
     """
     mirrors: dict[str, str] = {}
     for line in index_targets.splitlines():
         label, _, uri = line.partition("|")
         mirrors.setdefault(label, uri)
-    suites = {"Debian": (SUITE, f"{SUITE}-updates"), "Debian-Security": (f"{SUITE}-security",)}
+    suites: dict[str, tuple[str, ...]] = {"Debian": (root.suite,)}
+    if root.suite != packages.UNSTABLE:  # which has its updates in itself
+        suites = {"Debian": (root.suite, f"{root.suite}-updates"), "Debian-Security": (f"{root.suite}-security",)}
     if "Debian" not in mirrors:
         return ()
     return tuple(
-        f"deb [signed-by={KEYRING}] {mirrors[label]} {suite} main"
+        f"deb [signed-by={KEYRING}] {mirrors[label]} {suite} {' '.join(root.components)}"
         for label, names in suites.items()
         if label in mirrors
         for suite in names
@@ -306,10 +369,10 @@ def _index_targets(listener: Listener) -> str:
     """Returns `label|URI` lines of Debian's package lists on this machine, fetched first where there are none."""
     ask = ("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
     targets = command.run(ask).stdout
-    if not apt_sources(targets) and os.geteuid() == 0:
+    if not apt_sources(targets, packages.WEB) and os.geteuid() == 0:
         _apt(("update",), listener)
         targets = command.run(ask).stdout
-    if not apt_sources(targets):
+    if not apt_sources(targets, packages.WEB):
         raise SourceError(
             "The packages origin needs a Debian mirror in apt's configuration, and this machine has none (or its "
             "lists were never fetched: `apt-get update`): use --origin registries."
@@ -317,15 +380,18 @@ def _index_targets(listener: Listener) -> str:
     return targets
 
 
-def _bootstrap(tar: Path, packages: tuple[str, ...], sources: tuple[str, ...], listener: Listener) -> None:
-    """Writes the tar of a Debian root file system with these packages."""
-    what = f"make a Debian {SUITE} base" + (f" with {', '.join(packages)}" if packages else "")
+def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listener) -> None:
+    """Writes the tar of a Debian root file system."""
+    what = f"make a Debian {root.suite} base" + (f" with {', '.join(root.packages)}" if root.packages else "")
     if not KEYRING.is_file():
         raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
     arguments = ["mmdebstrap", "--format=tar", *_OPTIONS]
-    if packages:
-        arguments.append(f"--include={','.join(packages)}")
-    arguments += [SUITE, str(tar), *sources]
+    if root.suite == packages.UNSTABLE:
+        # A mirror's copy may be older than its Release file allows; the setting stays, for the recipe's apt-get.
+        arguments.append('--aptopt=Acquire::Check-Valid-Until "false"')
+    if root.packages:
+        arguments.append(f"--include={','.join(root.packages)}")
+    arguments += [root.suite, str(tar), *sources]
 
     def note(line: str) -> None:
         listener(Progress(what=what, note=line.removeprefix("I: ")))

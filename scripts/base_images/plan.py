@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from base_images import versions
+from base_images import toolkit, versions
 from base_images.errors import UsageError
-from base_images.labels import Label
+from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.origin import Bases
 from base_images.repository import Head
 from base_images.settings import Settings
@@ -41,24 +41,34 @@ class BuildPlan:
 
 
 def build_plan(
-    variant: Variant, *, platform: Platform, settings: Settings, head: Head, source: Source, bases: Bases
+    variant: Variant,
+    *,
+    platform: Platform,
+    settings: Settings,
+    head: Head,
+    source: Source,
+    bases: Bases,
+    recipe_arguments: Mapping[str, str],
+    narrowed: bool = False,
 ) -> BuildPlan:
     """Returns the plan of one variant for one platform.
 
+    `recipe_arguments` are the recipe's global ARGs with the values of this build; `narrowed` says that a person chose
+    some of them.
+
     Raises:
-        UsageError: the variant is not published for the platform.
+        UsageError: the variant is not published for the platform, or its recipe does not say a toolkit's version.
     """
-    if platform not in variant.platforms:
-        raise UsageError(
-            f"The variant {variant.name} is not built for {platform.docker}: "
-            f"it is for {', '.join(known.docker for known in variant.platforms)}."
-        )
-    version = image_version(settings, head, source)
+    require_platform(variant, platform)
+    reported = toolkit.reported(variant, recipe_arguments)
+    version = image_version(settings, head, source, narrowed=narrowed)
     tag = versions.image_tag(variant.name, version)
     arguments = {
         "WEB_BASE_IMAGE": bases.web.reference,
         "BUILD_BASE_IMAGE": bases.build.reference,
         "RUNTIME_BASE_IMAGE": bases.runtime.reference,
+        **bases.arguments,
+        **{argument: recipe_arguments[argument] for argument in variant.toolkit.values()},
         "LLAMA_CPP_TAG": source.tag,
         "LLAMA_CPP_COMMIT": source.commit,
         "BUILD_VERSION": str(version),
@@ -73,18 +83,34 @@ def build_plan(
         dockerfile=variant.dockerfile,
         target=TARGET,
         arguments=arguments,
-        labels=_labels(variant, platform, settings=settings, head=head, source=source, bases=bases, version=version),
+        labels={
+            **_labels(variant, platform, settings=settings, head=head, source=source, bases=bases, version=version),
+            **{f"{TOOLKIT_PREFIX}{name}": value for name, value in reported.items()},
+        },
         tags=(f"{settings.registry}:{tag}", versions.local_reference(variant.name)),
     )
 
 
-def image_version(settings: Settings, head: Head, source: Source) -> Version:
+def require_platform(variant: Variant, platform: Platform) -> None:
+    """Returns when the variant is built for the platform.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if platform not in variant.platforms:
+        raise UsageError(
+            f"The variant {variant.name} is not built for {platform.docker}: "
+            f"it is for {', '.join(known.docker for known in variant.platforms)}."
+        )
+
+
+def image_version(settings: Settings, head: Head, source: Source, *, narrowed: bool = False) -> Version:
     """Returns the version of images of this checkout; anything that HEAD does not fix makes it dirty.
 
-    HEAD fixes the recipes and the pin, so a changed tree, a changed source and another source than the pin do not
-    get HEAD's own version.
+    HEAD fixes the recipes and the pin, so a changed tree, a changed source, another source than the pin and an image
+    for fewer devices than the recipe's do not get HEAD's own version.
     """
-    dirty = head.version.dirty or source.dirty or source.commit != settings.pin.commit
+    dirty = head.version.dirty or source.dirty or source.commit != settings.pin.commit or narrowed
     return dataclasses.replace(head.version, dirty=dirty)
 
 

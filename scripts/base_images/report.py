@@ -77,6 +77,11 @@ def say(text: str) -> None:
     console().print(escape(text), soft_wrap=True)
 
 
+def complain(text: str) -> None:
+    """Prints lines to the error stream, for a failure that does not end the command."""
+    sys.stderr.write(f"{text}\n")
+
+
 def print_json(value: Any) -> None:
     """Prints a value as JSON."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from base_images.errors import UsageError
 
 MEGABYTE = 1_000_000
+GIGABYTE = 1_000_000_000
 
 
 class Platform(Enum):
@@ -34,6 +35,59 @@ class Platform(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Architectures:
+    """The device architectures that a backend can be compiled for; the recipe's default is a fat build, as upstream's.
+
+    Attributes:
+        argument: the recipe's ARG.
+        form: a pattern that each one matches; its first group is the name that the toolkit knows it by.
+        example: one, for help and error messages.
+        listing: the command that lists them in the build base; empty when the toolkit cannot be asked.
+        listed: a pattern whose first group is one of the listing's names.
+        known: them, when the toolkit cannot be asked.
+        several: whether one image can be for more than one.
+    """
+
+    argument: str
+    form: str
+    example: str
+    listing: tuple[str, ...] = ()
+    listed: str = ""
+    known: tuple[str, ...] = ()
+    several: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceAccess:
+    """What a container is given so that its backend finds the device.
+
+    Attributes:
+        name: how `--list-devices`, the server's log and its buffers call a device, before its index: `CUDA` of `CUDA0`.
+        check: a command that shows the device on the host.
+        nodes: device nodes, or directories of them.
+        group_nodes: nodes whose group the process joins, by the host's number: the name may not exist in the image.
+        gpus: whether the engine passes the devices itself (`--gpus all`).
+        driver_nodes: nodes of which the host has one where the driver is there, when it is not for us to pass them.
+        runtime: the container runtime that passes them; empty for the engine's default.
+        mounts: the driver's files on the host, read-only at the same path.
+        environment: what the runtime, or the backend, must be told.
+        software: an environment in which the backend takes a device that the CPU imitates, which needs nothing else of
+            all this; empty when there is none.
+    """
+
+    name: str
+    check: str
+    nodes: tuple[str, ...] = ()
+    group_nodes: tuple[str, ...] = ()
+    gpus: bool = False
+    driver_nodes: tuple[str, ...] = ()
+    runtime: str = ""
+    mounts: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """One accelerator.
 
@@ -46,6 +100,10 @@ class Variant:
         size_budget: bytes the image may add to its base (CONTRACT row 17); None until it was measured.
         size_measured: bytes it added when last measured; None until then.
         proven: what was shown of it and where, for the README's table; None while nothing was.
+        toolkit: version.json's name of each version or setting of the toolkit, and the recipe's ARG that holds it.
+        architectures: what the backend is compiled for; None when that is no choice.
+        device: what a container needs to use the accelerator; None for none.
+        toolkit_size: bytes that the toolkit's base images take unpacked, about; asked for before they are pulled.
     """
 
     name: str
@@ -56,6 +114,10 @@ class Variant:
     size_budget: int | None = None
     size_measured: int | None = None
     proven: str | None = None
+    toolkit: Mapping[str, str] = field(default_factory=dict)
+    architectures: Architectures | None = None
+    device: DeviceAccess | None = None
+    toolkit_size: int = 0
 
     @property
     def dockerfile(self) -> str:
@@ -65,6 +127,9 @@ class Variant:
 
 _AMD64 = (Platform.AMD64,)
 _BOTH = (Platform.AMD64, Platform.ARM64)
+
+_RENDER_NODE = "/dev/dri/renderD128"
+"""The first GPU's node for computing; hosts give it and its like to one group, mostly called `render`."""
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(
@@ -77,8 +142,44 @@ VARIANTS: tuple[Variant, ...] = (
         size_measured=59_300_000,
         proven="amd64: contract and smoke test; arm64: not yet",
     ),
-    Variant(name="cuda", title="CUDA", acceleration="nvidia-cuda", platforms=_AMD64, directories=("cuda", "cpu")),
-    Variant(name="rocm", title="ROCm", acceleration="amd-rocm", platforms=_AMD64, directories=("rocm", "cpu")),
+    Variant(
+        name="cuda",
+        title="CUDA",
+        acceleration="nvidia-cuda",
+        platforms=_AMD64,  # _BOTH for arm64 too: the recipe and its bases have it
+        directories=("cuda", "cpu"),
+        toolkit={"cuda": "CUDA_VERSION", "cuda_arch": "CUDA_DOCKER_ARCH"},
+        architectures=Architectures(
+            argument="CUDA_DOCKER_ARCH",
+            form=r"(\d{2,3})[af]?(?:-real|-virtual)?",
+            example="90",
+            listing=("nvcc", "--list-gpu-arch"),
+            listed=r"compute_(\d+)",
+        ),
+        # The driver's control node, which WSL has another one for.
+        device=DeviceAccess(name="CUDA", check="nvidia-smi", gpus=True, driver_nodes=("/dev/nvidiactl", "/dev/dxg")),
+        toolkit_size=13 * GIGABYTE,
+    ),
+    Variant(
+        name="rocm",
+        title="ROCm",
+        acceleration="amd-rocm",
+        platforms=_AMD64,
+        directories=("rocm", "cpu"),
+        toolkit={"rocm": "ROCM_VERSION", "rocm_arch": "ROCM_DOCKER_ARCH"},
+        architectures=Architectures(
+            argument="ROCM_DOCKER_ARCH",
+            form=r"(gfx[0-9a-f]+)(?::(?:xnack|sramecc)[+-])*",
+            example="gfx1100",
+            listing=("sh", "-c", '"$(hipconfig -l)/clang" --target=amdgcn-amd-amdhsa --print-supported-cpus 2>&1'),
+            listed=r"\b(gfx[0-9a-f]+)\b",
+        ),
+        # KFD is one node for all GPUs; it has a group of its own on some hosts.
+        device=DeviceAccess(
+            name="ROCm", check="rocminfo", nodes=("/dev/kfd", "/dev/dri"), group_nodes=("/dev/kfd", _RENDER_NODE)
+        ),
+        toolkit_size=40 * GIGABYTE,
+    ),
     Variant(
         name="vulkan",
         title="Vulkan",
@@ -88,18 +189,87 @@ VARIANTS: tuple[Variant, ...] = (
         size_budget=420 * MEGABYTE,
         size_measured=399_900_000,
         proven="amd64: contract, and the smoke test without a device; with a device, and arm64: not yet",
+        device=DeviceAccess(
+            name="Vulkan",
+            check="vulkaninfo --summary",
+            nodes=("/dev/dri",),
+            group_nodes=(_RENDER_NODE,),
+            # Mesa's lavapipe: llama.cpp b11312 takes a device of type CPU only by its index. Its shaders are compiled
+            # again and again where there is no place to keep them.
+            software={"GGML_VK_VISIBLE_DEVICES": "0", "XDG_CACHE_HOME": "/tmp"},  # noqa: S108 - in the container
+        ),
     ),
     Variant(
-        name="musa", title="MUSA", acceleration="moore-threads-musa", platforms=_AMD64, directories=("musa", "cpu")
+        name="musa",
+        title="MUSA",
+        acceleration="moore-threads-musa",
+        platforms=_AMD64,
+        directories=("musa", "cpu"),
+        toolkit={"musa": "MUSA_VERSION", "musa_arch": "MUSA_DOCKER_ARCH"},
+        architectures=Architectures(
+            argument="MUSA_DOCKER_ARCH",
+            form=r"(\d{2})",
+            example="31",
+            known=("21", "22", "31"),  # llama.cpp b11312, ggml/src/ggml-musa/CMakeLists.txt
+        ),
+        # llama.cpp b11312, docs/docker.md: the runtime of mt-container-toolkit, which reads this variable as NVIDIA's
+        # does its own.
+        device=DeviceAccess(
+            name="MUSA", check="mthreads-gmi", runtime="mthreads", environment={"MTHREADS_VISIBLE_DEVICES": "all"}
+        ),
+        toolkit_size=20 * GIGABYTE,
     ),
-    Variant(name="intel", title="Intel", acceleration="intel-sycl", platforms=_AMD64, directories=("intel", "cpu")),
-    Variant(name="cann", title="CANN", acceleration="huawei-cann", platforms=_BOTH, directories=("cann", "cpu")),
+    Variant(
+        name="intel",
+        title="Intel",
+        acceleration="intel-sycl",
+        platforms=_AMD64,
+        directories=("intel", "cpu"),
+        toolkit={
+            "oneapi": "ONEAPI_VERSION",
+            "sycl_f16": "GGML_SYCL_F16",
+            "level_zero": "LEVEL_ZERO_VERSION",
+            "compute_runtime": "COMPUTE_RUNTIME_VERSION",
+            "igc": "IGC_VERSION",
+        },
+        device=DeviceAccess(name="SYCL", check="sycl-ls", nodes=("/dev/dri",), group_nodes=(_RENDER_NODE,)),
+        toolkit_size=20 * GIGABYTE,
+    ),
+    Variant(
+        name="cann",
+        title="CANN",
+        acceleration="huawei-cann",
+        platforms=_BOTH,
+        directories=("cann", "cpu"),
+        toolkit={"cann": "CANN_BASE_IMAGE", "cann_chip": "CHIP_TYPE"},
+        architectures=Architectures(
+            argument="CHIP_TYPE",
+            form=r"(\w+)",
+            example="910b",
+            known=("310p", "910b"),  # llama.cpp b11312, docs/backend/CANN.md
+            several=False,
+        ),
+        # llama.cpp b11312, docs/backend/CANN.md: one NPU, and what all of them share.
+        device=DeviceAccess(
+            name="CANN",
+            check="npu-smi info",
+            nodes=("/dev/davinci0", "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"),
+            group_nodes=("/dev/davinci0",),
+            mounts=("/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/version.info", "/usr/local/dcmi"),
+        ),
+        toolkit_size=15 * GIGABYTE,
+    ),
 )
 
 
 def megabytes(size: int) -> str:
     """Returns a size in bytes as a person reads it, such as `42.1 MB` (1 MB is 1,000,000 bytes)."""
     return f"{size / MEGABYTE:.1f} MB"
+
+
+def gigabytes(size: int) -> str:
+    """Returns a size in bytes such as `42.1 GB` (1 GB is 1,000,000,000 bytes)."""
+    return f"{size / GIGABYTE:.1f} GB"
 
 
 def markdown_table(registry: str) -> str:

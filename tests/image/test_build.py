@@ -83,12 +83,13 @@ def clean(engine: engine.Engine) -> Iterator[None]:
 
 
 def prepare(connected: engine.Engine, root: Path, tree: Path) -> build.Prepared:
+    found = source.resolve(settings.load().pin, path=tree, origin=Origin.PACKAGES, root=root, listener=progress.silent)
     return build.prepare(
         connected,
         CPU,
         settings=settings.Settings(registry=REGISTRY, url="u", pin=settings.load().pin),
         root=root,
-        source_path=tree,
+        source=found,
         wanted=Origin.PACKAGES,
         listener=progress.silent,
     )
@@ -221,7 +222,7 @@ def small_engine(engine: engine.Engine, tmp_path: Path, monkeypatch: pytest.Monk
     """A second engine with 600 MB of disk and no bridge, which has the bases of the packages origin."""
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         pytest.skip("starting a second engine needs root and dockerd")
-    bases = origin.resolve_bases(engine, {}, origin=Origin.PACKAGES, listener=progress.silent)
+    bases = origin.resolve_bases(engine, variants.find("cpu"), {}, origin=Origin.PACKAGES, listener=progress.silent)
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk], check=True)
@@ -297,3 +298,36 @@ def podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
 def test_an_engine_without_buildkit_is_told(podman: engine.Engine) -> None:
     with pytest.raises(EngineError, match="without BuildKit, which the recipes need"):
         podman.require_buildkit()
+
+
+@pytest.mark.usefixtures("clean")
+def test_when_one_of_all_fails_the_others_finish_and_it_is_named(
+    engine: engine.Engine, tmp_path: Path, tree: Path
+) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(
+        settings.ROOT,
+        checkout,
+        ignore=shutil.ignore_patterns(".git", ".venv", "llama.cpp", "*.Dockerfile", "build", "tests", ".*_cache"),
+    )
+    # In the table's order the one that fails is between two that do not need each other.
+    for name, last in (("cpu", ""), ("vulkan", "RUN echo the-reason && false\n"), ("cann", "ARG CHIP_TYPE\n")):
+        (checkout / "dockerfiles" / f"{name}.Dockerfile").write_text(HEAD + last)
+    commit_all(checkout)
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", "build-local", "--quiet", "--origin", "packages", "--source", str(tree)],
+        cwd=checkout,
+        env={**os.environ, "BASE_IMAGES_REGISTRY": REGISTRY},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"built {REGISTRY}:cpu-" in done.stdout
+    assert "the-reason" in done.stderr
+    assert "cann: error: No Debian package has the compiler of CANN" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: failed: vulkan, cann (see above); done: cpu."
+    assert "Traceback" not in done.stderr
+    assert engine.has_image(versions.local_reference("cpu"))

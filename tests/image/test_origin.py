@@ -10,17 +10,20 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import docker
 import pytest
 
 from base_images import origin as origins
-from base_images import settings, source
+from base_images import packages as debian
+from base_images import settings, source, variants
 from base_images.download import host_certificates
 from base_images.engine import ContainerSpec, Engine
-from base_images.errors import ImageNotFoundError, SourceError
+from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.origin import CERTIFICATES, Bases, Origin, resolve_bases
+from base_images.packages import Packages, Root
 from base_images.progress import Progress, silent
 from base_images.source import SourceKind
 from tests.programs import need
@@ -104,8 +107,8 @@ def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
                 engine.remove_image(engine.image(reference).id)
 
 
-def resolve(engine: Engine, references: dict[str, str], origin: Origin) -> Bases:
-    return resolve_bases(engine, references, origin=origin, listener=silent)
+def resolve(engine: Engine, references: dict[str, str], origin: Origin, variant: str = "cpu") -> Bases:
+    return resolve_bases(engine, variants.find(variant), references, origin=origin, listener=silent)
 
 
 @pytest.mark.parametrize("origin", [Origin.REGISTRIES, Origin.AUTO])
@@ -220,17 +223,54 @@ def test_ctrl_c_while_a_base_is_made_leaves_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     # Packages that no other base has, so that it is made and not found.
-    monkeypatch.setattr(origins, "PACKAGES", {"runtime": ("hello",), "build": (), "web": ()})
+    monkeypatch.setattr(debian, "_TOOLKITS", {"cpu": Packages(runtime=Root(packages=("hello",)))})
 
     def interrupt(progress: Progress) -> None:
         if "extracting" in progress.note:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolve_bases(engine, NOWHERE, origin=Origin.PACKAGES, listener=interrupt)
+        resolve_bases(engine, variants.find("cpu"), NOWHERE, origin=Origin.PACKAGES, listener=interrupt)
 
     assert [path.name for path in tmp_path.rglob("*")] == ["cache", "llama-cpp-base-images"]
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("variant", ["musa", "intel", "cann"])
+def test_a_vendor_base_that_cannot_be_had_is_named_with_the_reason_and_what_to_do(engine: Engine, variant: str) -> None:
+    for origin in (Origin.REGISTRIES, Origin.AUTO):
+        with pytest.raises(SourceError) as caught:
+            resolve(engine, NOWHERE, origin, variant)
+        assert "127.0.0.1:1/node:24 cannot be had from its registry: check the network" in str(caught.value)
+        assert "connect: connection refused" in str(caught.value)
+    assert f"{variant} is built from a registry alone" in str(caught.value)
+    with pytest.raises(SourceError, match=r"No Debian package has the compiler of .* Use --origin registries"):
+        resolve(engine, NOWHERE, Origin.PACKAGES, variant)
+
+
+def test_a_toolkit_that_does_not_fit_the_disk_is_said_before_it_is_fetched(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = engine.free_disk()
+    if free is None:
+        pytest.skip("this engine keeps its images on another machine")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    huge = Packages(build=Root(packages=("hello",)), size=free * 2)
+    monkeypatch.setattr(debian, "_TOOLKITS", {"cuda": huge})
+    with pytest.raises(EngineError, match=r"The base images of cuda take about .* GB and the engine's disk has .* GB"):
+        resolve(engine, NOWHERE, Origin.PACKAGES, "cuda")
+    assert not list(tmp_path.rglob("root.tar"))
+
+
+def test_a_large_toolkit_of_a_registry_is_not_pulled_onto_a_small_disk(engine: Engine, registry: Registry) -> None:
+    free = engine.free_disk()
+    if free is None:
+        pytest.skip("this engine keeps its images on another machine")
+    cuda = replace(variants.find("cuda"), toolkit_size=free * 2)
+    with pytest.raises(EngineError, match="make room"):
+        resolve_bases(engine, cuda, registry.references, origin=Origin.AUTO, listener=silent)
+
+    assert not engine.has_image(registry.references["build"])
 
 
 def test_the_pin_comes_from_the_package_index(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_build_by_hand(engine: Engine, cpu_image: Image) -> None:
     [block] = [block for block in BLOCKS if block.startswith("docker buildx")]
     command, environment = buildx()
     # Those of the image at hand, so that the registry need not be there; all but the last steps are cached then.
-    bases = origin.resolve_bases(engine, {}, origin=Origin.PACKAGES, listener=progress.silent)
+    bases = origin.resolve_bases(engine, variants.find("cpu"), {}, origin=Origin.PACKAGES, listener=progress.silent)
     arguments = (
         f"--build-arg WEB_BASE_IMAGE={bases.web.reference} --build-arg BUILD_BASE_IMAGE={bases.build.reference} "
     )

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from base_images import origin
+from base_images import origin, packages, variants
 from base_images.engine import Image
-from base_images.origin import PACKAGES, apt_sources, base_key
+from base_images.origin import apt_sources, base_key
+from base_images.packages import Root
 from base_images.progress import Progress
 
 DIGEST = "sha256:" + "a" * 64
+CPU = packages.Packages()
+ROLES = origin._roots(CPU)
 SIGNED = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
 
 
@@ -42,7 +46,7 @@ def test_the_mirrors_are_those_of_apt() -> None:
         "Debian|http://second.example/debian/\n"
     )
 
-    assert apt_sources(targets) == (
+    assert apt_sources(targets, Root()) == (
         f"deb {SIGNED} http://mirror.example/debian/ trixie main",
         f"deb {SIGNED} http://mirror.example/debian/ trixie-updates main",
         f"deb {SIGNED} http://mirror.example/security/ trixie-security main",
@@ -50,29 +54,40 @@ def test_the_mirrors_are_those_of_apt() -> None:
 
 
 def test_a_mirror_without_security_updates_is_enough() -> None:
-    assert len(apt_sources("Debian|file:/mirror/")) == 2
+    assert len(apt_sources("Debian|file:/mirror/", Root())) == 2
 
 
 @pytest.mark.parametrize("targets", ["", "Debian-Security|http://mirror.example/security/\n"])
 def test_no_debian_mirror(targets: str) -> None:
-    assert apt_sources(targets) == ()
+    assert apt_sources(targets, Root()) == ()
+
+
+def test_unstable_has_its_updates_in_itself_and_a_toolkit_can_be_in_non_free() -> None:
+    root = Root(suite=packages.UNSTABLE, components=("main", "non-free"))
+
+    assert apt_sources("Debian|file:/mirror/\nDebian-Security|file:/security/\n", root) == (
+        f"deb {SIGNED} file:/mirror/ unstable main non-free",
+    )
 
 
 def test_a_base_has_another_name_when_anything_in_it_changes() -> None:
-    before = {role: base_key(role, ("deb a",), b"authorities", "amd64") for role in PACKAGES}
+    before = {role: base_key(role, root, ("deb a",), b"authorities", "amd64") for role, root in ROLES.items()}
 
-    assert len(set(before.values())) == len(PACKAGES)
+    assert len(set(before.values())) == len(ROLES)
     for role, key in before.items():
-        assert base_key(role, ("deb a",), b"authorities", "amd64") == key
-        assert base_key(role, ("deb b",), b"authorities", "amd64") != key
-        assert base_key(role, ("deb a",), b"authorities", "arm64") != key
+        assert base_key(role, ROLES[role], ("deb a",), b"authorities", "amd64") == key
+        assert base_key(role, ROLES[role], ("deb b",), b"authorities", "amd64") != key
+        assert base_key(role, ROLES[role], ("deb a",), b"authorities", "arm64") != key
+        assert base_key(role, Root(packages=("hello",)), ("deb a",), b"authorities", "amd64") != key
+        assert base_key(role, replace(ROLES[role], suite="unstable"), ("deb a",), b"authorities", "amd64") != key
 
 
 def test_the_host_certificates_decide_the_build_bases_and_never_the_runtime() -> None:
     changed = {
         role
-        for role in PACKAGES
-        if base_key(role, (), b"authorities", "amd64") != base_key(role, (), b"others", "amd64")
+        for role in ROLES
+        if base_key(role, ROLES[role], (), b"authorities", "amd64")
+        != base_key(role, ROLES[role], (), b"others", "amd64")
     }
 
     assert changed == {"build", "web"}
@@ -142,3 +157,23 @@ def test_a_file_is_added_to_a_root_file_system(tmp_path: Path) -> None:
         stream = archive.extractfile(entry)
         assert stream is not None
         assert (stream.read(), entry.mode, entry.uid) == (b"authorities", 0o644, 0)
+
+
+@pytest.mark.parametrize(
+    ("package", "upstream"),
+    [
+        ("12.4.131~12.4.1-2", "12.4.1"),
+        ("6.4.3-5", "6.4.3"),
+        ("7.0.2+dfsg-3", "7.0.2"),
+        ("1:2.3-4", "2.3"),
+        ("5.0", "5.0"),
+    ],
+)
+def test_the_version_of_a_package_is_that_of_the_toolkit(package: str, upstream: str) -> None:
+    assert packages.upstream_version(package) == upstream
+
+
+def test_debian_has_no_compiler_for_three_of_them() -> None:
+    without = {variant.name for variant in variants.VARIANTS if packages.of_variant(variant) is None}
+
+    assert without == {"musa", "intel", "cann"}

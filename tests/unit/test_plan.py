@@ -43,13 +43,27 @@ def base(role: str) -> BaseImage:
 
 
 BASES = Bases(
-    origin=Origin.REGISTRIES, web=base("web"), build=base("build"), runtime=base("runtime"), glibc="2.39", notices=()
+    origin=Origin.REGISTRIES,
+    web=base("web"),
+    build=base("build"),
+    runtime=base("runtime"),
+    glibc="2.39",
+    arguments={},
+    notices=(),
 )
 
 
 def made(**changes: object) -> plan.BuildPlan:
-    known = {"platform": Platform.AMD64, "settings": SETTINGS, "head": HEAD, "source": SOURCE, "bases": BASES}
-    return plan.build_plan(variants.find("cpu"), **{**known, **changes})  # type: ignore[arg-type]
+    known = {
+        "variant": variants.find("cpu"),
+        "platform": Platform.AMD64,
+        "settings": SETTINGS,
+        "head": HEAD,
+        "source": SOURCE,
+        "bases": BASES,
+        "recipe_arguments": {},
+    }
+    return plan.build_plan(**{**known, **changes})  # type: ignore[arg-type]
 
 
 def test_tags() -> None:
@@ -82,17 +96,41 @@ def test_arguments_are_those_of_the_recipe() -> None:
         {"source": replace(SOURCE, dirty=True)},
         {"source": replace(SOURCE, commit="f" * 40)},
         {"head": replace(HEAD, version=replace(HEAD.version, dirty=True))},
+        {"narrowed": True},
     ],
-    ids=["changed source", "another source", "changed checkout"],
+    ids=["changed source", "another source", "changed checkout", "fewer devices"],
 )
 def test_what_the_commit_does_not_fix_is_dirty(changes: dict[str, object]) -> None:
     assert made(**changes).version == "2508201420-abc1234-dirty"
 
 
 def test_a_platform_that_the_variant_is_not_for() -> None:
-    cuda = variants.find("cuda")
     with pytest.raises(UsageError, match="cuda is not built for linux/arm64: it is for linux/amd64"):
-        plan.build_plan(cuda, platform=Platform.ARM64, settings=SETTINGS, head=HEAD, source=SOURCE, bases=BASES)
+        made(variant=variants.find("cuda"), platform=Platform.ARM64)
+
+
+def test_a_toolkit_reaches_arguments_and_labels_with_its_real_values() -> None:
+    values = {"CUDA_VERSION": "12.4.1", "CUDA_DOCKER_ARCH": "90", "GCC_VERSION": "13", "UBUNTU_VERSION": "24.04"}
+    one = made(
+        variant=variants.find("cuda"),
+        bases=replace(BASES, arguments={"GCC_VERSION": "13", "CUDA_VERSION": "12.4.1"}),
+        recipe_arguments=values,
+    )
+
+    assert one.labels["bodhi.toolkit.cuda"] == "12.4.1"
+    assert one.labels["bodhi.toolkit.cuda_arch"] == "90"
+    assert {name: one.arguments[name] for name in ("CUDA_VERSION", "CUDA_DOCKER_ARCH", "GCC_VERSION")} == {
+        "CUDA_VERSION": "12.4.1",
+        "CUDA_DOCKER_ARCH": "90",
+        "GCC_VERSION": "13",
+    }
+    assert "UBUNTU_VERSION" not in one.arguments
+
+
+@pytest.mark.parametrize("values", [{}, {"CUDA_VERSION": "", "CUDA_DOCKER_ARCH": "default"}])
+def test_a_toolkit_without_a_version_is_no_plan(values: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="ARG CUDA_VERSION"):
+        made(variant=variants.find("cuda"), recipe_arguments=values)
 
 
 def test_the_command_says_all_of_the_plan() -> None:
