@@ -365,26 +365,8 @@ def _tools(facts: ImageFacts) -> _Verdict:
 def _contents(facts: ImageFacts) -> _Verdict:
     kinds: dict[str, list[str]] = defaultdict(list)
     for path, entry in facts.files.items():
-        directory, name = posixpath.split(path)
-        body = _PROGRAM_BODY.fullmatch(name)
-        if entry.kind is Kind.FILE and entry.is_elf and name != "llama-server" and _LLAMA_PROGRAM.fullmatch(name):
-            kinds["Another program of llama.cpp"].append(path)
-        elif entry.kind is Kind.FILE and body and body[1] != "server":
-            kinds["The body of another program of llama.cpp"].append(path)
-        elif entry.kind is Kind.FILE and _SCRIPT.fullmatch(name) and not path.startswith("/usr/"):
-            kinds["A script of llama.cpp"].append(path)
-        elif (
-            entry.kind in (Kind.FILE, Kind.SYMLINK)
-            and _BUILD_TOOL.fullmatch(name)
-            and _BIN_DIRECTORY.fullmatch(directory)
-        ):
-            kinds["A build tool"].append(path)
-        elif entry.kind is Kind.FILE and entry.size and path.startswith(_CACHES):
-            kinds["A package list or cache"].append(path)
-        elif entry.kind is Kind.DIRECTORY and name == ".git":
-            kinds["A git repository"].append(path)
-        elif entry.kind is Kind.FILE and _SOURCE.fullmatch(name) and not path.startswith(("/usr/", "/opt/")):
-            kinds["Source code"].append(path)
+        if kind := _misplaced(path, entry):
+            kinds[kind].append(path)
     extra = [
         entry.path
         for entry in facts.payload
@@ -395,8 +377,41 @@ def _contents(facts: ImageFacts) -> _Verdict:
     ]
     if extra:
         kinds["Another program beside llama-server"] += extra
+    count = sum(map(len, kinds.values()))
+    seen = f"{len(facts.files)} paths, {count} that do not belong"
     findings = [f"{what} in the image: {_some(paths)}." for what, paths in kinds.items()]
-    return _Verdict(f"{len(facts.files)} paths, {sum(map(len, kinds.values()))} that do not belong", findings)
+    if findings and facts.variant and facts.variant.runs_on_toolkit and _all_of_base(facts, kinds.values()):
+        excepted = f"All {count} are of the toolkit's image that {facts.variant.name} runs on: a known exception."
+        return _Verdict(seen, [excepted], Status.EXCEPTION)
+    return _Verdict(seen, findings)
+
+
+def _misplaced(path: str, entry: Entry) -> str:
+    """What a path that does not belong in an image is; empty for all others."""
+    directory, name = posixpath.split(path)
+    is_file = entry.kind is Kind.FILE
+    body = _PROGRAM_BODY.fullmatch(name)
+    rules = {
+        "Another program of llama.cpp": (
+            is_file and entry.is_elf and name != "llama-server" and _LLAMA_PROGRAM.fullmatch(name)
+        ),
+        "The body of another program of llama.cpp": is_file and body and body[1] != "server",
+        "A script of llama.cpp": is_file and _SCRIPT.fullmatch(name) and not path.startswith("/usr/"),
+        "A build tool": (
+            entry.kind in {Kind.FILE, Kind.SYMLINK}
+            and _BUILD_TOOL.fullmatch(name)
+            and _BIN_DIRECTORY.fullmatch(directory)
+        ),
+        "A package list or cache": is_file and entry.size and path.startswith(_CACHES),
+        "A git repository": entry.kind is Kind.DIRECTORY and name == ".git",
+        "Source code": is_file and _SOURCE.fullmatch(name) and not path.startswith(("/usr/", "/opt/")),
+    }
+    return next((kind for kind, applies in rules.items() if applies), "")
+
+
+def _all_of_base(facts: ImageFacts, kinds: Iterable[Iterable[str]]) -> bool:
+    base = archive.merge(facts.layers[: facts.base_layers])
+    return all(path in base for paths in kinds for path in paths)
 
 
 def _privileges(facts: ImageFacts) -> _Verdict:
@@ -769,9 +784,9 @@ def _program_findings(facts: ImageFacts, what: str, program: str) -> Iterator[st
 
 
 def _cpu_backend_findings(facts: ImageFacts) -> Iterator[str]:
-    if facts.variant and facts.variant.name in STATIC_BACKENDS:
-        return
     for directory in sorted({posixpath.dirname(server.path) for server in facts.servers}):
+        if posixpath.basename(directory) in STATIC_BACKENDS:
+            continue
         if archive.resolve(facts.files, f"{directory}/libggml-cpu.so"):
             yield f"{directory}/libggml-cpu.so is a CPU backend for one kind of processor, that of the build machine."
         wanted = CPU_BACKENDS[facts.platform] if facts.platform else ()

@@ -472,11 +472,30 @@ def test_what_only_a_gpu_host_can_prove_names_the_test_that_does() -> None:
 
 def test_cann_has_its_backends_linked_in() -> None:
     facts = gpu("cann", backend=None)
-    files = {path: entry for path, entry in facts.files.items() if "libggml-cpu-" not in path}
+    files = {path: entry for path, entry in facts.files.items() if "/cann/libggml-cpu-" not in path}
     silent = tuple(replace(one, start=replace(one.start, log="listening")) for one in facts.servers)
     judged = replace(facts, files=files, servers=silent)
     assert statuses(judged) == {14: Status.ELSEWHERE, 17: Status.NOT_APPLICABLE}
     assert "tests/smoke on a host that has it" in row(judged, 14).seen
+
+
+def test_cann_s_cpu_directory_is_as_portable_as_any() -> None:
+    facts = gpu("cann", backend=None)
+    files = {path: entry for path, entry in facts.files.items() if "/cpu/libggml-cpu-" not in path}
+    assert "lacks 14 of the 14 portable CPU backends" in row(replace(facts, files=files), 13).findings[0]
+
+
+def test_a_compiler_of_the_toolkit_image_that_a_variant_runs_on_is_a_known_exception() -> None:
+    facts = gpu("rocm", backend="libggml-hip.so")
+    compilers = [directory("/opt"), file("/opt/rocm/bin/hipcc", mode=0o755), file("/usr/bin/cmake", mode=0o755)]
+    excepted = row(with_layers(facts, [*BASE, *compilers], facts.layers[1]), 9)
+    assert excepted.status is Status.EXCEPTION
+    assert excepted.findings == ("All 2 are of the toolkit's image that rocm runs on: a known exception.",)
+
+    ours = row(with_layers(facts, [*BASE, *compilers], [*facts.layers[1], file("/usr/bin/git", mode=0o755)]), 9)
+    assert ours.status is Status.FAIL
+    slim = row(with_layers(gpu("cuda", backend="libggml-cuda.so"), [*BASE, *compilers], facts.layers[1]), 9)
+    assert slim.status is Status.FAIL
 
 
 def test_an_absent_health_check_program_is_one_finding() -> None:
