@@ -9,7 +9,10 @@ environment=$root/.venv
 lock=$root/requirements.lock
 
 say() { echo "bootstrap: $*" >&2; }
-die() { say "$*"; exit 3; }
+die() {
+    say "$*"
+    exit 3
+}
 
 # May this script install Debian packages?
 installer() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }

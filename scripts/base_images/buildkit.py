@@ -20,6 +20,9 @@ TRACE = "moby.buildkit.trace"
 IMAGE_ID = "moby.image.id"
 LOG_TAIL_LINES = 40
 
+LARGEST_LEAP = 10
+"""Percentage points between two figures of one CMake project; llama.cpp's own are 3 apart at most."""
+
 _DISK_FULL = "no space left on device"
 
 
@@ -127,6 +130,15 @@ def compile_percentage(line: str) -> int | None:
     """Returns the percentage that a line of CMake's Makefiles says, such as `[ 42%] Building …`, else None."""
     match = re.match(r"\[ *(\d{1,3})%\]", line)
     return int(match[1]) if match else None
+
+
+def next_percentage(known: int, said: int) -> int:
+    """Returns how far a step's compilation is, given how far it was known to be and the percentage of a further line.
+
+    CMake counts every file, so a project's percentage grows little by little, or begins again when the step compiles a
+    second one. Other figures are those of a small project inside, such as Vulkan's shader compiler: 50 and 100.
+    """
+    return said if said <= 1 or 0 <= said - known <= LARGEST_LEAP else known
 
 
 class _Trace:

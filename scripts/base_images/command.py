@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sysconfig
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,11 @@ class Outcome:
         """The last line it wrote to standard error, which is where programs say why they failed."""
         lines = self.stderr.split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {self.exit_code}")
+
+
+def find_program(name: str) -> str | None:
+    """Returns the path of a program: this Python environment's own, else the machine's; None when neither has it."""
+    return shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
 
 
 def run(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
+from base_images import recipe_facts
 from base_images.errors import SourceError
 
 BASE_ARGUMENTS = {"web": "WEB_BASE_IMAGE", "build": "BUILD_BASE_IMAGE", "runtime": "RUNTIME_BASE_IMAGE"}
@@ -28,18 +27,15 @@ def global_arguments(dockerfile: Path, overrides: Mapping[str, str]) -> dict[str
     except OSError as error:
         raise SourceError(f"The recipe {dockerfile} cannot be read: {error.strerror}.") from error
     values: dict[str, str] = {}
-    without_comments = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
-    for line in re.sub(r"\\\s*\n", "", without_comments).splitlines():
-        instruction, _, rest = line.strip().partition(" ")
-        if instruction.upper() == "FROM":
+    for instruction, rest, _ in recipe_facts.instructions(text, str(dockerfile)):
+        if instruction == "FROM":
             break
-        if instruction.upper() != "ARG":
+        if instruction != "ARG":
             continue
-        for word in shlex.split(rest):
-            name, has_default, default = word.partition("=")
+        for name, default in recipe_facts.assignments(rest):
             if name in overrides:
                 values[name] = overrides[name]
-            elif has_default:
+            elif default is not None:
                 values[name] = _expand(default, values, dockerfile)
     return values
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 import functools
 import io
 import json
-import os
 import posixpath
 import re
-import shutil
 import subprocess
-import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
@@ -23,6 +20,7 @@ from typing import Any
 
 from dockerfile_parse.parser import DockerfileParser
 
+from base_images.command import find_program
 from base_images.errors import SourceError
 
 GLOBAL = "global"
@@ -84,7 +82,7 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
     installs: list[_Install] = []
     arguments: _Arguments = {}
     stages: list[str] = []
-    for instruction, value, line in _instructions(text, name):
+    for instruction, value, line in instructions(text, name):
         where = f"{name} line {line}"
         stage = stages[-1] if stages else GLOBAL
         if instruction == "FROM":
@@ -95,13 +93,31 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
         else:
             said += _facts(stage, instruction, value, where)
         if instruction == "ARG" and stage == GLOBAL:
-            for key, default in _assignments(value):
+            for key, default in assignments(value):
                 if default is not None:
                     expanded, used = _expanded(default, arguments)
                     arguments[key] = (expanded, used or frozenset({key}))
     said += _install_facts(installs)
     subjects = groupby(sorted(said, key=lambda fact: fact.subject), key=lambda fact: fact.subject)
-    return tuple(sorted(_merged(tuple(facts)) for _, facts in subjects))
+    return tuple(sorted(_without_other_names([_merged(tuple(facts)) for _, facts in subjects])))
+
+
+def _without_other_names(facts: list[Fact]) -> list[Fact]:
+    """Returns the facts without stages that are only another name for their base, where other stages start from them.
+
+    Such a name lets an ARG choose a stage's base: `FROM image AS a`, `FROM $CHOICE AS b`.
+    """
+    stages = [fact.stage for fact in facts]
+    names = {fact.stage: fact.value for fact in facts if fact.kind == "from" and stages.count(fact.stage) == 1}
+    started = {fact.value.split()[0] for fact in facts if fact.kind == "from"} & names.keys()
+    resolved = []
+    for fact in facts:
+        value = fact.value
+        while fact.kind == "from" and value.split()[0] in names:
+            value = names[value.split()[0]]
+        if fact.stage not in started:
+            resolved.append(replace(fact, value=value))
+    return resolved
 
 
 def _merged(facts: tuple[Fact, ...]) -> Fact:
@@ -114,8 +130,12 @@ def _merged(facts: tuple[Fact, ...]) -> Fact:
 # Instructions.
 
 
-def _instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
-    """Yields each instruction with its arguments, continuation lines joined, and its line number."""
+def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
+    """Yields each instruction of a Dockerfile with its arguments, continuation lines joined, and its line number.
+
+    Raises:
+        SourceError: something is not an instruction; the error calls the file `name`.
+    """
     # A blank line ends a continued instruction for dockerfile-parse, but not for BuildKit; a comment does for neither.
     lines = "".join(f"{line if line.strip() else '#'}\n" for line in text.splitlines())
     parser = DockerfileParser(fileobj=io.BytesIO(lines.encode()))  # type: ignore[no-untyped-call]
@@ -160,7 +180,7 @@ def _facts(stage: str, instruction: str, value: str, where: str) -> Iterable[Fac
 
 
 def _variables(stage: str, kind: str, value: str) -> Iterator[Fact]:
-    for name, default in _assignments(value):
+    for name, default in assignments(value, old_form=kind == "env"):
         if default is None:
             yield Fact(stage=stage, kind=kind, name=name, value="")
         else:
@@ -186,7 +206,7 @@ def _flag(stage: str, kind: str, flag: str, when: str) -> Fact:
 
 def _labels(stage: str, kind: str, value: str) -> Iterator[Fact]:
     """Yields the names: what they say of an image is each publisher's own."""
-    for name, _ in _assignments(value):
+    for name, _ in assignments(value, old_form=True):
         yield Fact(stage=stage, kind=kind, name=name, value="")
 
 
@@ -248,11 +268,16 @@ def _exec_or_shell(value: str, where: str) -> str:
     return "; ".join(_shell_text(statement, value.encode()) for statement in _parse_shell(value, where))
 
 
-def _assignments(value: str) -> Iterator[tuple[str, str | None]]:
-    """Yields the names and values of ARG, ENV and LABEL; None where a name stands alone."""
+def assignments(value: str, *, old_form: bool = False) -> Iterator[tuple[str, str | None]]:
+    """Yields the names and values of ARG, ENV and LABEL; None where a name stands alone.
+
+    Args:
+        value: the instruction's arguments.
+        old_form: whether `NAME any text` is one name with a value, as in ENV and LABEL; in ARG it is three names.
+    """
     words = list(_words(value))
-    if "=" not in words[0] and len(words) > 1 and "=" not in words[1]:
-        name, rest = value.split(maxsplit=1)  # the old form `ENV NAME any text`
+    if old_form and "=" not in words[0] and len(words) > 1 and "=" not in words[1]:
+        name, rest = value.split(maxsplit=1)
         yield name, _braced(rest)
         return
     for word in words:
@@ -607,8 +632,7 @@ def _parse_shell(text: str, where: str) -> list[Any]:
 
 @functools.cache  # the files of all variants have most of their shell in common
 def _shfmt(text: str) -> subprocess.CompletedProcess[str]:
-    search = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
-    program = shutil.which("shfmt", path=search)
+    program = find_program("shfmt")
     if not program:
         raise SourceError("shfmt, which parses the shell of Dockerfiles, is missing: install the project's packages.")
     return subprocess.run(

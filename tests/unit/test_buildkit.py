@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,3 +90,19 @@ def test_a_full_disk_is_said_in_plain_words(where: str) -> None:
 )
 def test_compile_percentage(line: str, percentage: int | None) -> None:
     assert buildkit.compile_percentage(line) == percentage
+
+
+def percentages(*said: int) -> list[int]:
+    return list(itertools.accumulate(said, buildkit.next_percentage, initial=0))[1:]
+
+
+def test_a_project_inside_the_project_does_not_count() -> None:
+    assert percentages(1, 8, 50, 100, 100, 9, 11, 12) == [1, 8, 8, 8, 8, 9, 11, 12]
+
+
+def test_lines_of_concurrent_compilers_may_change_places() -> None:
+    assert percentages(8, 10, 9, 11) == [8, 10, 10, 11]
+
+
+def test_a_step_that_compiles_two_projects_begins_again() -> None:
+    assert percentages(*range(101), 1, 1, 2, 5) == [*range(101), 1, 1, 2, 5]

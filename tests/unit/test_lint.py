@@ -1,0 +1,122 @@
+"""What `nox -s lint` finds in recipes and shell scripts: planted defects in a copy of the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from base_images import command, settings
+from base_images.variants import VARIANTS
+
+LISTED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+    cwd=settings.ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+).stdout.splitlines()
+FILES = [name for name in LISTED if (settings.ROOT / name).is_file()]
+RECIPES = [variant.dockerfile for variant in VARIANTS if (settings.ROOT / variant.dockerfile).exists()]
+SCRIPTS = [name for name in FILES if re.match(rb"#!.*\b(ba)?sh\n", (settings.ROOT / name).read_bytes())]
+RECIPE = "dockerfiles/cpu.Dockerfile"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(settings.ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def lint(checkout: Path) -> str:
+    """Returns what lint says of a checkout with a defect."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nox", "--session", "lint"],
+        cwd=checkout,
+        env={**os.environ, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "defect", "finding"),
+    [
+        ("COPY llama.cpp/ .", "COPPY llama.cpp/ .", "unexpected 'C'"),
+        ("FROM ${BUILD_BASE_IMAGE} AS build", "FROM ${BUILD_BASE_IMAGE}", "DL3022"),
+        ("FROM ${BUILD_BASE_IMAGE} AS build", "FROM ${BUILD_BASE_IMAGE} AS web", "DL3024"),
+        ('cp build/bin/llama-server "$directory"', "cp build/bin/llama-server $directory", "SC2086"),
+        ("cp build/bin/llama-server", "cd build; cp bin/llama-server", "SC2164"),
+        ("machine=aarch64 ;; esac", "machine=aarch64 ;; fi", "SC1"),
+        ("WORKDIR /app", "WORKDIR app", "DL3000"),
+        ('CMD [ "/usr/local/bin/llama-healthcheck" ]', "CMD a\n\nHEALTHCHECK CMD b", "DL3012"),
+        ('ENTRYPOINT [ "/usr/local/bin/llama-entrypoint" ]', "ENTRYPOINT /usr/local/bin/llama-entrypoint", "DL3025"),
+    ],
+)
+def test_a_defect_in_a_recipe(checkout: Path, line: str, defect: str, finding: str) -> None:
+    recipe = checkout / RECIPE
+    text = recipe.read_text(encoding="utf-8")
+    assert line in text
+    recipe.write_text(text.replace(line, defect), encoding="utf-8")
+
+    assert re.search(rf"^{RECIPE}:\d+\S* {finding}", lint(checkout), re.MULTILINE)
+
+
+def test_no_recipe_is_left_out(checkout: Path) -> None:
+    for name in RECIPES:
+        with (checkout / name).open("a", encoding="utf-8") as recipe:
+            recipe.write("WORKDIR app\n")
+
+    found = lint(checkout)
+
+    assert [name for name in RECIPES if not re.search(rf"^{name}:\d+ DL3000 ", found, re.MULTILINE)] == []
+
+
+@pytest.mark.skipif(not command.find_program("shellcheck"), reason="needs shellcheck: install it")
+def test_no_shell_script_is_left_out(checkout: Path) -> None:
+    for name in SCRIPTS:
+        with (checkout / name).open("a", encoding="utf-8") as script:
+            script.write("cp $1 /tmp\n")
+
+    found = lint(checkout)
+
+    assert [name for name in SCRIPTS if f"In {name} line " not in found] == []
+    assert found.count("SC2086 (info)") == len(SCRIPTS)
+
+
+def test_a_shell_script_that_is_not_formatted(checkout: Path) -> None:
+    with (checkout / "scripts/bootstrap.sh").open("a", encoding="utf-8") as script:
+        script.write("if true; then\n  true\nfi\n")
+
+    assert "+    true" in lint(checkout)
+
+
+def test_what_is_ignored_has_a_reason_and_is_needed(tmp_path: Path) -> None:
+    nothing_ignored = tmp_path / "hadolint.yaml"
+    nothing_ignored.write_text("ignored: []\n", encoding="utf-8")
+    hadolint = command.find_program("hadolint")
+    assert hadolint
+    done = subprocess.run(
+        [hadolint, "--config", nothing_ignored, "--no-fail", "--format", "json", *RECIPES],
+        cwd=settings.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ignored = (settings.ROOT / ".hadolint.yaml").read_text(encoding="utf-8").partition("ignored:\n")[2]
+    reasons = [re.fullmatch(r"  - (\w+) # .+", line) for line in ignored.splitlines()]
+
+    assert all(reasons)
+    assert [match[1] for match in reasons if match] == sorted({finding["code"] for finding in json.loads(done.stdout)})
