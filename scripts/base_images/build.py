@@ -47,10 +47,12 @@ def prepare(
     wanted: Origin,
     listener: Listener,
     architectures: Sequence[str] = (),
+    slim: bool = False,
 ) -> Prepared:
     """Gets the base images, and returns the plan made of them and of llama.cpp's source.
 
-    `architectures` is what to compile the backend for, as `--arch` has it; none means the recipe's own.
+    `architectures` is what to compile the backend for, as `--arch` has it; none means the recipe's own. `slim` puts
+    what the server needs of the toolkit on a small base, in place of the toolkit's own image.
 
     Raises:
         UsageError: the variant has no recipe, or not for this engine's platform, or not for an architecture.
@@ -60,15 +62,16 @@ def prepare(
     """
     if not (root / variant.dockerfile).exists():
         raise UsageError(f"There is no recipe for {variant.name} yet: {variant.dockerfile} does not exist.")
+    path = root / variant.dockerfile
     narrowed = toolkit.architecture_argument(variant, architectures)
+    chosen = {**narrowed, **(recipe.slim_argument(path) if slim else {})}
     engine.require_buildkit()
     head = repository.head(repository.open_repository(root))
     platform = engine_platform(engine)
     require_platform(variant, platform)  # before anything large is fetched
-    path = root / variant.dockerfile
     # An architecture can be part of a base image's name.
     bases = origin.resolve_bases(
-        engine, variant, recipe.base_references(path, narrowed), origin=wanted, listener=listener
+        engine, variant, recipe.base_references(path, chosen), origin=wanted, slim=slim, listener=listener
     )
     if narrowed:
         _require_architectures(engine, variant, narrowed, bases.build.reference)
@@ -79,8 +82,8 @@ def prepare(
         head=head,
         source=source,
         bases=bases,
-        recipe_arguments=recipe.global_arguments(path, {**bases.arguments, **narrowed}),
-        narrowed=bool(narrowed),
+        recipe_arguments=recipe.global_arguments(path, {**bases.arguments, **chosen}),
+        chosen=chosen,
     )
     return Prepared(plan=plan, source=source.path, notices=bases.notices)
 
@@ -90,7 +93,8 @@ def _require_architectures(engine: Engine, variant: Variant, narrowed: Mapping[s
     architectures = variant.architectures
     if architectures is None or not architectures.listing:
         return
-    answer = engine.probe(ContainerSpec(image=build_base, entrypoint=architectures.listing))
+    asked = ContainerSpec(image=build_base, entrypoint=architectures.listing, tmpfs={"/tmp": "mode=1777"})  # noqa: S108
+    answer = engine.probe(asked)
     known = toolkit.listed(architectures, answer.output)
     if not known:
         raise SourceError(

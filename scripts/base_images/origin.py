@@ -82,7 +82,13 @@ class Bases:
 
 
 def resolve_bases(
-    engine: Engine, variant: Variant, references: Mapping[str, str], *, origin: Origin, listener: Listener
+    engine: Engine,
+    variant: Variant,
+    references: Mapping[str, str],
+    *,
+    origin: Origin,
+    listener: Listener,
+    slim: bool = False,
 ) -> Bases:
     """Returns base images that the engine has afterwards.
 
@@ -92,6 +98,7 @@ def resolve_bases(
         references: what the recipe names for the roles `web`, `build` and `runtime`.
         origin: AUTO asks the registries, then takes images that were pulled before, then makes them from packages.
         listener: gets the progress.
+        slim: whether the runtime gets what it needs of the toolkit from the build, and not from its base.
 
     Raises:
         ImageNotFoundError: a registry answered that it has no such image.
@@ -118,7 +125,7 @@ def resolve_bases(
         if debian is None:
             raise SourceError(f"{_no_packages(variant)} Use --origin registries.")
         try:
-            origin, bases = Origin.PACKAGES, _make(engine, variant, debian, listener)
+            origin, bases = Origin.PACKAGES, _make(engine, variant, debian.slim() if slim else debian, listener)
             arguments = {**debian.arguments, **_versions(engine, bases["build"].reference, debian)}
         except SourceError as error:
             raise SourceError(" ".join((*notices, str(error))), detail=error.detail) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from base_images.variants import GIGABYTE, Variant
 
@@ -40,6 +40,10 @@ class Packages:
     arguments: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     size: int = 0
+
+    def slim(self) -> Packages:
+        """Returns the same with nothing of the toolkit in the runtime base."""
+        return replace(self, runtime=Root(suite=self.runtime.suite))
 
 
 WEB = Root(packages=("nodejs", "npm"))

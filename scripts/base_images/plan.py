@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from base_images import toolkit, versions
+from base_images import recipe, toolkit, versions
 from base_images.errors import UsageError
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.origin import Bases
@@ -49,25 +49,28 @@ def build_plan(
     source: Source,
     bases: Bases,
     recipe_arguments: Mapping[str, str],
-    narrowed: bool = False,
+    chosen: Mapping[str, str],
 ) -> BuildPlan:
     """Returns the plan of one variant for one platform.
 
-    `recipe_arguments` are the recipe's global ARGs with the values of this build; `narrowed` says that a person chose
-    some of them.
+    `recipe_arguments` are the recipe's global ARGs with the values of this build, `chosen` those that a person chose.
 
     Raises:
         UsageError: the variant is not published for the platform, or its recipe does not say a toolkit's version.
     """
     require_platform(variant, platform)
     reported = toolkit.reported(variant, recipe_arguments)
-    version = image_version(settings, head, source, narrowed=narrowed)
+    version = image_version(settings, head, source, narrowed=bool(chosen))
     tag = versions.image_tag(variant.name, version)
+    references = {
+        "web": bases.web.reference,
+        "build": bases.build.reference,
+        "runtime": bases.runtime.reference,
+    }
     arguments = {
-        "WEB_BASE_IMAGE": bases.web.reference,
-        "BUILD_BASE_IMAGE": bases.build.reference,
-        "RUNTIME_BASE_IMAGE": bases.runtime.reference,
+        **{argument: references[role] for role, argument in recipe.base_arguments(chosen).items()},
         **bases.arguments,
+        **chosen,
         **{argument: recipe_arguments[argument] for argument in variant.toolkit.values()},
         "LLAMA_CPP_TAG": source.tag,
         "LLAMA_CPP_COMMIT": source.commit,
@@ -107,8 +110,8 @@ def require_platform(variant: Variant, platform: Platform) -> None:
 def image_version(settings: Settings, head: Head, source: Source, *, narrowed: bool = False) -> Version:
     """Returns the version of images of this checkout; anything that HEAD does not fix makes it dirty.
 
-    HEAD fixes the recipes and the pin, so a changed tree, a changed source, another source than the pin and an image
-    for fewer devices than the recipe's do not get HEAD's own version.
+    HEAD fixes the recipes and the pin, so a changed tree, a changed source, another source than the pin and other
+    choices than the recipe's own do not get HEAD's own version.
     """
     dirty = head.version.dirty or source.dirty or source.commit != settings.pin.commit or narrowed
     return dataclasses.replace(head.version, dirty=dirty)

@@ -7,10 +7,15 @@ from pathlib import Path
 from string import Template
 
 from base_images import recipe_facts
-from base_images.errors import SourceError
+from base_images.errors import SourceError, UsageError
 
 BASE_ARGUMENTS = {"web": "WEB_BASE_IMAGE", "build": "BUILD_BASE_IMAGE", "runtime": "RUNTIME_BASE_IMAGE"}
 """The role of each base image and the global ARG that names it; the same in every recipe."""
+
+SLIM = {"RUNTIME_LIBRARIES": "slim"}
+"""The ARG with which a recipe puts the libraries of the toolkit that the server needs on a small base."""
+
+_SLIM_BASE = "SLIM_BASE_IMAGE"
 
 
 def global_arguments(dockerfile: Path, overrides: Mapping[str, str]) -> dict[str, str]:
@@ -40,6 +45,12 @@ def global_arguments(dockerfile: Path, overrides: Mapping[str, str]) -> dict[str
     return values
 
 
+def base_arguments(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Returns the global ARG that names the base image of each role, given the ARGs that a person chose."""
+    slim = {"runtime": _SLIM_BASE} if SLIM.items() <= chosen.items() else {}
+    return {**BASE_ARGUMENTS, **slim}
+
+
 def base_references(dockerfile: Path, overrides: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns the reference of each base image of the recipe by its role: `web`, `build`, `runtime`.
 
@@ -47,12 +58,24 @@ def base_references(dockerfile: Path, overrides: Mapping[str, str] | None = None
         SourceError: as `global_arguments`, and when the recipe does not say which image a role starts from.
     """
     arguments = global_arguments(dockerfile, overrides or {})
-    for role, argument in BASE_ARGUMENTS.items():
+    roles = base_arguments(overrides or {})
+    for role, argument in roles.items():
         if not arguments.get(argument):
             raise SourceError(
                 f"{dockerfile} has no value for ARG {argument} before its first FROM: add it, it names the {role} base."
             )
-    return {role: arguments[argument] for role, argument in BASE_ARGUMENTS.items()}
+    return {role: arguments[argument] for role, argument in roles.items()}
+
+
+def slim_argument(dockerfile: Path) -> dict[str, str]:
+    """Returns the ARG that makes an image slim.
+
+    Raises:
+        UsageError: the recipe has no such choice.
+    """
+    if _SLIM_BASE not in global_arguments(dockerfile, {}):
+        raise UsageError(f"{dockerfile.name} has no slim runtime: its base is small as it is. Leave --slim out.")
+    return SLIM
 
 
 def _expand(default: str, values: Mapping[str, str], dockerfile: Path) -> str:

@@ -62,6 +62,7 @@ def made(**changes: object) -> plan.BuildPlan:
         "source": SOURCE,
         "bases": BASES,
         "recipe_arguments": {},
+        "chosen": {},
     }
     return plan.build_plan(**{**known, **changes})  # type: ignore[arg-type]
 
@@ -96,9 +97,9 @@ def test_arguments_are_those_of_the_recipe() -> None:
         {"source": replace(SOURCE, dirty=True)},
         {"source": replace(SOURCE, commit="f" * 40)},
         {"head": replace(HEAD, version=replace(HEAD.version, dirty=True))},
-        {"narrowed": True},
+        {"chosen": {"RUNTIME_LIBRARIES": "slim"}},
     ],
-    ids=["changed source", "another source", "changed checkout", "fewer devices"],
+    ids=["changed source", "another source", "changed checkout", "another choice"],
 )
 def test_what_the_commit_does_not_fix_is_dirty(changes: dict[str, object]) -> None:
     assert made(**changes).version == "2508201420-abc1234-dirty"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from base_images.errors import SourceError
-from base_images.recipe import base_references, global_arguments
+from base_images.errors import SourceError, UsageError
+from base_images.recipe import BASE_ARGUMENTS, base_arguments, base_references, global_arguments, slim_argument
 
 RECIPE = """\
 # A recipe.
@@ -75,3 +75,28 @@ def test_a_default_that_cannot_be_read_is_an_error(recipe: Path, default: str) -
 def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         global_arguments(tmp_path / "none.Dockerfile", {})
+
+
+SLIM = """\
+ARG WEB_BASE_IMAGE=node:24
+ARG BUILD_BASE_IMAGE=toolkit:1
+ARG RUNTIME_BASE_IMAGE=toolkit:1
+ARG SLIM_BASE_IMAGE=ubuntu:24.04
+FROM scratch
+"""
+
+
+def test_a_slim_runtime_starts_from_a_small_base(recipe: Path) -> None:
+    recipe.write_text(SLIM, encoding="utf-8")
+    chosen = slim_argument(recipe)
+
+    assert chosen == {"RUNTIME_LIBRARIES": "slim"}
+    assert base_references(recipe)["runtime"] == "toolkit:1"
+    assert base_references(recipe, chosen)["runtime"] == "ubuntu:24.04"
+    assert base_arguments(chosen) == {**BASE_ARGUMENTS, "runtime": "SLIM_BASE_IMAGE"}
+    assert base_arguments({}) == BASE_ARGUMENTS
+
+
+def test_a_recipe_on_a_small_base_has_no_slim_runtime(recipe: Path) -> None:
+    with pytest.raises(UsageError, match="has no slim runtime"):
+        slim_argument(recipe)
