@@ -1,0 +1,127 @@
+"""An accelerator's image on a machine without one: the contract, the fall-back, and children of several variants."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from packaging.version import Version as PackageVersion
+
+from base_images import archive, buildkit, contract, launch, model, smoke, variants, versions
+from base_images.archive import Kind
+from base_images.build import engine_platform
+from base_images.engine import Engine, Image
+from base_images.labels import TOOLKIT_PREFIX, Label
+from base_images.model import TensorType
+from base_images.smoke import Target
+from base_images.variants import Variant
+
+
+def home(image: Image, directory: str) -> str:
+    platform = variants.Platform.of_architecture(image.architecture)
+    assert platform
+    return f"/app/bin/{platform.triple}/{directory}"
+
+
+def test_the_contract(engine: Engine, variant: Variant, image: Image) -> None:
+    report = contract.check(engine, image.id, variant)
+    assert [(row.number, row.findings) for row in report.rows if row.status is contract.Status.FAIL] == []
+
+
+def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:
+    toolkit = {name: value for name, value in image.labels.items() if name.startswith(TOOLKIT_PREFIX)}
+    assert set(toolkit) == {f"{TOOLKIT_PREFIX}{name}" for name in variant.toolkit}
+    assert all(toolkit.values())
+
+
+def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Variant, image: Image) -> None:
+    if variant.name in contract.STATIC_BACKENDS:
+        pytest.skip("its cpu/ is a build of its own")
+    layers = [archive.merge([one]) for one in archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=())]
+    own, cpu = (home(image, directory) for directory in variant.directories)
+    [layer] = [layer for layer in layers if f"{own}/llama-server" in layer]
+    files = {path: entry for path, entry in layer.items() if path.startswith(f"{cpu}/") and entry.kind is Kind.FILE}
+    assert files
+    for path, entry in files.items():
+        assert entry.inode == layer[path.replace(cpu, own, 1)].inode, path
+    only_own = {path.rpartition("/")[2] for path in layer if path.startswith(f"{own}/")} - {
+        path.rpartition("/")[2] for path in layer if path.startswith(f"{cpu}/")
+    }
+    assert only_own == {contract.ACCELERATOR_BACKENDS[variant.name]}
+
+
+def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, variant: Variant, image: Image) -> None:
+    report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+    assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
+    said = {row.server: row.seen for row in report.rows if row.check == "backend"}
+    assert "THE CPU GAVE THE ANSWERS" in said["as BodhiApp, Q8_0"]
+    assert said["as BodhiApp, from cpu/"].startswith("loaded libggml-cpu-")
+
+
+@contextmanager
+def child(engine: Engine, dockerfile: str) -> Iterator[Image]:
+    """Builds a child image and yields it; its tags and itself are gone afterwards."""
+    with io.BytesIO() as context:
+        with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            entry = tarfile.TarInfo("Dockerfile")
+            entry.size = len(dockerfile)
+            tar.addfile(entry, io.BytesIO(dockerfile.encode()))
+        context.seek(0)
+        stream = engine.build(
+            context,
+            dockerfile="Dockerfile",
+            target="",
+            arguments={},
+            labels={},
+            platform=engine_platform(engine).docker,
+        )
+        [made] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
+    try:
+        yield engine.image(made)
+    finally:
+        engine.remove_image(made)
+
+
+def log_of(engine: Engine, image: Image, directory: str) -> str:
+    """Asks the server in one directory of an image for the known answer, as BodhiApp would, and returns its log."""
+    answer = model.known_answer(TensorType.Q8_0)
+    way = launch.as_bodhi(image.id, "model", home(image, directory))
+    with launch.prepared(engine, way, answer.gguf) as container:
+        launch.start(container, way.port)
+        smoke.check_completion(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
+        log = container.logs()
+    launch.check_backend(log, home(image, directory))
+    return log
+
+
+def test_a_child_of_two_variants_starts_both(engine: Engine, variant: Variant, image: Image, cpu_image: Image) -> None:
+    dockerfile = f"FROM {image.tags[0]}\nCOPY --from={cpu_image.tags[0]} /app/bin/ /app/bin/\n"
+    with child(engine, dockerfile) as made:
+        assert made.user == image.user
+        for directory in variant.directories:
+            log = log_of(engine, made, directory)
+            # Vulkan's loads without a device; others do not without their driver.
+            loaded = f"loaded Vulkan backend from {home(made, 'vulkan')}/libggml-vulkan.so"
+            assert (loaded in log) == (directory == "vulkan")
+
+
+def test_a_child_of_two_accelerators_starts_all_three(
+    engine: Engine, variant: Variant, image: Image, cpu_image: Image
+) -> None:
+    vulkan = versions.local_reference("vulkan")
+    if variant.name == "vulkan" or not engine.has_image(vulkan):
+        pytest.skip("needs the images of vulkan and of another accelerator")
+    if PackageVersion(image.labels[Label.GLIBC]) < PackageVersion(engine.image(vulkan).labels[Label.GLIBC]):
+        pytest.skip("vulkan's glibc is newer: a child would start from vulkan and bring the other's libraries")
+    dockerfile = (
+        f"FROM {image.tags[0]}\nUSER root\n"
+        "RUN apt-get update && apt-get install -y --no-install-recommends libvulkan1 mesa-vulkan-drivers\n"
+        f"COPY --from={vulkan} {home(image, 'vulkan')}/ {home(image, 'vulkan')}/\n"
+        f"COPY --from={cpu_image.tags[0]} /app/bin/ /app/bin/\nUSER llama\n"
+    )
+    with child(engine, dockerfile) as made:
+        logs = {directory: log_of(engine, made, directory) for directory in (*variant.directories, "vulkan")}
+        assert [directory for directory, log in logs.items() if "loaded Vulkan backend" in log] == ["vulkan"]
