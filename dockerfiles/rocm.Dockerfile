@@ -116,7 +116,7 @@ RUN --mount=type=bind,from=base,target=/mnt/base \
         $(find -L "$(hipconfig -R)/lib" -maxdepth 2 -name "libamd_comgr.so.[0-9]") && \
     set -f && \
     find /vendor -path "*/library/*gfx*" \
-        $(echo "$ROCM_DOCKER_ARCH" | tr ';' '\n' | sed 's/:.*//; s/.*/! -name *&*/') -delete
+        $(echo "$ROCM_DOCKER_ARCH" | tr ';' '\n' | sed 's/:.*//; s/.*/! -path *&*/') -delete
 
 ### Runtime: the server alone
 FROM base AS runtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,73 @@ def test_our_recipes_mirror_the_pin(tree: Path) -> None:
     report = mirror.check(mirror.upstream_texts(tree), mirror.our_texts(settings.ROOT), records)
     assert unexplained(report) == []
     assert report.ok
-    assert "cpu" in [comparison.variant for comparison in report.comparisons]
+    assert [comparison.variant for comparison in report.comparisons] == [variant.name for variant in variants.VARIANTS]
     assert report.upstream_only == ("openvino", "s390x", "zendnn")
+
+
+# What upstream may do to each of its files, and what must be said of it beside the difference itself.
+MUTATIONS: tuple[tuple[str, str, str, list[str]], ...] = (
+    (
+        "cuda",
+        "CUDA_DOCKER_ARCH=default",
+        "CUDA_DOCKER_ARCH=all",
+        [
+            "! build: arg CUDA_DOCKER_ARCH: all -> no value",
+            "stale ! build: arg CUDA_DOCKER_ARCH: default -> no value",
+        ],
+    ),
+    (
+        "cuda",
+        "-DGGML_CUDA=ON",
+        "-DGGML_CUDA=ON -DGGML_CUDA_FA=OFF",
+        ["- build: cmake build -DGGML_CUDA_FA = OFF"],
+    ),
+    ("rocm", "-DGGML_HIP=ON", "-DGGML_HIP=ON -DGGML_NATIVE=OFF", ["- build: cmake build -DGGML_NATIVE = OFF"]),
+    (
+        "rocm",
+        "FROM ${BASE_ROCM_DEV_CONTAINER} AS base",
+        "FROM docker.io/rocm/runtime:7.2.1 AS base",
+        [
+            (
+                "! base: from: docker.io/rocm/runtime:7.2.1 -> "
+                "docker.io/rocm/dev-ubuntu-24.04:7.2.1-complete by ROCM_VERSION UBUNTU_VERSION"
+            )
+        ],
+    ),
+    (
+        "musa",
+        "musa-muthrust-5-2",
+        "musa-muthrust-5-3",
+        ["+ build: apt musa-muthrust-5-2", "- build: apt musa-muthrust-5-3"],
+    ),
+    (
+        "musa",
+        "/usr/local/musa/lib",
+        "/opt/musa/lib",
+        [
+            "+ base: run echo /usr/local/musa/lib = [> /etc/ld.so.conf.d/musa-runtime.conf]",
+            "- base: run echo /opt/musa/lib = [> /etc/ld.so.conf.d/musa-runtime.conf]",
+        ],
+    ),
+    ("intel", "libigdgmm12_$", "libigdgmm13_$", ["*libigdgmm12_*", "*libigdgmm13_*"]),
+    ("intel", "GGML_SYCL_F16=ON\n", "GGML_SYCL_F16=OFF\n", ["*GGML_SYCL_F16: OFF*", "stale *GGML_SYCL_F16: ON*"]),
+    ("cann", "-DUSE_ACL_GRAPH=ON", "-DUSE_ACL_GRAPH=OFF", ["*USE_ACL_GRAPH: OFF*", "stale *USE_ACL_GRAPH: ON*"]),
+    ("cann", "ENV ASCEND_OPP_PATH=", "ENV ASCEND_OPP=", ["* ASCEND_OPP_PATH *"] * 2 + ["* ASCEND_OPP *"] * 2),
+)
+
+
+@pytest.mark.parametrize(("name", "old", "new", "expected"), MUTATIONS)
+def test_what_upstream_changes_in_any_file_is_seen(
+    tree: Path, name: str, old: str, new: str, expected: list[str]
+) -> None:
+    upstream = mirror.upstream_texts(tree)
+    assert old in upstream[name]
+    records = mirror.load_records(settings.ROOT / mirror.DIFFERENCES)
+    changed = {**upstream, name: upstream[name].replace(old, new)}
+    found = unexplained(mirror.check(changed, mirror.our_texts(settings.ROOT), records))
+    assert len(found) == len(expected), found
+    for pattern in expected:
+        assert [key for key in found if key == pattern or fnmatchcase(key, pattern)], (pattern, found)
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])

@@ -502,6 +502,23 @@ def test_a_second_build_directory_has_its_own_flags() -> None:
     ]
 
 
+def test_another_name_for_a_base_is_no_difference() -> None:
+    ours = replaced(
+        our_recipe(),
+        "FROM $RUNTIME_BASE_IMAGE AS base",
+        "FROM $RUNTIME_BASE_IMAGE AS toolkit\nFROM ${LIBRARIES} AS base",
+    )
+    ours = replaced(ours, "ARG NODE_VERSION=24\n", "ARG NODE_VERSION=24\nARG LIBRARIES=toolkit\n")
+    assert unexplained(check(ours=ours)) == ["+ global: arg LIBRARIES = toolkit"]
+    # A name that no stage starts from is a target, and one that does something is no mere name.
+    assert unexplained(check(ours=f"{ours}FROM base AS more\n")) == [
+        "+ global: arg LIBRARIES = toolkit",
+        "+ more: from = base",
+    ]
+    busy = replaced(ours, "AS toolkit\n", "AS toolkit\nUSER 1\n")
+    assert "+ toolkit: user = 1" in unexplained(check(ours=busy))
+
+
 # Facts.
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from base_images import settings
+from base_images import recipe, recipe_facts, settings, variants
 
 FILES = settings.ROOT / "dockerfiles"
 ENVIRONMENT = {
@@ -55,6 +55,28 @@ def test_a_branch_may_be_called_anything(branch: str) -> None:
     assert version_json("variant=cpu", "variants=cpu", BUILD_BRANCH=branch)["branch"] == branch
 
 
+@pytest.mark.parametrize("value", ["gfx908;gfx90a", "quay.io/ascend/cann:8.5.0-910b", "86-real;90", "a=b", ""])
+def test_a_toolkit_setting_may_be_any_text(value: str) -> None:
+    assert version_json("variant=rocm", "variants=rocm,cpu", f"arch={value}")["toolkit"] == {"arch": value}
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
+def test_a_recipe_hands_on_the_toolkit_that_the_table_names(variant: variants.Variant) -> None:
+    """As ARGs before the first FROM with a default, redeclared without one: a default in a stage would hide them."""
+    path = settings.ROOT / variant.dockerfile
+    defaults = recipe.global_arguments(path, {})
+    said = {
+        (fact.stage, fact.kind, fact.name): fact.value for fact in recipe_facts.read(path.read_text(), variant.name)
+    }
+    for argument in variant.toolkit.values():
+        assert defaults[argument]
+        assert said["runtime", "arg", argument] == ""
+    handed = [name for stage, kind, name in said if (stage, kind) == ("runtime", "run") and "version-json" in name]
+    directories = ",".join(variant.directories)
+    toolkit = "".join(f' {key}="${{{argument}}}"' for key, argument in variant.toolkit.items())
+    assert handed == [f"sh /mnt/version-json variant={variant.name} variants={directories}{toolkit}"]
+
+
 def test_a_missing_build_argument_fails_the_build() -> None:
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "BUILD_VERSION"}
     done = subprocess.run(["sh", FILES / "version-json"], env=environment, capture_output=True, text=True, check=False)
@@ -64,7 +86,7 @@ def test_a_missing_build_argument_fails_the_build() -> None:
 
 def test_recipes_default_to_the_pin() -> None:
     pin = settings.load().pin
-    for recipe in FILES.glob("*.Dockerfile"):
-        text = recipe.read_text()
-        assert f"\nARG LLAMA_CPP_TAG={pin.tag}\n" in text, recipe.name
-        assert f"\nARG LLAMA_CPP_COMMIT={pin.commit}\n" in text, recipe.name
+    for path in FILES.glob("*.Dockerfile"):
+        text = path.read_text()
+        assert f"\nARG LLAMA_CPP_TAG={pin.tag}\n" in text, path.name
+        assert f"\nARG LLAMA_CPP_COMMIT={pin.commit}\n" in text, path.name

@@ -1,0 +1,132 @@
+# llama-server for Moore Threads GPUs. Mirrors .devops/musa.Dockerfile of llama.cpp; where it differs, a comment says why.
+# What the recipes have in common is explained in cpu.Dockerfile.
+
+ARG UBUNTU_VERSION=22.04
+# The driver of the container's host has to be as new as this needs.
+ARG MUSA_VERSION=5.2.0
+ARG NODE_VERSION=24
+
+ARG WEB_BASE_IMAGE=docker.io/node:${NODE_VERSION}
+ARG BUILD_BASE_IMAGE=registry.mthreads.com/mcconline/musa_sdk:${MUSA_VERSION}-devel-ubuntu${UBUNTU_VERSION}-s5000
+ARG RUNTIME_BASE_IMAGE=registry.mthreads.com/mcconline/musa_sdk:${MUSA_VERSION}-runtime-ubuntu${UBUNTU_VERSION}-s5000
+
+# Architectures such as `31`; the default is llama.cpp's list, a fat build.
+ARG MUSA_DOCKER_ARCH=default
+
+ARG LLAMA_CPP_TAG=b11312
+ARG LLAMA_CPP_COMMIT=0c1e57098bba43ac29e6e3b677cdceebdd22334f
+
+FROM ${WEB_BASE_IMAGE} AS web
+
+ARG LLAMA_CPP_TAG
+
+WORKDIR /app/tools/ui
+
+COPY llama.cpp/tools/ui/package.json llama.cpp/tools/ui/package-lock.json ./
+RUN npm ci
+
+COPY llama.cpp/tools/ui/ ./
+RUN LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
+
+FROM ${BUILD_BASE_IMAGE} AS build
+
+ARG TARGETARCH
+
+RUN apt-get update && \
+    apt-get install -y \
+    build-essential \
+    cmake \
+    python3 \
+    python3-pip \
+    git \
+    libssl-dev \
+    libgomp1 \
+    musa-mualg-5-2 \
+    musa-muthrust-5-2 \
+    libmthreads-compute \
+    ccache
+
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G
+
+WORKDIR /app
+
+COPY llama.cpp/ .
+
+COPY --from=web /app/tools/ui/dist tools/ui/dist
+
+ARG MUSA_DOCKER_ARCH
+ARG LLAMA_CPP_TAG
+ARG LLAMA_CPP_COMMIT
+
+RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
+    if [ "${MUSA_DOCKER_ARCH}" != "default" ]; then \
+        export CMAKE_ARGS="-DMUSA_ARCHITECTURES=${MUSA_DOCKER_ARCH}"; \
+    fi && \
+    cmake -B build -DGGML_NATIVE=OFF -DGGML_MUSA=ON -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DLLAMA_BUILD_TESTS=OFF ${CMAKE_ARGS} -DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined \
+        -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
+        -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" . && \
+    cmake --build build --config Release --target llama-server -j$(nproc) && \
+    ccache --show-stats
+
+# cpu/ is the same files by hard links, without the accelerator's backend: BodhiApp falls back to it in every image.
+RUN case "$TARGETARCH" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; esac && \
+    directory="/payload/app/bin/$machine-unknown-linux-gnu/musa" && \
+    mkdir -p "$directory" /payload/usr/local/bin && \
+    cp build/bin/llama-server "$directory" && \
+    find build/bin -name "*.so*" -exec cp -P {} "$directory" \; && \
+    cp -al "$directory" "${directory%/*}/cpu" && \
+    rm "${directory%/*}/cpu/libggml-musa.so" && \
+    ln -s "${directory#/payload}/llama-server" /payload/usr/local/bin/llama-server
+
+## Base image
+FROM ${RUNTIME_BASE_IMAGE} AS base
+
+ARG RUNTIME_EXTRA_PACKAGES=""
+
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 curl ca-certificates libmthreads-compute ${RUNTIME_EXTRA_PACKAGES} \
+    && apt autoremove -y \
+    && apt clean -y \
+    && rm -rf /tmp/* /var/tmp/* \
+    && find /var/cache/apt/archives /var/lib/apt/lists -not -name lock -type f -delete \
+    && find /var/cache -type f -delete
+
+# The MUSA runtime image does not register its library directory
+RUN echo "/usr/local/musa/lib" > /etc/ld.so.conf.d/musa-runtime.conf && ldconfig
+
+RUN groupadd --gid 10001 llama \
+    && useradd --uid 10001 --gid llama --create-home --no-log-init --shell /bin/sh llama
+
+### Runtime: the server alone
+FROM base AS runtime
+
+COPY --from=build /payload/ /
+COPY dockerfiles/llama-entrypoint dockerfiles/llama-healthcheck /usr/local/bin/
+
+WORKDIR /app
+
+ARG TARGETPLATFORM
+ARG MUSA_VERSION
+ARG MUSA_DOCKER_ARCH
+ARG LLAMA_CPP_TAG
+ARG LLAMA_CPP_COMMIT
+ARG BUILD_VERSION=0000000000-0000000
+ARG BUILD_COMMIT=0000000000000000000000000000000000000000
+ARG BUILD_BRANCH=unknown
+ARG BUILD_TIMESTAMP=""
+
+RUN --mount=type=bind,source=dockerfiles/version-json,target=/mnt/version-json \
+    sh /mnt/version-json variant=musa variants=musa,cpu musa="$MUSA_VERSION" musa_arch="$MUSA_DOCKER_ARCH" > version.json
+
+LABEL org.opencontainers.image.version=$BUILD_VERSION \
+      org.opencontainers.image.revision=$BUILD_COMMIT \
+      org.opencontainers.image.title="llama.cpp musa" \
+      org.opencontainers.image.description="llama-server of llama.cpp for BodhiApp" \
+      org.opencontainers.image.url="https://github.com/BodhiSearch/llama.cpp" \
+      org.opencontainers.image.source="https://github.com/BodhiSearch/llama.cpp"
+
+USER 10001:10001
+
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m CMD [ "/usr/local/bin/llama-healthcheck" ]
+
+ENTRYPOINT [ "/usr/local/bin/llama-entrypoint" ]
