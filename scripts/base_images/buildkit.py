@@ -23,6 +23,9 @@ LOG_TAIL_LINES = 40
 LARGEST_LEAP = 10
 """Percentage points between two figures of one CMake project; llama.cpp's own are 3 apart at most."""
 
+INNER_LINES = 8
+"""Lines of a project inside the project are fewer."""
+
 _DISK_FULL = "no space left on device"
 
 
@@ -132,13 +135,31 @@ def compile_percentage(line: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def next_percentage(known: int, said: int) -> int:
-    """Returns how far a step's compilation is, given how far it was known to be and the percentage of a further line.
+@dataclass(frozen=True)
+class Compiled:
+    """How far the compilation of a step is.
+
+    Attributes:
+        percent: what is believed.
+        rival: another figure that was said last, and `times` how often in a row it or one near it was.
+    """
+
+    percent: int = 0
+    rival: int = 0
+    times: int = 0
+
+
+def next_percentage(known: Compiled, said: int) -> Compiled:
+    """Returns how far a step's compilation is, given what was known and the percentage of a further line.
 
     CMake counts every file, so a project's percentage grows little by little, or begins again when the step compiles a
-    second one. Other figures are those of a small project inside, such as Vulkan's shader compiler: 50 and 100.
+    second one. Other figures are those of a small project inside, such as Vulkan's shader compiler with its 50, 100,
+    100; where they go on, though, the engine left out lines, as it does with output that comes fast.
     """
-    return said if said <= 1 or 0 <= said - known <= LARGEST_LEAP else known
+    if said <= 1 or 0 <= said - known.percent <= LARGEST_LEAP:
+        return Compiled(said)
+    times = known.times + 1 if abs(said - known.rival) <= LARGEST_LEAP else 1
+    return Compiled(said) if times > INNER_LINES else Compiled(known.percent, said, times)
 
 
 class _Trace:

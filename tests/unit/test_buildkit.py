@@ -93,7 +93,8 @@ def test_compile_percentage(line: str, percentage: int | None) -> None:
 
 
 def percentages(*said: int) -> list[int]:
-    return list(itertools.accumulate(said, buildkit.next_percentage, initial=0))[1:]
+    known = itertools.accumulate(said, buildkit.next_percentage, initial=buildkit.Compiled())
+    return [one.percent for one in known][1:]
 
 
 def test_a_project_inside_the_project_does_not_count() -> None:
@@ -102,6 +103,11 @@ def test_a_project_inside_the_project_does_not_count() -> None:
 
 def test_lines_of_concurrent_compilers_may_change_places() -> None:
     assert percentages(8, 10, 9, 11) == [8, 10, 10, 11]
+
+
+def test_lines_that_the_engine_left_out_do_not_stop_the_count() -> None:
+    assert percentages(2, 3, *range(40, 60))[-1] == 59
+    assert percentages(80, *range(3, 30))[-1] == 29
 
 
 def test_a_step_that_compiles_two_projects_begins_again() -> None:
