@@ -91,7 +91,7 @@ RUN apt-get update \
     && find /var/cache/apt/archives /var/lib/apt/lists -not -name lock -type f -delete \
     && find /var/cache -type f -delete
 
-# The MUSA runtime image does not register its library directory
+# Where the toolkit's libraries are is unknown to the loader of its own runtime image.
 RUN echo "/usr/local/musa/lib" > /etc/ld.so.conf.d/musa-runtime.conf && ldconfig
 
 RUN groupadd --gid 10001 llama \

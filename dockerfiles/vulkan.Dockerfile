@@ -27,10 +27,10 @@ FROM ${BUILD_BASE_IMAGE} AS build
 
 ARG TARGETARCH
 
-# Install build tools
+# Compilers and tools
 RUN apt update && apt install -y git build-essential cmake wget xz-utils ccache
 
-# Install SSL and Vulkan SDK dependencies
+# TLS, and what Vulkan needs to compile
 RUN apt install -y libssl-dev curl \
     libxcb-xinput0 libxcb-xinerama0 libxcb-cursor-dev libvulkan-dev glslc spirv-headers
 

@@ -67,17 +67,6 @@ def test_a_source_that_is_not_llama_cpp(tmp_path: Path) -> None:
     assert_sentence(invoke("build-local", LLAMA_CPP_DIR=str(tmp_path)), 5, str(tmp_path), "is not llama.cpp")
 
 
-def test_a_variant_without_a_recipe(tmp_path: Path) -> None:
-    del tmp_path
-    without = [
-        name
-        for name in ("cuda", "rocm", "vulkan", "musa", "intel", "cann")
-        if not (settings.ROOT / "dockerfiles" / f"{name}.Dockerfile").exists()
-    ]
-    for name in without[:1]:
-        assert_sentence(invoke("build-local", "--variant", name), 2, f"There is no recipe for {name} yet")
-
-
 @pytest.mark.usefixtures("cpu_image")
 def test_a_plan_in_three_forms(engine: Engine) -> None:
     origin = engine.image(versions.local_reference("cpu")).labels[Label.BUILD_ORIGIN]

@@ -50,7 +50,7 @@ def user(engine: Engine, cpu_image: Image, tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "models" / "model.gguf").write_bytes(model.known_answer(TensorType.Q8_0).gguf)
     (tmp_path / "bodhi").write_text('#!/bin/sh\necho "bodhi $*"\n')
     (tmp_path / "bodhi").chmod(0o755)
-    [dockerfile] = re.findall(r"^```dockerfile\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    [dockerfile] = re.findall(rf"^```dockerfile\n(FROM {LATEST}\n.*?)^```$", README, re.MULTILINE | re.DOTALL)
     (tmp_path / "Dockerfile").write_text(dockerfile)
     before = engine.image(LATEST).id if engine.has_image(LATEST) else None
     engine.tag(cpu_image.id, LATEST)

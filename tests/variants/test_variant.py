@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from packaging.version import Version as PackageVersion
 
-from base_images import archive, buildkit, contract, launch, model, smoke, variants, versions
+from base_images import archive, buildkit, contract, launch, model, settings, smoke, variants, versions
 from base_images.archive import Kind
 from base_images.build import engine_platform
 from base_images.engine import Engine, Image
@@ -108,20 +109,20 @@ def test_a_child_of_two_variants_starts_both(engine: Engine, variant: Variant, i
             assert (loaded in log) == (directory == "vulkan")
 
 
-def test_a_child_of_two_accelerators_starts_all_three(
-    engine: Engine, variant: Variant, image: Image, cpu_image: Image
+def test_the_readme_s_child_of_two_accelerators_starts_all_three(
+    engine: Engine, variant: Variant, image: Image
 ) -> None:
     vulkan = versions.local_reference("vulkan")
     if variant.name == "vulkan" or not engine.has_image(vulkan):
         pytest.skip("needs the images of vulkan and of another accelerator")
-    if PackageVersion(image.labels[Label.GLIBC]) < PackageVersion(engine.image(vulkan).labels[Label.GLIBC]):
-        pytest.skip("vulkan's glibc is newer: a child would start from vulkan and bring the other's libraries")
-    dockerfile = (
-        f"FROM {image.tags[0]}\nUSER root\n"
-        "RUN apt-get update && apt-get install -y --no-install-recommends libvulkan1 mesa-vulkan-drivers\n"
-        f"COPY --from={vulkan} {home(image, 'vulkan')}/ {home(image, 'vulkan')}/\n"
-        f"COPY --from={cpu_image.tags[0]} /app/bin/ /app/bin/\nUSER llama\n"
+    if PackageVersion(engine.image(vulkan).labels[Label.GLIBC]) < PackageVersion(image.labels[Label.GLIBC]):
+        pytest.skip("the README starts from the image with the newest glibc, which is not vulkan's here")
+    readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
+    [dockerfile] = re.findall(r"^```dockerfile\n(FROM \S+vulkan\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    registry = settings.load().registry
+    dockerfile = dockerfile.replace(f"{registry}:latest-vulkan", vulkan).replace(
+        f"{registry}:latest-cuda", image.tags[0]
     )
-    with child(engine, dockerfile) as made:
+    with child(engine, dockerfile.replace("/cuda/", f"/{variant.name}/")) as made:
         logs = {directory: log_of(engine, made, directory) for directory in (*variant.directories, "vulkan")}
         assert [directory for directory, log in logs.items() if "loaded Vulkan backend" in log] == ["vulkan"]

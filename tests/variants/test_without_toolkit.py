@@ -1,0 +1,121 @@
+"""musa, intel and cann where their toolkits cannot be had: the recipe as it is but for the vendor's own pieces.
+
+Debian's compilers take the place of the vendor's, so that every other line of the recipe is run and the cpu directory,
+which BodhiApp falls back to, is built, judged and asked. Their bases are the Debian releases nearest to upstream's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import git
+import pytest
+
+from base_images import build, buildkit, contract, launch, packages, progress, settings, source
+from base_images.engine import Engine, Image
+from base_images.model import TensorType
+from base_images.origin import Origin
+from base_images.packages import Packages, Root
+from base_images.variants import Variant
+
+BOOKWORM = Root(suite="bookworm")  # glibc 2.36; upstream's base for musa is Ubuntu 22.04, glibc 2.35
+NEAREST = {
+    "musa": Packages(build=BOOKWORM, runtime=BOOKWORM),
+    "intel": Packages(),
+    "cann": Packages(),  # openEuler is in no package mirror
+}
+RM = r'rm "\$\{directory%/\*\}/cpu/libggml-\w+\.so"'
+VENDOR_PIECES = {
+    "musa": (
+        (r" \\\n    musa-mualg-5-2 \\\n    musa-muthrust-5-2 \\\n    libmthreads-compute", ""),
+        (r" libmthreads-compute ", " "),
+        (r"-DGGML_MUSA=ON", "-DGGML_MUSA=OFF"),
+        (RM, "true"),
+    ),
+    "intel": (
+        (
+            r"(wget ca-certificates ccache) && \\\n(    cd /tmp .*\\\n)(    .*\\\n)+    rm -f .*",
+            r"\1 build-essential cmake",
+        ),
+        (r"-DGGML_SYCL=ON -DCMAKE_C_COMPILER=icx -DCMAKE_CXX_COMPILER=icpx", "-DGGML_SYCL=OFF"),
+        (RM, "true"),
+        (r"(  && wget .*\\\n)+  && apt-get install .* \./\*\.deb \\\n", ""),
+        (r"(/payload/app/bin/\*/intel) \\\n(.*\\\n)+.*", r"\1"),
+    ),
+    "cann": (
+        (
+            r"yum install -y gcc g\+\+ cmake make git openssl-devel",
+            "apt-get update && apt-get install -y gcc g++ cmake make git libssl-dev",
+        ),
+        (r"yum install -y libgomp (.*) shadow-utils", r"apt-get update && apt-get install -y libgomp1 \1"),
+        (r"yum clean all", "apt-get clean"),
+        (r"rm -rf /var/cache/yum", "rm -rf /var/lib/apt/lists /var/cache/apt"),
+        (r"\. /usr/local/Ascend/ascend-toolkit/set_env\.sh --force", "true"),
+        (r"-DGGML_CANN=ON", "-DGGML_CANN=OFF"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def root(variant: Variant, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose recipe lacks the vendor's pieces, and nothing else."""
+    if variant.name not in NEAREST:
+        pytest.skip("its toolkit can be had")
+    made = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(settings.ROOT / "dockerfiles", made / "dockerfiles")
+    shutil.copy(settings.ROOT / ".dockerignore", made)
+    recipe = made / variant.dockerfile
+    text = recipe.read_text(encoding="utf-8")
+    for pattern, replacement in VENDOR_PIECES[variant.name]:
+        text, count = re.subn(pattern, replacement, text)
+        assert count, pattern
+    recipe.write_text(text, encoding="utf-8")
+    repository = git.Repo.init(made, initial_branch="main")
+    repository.git.add("--all")
+    repository.git.execute(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--message", "all"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, variant: Variant, root: Path) -> Iterator[Image]:
+    """The image that the rest of the recipe makes; minutes, for each kind of compiler once."""
+    found = source.resolve(
+        settings.load().pin, path=None, origin=Origin.AUTO, root=settings.ROOT, listener=progress.silent
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "_TOOLKITS", NEAREST)
+        prepared = build.prepare(
+            engine,
+            variant,
+            settings=settings.Settings(
+                registry="registry.example.org/without-toolkit", url="https://example.org", pin=settings.load().pin
+            ),
+            root=root,
+            source=found,
+            wanted=Origin.PACKAGES,
+            listener=progress.silent,
+        )
+    # Not the tags of a real image of the variant.
+    plan = dataclasses.replace(prepared.plan, tags=prepared.plan.tags[:1])
+    events: list[buildkit.Event] = []
+    built = build.build(engine, dataclasses.replace(prepared, plan=plan), root=root, on_event=events.append)
+    yield engine.image(built.image_id)
+    engine.remove_image(plan.tags[0])
+
+
+def test_all_of_the_contract_but_the_accelerator_holds(engine: Engine, variant: Variant, image: Image) -> None:
+    report = contract.check(engine, image.id, variant)
+    findings = {row.number: row.findings for row in report.rows if row.status is contract.Status.FAIL}
+    if variant.name not in contract.STATIC_BACKENDS:
+        [finding] = findings.pop(14)
+        assert contract.ACCELERATOR_BACKENDS[variant.name] in finding
+    assert findings == {}
+
+
+def test_every_directory_answers(engine: Engine, variant: Variant, image: Image) -> None:
+    report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+    assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
