@@ -122,7 +122,7 @@ RUN --mount=type=bind,from=base,target=/mnt/base \
 FROM base AS runtime
 
 COPY --from=vendor /vendor/ /
-RUN ldconfig
+RUN if [ -e /etc/ld.so.conf.d/000-vendor-libraries.conf ]; then ldconfig; fi
 
 COPY --from=build /payload/ /
 COPY dockerfiles/llama-entrypoint dockerfiles/llama-healthcheck /usr/local/bin/

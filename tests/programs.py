@@ -9,13 +9,13 @@ import subprocess
 import pytest
 
 
-def need(program: str) -> None:
-    """Installs the Debian package of the same name where the program is missing, as root; else skips the test."""
+def need(program: str, *, package: str = "") -> None:
+    """Installs the Debian package, of the same name unless told, where the program is missing, as root; else skips."""
     if shutil.which(program):
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip(f"needs {program}: install it")
-    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", program]):
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", package or program]):
         subprocess.run(
             ["apt-get", "--quiet", *arguments],
             check=True,

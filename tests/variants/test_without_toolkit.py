@@ -34,6 +34,7 @@ VENDOR_PIECES = {
         (r" \\\n    musa-mualg-5-2 \\\n    musa-muthrust-5-2 \\\n    libmthreads-compute", ""),
         (r" libmthreads-compute ", " "),
         (r"-DGGML_MUSA=ON", "-DGGML_MUSA=OFF"),
+        (r" && ldconfig", ""),
         (RM, "true"),
     ),
     "intel": (

@@ -1,0 +1,217 @@
+"""The HTML report in a real browser: Debian's Chromium, without a window."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from base_images.smoke_html import as_html
+from tests import smoke_reports
+from tests.programs import need
+
+PAGES = {
+    "passed": as_html(smoke_reports.passed(), labels=smoke_reports.LABELS),
+    "failed": as_html(smoke_reports.failed(), labels=smoke_reports.LABELS, speeds=smoke_reports.SPEEDS),
+    "hostile": as_html(
+        smoke_reports.hostile(), labels=smoke_reports.HOSTILE_LABELS, speeds=smoke_reports.HOSTILE_SPEEDS
+    ),
+}
+
+PHONE = (360, 640)
+DESK = (1280, 800)
+A4 = (680, 1009)
+"""What is left of the sheet inside the page's margins, in CSS pixels."""
+
+WIDER_THAN_THE_SCREEN = """
+return [...document.querySelectorAll("body *")]
+  .filter(element => element.checkVisibility() && element.closest("thead") === null)
+  .filter(element => element.getBoundingClientRect().right > innerWidth || element.scrollWidth > element.clientWidth + 1
+    && getComputedStyle(element).display !== "inline")
+  .map(element => element.outerHTML.slice(0, 200));
+"""
+
+# WCAG 2.2: relative luminance and contrast ratio; success criterion 1.4.3 asks for 4.5, for text of any size here.
+TOO_FAINT = """
+const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+const luminance = colour => channels(colour).slice(0, 3)
+  .map(value => value / 255)
+  .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+const behind = element => {
+  const colour = getComputedStyle(element).backgroundColor;
+  return channels(colour)[3] === 0 ? behind(element.parentElement) : colour;
+};
+const contrast = element => {
+  const [low, high] = [getComputedStyle(element).color, behind(element)].map(luminance).sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
+return [...document.querySelectorAll("body *")]
+  .filter(element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()))
+  .filter(element => !(contrast(element) >= 4.5))
+  .map(element => element.outerHTML.slice(0, 200));
+"""
+
+
+class Site(BaseHTTPRequestHandler):
+    """Serves the pages, and notes what is asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        body = PAGES.get(self.path.removeprefix("/"), "").encode()
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+class Browser:
+    """A browser window of a given size, with what a person prefers."""
+
+    def __init__(self, driver: webdriver.Chrome, site: str) -> None:
+        self.driver = driver
+        self._site = site
+
+    def open(self, name: str, size: tuple[int, int], *, scheme: str = "light", media: str = "screen") -> None:
+        self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=size[0],
+            height=size[1],
+            deviceScaleFactor=1,
+            mobile=size == PHONE,
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.command("Emulation.setEmulatedMedia", media=media, features=features)
+        Site.asked.clear()
+        self.driver.get(f"{self._site}/{name}")
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        return self.driver.execute_cdp_cmd(name, arguments)
+
+    def ask(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    need("chromedriver", package="chromium-driver")  # which brings chromium; 130 MB, 440 MB installed
+    options = webdriver.ChromeOptions()
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (
+        "--headless",
+        "--no-sandbox",  # which root, as in a container, cannot have
+        "--disable-dev-shm-usage",  # a container's /dev/shm is small
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(argument)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("no_proxy", "localhost,127.0.0.1")
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver"))) as driver:
+                yield Browser(driver, f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK])
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_sticks_out_of_the_screen(browser: Browser, name: str, size: tuple[int, int]) -> None:
+    browser.open(name, size)
+    browser.ask("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert browser.ask("return document.documentElement.scrollWidth") <= size[0]
+    assert browser.ask("return innerWidth") == size[0]  # a phone widens its window for a page that is too wide
+    assert browser.ask(WIDER_THAN_THE_SCREEN) == []
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_the_verdict_is_on_the_first_screen(browser: Browser, size: tuple[int, int]) -> None:
+    browser.open("failed", size)
+    heading = browser.driver.find_element(By.TAG_NAME, "h1")
+    assert heading.text == "Failed"
+    assert browser.ask("return document.querySelector('.computed').getBoundingClientRect().bottom < innerHeight / 2")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_loaded_and_nothing_is_complained_of(browser: Browser, name: str) -> None:
+    browser.driver.get_log("browser")  # type: ignore[no-untyped-call]
+    browser.open(name, DESK)
+    assert Site.asked == [f"/{name}"]
+    assert browser.driver.get_log("browser") == []  # type: ignore[no-untyped-call]
+    assert browser.ask("return [document.scripts.length, document.compatMode, document.images.length]") == [
+        0,
+        "CSS1Compat",
+        0,
+    ]
+
+
+def test_a_log_is_folded_until_it_is_asked_for(browser: Browser) -> None:
+    browser.open("hostile", PHONE)
+    summary = browser.driver.find_element(By.TAG_NAME, "summary")
+    log = browser.driver.find_element(By.CSS_SELECTOR, "details pre")
+    assert not log.is_displayed()
+    summary.send_keys(Keys.ENTER)
+    assert log.is_displayed()
+    # Line by line as it was written, an empty first one included.
+    assert browser.ask("return document.querySelector('details pre').textContent") == smoke_reports.HOSTILE
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_what_is_behind_it(browser: Browser, scheme: str) -> None:
+    browser.open("failed", DESK, scheme=scheme)
+    background = browser.ask("return getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
+    assert browser.ask(TOO_FAINT) == []
+
+
+def test_a_length_is_its_value(browser: Browser) -> None:
+    browser.open("failed", DESK)
+    widths = browser.ask("return [...document.querySelectorAll('.speeds .bar')].map(bar => bar.clientWidth)")
+    device, cpu = widths[2:4]  # 412.1 and 33.54
+    assert cpu / device == pytest.approx(33.54 / 412.1, abs=0.005)
+    assert device > 300
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_a_screen_reader_finds_the_tables(browser: Browser, size: tuple[int, int]) -> None:
+    browser.open("failed", size)
+    nodes = browser.command("Accessibility.getFullAXTree")["nodes"]
+    roles = [node["role"]["value"] for node in nodes if "role" in node]
+    assert roles.count("table") == browser.ask("return document.querySelectorAll('table').length")
+    assert roles.count("rowheader") == browser.ask("return document.querySelectorAll('tbody th').length")
+    assert roles.count("columnheader") == browser.ask("return document.querySelectorAll('thead th').length")
+    assert roles.count("heading") == browser.ask("return document.querySelectorAll('h1, h2, h3').length")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_paper(browser: Browser, name: str, tmp_path: Path) -> None:
+    browser.open(name, A4, scheme="dark", media="print")
+    assert browser.ask("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.ask(WIDER_THAN_THE_SCREEN) == []
+    assert not browser.driver.find_element(By.TAG_NAME, "details").is_displayed()
+    assert "is not printed" in browser.driver.find_element(By.CLASS_NAME, "on-paper").text
+    for table in browser.driver.find_elements(By.TAG_NAME, "table"):
+        assert table.is_displayed()
+    # A box that scrolls on the screen is there whole.
+    assert browser.ask(
+        "return [...document.querySelectorAll('.failure pre')].every(box => box.scrollHeight <= box.clientHeight)"
+    )
+    printed = tmp_path / "report.pdf"
+    printed.write_bytes(base64.b64decode(browser.command("Page.printToPDF", preferCSSPageSize=True)["data"]))
+    assert printed.read_bytes().startswith(b"%PDF-")
