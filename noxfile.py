@@ -11,6 +11,7 @@ import nox
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from base_images import packages  # noqa: E402
 from base_images.command import find_program  # noqa: E402
 from base_images.variants import VARIANTS, Variant  # noqa: E402
 
@@ -63,13 +64,23 @@ def add_image_session(variant: Variant) -> None:
 
     def build_and_check(session: nox.Session) -> None:
         run(session, "invoke", "build-local", "--variant", variant.name, *session.posargs)
-        run(session, "pytest", "tests/variants", "--variant", variant.name)
+        run(session, "pytest", "tests/variants/test_variant.py", "--variant", variant.name)
 
     build_and_check.__doc__ = (
         f"Builds the {variant.name} image on the engine, checks the contract and its fall-back to the CPU; needs the "
         "cpu image."
     )
     nox.session(name=f"image-{variant.name}")(build_and_check)
+
+
+@nox.session(name="image-without-toolkit")
+def image_without_toolkit(session: nox.Session) -> None:
+    """Builds musa, intel and cann with Debian's compilers where the vendor's cannot be had, and tests their cpu/."""
+    for variant in VARIANTS:
+        if packages.of_variant(variant) is None:
+            run(
+                session, "pytest", "tests/variants/test_without_toolkit.py", "--variant", variant.name, *session.posargs
+            )
 
 
 for variant in VARIANTS:

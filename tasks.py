@@ -71,6 +71,7 @@ _SOURCE_HELP = {
 _BUILD_HELP = {
     **_SOURCE_HELP,
     "arch": "compile the backend for this device architecture alone, such as 90 or gfx1100; may be given several times",
+    "slim": "rocm and intel: put what the server needs of the toolkit on a small base, instead of upstream's base",
 }
 
 
@@ -236,6 +237,7 @@ def build_local(
     arch: list[str],
     source: str = "",
     origin: str = "auto",
+    slim: bool = False,
     smoke: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -253,7 +255,7 @@ def build_local(
 
     def build_one(one: variants.Variant) -> None:
         with report.Display(how) as display:
-            prepared = _prepare(connected, one, found, where, display, arch)
+            prepared = _prepare(connected, one, found, where, display, arch, slim=slim)
             for notice in prepared.notices:
                 display.notice(notice)
             built = build.build(connected, prepared, root=ROOT, on_event=display.event)
@@ -275,6 +277,7 @@ def plan(
     arch: list[str],
     source: str = "",
     origin: str = "auto",
+    slim: bool = False,
     format: str = "table",  # noqa: A002
 ) -> None:
     """What would be built; `--format command` is a docker command that builds the same by hand."""
@@ -288,7 +291,7 @@ def plan(
     connected = engine.connect()
     with report.Display(report.Mode.QUIET) as display:
         found = _source(source, where, display)
-        plans = [_prepare(connected, one, found, where, display, arch).plan for one in _variants(variant)]
+        plans = [_prepare(connected, one, found, where, display, arch, slim=slim).plan for one in _variants(variant)]
     if format == "json":
         report.print_json([dataclasses.asdict(one) for one in plans])
     for one in plans:
@@ -318,18 +321,70 @@ def check_image(_: Context, image: str, variant: str = "", json: bool = False) -
     help={
         "image": "image reference or id; default: the local build",
         "variant": "which variants; default: every one that has a recipe",
+        "device": "on this host's accelerator; fails where it is not used or computes something else",
+        "software_device": "on an accelerator that the CPU imitates; vulkan has one",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
         "json": "print JSON",
     },
 )
-def test_local_images(_: Context, variant: list[str], image: str = "", record: str = "", json: bool = False) -> None:
+def test_local_images(
+    _: Context,
+    variant: list[str],
+    image: str = "",
+    device: bool = False,
+    software_device: bool = False,
+    record: str = "",
+    json: bool = False,
+) -> None:
     """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
+    from base_images import device as devices
     from base_images import engine, versions
 
+    if device and software_device:
+        raise UsageError("--device and --software-device exclude each other: choose the one that the host has.")
     connected = engine.connect()
     for one in _variants(variant):
+        granted = None
+        if device:
+            granted = devices.of_host(one, connected.runtimes())
+        elif software_device:
+            granted = devices.in_software(one)
         found = connected.image(image or versions.local_reference(one.name))
-        _smoke(connected, found.id, one, json=json, record=_path(record) or ROOT / RECORD_DIRECTORY)
+        _smoke(connected, found.id, one, device=granted, json=json, record=_path(record) or ROOT / RECORD_DIRECTORY)
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "variant": "whose device has to be ready; may be given several times; default: all, and cpu has to build",
+        "image": "an image of that one variant; default: the local build",
+        "json": "print JSON",
+    },
+)
+def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) -> None:
+    """What this machine, its engine and its devices are ready for, and what they lack; 3 without an engine."""
+    from base_images import doctor, report
+
+    if image and len(variant) != 1:
+        raise UsageError("--image is of one variant: name that with --variant.")
+    result = doctor.examine(
+        _variants(variant),
+        checkout=ROOT,
+        registry=settings.load(ROOT).registry,
+        by_name=bool(variant),
+        image=image,
+    )
+    report.print_json(result.as_dict()) if json else report.print_doctor(result)
+    if result.exit_code:
+        raise Exit(code=result.exit_code)
+
+
+@command()
+def compose(_: Context) -> None:
+    """Prints compose.yaml, which is made from the table of variants."""
+    from base_images import device, report
+
+    report.say(device.compose(settings.load(ROOT).registry).rstrip())
 
 
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
@@ -414,7 +469,16 @@ def _variants(names: list[str]) -> list[variants.Variant]:
     return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
 
 
-def _prepare(connected: Any, variant: variants.Variant, found: Any, origin: Any, display: Any, arch: list[str]) -> Any:
+def _prepare(
+    connected: Any,
+    variant: variants.Variant,
+    found: Any,
+    origin: Any,
+    display: Any,
+    arch: list[str],
+    *,
+    slim: bool,
+) -> Any:
     from base_images import build
 
     return build.prepare(
@@ -426,6 +490,7 @@ def _prepare(connected: Any, variant: variants.Variant, found: Any, origin: Any,
         wanted=origin,
         listener=display.progress,
         architectures=arch,
+        slim=slim,
     )
 
 
@@ -455,10 +520,12 @@ def _check(connected: Any, reference: str, variant: variants.Variant | None, *, 
         raise Exit(code=1)
 
 
-def _smoke(connected: Any, image_id: str, variant: variants.Variant, *, json: bool, record: Path) -> None:
+def _smoke(
+    connected: Any, image_id: str, variant: variants.Variant, *, device: Any = None, json: bool, record: Path
+) -> None:
     from base_images import launch, report
 
-    result = launch.smoke(connected, image_id, variant, record_dir=record)
+    result = launch.smoke(connected, image_id, variant, device=device, record_dir=record)
     if json:
         report.print_json(result.as_dict())
     else:

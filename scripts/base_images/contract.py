@@ -84,7 +84,7 @@ _CACHES = (
     *("/var/lib/apt/lists/", "/var/cache/apt/", "/var/cache/yum/", "/var/cache/dnf/", "/var/cache/apk/"),
     *("/root/.cache/", "/root/.npm/", "/root/.ccache/", "/ccache/"),
 )
-_DEVICE_TEST = "that the device is used is for tests/smoke on a host that has it, which does not cover devices yet"
+_DEVICE_TEST = "that the device is used is for `invoke test-local-images --device` on a host that has it"
 _NO_SERVER = "There is no llama-server in the image."
 
 _COMPILER = r"(?:gcc|g\+\+|cc|c\+\+|clang|clang\+\+|gfortran|ld|as)"

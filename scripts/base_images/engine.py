@@ -242,6 +242,16 @@ class Engine:
             has_bridge=bool(bridge),
         )
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is reached by a socket of this machine."""
+        return bool(self._client.api.base_url == "http+docker://localhost")
+
+    def storage_driver(self) -> str:
+        """Returns what the engine keeps its images with, such as `overlay2`."""
+        with _engine_errors("ask the engine for its storage driver"):
+            return str(self._client.info()["Driver"])
+
     def runtimes(self) -> frozenset[str]:
         """Returns the names of the container runtimes that the engine knows."""
         with _engine_errors("ask the engine for its runtimes"):
@@ -412,7 +422,7 @@ class Engine:
         """Returns the bytes that are free where the engine keeps its images; None when that is not on this machine."""
         with _engine_errors("ask for the engine's root directory"):
             root = str(self._client.info()["DockerRootDir"])
-        if self._client.api.base_url != "http+docker://localhost":  # a socket of this machine
+        if not self.is_local:
             return None
         try:
             return shutil.disk_usage(root).free
@@ -498,14 +508,17 @@ def chosen() -> str:
     return "" if name == "default" else f"docker's context {name}"
 
 
-def connect() -> Engine:
+def connect(timeout: int = REQUEST_TIMEOUT_SECONDS) -> Engine:
     """Returns a connection to the engine of DOCKER_HOST, else of docker's current context, else the local one.
+
+    Args:
+        timeout: seconds within which every answer has to begin.
 
     Raises:
         EngineError: none answers.
     """
     try:
-        client = _client()
+        client = _client(timeout)
         client.ping()
     except _TRANSPORT_ERRORS as error:
         where = chosen()

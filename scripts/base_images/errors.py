@@ -60,3 +60,9 @@ class LaunchError(BaseImagesError):
     """A container's server did not come up; `detail` holds the tail of its log."""
 
     exit_code = 8
+
+
+class DeviceError(BaseImagesError):
+    """This host lacks what an accelerator needs, or the accelerator has nothing of the kind."""
+
+    exit_code = 9

@@ -12,28 +12,40 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from base_images import device as devices
 from base_images import model, smoke_report
+from base_images.contract import STATIC_BACKENDS
+from base_images.device import Granted
 from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Image
 from base_images.errors import EngineError, LaunchError
 from base_images.image_facts import ARBITRARY_USER, STOP_SECONDS
 from base_images.model import TensorType
 from base_images.progress import Listener, Progress, silent
-from base_images.smoke import CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
-from base_images.smoke_report import ServerReport, SmokeReport, Status
+from base_images.smoke import ANSWER_SECONDS, CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
+from base_images.smoke_report import Device, ServerReport, SmokeReport, Status
 from base_images.variants import Platform, Variant
 
 READY_TIMEOUT_SECONDS = 60
 """From the start of a container to its first healthy answer; two cores need less than one second."""
 
+DEVICE_TIMEOUT_SECONDS = 300
+"""The same on a device, and for an answer of it: what it has no code for is compiled when it is first needed. Lavapipe
+was ready in 13 s on two cores and in 60 s on two busy ones; eight requests at once then took it more than 30 s."""
+
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 25
+
+CACHE = "/var/tmp"  # noqa: S108 - in the container; a volume there takes over that anybody may write
+"""Where the volume is mounted that the servers on a device keep in common what was compiled."""
 
 MODELS = "/models"
 """Where the volume with the model is mounted: the root of the container is read-only."""
 
-QUICK_START_PORT = 8080
 BODHI_PORT = 51837
 """Any that is no default of llama-server's: BodhiApp takes a free one, and the health check has to follow it."""
+
+ALL_LAYERS = "99"
+"""More than the models have."""
 
 TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
 """All of them; the two that are checked thoroughly come first, see `plan`."""
@@ -78,13 +90,13 @@ def quick_start(image: str, model_name: str) -> Way:
     return Way(
         container=ContainerSpec(
             image=image,
-            command=("--host", "0.0.0.0", "--port", str(QUICK_START_PORT), "--model", path),  # noqa: S104 - as specified
+            command=(*devices.SERVER_ARGUMENTS, path),
             user=ARBITRARY_USER,
             environment=_ENVIRONMENT,
-            publish=QUICK_START_PORT,
+            publish=devices.PORT,
             resource="smoke",
         ),
-        port=QUICK_START_PORT,
+        port=devices.PORT,
         alias=path,  # what the server calls a model that was given no --alias
         model_path=path,
     )
@@ -118,6 +130,13 @@ def as_bodhi(image: str, model_name: str, directory: str) -> Way:
     )
 
 
+def on_device(way: Way, device: Granted, cache: str) -> Way:
+    """Returns the same way with the device, all of the model on it, and the volume `cache` for compiled code."""
+    spec = devices.grant(way.container, device)
+    command = (*spec.command, "--n-gpu-layers", ALL_LAYERS)
+    return dataclasses.replace(way, container=dataclasses.replace(spec, command=command, volumes={cache: CACHE}))
+
+
 # --- Starting and waiting. ---
 
 
@@ -125,7 +144,7 @@ def as_bodhi(image: str, model_name: str, directory: str) -> Way:
 def prepared(engine: Engine, way: Way, gguf: bytes) -> Iterator[Container]:
     """Yields the container with the model in place, not started; removes it and the model's volume afterwards."""
     with engine.volume("smoke") as volume:
-        spec = dataclasses.replace(way.container, volumes={volume: MODELS})
+        spec = dataclasses.replace(way.container, volumes={**way.container.volumes, volume: MODELS})
         with engine.container(spec, files={way.model_path: gguf}) as container:
             yield container
 
@@ -198,20 +217,85 @@ def tail(log: str) -> str:
 # --- Checks that need the container; as in `smoke.py` each returns what it saw, on one line, or raises. ---
 
 
-def check_starts(container: Container, port: int) -> str:
+def check_starts(container: Container, port: int, timeout: float = READY_TIMEOUT_SECONDS) -> str:
     """The container starts and its server gets healthy."""
-    return f"healthy after {start(container, port):.2f} s"
+    return f"healthy after {start(container, port, timeout=timeout):.2f} s"
 
 
-def check_backend(log: str, directory: str) -> str:
-    """The log says that a CPU backend was loaded, and from the directory that the server is in."""
-    # As load_backend in ggml/src/ggml-backend-reg.cpp says it at b11312.
-    found = re.search(r"loaded CPU backend from (\S+)/(\S+\.so)", log)
+# What the log says in the next checks is what b11312 says from verbosity 4 on: load_backend in
+# ggml/src/ggml-backend-reg.cpp, load_tensors in src/llama-model.cpp, and src/llama-kv-cache.cpp.
+
+
+def check_backend(log: str, directory: str, *, accelerator: str = "", linked_in: bool = False) -> str:
+    """The log says that a CPU backend was loaded, and from the directory that the server is in.
+
+    Args:
+        log: of the server.
+        directory: where the server is.
+        accelerator: how it calls the device that it could use; what became of that is told, whatever it was.
+        linked_in: whether the backends are part of the server, which is silent about them then.
+    """
+    if linked_in:
+        seen = "backends are linked in"
+    else:
+        found = re.search(r"loaded CPU backend from (\S+)/(\S+\.so)", log)
+        if not found:
+            raise CheckFailedError("The log does not say that a CPU backend was loaded.", detail=tail(log))
+        if found[1] != directory:
+            raise CheckFailedError(f"The CPU backend was loaded from {found[1]} instead of {directory}.")
+        seen = f"loaded {found[2]}"
+    if not accelerator:
+        return seen
+    buffers = _buffers(log, "model")
+    where = f"the model is in {' and '.join(buffers)}" if buffers else "the log does not say where the model is"
+    if any(map(_device_name(accelerator).fullmatch, buffers)):
+        return f"{seen}; {where}"
+    loaded = linked_in or f"loaded {accelerator} backend" in log
+    why = "has found no device" if loaded else "WAS NOT LOADED"
+    return f"{seen}; the {accelerator} backend {why}, THE CPU GAVE THE ANSWERS: {where}"
+
+
+def check_list_devices(container: Container, server: str, name: str) -> str:
+    """`--list-devices` names a device of the accelerator, asked where the server runs."""
+    result = container.execute([server, "--list-devices"])
+    names = re.findall(r"^  (\w+): ", result.stdout, re.MULTILINE)
+    if result.exit_code != 0 or not any(map(_device_name(name).fullmatch, names)):
+        raise CheckFailedError(
+            f"--list-devices names {', '.join(names) or 'no device'} where {name}0 is right.", detail=result.output
+        )
+    return ", ".join(line.strip() for line in result.stdout.splitlines() if line.startswith("  "))
+
+
+def check_offloaded(log: str) -> str:
+    """The log says that every layer is on the device."""
+    found = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
     if not found:
-        raise CheckFailedError("The log does not say that a CPU backend was loaded.", detail=tail(log))
-    if found[1] != directory:
-        raise CheckFailedError(f"The CPU backend was loaded from {found[1]} instead of {directory}.")
-    return f"loaded {found[2]}"
+        raise CheckFailedError("The log does not say that any layer is on a device: none is used.", detail=tail(log))
+    if found[1] != found[2]:
+        raise CheckFailedError(f"Only {found[1]} of {found[2]} layers are on the device.")
+    return found[0]
+
+
+def check_buffers(log: str, name: str) -> str:
+    """The log says that weights, keys and values are in the device's own memory."""
+    seen = []
+    for what in ("model", "KV"):
+        buffers = _buffers(log, what)
+        if not any(map(_device_name(name).fullmatch, buffers)):
+            raise CheckFailedError(
+                f"The {what} buffer is in {' and '.join(buffers) or 'no place that the log names'}, not in {name}0."
+            )
+        seen += [f"{buffer} {what} buffer {size} MiB" for buffer, size in buffers.items()]
+    return ", ".join(seen)
+
+
+def _buffers(log: str, what: str) -> dict[str, str]:
+    """Returns the place of each such buffer, such as `Vulkan0` or `CPU_Mapped`, and its size in MiB."""
+    return dict(re.findall(rf"(\S+) {what} buffer size = +([\d.]+) MiB", log))
+
+
+def _device_name(name: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(name)}\d+")
 
 
 def check_healthcheck(container: Container, command: Sequence[str]) -> str:
@@ -245,44 +329,72 @@ def check_sigterm(container: Container, timeout: float = STOP_SECONDS) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerPlan:
-    """A server to start, and what to check on it once it started, in this order."""
+    """A server to start, and what to check on it once it started, in this order.
+
+    Attributes:
+        directory: of the server, below `/app/bin/<triple>/`.
+    """
 
     name: str
+    directory: str
     is_bodhi: bool
     tensor_type: TensorType
     checks: tuple[str, ...]
 
 
-def plan(tensor_types: Sequence[TensorType] = TENSOR_TYPES) -> list[ServerPlan]:
+DEVICE_CHECKS = ("list-devices", "offloaded", "buffers")
+"""What shows that the device is used; that it computes right is for the others."""
+
+
+def plan(
+    variant: Variant, tensor_types: Sequence[TensorType] = TENSOR_TYPES, *, on_device: bool = False
+) -> list[ServerPlan]:
     """Returns the servers to start: a thorough quick start, a thorough BodhiApp, and a brief one for each other type.
 
-    The first tensor type goes to the first, the second to the second; a lone one goes to both.
+    The first tensor type goes to the first, the second to the second; a lone one goes to both. Without a device there
+    is one more for each directory that BodhiApp falls back to; on a device each has the checks of the device too.
     """
     first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
     # Only BodhiApp gives --embeddings; without it the server refuses to make any.
     without_embeddings = tuple(name for name in CHECKS if name != "embeddings")
-    return [
+    extra = DEVICE_CHECKS if on_device else ()
+    servers = [
         ServerPlan(
             name=f"quick start, {first}",
+            directory=variant.name,
             is_bodhi=False,
             tensor_type=first,
-            checks=(*without_embeddings, "backend", "healthcheck", "sigterm"),
+            checks=(*extra, *without_embeddings, "backend", "healthcheck", "sigterm"),
         ),
         ServerPlan(
             name=f"as BodhiApp, {second}",
+            directory=variant.name,
             is_bodhi=True,
             tensor_type=second,
-            checks=(*CHECKS, "backend", "healthcheck", "sigterm"),
+            checks=(*extra, *CHECKS, "backend", "healthcheck", "sigterm"),
         ),
         *(
             ServerPlan(
                 name=f"quick start, {other}",
+                directory=variant.name,
                 is_bodhi=False,
                 tensor_type=other,
-                checks=("completion", "sigterm"),
+                checks=(*extra, "completion", "sigterm"),
             )
             for other in tensor_types[2:]
         ),
+    ]
+    if on_device:
+        return servers
+    return servers + [
+        ServerPlan(
+            name=f"as BodhiApp, from {directory}/",
+            directory=directory,
+            is_bodhi=True,
+            tensor_type=second,
+            checks=("completion", "embeddings", "backend", "healthcheck", "sigterm"),
+        )
+        for directory in variant.directories[1:]
     ]
 
 
@@ -291,6 +403,7 @@ def smoke(
     image_id: str,
     variant: Variant,
     *,
+    device: Granted | None = None,
     tensor_types: Sequence[TensorType] = TENSOR_TYPES,
     record_dir: Path | None = None,
     listener: Listener = silent,
@@ -301,6 +414,7 @@ def smoke(
         engine: where the image is; what it publishes must be reachable at 127.0.0.1.
         image_id: an id or a reference; it is looked up once.
         variant: what the image is of.
+        device: what the servers are to use; None: the CPU, and nothing is shown of the accelerator.
         tensor_types: which models to use, see `plan`.
         record_dir: where to write the report and the servers' logs; None: nowhere.
         listener: told of each check as it begins.
@@ -319,10 +433,16 @@ def smoke(
     def say(note: str) -> None:
         listener(Progress(what=what, note=note))
 
-    servers = tuple(_check_server(engine, image, variant, server, say) for server in plan(tensor_types))
+    with contextlib.ExitStack() as stack:
+        given = (device, stack.enter_context(engine.volume("smoke"))) if device else None
+        servers = tuple(
+            _check_server(engine, image, variant, server, given, say)
+            for server in plan(variant, tensor_types, on_device=device is not None)
+        )
     report = SmokeReport(
         image=image.id,
         variant=variant.name,
+        device=Device.NONE if device is None else Device.SOFTWARE if device.software else Device.HOST,
         started=started.isoformat(timespec="seconds"),
         seconds=time.monotonic() - clock,
         servers=servers,
@@ -334,23 +454,38 @@ def smoke(
 
 
 def _check_server(
-    engine: Engine, image: Image, variant: Variant, server: ServerPlan, say: Callable[[str], None]
+    engine: Engine,
+    image: Image,
+    variant: Variant,
+    server: ServerPlan,
+    given: tuple[Granted, str] | None,
+    say: Callable[[str], None],
 ) -> ServerReport:
     clock = time.monotonic()
-    directory = f"/app/bin/{_triple(image)}/{variant.name}"
+    directory = f"/app/bin/{_triple(image)}/{server.directory}"
     model_name = f"known-answer-{server.tensor_type.lower()}"
     way = as_bodhi(image.id, model_name, directory) if server.is_bodhi else quick_start(image.id, model_name)
     answer = model.known_answer(server.tensor_type)
+    ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
+    if given:
+        way, answer = on_device(way, *given), model.on_device(answer)
+        ready = patience = DEVICE_TIMEOUT_SECONDS
+    accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
     with prepared(engine, way, answer.gguf) as container:
         say(f"{server.name}: starts")
-        results = [perform("starts", partial(check_starts, container, way.port))]
+        results = [perform("starts", partial(check_starts, container, way.port, ready))]
         if results[0].status is Status.PASS:
-            target = Target(url=url(container, way.port), alias=way.alias, answer=answer)
+            target = Target(url=url(container, way.port), alias=way.alias, answer=answer, patience=patience)
             checks: dict[str, Callable[[], str]] = {
                 **{name: partial(check, target) for name, check in CHECKS.items()},
-                "backend": lambda: check_backend(container.logs(), directory),
+                "backend": lambda: check_backend(
+                    container.logs(), directory, accelerator=accelerator, linked_in=server.directory in STATIC_BACKENDS
+                ),
                 "healthcheck": partial(check_healthcheck, container, image.healthcheck),
                 "sigterm": partial(check_sigterm, container),
+                "list-devices": partial(check_list_devices, container, f"{directory}/llama-server", accelerator),
+                "offloaded": lambda: check_offloaded(container.logs()),
+                "buffers": lambda: check_buffers(container.logs(), accelerator),
             }
             for name in server.checks:
                 say(f"{server.name}: {name}")

@@ -10,6 +10,7 @@ Facts about llama-server in this file were seen at b11312.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -99,6 +100,18 @@ CALIBRATIONS: Mapping[TensorType, Calibration] = MappingProxyType(
         TensorType.Q4_K: Calibration(weights_seed=1, seed=1, tolerance=0.4, embedding_tolerance=2.5e-4),
     }
 )
+
+# TODO-MEASURE
+DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
+    {
+        TensorType.F32: (0.06, 2e-6),
+        TensorType.F16: (0.06, 2e-6),
+        TensorType.Q8_0: (0.3, 1e-4),
+        TensorType.Q4_0: (0.25, 1e-4),
+        TensorType.Q4_K: (0.4, 2.5e-4),
+    }
+)
+"""`tolerance` and `embedding_tolerance` where an accelerator computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +221,12 @@ def known_answer(tensor_type: TensorType) -> KnownAnswer:
         tolerance=calibration.tolerance,
         embedding_tolerance=calibration.embedding_tolerance,
     )
+
+
+def on_device(answer: KnownAnswer) -> KnownAnswer:
+    """Returns the same answer with the tolerances for an accelerator."""
+    tolerance, embedding_tolerance = DEVICE_TOLERANCES[answer.tensor_type]
+    return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
 
 
 def search_seeds() -> Iterator[FoundSeed]:

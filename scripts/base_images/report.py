@@ -16,12 +16,14 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from base_images import buildkit
+from base_images import buildkit, variants
 from base_images.errors import BaseImagesError
 from base_images.progress import Progress
 
 if TYPE_CHECKING:  # both import docker, and most of what is printed needs neither
     from base_images.contract import ContractReport
+    from base_images.doctor import Report as DoctorReport
+    from base_images.doctor import VariantReport
     from base_images.mirror import RefsReport
     from base_images.mirror import Report as MirrorReport
     from base_images.smoke_report import SmokeReport
@@ -47,8 +49,8 @@ class Mode(Enum):
 
 
 _COLOURS = {
-    **dict.fromkeys(("pass", "intended"), "green"),
-    **dict.fromkeys(("fail", "not ported", "not intended"), "bold red"),
+    **dict.fromkeys(("pass", "intended", "ready"), "green"),
+    **dict.fromkeys(("fail", "not ported", "not intended", "not ready"), "bold red"),
     **dict.fromkeys(("skip", "exception"), "yellow"),
 }
 """Of the words that say how a check ended."""
@@ -120,6 +122,7 @@ class Display:
         )
         self._tasks: dict[str, Any] = {}
         self._percent: dict[str, int] = {}
+        self._compiled: dict[str, buildkit.Compiled] = {}
         self._names: dict[str, str] = {}
         self._started = time.monotonic()
 
@@ -148,9 +151,11 @@ class Display:
                 self._names[step] = name
                 self._step(step, name, None, "")
             case buildkit.StepLog(step=step, line=line) if step in self._names:
-                percent = buildkit.compile_percentage(line)
-                if percent is not None:
-                    self._step(step, self._names[step], percent, line.partition("]")[2].strip())
+                said = buildkit.compile_percentage(line)
+                if said is not None:
+                    compiled = buildkit.next_percentage(self._compiled.get(step, buildkit.Compiled()), said)
+                    self._compiled[step] = compiled
+                    self._step(step, self._names[step], compiled.percent, line.partition("]")[2].strip())
             case buildkit.StepFinished(step=step, name=name, cached=cached) if not name.startswith("[internal]"):
                 how = "failed" if event.error else "cached" if cached else f"{event.seconds:.1f} s"
                 self._end(step, name, how)
@@ -166,7 +171,7 @@ class Display:
             self._bars.update(self._tasks[key], note=_short(said, LIVE_NOTE_WIDTH), completed=percent, total=total)
         elif self._how is Mode.PLAIN:
             previous = self._percent.setdefault(key, 0)
-            # It falls where a CMake project inside the project had its own count, as Vulkan's shader compiler has.
+            # It falls where a step compiles a second project.
             if percent is not None and (percent >= previous + PLAIN_PERCENT or percent < previous):
                 self._percent[key] = percent
                 self._line(f"{percent:3d} %", name)
@@ -206,12 +211,72 @@ def print_smoke(result: SmokeReport) -> None:
     """Prints one line per check; of those that failed, what would help to mend it comes after the table."""
     rows = [(row.server, row.check, row.status.value, row.seen, f"{row.seconds:.2f} s") for row in result.rows]
     verdict = "pass" if result.ok else "fail"
-    title = f"smoke {result.variant} ({result.image}): {verdict} in {result.seconds:.1f} s"
+    title = f"{result.name} ({result.image}): {verdict} in {result.seconds:.1f} s"
     print_table(title, ["server", "check", "is", "seen", "took"], rows)
     for server in result.servers:
         for check in server.checks:
             if check.detail and check.status.value == "fail":
                 say(f"{server.name}, {check.name}:\n{check.detail}")
+    access = variants.find(result.variant).device
+    if access and result.device == "no device":
+        say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")
+
+
+def print_doctor(result: DoctorReport) -> None:
+    """Prints what the machine and its engine have, one line per variant, and then what is missing of each."""
+    print_pairs(_machine(result))
+    rows = [_variant(one) for one in result.variants]
+    print_table("", ["variant", "device (its group)", "driver", "image", "build", "smoke test"], rows)
+    for sentence in result.missing:
+        say(f"missing: {sentence}")
+    for one in result.variants:
+        missing = dict.fromkeys((*one.no_build, *one.no_device, *one.no_smoke))
+        for sentence in missing:
+            if sentence not in result.missing:
+                say(f"{one.variant}: {sentence}")
+        for sentence in one.notes:
+            say(f"{one.variant}: note: {sentence}")
+
+
+def _machine(result: DoctorReport) -> dict[str, str]:
+    machine, engine = result.machine, result.engine
+    size = variants.gigabytes
+    pairs = {
+        "machine": f"{machine.architecture}, Linux {machine.kernel}, {machine.cores} cores, {size(machine.memory)} of "
+        f"memory, {size(machine.memory_available)} of it free",
+        "engine": "none answers",
+    }
+    if engine:
+        where = f" at {engine.where}" if engine.where else ""
+        free = f"{size(engine.free_disk)} free" if engine.free_disk is not None else "cannot be seen from here"
+        pairs |= {
+            "engine": f"{engine.name} {engine.version}{where}, API {engine.api_version}, {engine.architecture}",
+            "images": f"kept by {engine.storage_driver}; disk: {free}",
+            "runtimes": ", ".join(engine.runtimes),
+            "BuildKit": "yes" if engine.buildkit else "no",
+        }
+    reached = (f"{answer.host} {'answers' if answer.reached else f'({answer.seen})'}" for answer in result.registries)
+    return {
+        **pairs,
+        "buildx": result.buildx or "no; only commands typed by hand need it",
+        "programs": ", ".join(f"{name} {'yes' if path else 'no'}" for name, path in result.programs.items()),
+        "registries": ", ".join(reached),
+    }
+
+
+def _variant(one: VariantReport) -> tuple[str, ...]:
+    nodes = (f"{node.path} ({', '.join(filter(None, (node.module, str(node.group))))})" for node in one.nodes)
+    devices = [*nodes, *([f"by the runtime {one.runtime}"] if one.runtime else [])]
+    driver = " ".join(filter(None, (one.driver.module, one.driver.version))) if one.driver else "-"
+    toolkit = "".join(f"\n{name} {value}" for name, value in one.toolkit.items())
+    return (
+        one.variant,
+        "\n".join(devices) or "-",
+        f"{driver}\nat least {one.driver_needed}" if one.driver_needed else driver,
+        f"{one.image_version or one.image}{toolkit}" if one.image else "-",
+        f"ready: {one.origin}" if one.builds else "not ready",
+        "ready" if one.smokes else "not ready",
+    )
 
 
 def print_mirror(result: MirrorReport) -> None:

@@ -24,8 +24,9 @@ from base_images.errors import BaseImagesError
 from base_images.model import STEPS, TOP, KnownAnswer, SeenStep, Verdict
 from base_images.smoke_report import CheckResult, Status
 
-REQUEST_TIMEOUT_SECONDS = (3, 30)
-"""To connect, and between two bytes of an answer."""
+CONNECT_SECONDS = 3
+ANSWER_SECONDS = 30
+"""Between two bytes of an answer."""
 
 REQUESTS_AT_ONCE = 8
 
@@ -49,11 +50,13 @@ class Target:
         url: without a slash at the end.
         alias: the name under which it offers the model.
         answer: what the model that it loaded must answer.
+        patience: seconds to wait between two bytes of an answer.
     """
 
     url: str
     alias: str
     answer: KnownAnswer
+    patience: float = ANSWER_SECONDS
 
 
 class CheckFailedError(Exception):
@@ -108,7 +111,8 @@ def check_models(target: Target) -> str:
 def check_completion(target: Target) -> str:
     """`/completion`, llama-server's own interface, gives the known answer."""
     answer = _post(
-        f"{target.url}/completion",
+        target,
+        "/completion",
         {"prompt": target.answer.prompt, "n_predict": STEPS, "n_probs": TOP, **_greedy()},
     )
     return _judge(target.answer, answer["content"], answer["completion_probabilities"])
@@ -117,7 +121,8 @@ def check_completion(target: Target) -> str:
 def check_openai_completion(target: Target) -> str:
     """`/v1/completions` gives the known answer."""
     answer = _post(
-        f"{target.url}/v1/completions",
+        target,
+        "/v1/completions",
         {
             "model": target.alias,
             "prompt": target.answer.prompt,
@@ -132,14 +137,19 @@ def check_openai_completion(target: Target) -> str:
 
 def check_chat(target: Target) -> str:
     """`/v1/chat/completions` gives the known answer."""
-    choice = _post(f"{target.url}/v1/chat/completions", _chat(target))["choices"][0]
+    choice = _post(target, "/v1/chat/completions", _chat(target))["choices"][0]
     return _judge(target.answer, choice["message"]["content"], choice["logprobs"]["content"])
 
 
 def check_chat_streamed(target: Target) -> str:
     """`/v1/chat/completions` with `stream` gives the known answer in pieces, and says that it is done."""
     response = _expect_ok(
-        _request("POST", f"{target.url}/v1/chat/completions", json={**_chat(target), "stream": True}),
+        _request(
+            "POST",
+            f"{target.url}/v1/chat/completions",
+            patience=target.patience,
+            json={**_chat(target), "stream": True},
+        ),
         "text/event-stream",
     )
     events, done = read_events(response.content.decode())
@@ -153,7 +163,7 @@ def check_chat_streamed(target: Target) -> str:
 
 def check_embeddings(target: Target) -> str:
     """`/v1/embeddings` gives the reference's embedding of the prompt."""
-    answer = _post(f"{target.url}/v1/embeddings", {"model": target.alias, "input": target.answer.prompt})
+    answer = _post(target, "/v1/embeddings", {"model": target.alias, "input": target.answer.prompt})
     return _expect(model.compare_embedding(target.answer, answer["data"][0]["embedding"]))
 
 
@@ -247,14 +257,14 @@ def find_script(page: str) -> str | None:
     return found[1] if found else None
 
 
-def _request(method: str, url: str, **arguments: Any) -> requests.Response:
+def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **arguments: Any) -> requests.Response:
     with requests.Session() as session:
         session.trust_env = False  # a proxy that the environment names has no way to a server on this machine
-        return session.request(method, url, timeout=REQUEST_TIMEOUT_SECONDS, **arguments)
+        return session.request(method, url, timeout=(CONNECT_SECONDS, patience), **arguments)
 
 
-def _post(url: str, body: Mapping[str, Any]) -> Any:
-    return _expect_ok(_request("POST", url, json=body)).json()
+def _post(target: Target, path: str, body: Mapping[str, Any]) -> Any:
+    return _expect_ok(_request("POST", f"{target.url}{path}", patience=target.patience, json=body)).json()
 
 
 def _expect_ok(response: requests.Response, content_type: str = "") -> requests.Response:

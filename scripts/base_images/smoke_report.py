@@ -21,6 +21,14 @@ class Status(StrEnum):
     SKIP = "skip"
 
 
+class Device(StrEnum):
+    """What computed."""
+
+    NONE = "no device"
+    SOFTWARE = "software device"
+    HOST = "device"
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
     """How one check of one server ended.
@@ -72,15 +80,22 @@ class SmokeReport:
 
     Attributes:
         image: its id.
+        device: what the servers were given, and told to use.
         started: RFC 3339, in UTC.
         seconds: wall-clock time of the whole, containers and the making of the models included.
     """
 
     image: str
     variant: str
+    device: Device
     started: str
     seconds: float
     servers: tuple[ServerReport, ...]
+
+    @property
+    def name(self) -> str:
+        """Such as `smoke vulkan`, or `smoke vulkan on device`."""
+        return f"smoke {self.variant}" + ("" if self.device is Device.NONE else f" on {self.device}")
 
     @property
     def ok(self) -> bool:
@@ -107,7 +122,7 @@ class SmokeReport:
 
 def as_junit(report: SmokeReport) -> str:
     """Returns the report as JUnit XML: a suite for each server, a case for each check."""
-    root = ET.Element("testsuites", name=f"smoke {report.variant}", time=f"{report.seconds:.3f}")
+    root = ET.Element("testsuites", name=report.name, time=f"{report.seconds:.3f}")
     for server in report.servers:
         count = {status: sum(check.status is status for check in server.checks) for status in Status}
         suite = ET.SubElement(
@@ -130,10 +145,12 @@ def as_junit(report: SmokeReport) -> str:
 def write(report: SmokeReport, directory: Path) -> list[Path]:
     """Writes `smoke-<variant>.json`, `.xml` and a `-server-<n>.log` per server; returns their paths.
 
+    On a device the names begin with `smoke-<variant>-on-device` or `smoke-<variant>-on-software-device`.
+
     Raises:
         UsageError: the directory cannot be written.
     """
-    stem = f"smoke-{report.variant}"
+    stem = report.name.replace(" ", "-")
     contents = {
         f"{stem}.json": json.dumps(report.as_dict(), indent=2) + "\n",
         f"{stem}.xml": as_junit(report),

@@ -58,15 +58,38 @@ class Architectures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Driver:
+    """How a device's driver is found on the host, and which version of it a toolkit needs.
+
+    Attributes:
+        modules: the kernel modules of which one drives the device; empty: whatever drives the host's render nodes.
+        version_files: files that say the driver's version where /sys/module/<module>/version does not.
+        toolkit: version.json's name of the version that decides.
+        oldest: the oldest driver that a toolkit's programs run on, by the beginning of the toolkit's version.
+        own: the driver that a toolkit came with, likewise.
+        older_than_own: what is to be expected of a driver between the two.
+    """
+
+    modules: tuple[str, ...] = ()
+    version_files: tuple[str, ...] = ()
+    toolkit: str = ""
+    oldest: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, str] = field(default_factory=dict)
+    older_than_own: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceAccess:
     """What a container is given so that its backend finds the device.
 
     Attributes:
         name: how `--list-devices`, the server's log and its buffers call a device, before its index: `CUDA` of `CUDA0`.
         check: a command that shows the device on the host.
+        driver: the driver that the host needs.
         nodes: device nodes, or directories of them.
         group_nodes: nodes whose group the process joins, by the host's number: the name may not exist in the image.
         gpus: whether the engine passes the devices itself (`--gpus all`).
+        helpers: programs on the engine's host of which one does that for it.
         driver_nodes: nodes of which the host has one where the driver is there, when it is not for us to pass them.
         runtime: the container runtime that passes them; empty for the engine's default.
         mounts: the driver's files on the host, read-only at the same path.
@@ -77,9 +100,11 @@ class DeviceAccess:
 
     name: str
     check: str
+    driver: Driver = Driver()
     nodes: tuple[str, ...] = ()
     group_nodes: tuple[str, ...] = ()
     gpus: bool = False
+    helpers: tuple[str, ...] = ()
     driver_nodes: tuple[str, ...] = ()
     runtime: str = ""
     mounts: tuple[str, ...] = ()
@@ -103,6 +128,7 @@ class Variant:
         toolkit: version.json's name of each version or setting of the toolkit, and the recipe's ARG that holds it.
         architectures: what the backend is compiled for; None when that is no choice.
         device: what a container needs to use the accelerator; None for none.
+        runs_on_toolkit: whether the runtime base is the toolkit's development image, compilers and all, as upstream's.
         toolkit_size: bytes that the toolkit's base images take unpacked, about; asked for before they are pulled.
     """
 
@@ -117,6 +143,7 @@ class Variant:
     toolkit: Mapping[str, str] = field(default_factory=dict)
     architectures: Architectures | None = None
     device: DeviceAccess | None = None
+    runs_on_toolkit: bool = False
     toolkit_size: int = 0
 
     @property
@@ -130,6 +157,43 @@ _BOTH = (Platform.AMD64, Platform.ARM64)
 
 _RENDER_NODE = "/dev/dri/renderD128"
 """The first GPU's node for computing; hosts give it and its like to one group, mostly called `render`."""
+
+_NVIDIA = Driver(
+    modules=("nvidia",),
+    version_files=("/proc/driver/nvidia/version",),
+    toolkit="cuda",
+    # docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html and, for the rest of these numbers,
+    # docs.nvidia.com/cuda/cuda-toolkit-release-notes (13.1), tables 2 and 3, for Linux.
+    oldest={"11": "450.80.02", "12": "525.60.13", "13": "580"},
+    own={
+        "12.0": "525.60.13",
+        "12.1": "530.30.02",
+        "12.2": "535.54.03",
+        "12.3": "545.23.06",
+        "12.4": "550.54.14",
+        "12.5": "555.42.02",
+        "12.6": "560.28.03",
+        "12.8": "570.26",
+        "12.9": "575.51.03",
+        "13.0": "580.65.06",
+        "13.1": "590.44.01",
+    },
+    older_than_own="it compiles no code for a GPU that the image has none for",
+)
+_AMD = Driver(
+    modules=("amdgpu",),
+    toolkit="rocm",
+    # rocm.docs.amd.com/projects/install-on-linux, "User and AMD GPU Driver support matrix" of 2025-09-17: ROCm 7.0 runs
+    # on the drivers of ROCm 6.2 and newer, 6.4 on those of 6.1. Those drivers call themselves 6.8.5 and 6.7.0. The
+    # driver of the kernel itself says no version and is in no such table.
+    oldest={"6.4": "6.7.0", "7": "6.8.5"},
+)
+_ASCEND = Driver(
+    version_files=("/usr/local/Ascend/driver/version.info",),
+    toolkit="cann",
+    # hiascend.com/document/detail/en/canncommercial/850/releasenote, "Mapping Between CANN and Driver Versions".
+    oldest={"8.5": "25.0"},
+)
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(
@@ -148,6 +212,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="nvidia-cuda",
         platforms=_AMD64,  # _BOTH for arm64 too: the recipe and its bases have it
         directories=("cuda", "cpu"),
+        proven="amd64, for capability 9.0 by Debian's CUDA 12.4.1: contract, fall-back to the CPU; a GPU: not yet",
         toolkit={"cuda": "CUDA_VERSION", "cuda_arch": "CUDA_DOCKER_ARCH"},
         architectures=Architectures(
             argument="CUDA_DOCKER_ARCH",
@@ -157,7 +222,15 @@ VARIANTS: tuple[Variant, ...] = (
             listed=r"compute_(\d+)",
         ),
         # The driver's control node, which WSL has another one for.
-        device=DeviceAccess(name="CUDA", check="nvidia-smi", gpus=True, driver_nodes=("/dev/nvidiactl", "/dev/dxg")),
+        device=DeviceAccess(
+            name="CUDA",
+            check="nvidia-smi",
+            driver=_NVIDIA,
+            gpus=True,
+            # Of NVIDIA's container toolkit: Docker looks for the first, and has the second describe the devices (CDI).
+            helpers=("nvidia-container-runtime-hook", "nvidia-ctk"),
+            driver_nodes=("/dev/nvidiactl", "/dev/dxg"),
+        ),
         toolkit_size=13 * GIGABYTE,
     ),
     Variant(
@@ -166,18 +239,24 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="amd-rocm",
         platforms=_AMD64,
         directories=("rocm", "cpu"),
+        proven="amd64, for gfx1100 by Debian's HIP 6.4.3: contract, fall-back to the CPU; a GPU: not yet",
         toolkit={"rocm": "ROCM_VERSION", "rocm_arch": "ROCM_DOCKER_ARCH"},
         architectures=Architectures(
             argument="ROCM_DOCKER_ARCH",
             form=r"(gfx[0-9a-f]+)(?::(?:xnack|sramecc)[+-])*",
             example="gfx1100",
             listing=("sh", "-c", '"$(hipconfig -l)/clang" --target=amdgcn-amd-amdhsa --print-supported-cpus 2>&1'),
-            listed=r"\b(gfx[0-9a-f]+)\b",
+            listed=r"(?m)^\s*(gfx[0-9a-f]+)$",
         ),
         # KFD is one node for all GPUs; it has a group of its own on some hosts.
         device=DeviceAccess(
-            name="ROCm", check="rocminfo", nodes=("/dev/kfd", "/dev/dri"), group_nodes=("/dev/kfd", _RENDER_NODE)
+            name="ROCm",
+            check="rocminfo",
+            driver=_AMD,
+            nodes=("/dev/kfd", "/dev/dri"),
+            group_nodes=("/dev/kfd", _RENDER_NODE),
         ),
+        runs_on_toolkit=True,
         toolkit_size=40 * GIGABYTE,
     ),
     Variant(
@@ -188,7 +267,7 @@ VARIANTS: tuple[Variant, ...] = (
         directories=("vulkan", "cpu"),
         size_budget=420 * MEGABYTE,
         size_measured=399_900_000,
-        proven="amd64: contract, and the smoke test without a device; with a device, and arm64: not yet",
+        proven="amd64: contract, fall-back to the CPU, and the known answer on a device in software; arm64: not yet",
         device=DeviceAccess(
             name="Vulkan",
             check="vulkaninfo --summary",
@@ -196,7 +275,7 @@ VARIANTS: tuple[Variant, ...] = (
             group_nodes=(_RENDER_NODE,),
             # Mesa's lavapipe: llama.cpp b11312 takes a device of type CPU only by its index. Its shaders are compiled
             # again and again where there is no place to keep them.
-            software={"GGML_VK_VISIBLE_DEVICES": "0", "XDG_CACHE_HOME": "/tmp"},  # noqa: S108 - in the container
+            software={"GGML_VK_VISIBLE_DEVICES": "0", "XDG_CACHE_HOME": "/var/tmp"},  # noqa: S108 - in the container
         ),
     ),
     Variant(
@@ -205,6 +284,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="moore-threads-musa",
         platforms=_AMD64,
         directories=("musa", "cpu"),
+        proven="with Debian 12's compiler in the vendor's place: contract and answers of cpu/; MUSA itself: not yet",
         toolkit={"musa": "MUSA_VERSION", "musa_arch": "MUSA_DOCKER_ARCH"},
         architectures=Architectures(
             argument="MUSA_DOCKER_ARCH",
@@ -215,7 +295,11 @@ VARIANTS: tuple[Variant, ...] = (
         # llama.cpp b11312, docs/docker.md: the runtime of mt-container-toolkit, which reads this variable as NVIDIA's
         # does its own.
         device=DeviceAccess(
-            name="MUSA", check="mthreads-gmi", runtime="mthreads", environment={"MTHREADS_VISIBLE_DEVICES": "all"}
+            name="MUSA",
+            check="mthreads-gmi",
+            driver=Driver(modules=("mtgpu",)),
+            runtime="mthreads",
+            environment={"MTHREADS_VISIBLE_DEVICES": "all"},
         ),
         toolkit_size=20 * GIGABYTE,
     ),
@@ -225,6 +309,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="intel-sycl",
         platforms=_AMD64,
         directories=("intel", "cpu"),
+        proven="with Debian's compiler in the vendor's place: contract and answers of cpu/; SYCL itself: not yet",
         toolkit={
             "oneapi": "ONEAPI_VERSION",
             "sycl_f16": "GGML_SYCL_F16",
@@ -232,7 +317,14 @@ VARIANTS: tuple[Variant, ...] = (
             "compute_runtime": "COMPUTE_RUNTIME_VERSION",
             "igc": "IGC_VERSION",
         },
-        device=DeviceAccess(name="SYCL", check="sycl-ls", nodes=("/dev/dri",), group_nodes=(_RENDER_NODE,)),
+        device=DeviceAccess(
+            name="SYCL",
+            check="sycl-ls",
+            driver=Driver(modules=("i915", "xe")),
+            nodes=("/dev/dri",),
+            group_nodes=(_RENDER_NODE,),
+        ),
+        runs_on_toolkit=True,
         toolkit_size=20 * GIGABYTE,
     ),
     Variant(
@@ -241,6 +333,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="huawei-cann",
         platforms=_BOTH,
         directories=("cann", "cpu"),
+        proven="with Debian 13 in openEuler's place: contract and answers of cpu/; CANN itself, arm64: not yet",
         toolkit={"cann": "CANN_BASE_IMAGE", "cann_chip": "CHIP_TYPE"},
         architectures=Architectures(
             argument="CHIP_TYPE",
@@ -253,10 +346,12 @@ VARIANTS: tuple[Variant, ...] = (
         device=DeviceAccess(
             name="CANN",
             check="npu-smi info",
+            driver=_ASCEND,
             nodes=("/dev/davinci0", "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"),
             group_nodes=("/dev/davinci0",),
             mounts=("/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/version.info", "/usr/local/dcmi"),
         ),
+        runs_on_toolkit=True,
         toolkit_size=15 * GIGABYTE,
     ),
 )

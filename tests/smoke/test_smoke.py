@@ -26,7 +26,7 @@ from base_images.smoke import CheckFailedError, Target
 from base_images.smoke_report import SmokeReport, Status
 
 CPU = variants.find("cpu")
-CHECKS = [(server.name, check) for server in launch.plan() for check in ("starts", *server.checks)]
+CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def test_everything_is_on_record(recorded: Recorded) -> None:
     cases = ET.parse(recorded.directory / "smoke-cpu.xml").getroot().findall("./testsuite/testcase")  # noqa: S314 - ours
     assert len(cases) == len(CHECKS)
     logs = sorted(recorded.directory.glob("smoke-cpu-server-*.log"))
-    assert len(logs) == len(launch.plan())
+    assert len(logs) == len(launch.plan(CPU))
     assert all("model loaded" in log.read_text(encoding="utf-8") for log in logs)
 
 
@@ -195,6 +195,10 @@ def test_an_image_that_cannot_start_is_a_report_and_no_error(engine: Engine, cpu
     bodhi = [row for row in report.rows if row.server == "as BodhiApp, F32"]
     assert [(row.check, row.status) for row in bodhi] == [("starts", Status.FAIL)]
     assert "/cuda/llama-server" in bodhi[0].seen
+    # The directory that it falls back to is there and answers, which shows in the same report.
+    fallback = [row for row in report.rows if row.server == "as BodhiApp, from cpu/"]
+    assert len(fallback) > 2
+    assert {row.status for row in fallback} == {Status.PASS}
 
 
 def test_ctrl_c_leaves_nothing_behind(cpu_image: Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -12,12 +13,14 @@ from xml.etree import ElementTree as ET
 import pytest
 import requests
 
-from base_images import launch, model, smoke, smoke_report
+from base_images import device, launch, model, report, smoke, smoke_report, variants
 from base_images.engine import ContainerState
 from base_images.errors import LaunchError, UsageError
 from base_images.model import TensorType
 from base_images.smoke import CheckFailedError, CheckSkippedError
-from base_images.smoke_report import CheckResult, ServerReport, SmokeReport, Status
+from base_images.smoke_report import CheckResult, Device, ServerReport, SmokeReport, Status
+
+CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
 
 RUNNING = ContainerState(status="running", running=True, exit_code=0, error="", out_of_memory=False, health="")
 KILLED = ContainerState(status="exited", running=False, exit_code=137, error="", out_of_memory=True, health="")
@@ -80,14 +83,40 @@ def test_bodhi_starts_the_binary_by_its_path_with_its_own_arguments() -> None:
 
 
 def test_every_tensor_type_is_tried_and_both_ways_are_thorough() -> None:
-    servers = launch.plan()
+    servers = launch.plan(VULKAN)
     assert {server.tensor_type for server in servers} == set(TensorType)
     assert {check for server in servers if server.is_bodhi for check in server.checks} >= set(smoke.CHECKS)
     assert all("completion" in server.checks and server.checks[-1] == "sigterm" for server in servers)
 
 
 def test_one_tensor_type_is_enough_for_both_ways() -> None:
-    assert [server.name for server in launch.plan([TensorType.F32])] == ["quick start, F32", "as BodhiApp, F32"]
+    names = [server.name for server in launch.plan(CPU, [TensorType.F32])]
+    assert names == ["quick start, F32", "as BodhiApp, F32"]
+
+
+def test_every_directory_that_bodhi_falls_back_to_gets_a_server() -> None:
+    assert {server.directory for server in launch.plan(CPU)} == {"cpu"}
+    *own, fallback = launch.plan(VULKAN)
+    assert {server.directory for server in own} == {"vulkan"}
+    assert (fallback.name, fallback.directory, fallback.is_bodhi) == ("as BodhiApp, from cpu/", "cpu", True)
+    assert {"completion", "backend"} <= set(fallback.checks)
+
+
+def test_on_a_device_every_server_has_to_use_it() -> None:
+    servers = launch.plan(VULKAN, on_device=True)
+    assert {server.tensor_type for server in servers} == set(TensorType)
+    for server in servers:
+        assert server.directory == "vulkan"
+        assert {"list-devices", "offloaded", "buffers", "completion"} <= set(server.checks)
+
+
+def test_a_way_on_a_device() -> None:
+    way = launch.on_device(launch.quick_start("sha256:1", "m"), device.in_software(VULKAN), "cache")
+    assert way.arguments == "IMAGE --host 0.0.0.0 --port 8080 --model /models/m.gguf --n-gpu-layers 99"
+    assert way.container.environment["GGML_VK_VISIBLE_DEVICES"] == "0"
+    assert way.container.environment["LLAMA_ARG_LOG_VERBOSITY"] == "4"
+    assert way.container.tmpfs == {"/tmp": "mode=1777"}
+    assert way.container.volumes == {"cache": way.container.environment["XDG_CACHE_HOME"]}
 
 
 # --- how a check ends ---
@@ -188,7 +217,86 @@ def test_a_backend_that_is_missing_or_from_elsewhere(log: str, reason: str) -> N
         launch.check_backend(log, "/app/bin/t/cpu")
 
 
+# What b11312 says on a machine with a device; the lines in between are left out.
+ON_DEVICE = """\
+0.00.1 I load_backend: loaded Vulkan backend from /app/bin/t/vulkan/libggml-vulkan.so
+0.00.1 I load_backend: loaded CPU backend from /app/bin/t/vulkan/libggml-cpu-zen4.so
+0.00.2 I load_tensors: offloading output layer to GPU
+0.00.2 I load_tensors: offloaded 3/3 layers to GPU
+0.00.2 I load_tensors:      Vulkan0 model buffer size =     2.30 MiB
+0.00.2 I load_tensors:   CPU_Mapped model buffer size =     0.05 MiB
+0.00.2 I llama_kv_cache:    Vulkan0 KV buffer size =     4.00 MiB
+"""
+WITHOUT = """\
+0.00.1 I load_backend: loaded CPU backend from /app/bin/t/vulkan/libggml-cpu-zen4.so
+0.00.2 I load_tensors:   CPU_Mapped model buffer size =     4.69 MiB
+0.00.2 I llama_kv_cache:        CPU KV buffer size =     4.00 MiB
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (ON_DEVICE, "the model is in Vulkan0 and CPU_Mapped"),
+        (WITHOUT, "the Vulkan backend WAS NOT LOADED, THE CPU GAVE THE ANSWERS: the model is in CPU_Mapped"),
+        (
+            WITHOUT + ON_DEVICE.splitlines()[0],
+            "the Vulkan backend has found no device, THE CPU GAVE THE ANSWERS: the model is in CPU_Mapped",
+        ),
+    ],
+)
+def test_what_became_of_the_accelerator_is_said_aloud(log: str, said: str) -> None:
+    seen = launch.check_backend(log, "/app/bin/t/vulkan", accelerator="Vulkan")
+    assert seen == f"loaded libggml-cpu-zen4.so; {said}"
+
+
+def test_backends_that_are_linked_in_are_not_looked_for() -> None:
+    log = WITHOUT.partition("\n")[2]
+    said = launch.check_backend(log, "/app/bin/t/cann", accelerator="CANN", linked_in=True)
+    assert said.startswith("backends are linked in; the CANN backend has found no device, THE CPU GAVE THE ANSWERS")
+    assert launch.check_backend("", "/app/bin/t/cann", linked_in=True) == "backends are linked in"
+
+
+def test_every_layer_on_the_device() -> None:
+    assert launch.check_offloaded(ON_DEVICE) == "offloaded 3/3 layers to GPU"
+    with pytest.raises(CheckFailedError, match="Only 2 of 3 layers"):
+        launch.check_offloaded(ON_DEVICE.replace("3/3", "2/3"))
+    with pytest.raises(CheckFailedError, match="does not say that any layer is on a device"):
+        launch.check_offloaded(WITHOUT)
+
+
+def test_weights_and_cache_in_the_memory_of_the_device() -> None:
+    seen = launch.check_buffers(ON_DEVICE, "Vulkan")
+    assert seen == "Vulkan0 model buffer 2.30 MiB, CPU_Mapped model buffer 0.05 MiB, Vulkan0 KV buffer 4.00 MiB"
+    for log, name, reason in (
+        (WITHOUT, "Vulkan", "The model buffer is in CPU_Mapped, not in Vulkan0"),
+        (ON_DEVICE, "CUDA", "The model buffer is in Vulkan0 and CPU_Mapped, not in CUDA0"),
+        (ON_DEVICE.replace("Vulkan0 KV", "CPU KV"), "Vulkan", "The KV buffer is in CPU, not in Vulkan0"),
+        (ON_DEVICE.replace("Vulkan0 model", "Vulkan_Host model"), "Vulkan", "The model buffer is in Vulkan_Host and"),
+        ("", "Vulkan", "is in no place that the log names"),
+    ):
+        with pytest.raises(CheckFailedError, match=reason):
+            launch.check_buffers(log, name)
+
+
 # --- the record ---
+
+
+def test_a_report_says_what_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without = dataclasses.replace(report_of(Status.PASS), variant="vulkan")
+    on_software = dataclasses.replace(without, device=Device.SOFTWARE)
+    assert without.as_dict()["device"] == "no device"
+    assert on_software.as_dict()["device"] == "software device"
+    assert smoke_report.write(without, tmp_path)[0].name == "smoke-vulkan.json"
+    assert smoke_report.write(on_software, tmp_path)[0].name == "smoke-vulkan-on-software-device.json"
+    report.print_smoke(without)
+    assert "no device was given, so nothing here shows that the Vulkan backend" in capsys.readouterr().out
+    report.print_smoke(on_software)
+    said = capsys.readouterr().out
+    assert "smoke vulkan on software device (sha256:1): pass" in said
+    assert "no device was given" not in said
+    report.print_smoke(report_of(Status.PASS))
+    assert "no device was given" not in capsys.readouterr().out
 
 
 def report_of(*statuses: Status) -> SmokeReport:
@@ -198,7 +306,12 @@ def report_of(*statuses: Status) -> SmokeReport:
     )
     server = ServerReport(name="quick start, F32", arguments="IMAGE --port 8080", checks=checks, log="log\n", seconds=2)
     return SmokeReport(
-        image="sha256:1", variant="cpu", started="2026-10-01T00:00:00+00:00", seconds=3, servers=(server,)
+        image="sha256:1",
+        variant="cpu",
+        device=Device.NONE,
+        started="2026-10-01T00:00:00+00:00",
+        seconds=3,
+        servers=(server,),
     )
 
 

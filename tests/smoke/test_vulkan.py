@@ -1,0 +1,128 @@
+"""The checks of a device on lavapipe, a Vulkan device in software: they see when it is not used, and when it is wrong.
+
+That they pass is for `nox -s smoke-vulkan`, which runs the smoke test on it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+
+from base_images import device, launch, model, smoke, variants, versions
+from base_images.engine import Container, Engine, Image
+from base_images.errors import BaseImagesError
+from base_images.launch import Way
+from base_images.model import KnownAnswer, TensorType
+from base_images.smoke import CheckFailedError, Target
+from base_images.smoke_report import Status
+
+VULKAN = variants.find("vulkan")
+LAVAPIPE = device.in_software(VULKAN)
+DIRECTORY = "/app/bin/x86_64-unknown-linux-gnu/vulkan"
+SERVER = f"{DIRECTORY}/llama-server"
+ANSWER = model.on_device(model.known_answer(TensorType.F32))
+
+
+@pytest.fixture(scope="module")
+def vulkan_image(engine: Engine) -> Image:
+    try:
+        return engine.image(versions.local_reference("vulkan"))
+    except BaseImagesError as error:
+        pytest.skip(str(error))
+
+
+@contextlib.contextmanager
+def started(engine: Engine, way: Way, answer: KnownAnswer = ANSWER) -> Iterator[tuple[Container, Target]]:
+    with launch.prepared(engine, way, answer.gguf) as container:
+        launch.start(container, way.port, timeout=launch.DEVICE_TIMEOUT_SECONDS)
+        yield (
+            container,
+            Target(
+                url=launch.url(container, way.port),
+                alias=way.alias,
+                answer=answer,
+                patience=launch.DEVICE_TIMEOUT_SECONDS,
+            ),
+        )
+
+
+@pytest.fixture(scope="module")
+def cache(engine: Engine) -> Iterator[str]:
+    with engine.volume("smoke") as volume:
+        yield volume
+
+
+def offloading(image: Image, cache: str, layers: str) -> Way:
+    way = launch.on_device(launch.quick_start(image.id, "model"), LAVAPIPE, cache)
+    command = (*way.container.command[:-1], layers)
+    return dataclasses.replace(way, container=dataclasses.replace(way.container, command=command))
+
+
+def test_no_layer_on_the_device(engine: Engine, vulkan_image: Image, cache: str) -> None:
+    with started(engine, offloading(vulkan_image, cache, "0")) as (container, target):
+        smoke.check_completion(target)  # right, and not the device's
+        launch.check_list_devices(container, SERVER, "Vulkan")
+        with pytest.raises(CheckFailedError, match="Only 0 of 3 layers are on the device"):
+            launch.check_offloaded(container.logs())
+        with pytest.raises(CheckFailedError, match=r"The model buffer is in .*, not in Vulkan0"):
+            launch.check_buffers(container.logs(), "Vulkan")
+
+
+def test_one_layer_less_than_all_on_the_device(engine: Engine, vulkan_image: Image, cache: str) -> None:
+    with started(engine, offloading(vulkan_image, cache, "2")) as (container, _):
+        log = container.logs()
+    with pytest.raises(CheckFailedError, match="Only 2 of 3 layers are on the device"):
+        launch.check_offloaded(log)
+
+
+def test_a_device_that_is_hidden(engine: Engine, vulkan_image: Image, cache: str) -> None:
+    way = launch.on_device(
+        launch.quick_start(vulkan_image.id, "model"), dataclasses.replace(LAVAPIPE, environment={}), cache
+    )
+    with started(engine, way) as (container, target):
+        smoke.check_completion(target)
+        with pytest.raises(CheckFailedError, match="names no device where Vulkan0 is right"):
+            launch.check_list_devices(container, SERVER, "Vulkan")
+        with pytest.raises(CheckFailedError, match="any layer is on a device"):
+            launch.check_offloaded(container.logs())
+        with pytest.raises(CheckFailedError, match="not in Vulkan0"):
+            launch.check_buffers(container.logs(), "Vulkan")
+        said = launch.check_backend(container.logs(), DIRECTORY, accelerator="Vulkan")
+        assert "the Vulkan backend has found no device, THE CPU GAVE THE ANSWERS: the model is in CPU" in said
+
+
+def test_a_backend_that_is_missing(engine: Engine, vulkan_image: Image, cache: str) -> None:
+    # cpu/ holds the same files but for the accelerator's library.
+    directory = f"{DIRECTORY.rpartition('/')[0]}/cpu"
+    way = launch.on_device(launch.as_bodhi(vulkan_image.id, "model", directory), LAVAPIPE, cache)
+    with started(engine, way) as (container, target):
+        smoke.check_completion(target)
+        with pytest.raises(CheckFailedError, match="names no device where Vulkan0 is right"):
+            launch.check_list_devices(container, f"{directory}/llama-server", "Vulkan")
+        with pytest.raises(CheckFailedError, match="any layer is on a device"):
+            launch.check_offloaded(container.logs())
+        said = launch.check_backend(container.logs(), directory, accelerator="Vulkan")
+        assert "the Vulkan backend WAS NOT LOADED, THE CPU GAVE THE ANSWERS" in said
+
+
+def test_a_device_that_computes_something_else(engine: Engine, vulkan_image: Image, cache: str) -> None:
+    # One weight of the last tensor turned from small to large, as a damaged file or a broken kernel would have it.
+    wrong = dataclasses.replace(ANSWER, gguf=ANSWER.gguf[:-2] + b"\x7e\x43")
+    with started(engine, offloading(vulkan_image, cache, launch.ALL_LAYERS), wrong) as (container, target):
+        launch.check_offloaded(container.logs())
+        launch.check_buffers(container.logs(), "Vulkan")
+        with pytest.raises(CheckFailedError, match=r"^Step \d+ "):
+            smoke.check_completion(target)
+
+
+def test_without_a_device_the_report_says_who_answered(engine: Engine, vulkan_image: Image) -> None:
+    report = launch.smoke(engine, vulkan_image.id, VULKAN, tensor_types=[TensorType.Q8_0])
+    assert report.ok
+    said = {row.server: row.seen for row in report.rows if row.check == "backend"}
+    for server in ("quick start, Q8_0", "as BodhiApp, Q8_0"):
+        assert "the Vulkan backend has found no device, THE CPU GAVE THE ANSWERS" in said[server]
+    assert said["as BodhiApp, from cpu/"].startswith("loaded libggml-cpu-")
+    assert {row.status for row in report.rows if row.server == "as BodhiApp, from cpu/"} == {Status.PASS}
