@@ -63,6 +63,7 @@ class Driver:
 
     Attributes:
         modules: the kernel modules of which one drives the device; empty: whatever drives the host's render nodes.
+        unusable: those whose render nodes the image has no driver for.
         version_files: files that say the driver's version where /sys/module/<module>/version does not.
         toolkit: version.json's name of the version that decides.
         oldest: the oldest driver that a toolkit's programs run on, by the beginning of the toolkit's version.
@@ -71,6 +72,7 @@ class Driver:
     """
 
     modules: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
     version_files: tuple[str, ...] = ()
     toolkit: str = ""
     oldest: Mapping[str, str] = field(default_factory=dict)
@@ -271,6 +273,7 @@ VARIANTS: tuple[Variant, ...] = (
         device=DeviceAccess(
             name="Vulkan",
             check="vulkaninfo --summary",
+            driver=Driver(unusable=("nvidia",)),  # the image's drivers are Mesa's
             nodes=("/dev/dri",),
             group_nodes=(_RENDER_NODE,),
             # Mesa's lavapipe: llama.cpp b11312 takes a device of type CPU only by its index. Its shaders are compiled

@@ -1,0 +1,74 @@
+"""Machines laid out as files: what /dev, /proc and /sys of a host with a vendor's device hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VIDEO, RENDER = 4244, 4245
+"""Numbers of groups that this machine need not have."""
+
+NVIDIA_OPEN = """\
+NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (dvs-builder@U16-I3)  Thu Jan 23
+GCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6ubuntu2~24.04)
+"""
+NVIDIA_CLOSED = """\
+NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024
+GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)
+"""
+ASCEND = """\
+Version=25.0.rc1.1
+ascendhal_version=7.35.23
+aicpu_version=1.0
+"""
+
+
+def put(root: Path, path: str, text: str = "", group: int | None = None) -> None:
+    """Writes a file below root; root may give it a group."""
+    file = root / path.removeprefix("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    if group is not None and os.geteuid() == 0:
+        os.chown(file, 0, group)
+
+
+def render_node(root: Path, name: str, module: str) -> None:
+    """Adds a GPU's render node, made by a kernel module."""
+    put(root, f"/dev/dri/{name}", group=RENDER)
+    device = root / "sys/class/drm" / name / "device"
+    device.mkdir(parents=True)
+    (device / "driver").symlink_to(f"../../../../../bus/pci/drivers/{module}")
+    (root / "sys/module" / module).mkdir(parents=True, exist_ok=True)
+
+
+def nvidia(root: Path, version: str = "550.54.14") -> None:
+    """Adds what NVIDIA's driver makes."""
+    put(root, "/dev/nvidiactl", group=VIDEO)
+    put(root, "/sys/module/nvidia/version", f"{version}\n")
+
+
+def amd(root: Path, version: str = "6.12.12") -> None:
+    """Adds what AMD's driver makes; the kernel's own says no version."""
+    put(root, "/dev/kfd", group=RENDER)
+    render_node(root, "renderD128", "amdgpu")
+    if version:
+        put(root, "/sys/module/amdgpu/version", f"{version}\n")
+
+
+def intel(root: Path, module: str = "xe") -> None:
+    """Adds what Intel's driver, a part of the kernel, makes."""
+    render_node(root, "renderD128", module)
+
+
+def moore_threads(root: Path) -> None:
+    """Adds what Moore Threads' driver makes."""
+    put(root, "/sys/module/mtgpu/version", "2.7.0\n")
+
+
+def ascend(root: Path, version_info: str = ASCEND) -> None:
+    """Adds what Ascend's driver makes and installs."""
+    for name in ("davinci0", "davinci_manager", "devmm_svm", "hisi_hdc"):
+        put(root, f"/dev/{name}", group=VIDEO)
+    put(root, "/usr/local/Ascend/driver/version.info", version_info)
+    put(root, "/usr/local/Ascend/driver/lib64/libascend_hal.so")
+    put(root, "/usr/local/dcmi/libdcmi.so")
