@@ -101,11 +101,15 @@ CALIBRATIONS: Mapping[TensorType, Calibration] = MappingProxyType(
     }
 )
 
-# TODO-MEASURE
+# On lavapipe (Mesa 25.0.7), one at a time and eight at once, llama-server b11312 differed by at most 0.0060, 0.0223,
+# 0.0406, 0.0218 and 0.0397 nats, and a cosine distance of 1.2e-7, 3.7e-6, 3.8e-6, 2.8e-6 and 6.3e-6; F16 by 0.028 nats
+# with other prompts. F32 has F16's room because a device may round its factors to as few bits (CUDA's TF32). The
+# quantised types keep their room on the CPU: other devices may round the activations as that does, which lavapipe
+# does not.
 DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
     {
-        TensorType.F32: (0.06, 2e-6),
-        TensorType.F16: (0.06, 2e-6),
+        TensorType.F32: (0.06, 1e-5),
+        TensorType.F16: (0.06, 1e-5),
         TensorType.Q8_0: (0.3, 1e-4),
         TensorType.Q4_0: (0.25, 1e-4),
         TensorType.Q4_K: (0.4, 2.5e-4),
