@@ -8,7 +8,8 @@ from base_images.variants import VARIANTS, Architectures
 
 NVCC = "compute_50\ncompute_86\ncompute_90\n"
 CLANG = (
-    "Debian clang version 21.1.8\nTarget: amdgcn-amd-amdhsa\nAvailable CPUs for this target:\n\n\tgfx10-1-generic\n\tgfx90a\n\tgfx1100\n"
+    "Debian clang version 21.1.8\nTarget: amdgcn-amd-amdhsa\nAvailable CPUs for this target:\n\n"
+    "\tgfx10-1-generic\n\tgfx90a\n\tgfx1100\n"
 )
 
 
