@@ -1,10 +1,11 @@
-"""Programs of the machine that some tests need and the project itself does not."""
+"""What some tests need of the machine and its engine, and the project itself does not."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,11 @@ def need(program: str, *, package: str = "") -> None:
             stdout=subprocess.DEVNULL,
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
         )
+
+
+def engine_sees(image: str, directory: Path) -> bool:
+    """Whether the engine can mount this machine's directories; one elsewhere, or in a root of its own, cannot."""
+    mount = f"type=bind,source={directory},target=/here,readonly"
+    command = ["docker", "run", "--rm", "--mount", mount, "--entrypoint", "ls", image, "/here"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and done.stdout.split() == sorted(path.name for path in directory.iterdir())

@@ -21,7 +21,7 @@ from base_images.engine import ContainerSpec, Engine, Image
 from base_images.errors import DeviceError, EngineError
 from base_images.model import TensorType
 from base_images.variants import DeviceAccess
-from tests.programs import need
+from tests.programs import engine_sees, need
 
 PROJECT = "bodhi-device-test"
 GROUP = 4242
@@ -57,6 +57,17 @@ def variant(tmp_path: Path) -> variants.Variant:
         environment={"DEVICE_TEST": "yes"},
     )
     return dataclasses.replace(variants.find("rocm"), name="device-test", device=access)
+
+
+@pytest.fixture
+def models(cpu_image: Image, tmp_path: Path) -> Path:
+    """A directory of the machine that the engine can mount."""
+    made = tmp_path / "models"
+    made.mkdir()
+    (made / "model.gguf").touch()
+    if not engine_sees(cpu_image.id, made):
+        pytest.skip("the engine does not see this machine's files")
+    return made
 
 
 @pytest.fixture
@@ -114,6 +125,7 @@ def composed(command: list[str], directory: Path, text: str) -> Iterator[str]:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("models")
 def test_three_ways_give_a_container_the_same(
     engine: Engine,
     variant: variants.Variant,
@@ -136,7 +148,6 @@ def test_three_ways_give_a_container_the_same(
         "environment": ["DEVICE_TEST=yes"],
     }
 
-    (tmp_path / "models").mkdir()
     line = device.run_line(variant, image).replace("docker run -d --rm --name llama", "docker create")
     done = script(line, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -193,10 +204,10 @@ def test_compose_takes_the_file_and_has_a_profile_for_each_variant(compose: list
         assert variant.name in done.stdout.split()
 
 
+@pytest.mark.usefixtures("models")
 def test_a_group_that_was_not_given_is_named(
     tagged: str, variant: variants.Variant, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "models").mkdir()
     assert variant.device
     access = DeviceAccess(name="X", check="x", group_nodes=variant.device.group_nodes)
     monkeypatch.setattr(device, "VARIANTS", (dataclasses.replace(variant, device=access),))

@@ -16,6 +16,7 @@ from base_images import model, origin, progress, settings, variants, versions
 from base_images.engine import Engine, Image
 from base_images.model import TensorType
 from base_images.origin import Origin
+from tests.programs import engine_sees
 
 README = (settings.ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -76,16 +77,9 @@ def test_a_block_for_the_checkout(block: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def sees_files_of_this_machine(image: str, directory: Path) -> bool:
-    """Whether the engine can mount this machine's directories; one elsewhere, or in a root of its own, cannot."""
-    command = ["docker", "run", "--rm", "-v", f"{directory}:/here:ro", image, "ls", "/here"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.split() == sorted(path.name for path in directory.iterdir())
-
-
 @pytest.mark.parametrize("block", blocks_of(checkout=False), ids=block_name)
 def test_a_block_for_whoever_has_an_image(block: str, user: Path, cpu_image: Image) -> None:
-    if " -v " in block and not sees_files_of_this_machine(cpu_image.id, user / "models"):
+    if " -v " in block and not engine_sees(cpu_image.id, user / "models"):
         pytest.skip("the engine does not see this machine's files")
     done = script(block, user)
     assert done.returncode == 0, done.stdout + done.stderr
