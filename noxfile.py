@@ -17,7 +17,9 @@ from base_images.variants import VARIANTS, Variant  # noqa: E402
 
 # One locked environment for everything (scripts/bootstrap.sh): no session resolves packages of its own.
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "unit", "image-cpu", "smoke-cpu"]
+LAVAPIPE = "tests/smoke/test_vulkan.py"
+
+nox.options.sessions = ["lint", "unit", "image-cpu", "smoke"]
 
 
 def run(session: nox.Session, *command: str) -> None:
@@ -88,14 +90,31 @@ for variant in VARIANTS:
         add_image_session(variant)
 
 
-@nox.session(name="smoke-cpu")
-def smoke_cpu(session: nox.Session) -> None:
-    """Starts llama-server in the local cpu image and asks it for the known answer."""
-    run(session, "pytest", "tests/smoke", "--ignore", "tests/smoke/test_vulkan.py", *session.posargs)
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """Smoke-tests the local cpu image, and shows that the test fails on what is broken and leaves nothing behind."""
+    run(session, "pytest", "tests/smoke", "--ignore", LAVAPIPE, *session.posargs)
 
 
-@nox.session(name="smoke-vulkan")
-def smoke_vulkan(session: nox.Session) -> None:
-    """Tests the local vulkan image on lavapipe, a device in software; minutes, so only when asked for."""
-    run(session, "invoke", "test-local-images", "--variant", "vulkan", "--software-device")
-    run(session, "pytest", "tests/smoke/test_vulkan.py", *session.posargs)
+@nox.session(name="smoke-lavapipe")
+def smoke_lavapipe(session: nox.Session) -> None:
+    """The same for the local vulkan image on lavapipe, a device in software; minutes, so only when asked for."""
+    run(session, "invoke", "smoke", "--variant", "vulkan", "--software-device")
+    run(session, "pytest", LAVAPIPE, *session.posargs)
+
+
+def add_smoke_session(variant: Variant) -> None:
+    """Adds the session that tests an image of the variant on this host."""
+
+    def smoke_test(session: nox.Session) -> None:
+        run(session, "invoke", "smoke", "--variant", variant.name, *session.posargs)
+
+    where = f"this host's {variant.title} device" if variant.device else "the CPU"
+    smoke_test.__doc__ = (
+        f"Whether the {variant.name} image computes right on {where}; after `--` what `invoke smoke` takes."
+    )
+    nox.session(name=f"smoke-{variant.name}")(smoke_test)
+
+
+for variant in VARIANTS:
+    add_smoke_session(variant)

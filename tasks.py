@@ -242,7 +242,7 @@ def build_local(
     quiet: bool = False,
 ) -> None:
     """Builds images on the local engine with this commit's version; exit code 1 names those that failed."""
-    from base_images import build, engine, report, toolkit
+    from base_images import build, engine, report, smoke_command, toolkit
 
     where = _origin(origin)
     for one in map(variants.find, variant):
@@ -262,7 +262,9 @@ def build_local(
         report.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
         if smoke:
             _check(connected, built.image_id, one, json=False)
-            _smoke(connected, built.image_id, one, json=False, record=ROOT / RECORD_DIRECTORY)
+            outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
+            image = connected.image(built.image_id)
+            _judge(smoke_command.smoke_image(connected, image, one, device=None, outputs=outputs), json=False)
 
     _each([one for one in _variants(variant) if variant or platform in one.platforms], build_one)
 
@@ -320,7 +322,7 @@ def check_image(_: Context, image: str, variant: str = "", json: bool = False) -
     iterable=["variant"],
     help={
         "image": "image reference or id; default: the local build",
-        "variant": "which variants; default: every one that has a recipe",
+        "variant": "which variants; default: every one that there is a local build of",
         "device": "on this host's accelerator; fails where it is not used or computes something else",
         "software_device": "on an accelerator that the CPU imitates; vulkan has one",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
@@ -337,20 +339,100 @@ def test_local_images(
     json: bool = False,
 ) -> None:
     """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
-    from base_images import device as devices
-    from base_images import engine, versions
-
     if device and software_device:
         raise UsageError("--device and --software-device exclude each other: choose the one that the host has.")
+    from base_images import device as devices
+    from base_images import engine, smoke_command
+
     connected = engine.connect()
-    for one in _variants(variant):
+    named = [variants.find(name) for name in variant]
+    if image and not named:
+        named = [smoke_command.variant_of(connected.image(image))]
+
+    def test_one(one: variants.Variant) -> None:
         granted = None
         if device:
             granted = devices.of_host(one, connected.runtimes())
         elif software_device:
             granted = devices.in_software(one)
-        found = connected.image(image or versions.local_reference(one.name))
-        _smoke(connected, found.id, one, device=granted, json=json, record=_path(record) or ROOT / RECORD_DIRECTORY)
+        found = connected.image(image) if image else smoke_command.local_build(connected, one)
+        outputs = smoke_command.Outputs(record=_path(record) or ROOT / RECORD_DIRECTORY)
+        _judge(smoke_command.smoke_image(connected, found, one, device=granted, outputs=outputs), json=json)
+
+    _each(named or smoke_command.local_variants(connected), test_one)
+
+
+@command(
+    help={
+        "variant": "which accelerator",
+        "image": "tag, digest or id, pulled if the engine does not have it; default: the local build of this commit",
+        "url": "check a llama-server that already runs, such as http://127.0.0.1:8080",
+        "binary": "start this llama-server of the host instead: needs no engine",
+        "software_device": "on an accelerator that the CPU imitates, instead of the host's; vulkan has one",
+        "keep": "leave the containers, and say how to remove them",
+        "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
+        "junit": "write JUnit XML to this file too",
+        "html": "write one HTML page for people to this file",
+        "json": "print JSON",
+    },
+)
+def smoke(
+    _: Context,
+    variant: str,
+    image: str = "",
+    url: str = "",
+    binary: str = "",
+    software_device: bool = False,
+    keep: bool = False,
+    record: str = "",
+    junit: str = "",
+    html: str = "",
+    json: bool = False,
+) -> None:
+    """Whether llama-server computes right on this host's accelerator: an image's, a host's own, or one that runs."""
+    one = variants.find(variant)
+    if sum(map(bool, (image, url, binary))) > 1:
+        raise UsageError("--image, --url and --binary exclude each other: choose what is to be tested.")
+    if url and software_device:
+        raise UsageError("--software-device is for a server that is started here: leave it out with --url.")
+    if keep and (url or binary):
+        raise UsageError("--keep leaves containers, and there are none with --url or --binary: leave it out.")
+    from base_images import device as devices
+
+    # What the host lacks is said before anything is looked for, and before the slow imports.
+    granted = None if url else devices.to_test(one, software=software_device)
+    from base_images import report, smoke_command
+
+    outputs = smoke_command.Outputs(
+        record=_path(record) or ROOT / RECORD_DIRECTORY, junit=_path(junit), html=_path(html)
+    )
+    if url:
+        _judge(smoke_command.smoke_url(url, one, outputs=outputs), json=json)
+        return
+    with report.Display(report.mode(quiet=json)) as display:
+        if path := _path(binary):
+            tested = smoke_command.smoke_program(path, one, device=granted, outputs=outputs, listener=display.progress)
+        else:
+            tested = _smoke_image(one, image, outputs, display, software=software_device, keep=keep, json=json)
+    _judge(tested, json=json)
+
+
+@command(
+    help={
+        "type": "how its weights are stored: F32, F16, Q8_0, Q4_0 or Q4_K",
+        "output": "the file to write, such as model.gguf",
+    },
+)
+def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # noqa: A002
+    """Writes the model of the smoke test, whose right answer is known, for a server that you start yourself."""
+    from base_images import report, smoke_command
+
+    path = _path(output)
+    answer = smoke_command.write_model(type, path) if path else None
+    if answer is None:
+        raise UsageError("--output names no file.")
+    report.say(f"{path}: {variants.megabytes(len(answer.gguf))}; to {answer.prompt!r} the answer is {answer.text!r}")
+    report.say("check the server that loads it with `invoke smoke --variant NAME --url http://127.0.0.1:8080`")
 
 
 @command(
@@ -520,15 +602,46 @@ def _check(connected: Any, reference: str, variant: variants.Variant | None, *, 
         raise Exit(code=1)
 
 
-def _smoke(
-    connected: Any, image_id: str, variant: variants.Variant, *, device: Any = None, json: bool, record: Path
-) -> None:
-    from base_images import launch, report
+def _smoke_image(
+    variant: variants.Variant,
+    image: str,
+    outputs: Any,
+    display: Any,
+    *,
+    software: bool,
+    keep: bool,
+    json: bool,
+) -> Any:
+    from base_images import device as devices
+    from base_images import engine, launch, report, smoke_command
 
-    result = launch.smoke(connected, image_id, variant, device=device, record_dir=record)
+    connected = engine.connect()
+    granted = devices.to_test(variant, software=software, runtimes=connected.runtimes())
+    found = smoke_command.image_under_test(
+        connected,
+        variant,
+        image,
+        checkout=ROOT,
+        listener=display.progress,
+        notice=report.complain if json else display.notice,
+    )
+    kept = launch.Kept() if keep else None
+    try:
+        return smoke_command.smoke_image(
+            connected, found, variant, device=granted, outputs=outputs, listener=display.progress, kept=kept
+        )
+    finally:
+        if kept and kept.removal:
+            report.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
+
+
+def _judge(tested: Any, *, json: bool) -> None:
+    """Prints what a smoke test saw, and ends with 1 where something is wrong."""
+    from base_images import report
+
     if json:
-        report.print_json(result.as_dict())
+        report.print_json(tested.report.as_dict())
     else:
-        report.print_smoke(result)
-    if not result.ok:
+        report.print_smoke(tested.report)
+    if not tested.report.ok:
         raise Exit(code=1)

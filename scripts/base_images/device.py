@@ -95,6 +95,24 @@ def in_software(variant: Variant) -> Granted:
     return Granted(name=access.name, software=True, environment=access.software)
 
 
+def to_test(variant: Variant, *, software: bool, runtimes: Collection[str] | None = None) -> Granted | None:
+    """Returns the device that a smoke test of the variant is on; None for a variant that computes on the CPU.
+
+    Args:
+        variant: whose device.
+        software: whether to take the one that the CPU imitates.
+        runtimes: the container runtimes that the engine knows; None: there is no engine, or it was not asked yet.
+
+    Raises:
+        DeviceError: this host lacks something, or no software imitates the device.
+    """
+    if software:
+        return in_software(variant)
+    if variant.device is None:
+        return None
+    return of_host(variant, (variant.device.runtime,) if runtimes is None else runtimes)
+
+
 def grant(spec: ContainerSpec, device: Granted) -> ContainerSpec:
     """Returns the container with the device, and a /tmp for what drivers compile and keep."""
     return dataclasses.replace(

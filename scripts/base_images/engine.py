@@ -2,7 +2,8 @@
 
 Everything that runs from an image runs hardened (CONTRACT row 11): no capabilities, no new privileges, a read-only
 root, and no network unless a port is asked for. Everything made here carries the label `bodhi.resource` and is
-removed when its `with` block ends, also by Ctrl-C.
+removed when its `with` block ends, also by Ctrl-C. What a process leaves that was killed hard is told by the label
+`bodhi.owner`, and removed by `Engine.remove_abandoned`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import docker.utils.build
 import requests
 from docker.context.config import get_current_context_name
 
+from base_images import owner
 from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError
-from base_images.labels import RESOURCE
+from base_images.labels import OWNER, RESOURCE
 
 REQUEST_TIMEOUT_SECONDS = 600
 """For one answer of the engine; saving or removing a large image takes a while before the first byte."""
@@ -151,6 +153,7 @@ class Container:
     def __init__(self, container: Any) -> None:
         self._container = container
         self.id: str = container.id
+        self.name: str = container.name
 
     def start(self) -> None:
         """Starts it.
@@ -435,25 +438,29 @@ class Engine:
             return int(self._client.df()["LayersSize"])
 
     @contextlib.contextmanager
-    def volume(self, resource: str) -> Iterator[str]:
-        """Yields the name of a new volume, removed afterwards."""
+    def volume(self, resource: str, *, keep: bool = False) -> Iterator[str]:
+        """Yields the name of a new volume; it is removed afterwards unless it is to be kept."""
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
             with _uninterrupted(), _engine_errors("make a volume"):
-                self._client.volumes.create(name=name, labels={RESOURCE: resource})
+                self._client.volumes.create(name=name, labels=_labels(resource, keep=keep))
             yield name
         finally:
-            with _uninterrupted(), contextlib.suppress(_NotFoundError), _engine_errors("remove a volume"):
-                self._client.api.remove_volume(name, force=True)
+            if not keep:
+                with _uninterrupted():
+                    self._remove_volume(name)
 
     @contextlib.contextmanager
-    def container(self, spec: ContainerSpec, files: Mapping[str, bytes] | None = None) -> Iterator[Container]:
+    def container(
+        self, spec: ContainerSpec, files: Mapping[str, bytes] | None = None, *, keep: bool = False
+    ) -> Iterator[Container]:
         """Yields a container that is made but not started, and removes it afterwards, running or not.
 
         Args:
             spec: what to run.
             files: absolute path to content, put there before the start, readable by all. With a read-only root the
                 path must lie in one of the spec's volumes.
+            keep: whether it stays.
 
         Raises:
             ImageNotFoundError: the image is not there.
@@ -463,15 +470,47 @@ class Engine:
         try:
             try:
                 with _uninterrupted(), _engine_errors("make a container"):
-                    container = self._client.containers.create(name=name, **_create_arguments(spec))
+                    container = self._client.containers.create(name=name, **_create_arguments(spec, keep=keep))
             except _NotFoundError as error:
                 raise ImageNotFoundError(f"There is no image {spec.image!r} on this engine.") from error
             for path, content in (files or {}).items():
                 _put(container, path, content)
             yield Container(container)
         finally:
-            with _uninterrupted(), contextlib.suppress(_NotFoundError), _engine_errors("remove a container"):
-                self._client.api.remove_container(name, force=True, v=True)
+            if not keep:
+                with _uninterrupted():
+                    self._remove_container(name)
+
+    def remove_abandoned(self) -> int:
+        """Removes containers and volumes whose owner is gone without having removed them; returns how many.
+
+        What processes of another host, or of another process namespace, have made is left alone: whether they are gone
+        cannot be seen from here.
+        """
+        mine = {"label": [RESOURCE, OWNER]}
+        removed = 0
+        with _engine_errors("list what was left behind"):
+            containers = self._client.api.containers(all=True, filters=mine)
+            volumes = self._client.api.volumes(filters=mine)["Volumes"] or []
+        for things, name, remove in (
+            (containers, "Id", self._remove_container),
+            (volumes, "Name", self._remove_volume),
+        ):
+            for thing in things:
+                if owner.is_gone(thing["Labels"][OWNER]):
+                    # Another one that starts now may be about to remove the same; what stays, the next one removes.
+                    with _uninterrupted(), contextlib.suppress(EngineError):
+                        remove(thing[name])
+                        removed += 1
+        return removed
+
+    def _remove_container(self, name: str) -> None:
+        with contextlib.suppress(_NotFoundError), _engine_errors("remove a container"):
+            self._client.api.remove_container(name, force=True, v=True)
+
+    def _remove_volume(self, name: str) -> None:
+        with contextlib.suppress(_NotFoundError), _engine_errors("remove a volume"):
+            self._client.api.remove_volume(name, force=True)
 
     def probe(self, spec: ContainerSpec, *, timeout: float = 60) -> ProbeResult:
         """Runs a container to its end and returns how it ended; a container that takes longer is killed.
@@ -592,12 +631,17 @@ def _uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _create_arguments(spec: ContainerSpec) -> dict[str, Any]:
+def _labels(resource: str, *, keep: bool) -> dict[str, str]:
+    """What is to be kept has no owner: nobody removes it when this process is gone."""
+    return {RESOURCE: resource} if keep else {RESOURCE: resource, OWNER: owner.current()}
+
+
+def _create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "image": spec.image,
         "command": list(spec.command),
         "environment": dict(spec.environment),
-        "labels": {RESOURCE: spec.resource},
+        "labels": _labels(spec.resource, keep=keep),
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "read_only": spec.read_only,

@@ -1,4 +1,7 @@
-"""Starts llama-server in containers of an image, the ways people start it, and puts it through the smoke checks."""
+"""Starts llama-server in containers of an image, the ways people start it, and puts it through the smoke checks.
+
+Most of it does not care what the server runs in: `process.py` has the same for a process of this host.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,20 @@ import datetime as dt
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from base_images import device as devices
 from base_images import model, smoke_report
 from base_images.contract import STATIC_BACKENDS
 from base_images.device import Granted
-from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Image
+from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Image, ProbeResult
 from base_images.errors import EngineError, LaunchError
 from base_images.image_facts import ARBITRARY_USER, STOP_SECONDS
-from base_images.model import TensorType
+from base_images.model import KnownAnswer, TensorType
 from base_images.progress import Listener, Progress, silent
 from base_images.smoke import ANSWER_SECONDS, CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
 from base_images.smoke_report import Device, ServerReport, SmokeReport, Status
@@ -47,16 +52,43 @@ BODHI_PORT = 51837
 ALL_LAYERS = "99"
 """More than the models have."""
 
+DEVICE_ARGUMENTS = ("--n-gpu-layers", ALL_LAYERS)
+
 TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
 """All of them; the two that are checked thoroughly come first, see `plan`."""
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # Which backend was loaded is logged from verbosity 4 on (b11312). As a variable it leaves the arguments alone.
     "LLAMA_ARG_LOG_VERBOSITY": "4",
     # By default the threads that wait spin; on a busy machine they take the time of those that they wait for, and an
     # answer of 0.02 s takes seconds. It does not change what is computed.
     "OMP_WAIT_POLICY": "passive",
 }
+
+
+class Server(Protocol):
+    """What a llama-server runs in: `engine.Container` is one, `process.Process` another."""
+
+    def start(self) -> None:
+        """Starts it."""
+
+    def state(self) -> ContainerState:
+        """Returns whether it runs, and how it ended."""
+
+    def logs(self) -> str:
+        """Returns everything it wrote."""
+
+    def port(self, number: int, /) -> int:
+        """Returns the port of 127.0.0.1 at which the port that llama-server was given is reached."""
+
+    def execute(self, command: Sequence[str], /) -> ProbeResult:
+        """Runs a command where the server runs."""
+
+    def signal(self, name: str, /) -> None:
+        """Sends it a signal, such as SIGTERM."""
+
+    def wait(self, timeout: float, /) -> int | None:
+        """Returns the exit code, or None when it still runs after `timeout` seconds."""
 
 
 # --- Ways to start llama-server. ---
@@ -92,7 +124,7 @@ def quick_start(image: str, model_name: str) -> Way:
             image=image,
             command=(*devices.SERVER_ARGUMENTS, path),
             user=ARBITRARY_USER,
-            environment=_ENVIRONMENT,
+            environment=ENVIRONMENT,
             publish=devices.PORT,
             resource="smoke",
         ),
@@ -109,15 +141,15 @@ def as_bodhi(image: str, model_name: str, directory: str) -> Way:
     listen on; the arguments stay BodhiApp's own.
     """
     path = f"{MODELS}/{model_name}.gguf"
-    alias = f"bodhi-{model_name}"
+    alias = bodhi_alias(model_name)
     return Way(
         container=ContainerSpec(
             image=image,
             entrypoint=(f"{directory}/llama-server",),
-            command=("--alias", alias, "--model", path, "--embeddings", "--port", str(BODHI_PORT)),
+            command=bodhi_arguments(alias, path, BODHI_PORT),
             working_directory="/",
             environment={
-                **_ENVIRONMENT,
+                **ENVIRONMENT,
                 "LLAMA_ARG_HOST": "0.0.0.0",  # noqa: S104 - published on 127.0.0.1 alone
                 "LD_LIBRARY_PATH": "",  # to the loader the same as none; hides one that a base image sets
             },
@@ -130,49 +162,86 @@ def as_bodhi(image: str, model_name: str, directory: str) -> Way:
     )
 
 
+def bodhi_alias(model_name: str) -> str:
+    """Returns what a model is called that is started as BodhiApp does."""
+    return f"bodhi-{model_name}"
+
+
+def bodhi_arguments(alias: str, model_path: str, port: int) -> tuple[str, ...]:
+    """Returns BodhiApp's own arguments of llama-server."""
+    return ("--alias", alias, "--model", model_path, "--embeddings", "--port", str(port))
+
+
 def on_device(way: Way, device: Granted, cache: str) -> Way:
     """Returns the same way with the device, all of the model on it, and the volume `cache` for compiled code."""
     spec = devices.grant(way.container, device)
-    command = (*spec.command, "--n-gpu-layers", ALL_LAYERS)
+    command = (*spec.command, *DEVICE_ARGUMENTS)
     return dataclasses.replace(way, container=dataclasses.replace(spec, command=command, volumes={cache: CACHE}))
 
 
 # --- Starting and waiting. ---
 
 
+@dataclass(kw_only=True)
+class Kept:
+    """Containers and volumes that stay, by name. It is filled as they are made: it is right whatever happens then."""
+
+    containers: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
+
+    @property
+    def removal(self) -> str:
+        """The command that removes them; empty when there is nothing."""
+        kinds = (("docker rm --force", self.containers), ("docker volume rm", self.volumes))
+        return " && ".join(" ".join((command, *names)) for command, names in kinds if names)
+
+
 @contextlib.contextmanager
-def prepared(engine: Engine, way: Way, gguf: bytes) -> Iterator[Container]:
-    """Yields the container with the model in place, not started; removes it and the model's volume afterwards."""
-    with engine.volume("smoke") as volume:
+def prepared(engine: Engine, way: Way, gguf: bytes, *, kept: Kept | None = None) -> Iterator[Container]:
+    """Yields the container with the model in place, not started; removes it and the model's volume afterwards.
+
+    With `kept` they stay, and it gets their names.
+    """
+    with _volume(engine, kept) as volume:
         spec = dataclasses.replace(way.container, volumes={**way.container.volumes, volume: MODELS})
-        with engine.container(spec, files={way.model_path: gguf}) as container:
+        with engine.container(spec, files={way.model_path: gguf}, keep=kept is not None) as container:
+            if kept is not None:
+                kept.containers.append(container.name)
             yield container
 
 
-def start(container: Container, port: int, *, timeout: float = READY_TIMEOUT_SECONDS) -> float:
-    """Starts a container; returns the seconds until its server was healthy.
+@contextlib.contextmanager
+def _volume(engine: Engine, kept: Kept | None) -> Iterator[str]:
+    with engine.volume("smoke", keep=kept is not None) as volume:
+        if kept is not None:
+            kept.volumes.append(volume)
+        yield volume
+
+
+def start(server: Server, port: int, *, timeout: float = READY_TIMEOUT_SECONDS) -> float:
+    """Starts a server; returns the seconds until it was healthy.
 
     Raises:
         EngineError: the engine could not start the command, or publishes no port.
-        LaunchError: the container ended, or was not healthy within `timeout` seconds.
+        LaunchError: the server ended, or was not healthy within `timeout` seconds.
     """
-    container.start()
+    server.start()
 
     def healthy() -> bool:
         try:
-            return is_healthy(url(container, port))
+            return is_healthy(url(server, port))
         except EngineError:
             # No port is published when the container has just ended, which `wait` tells better.
-            if container.state().running:
+            if server.state().running:
                 raise
             return False
 
-    return wait(healthy, state=container.state, log=container.logs, timeout=timeout)
+    return wait(healthy, state=server.state, log=server.logs, timeout=timeout)
 
 
-def url(container: Container, port: int) -> str:
-    """Returns where a running container's published port is reached, without a slash at the end."""
-    return f"http://127.0.0.1:{container.port(port)}"
+def url(server: Server, port: int) -> str:
+    """Returns where a running server's port is reached, without a slash at the end."""
+    return f"http://127.0.0.1:{server.port(port)}"
 
 
 def wait(
@@ -185,7 +254,7 @@ def wait(
     """Returns the seconds it took until `healthy` said yes.
 
     Raises:
-        LaunchError: the container does not run (any more), or `timeout` seconds went by.
+        LaunchError: the server does not run (any more), or `timeout` seconds went by.
     """
     started = time.monotonic()
     while True:
@@ -194,15 +263,15 @@ def wait(
         if not now.running:
             cause = ", killed for want of memory" if now.out_of_memory else f", {now.error}" if now.error else ""
             raise LaunchError(
-                f"The container ended with exit code {now.exit_code} after {seconds:.1f} s{cause}, before its server "
-                "was healthy; the end of its log follows.",
+                f"The server ended with exit code {now.exit_code} after {seconds:.1f} s{cause}, before it was healthy; "
+                "the end of its log follows.",
                 detail=tail(log()),
             )
         if healthy():
             return time.monotonic() - started
         if seconds >= timeout:
             raise LaunchError(
-                f"The server was not healthy within {timeout:g} s (waited {seconds:.1f} s, container {now.status}, "
+                f"The server was not healthy within {timeout:g} s (waited {seconds:.1f} s, it is {now.status}, "
                 f"exit code {now.exit_code}); the end of its log follows.",
                 detail=tail(log()),
             )
@@ -214,12 +283,12 @@ def tail(log: str) -> str:
     return "\n".join(log.rstrip().splitlines()[-LOG_TAIL_LINES:]) or "(the log is empty)"
 
 
-# --- Checks that need the container; as in `smoke.py` each returns what it saw, on one line, or raises. ---
+# --- Checks that need what the server runs in; as in `smoke.py` each returns what it saw, on one line, or raises. ---
 
 
-def check_starts(container: Container, port: int, timeout: float = READY_TIMEOUT_SECONDS) -> str:
-    """The container starts and its server gets healthy."""
-    return f"healthy after {start(container, port, timeout=timeout):.2f} s"
+def check_starts(server: Server, port: int, timeout: float = READY_TIMEOUT_SECONDS) -> str:
+    """The server starts and gets healthy."""
+    return f"healthy after {start(server, port, timeout=timeout):.2f} s"
 
 
 # What the log says in the next checks is what b11312 says from verbosity 4 on: load_backend in
@@ -255,9 +324,9 @@ def check_backend(log: str, directory: str, *, accelerator: str = "", linked_in:
     return f"{seen}; the {accelerator} backend {why}, THE CPU GAVE THE ANSWERS: {where}"
 
 
-def check_list_devices(container: Container, server: str, name: str) -> str:
+def check_list_devices(server: Server, program: str, name: str) -> str:
     """`--list-devices` names a device of the accelerator, asked where the server runs."""
-    result = container.execute([server, "--list-devices"])
+    result = server.execute([program, "--list-devices"])
     names = re.findall(r"^  (\w+): ", result.stdout, re.MULTILINE)
     if result.exit_code != 0 or not any(map(_device_name(name).fullmatch, names)):
         raise CheckFailedError(
@@ -298,11 +367,13 @@ def _device_name(name: str) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(name)}\d+")
 
 
-def check_healthcheck(container: Container, command: Sequence[str]) -> str:
+def check_healthcheck(server: Server, command: Sequence[str] | None) -> str:
     """The image's own HEALTHCHECK, run in the container, finds the server healthy."""
+    if command is None:
+        raise CheckSkippedError("there is no container")
     if not command:
         raise CheckSkippedError("the image has no HEALTHCHECK")
-    result = container.execute(command)
+    result = server.execute(command)
     if result.exit_code != 0:
         raise CheckFailedError(
             f"The image's health check {' '.join(command)} ends with exit code {result.exit_code}.",
@@ -311,11 +382,11 @@ def check_healthcheck(container: Container, command: Sequence[str]) -> str:
     return f"exit code 0 in {result.seconds:.2f} s"
 
 
-def check_sigterm(container: Container, timeout: float = STOP_SECONDS) -> str:
+def check_sigterm(server: Server, timeout: float = STOP_SECONDS) -> str:
     """SIGTERM ends the server with exit code 0 within `timeout` seconds (CONTRACT row 15)."""
     started = time.monotonic()
-    container.signal("SIGTERM")
-    code = container.wait(timeout)
+    server.signal("SIGTERM")
+    code = server.wait(timeout)
     seconds = time.monotonic() - started
     if code is None:
         raise CheckFailedError(f"The server still runs {seconds:.1f} s after SIGTERM.")
@@ -324,7 +395,7 @@ def check_sigterm(container: Container, timeout: float = STOP_SECONDS) -> str:
     return f"exit code 0 after {seconds:.2f} s"
 
 
-# --- The servers of an image. ---
+# --- The servers of a smoke test. ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +469,32 @@ def plan(
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A llama-server that is there and not started, and what the checks have to know of it.
+
+    Attributes:
+        port: what it was told to listen on.
+        alias: the name under which it offers the model.
+        arguments: its command line as a person reads it.
+        program: the path of llama-server where it runs; its backends are beside it.
+        linked_in: whether its backends are part of it; None when that is not known.
+        healthcheck: of its image; None where there is no container.
+    """
+
+    server: Server
+    port: int
+    alias: str
+    arguments: str
+    program: str
+    linked_in: bool | None
+    healthcheck: tuple[str, ...] | None
+
+
+Prepare = Callable[[ServerPlan, KnownAnswer], AbstractContextManager[Subject]]
+"""Yields the planned server with the model of that answer; it is gone afterwards, running or not."""
+
+
 def smoke(
     engine: Engine,
     image_id: str,
@@ -407,8 +504,11 @@ def smoke(
     tensor_types: Sequence[TensorType] = TENSOR_TYPES,
     record_dir: Path | None = None,
     listener: Listener = silent,
+    kept: Kept | None = None,
 ) -> SmokeReport:
     """Starts llama-server in containers of an image, checks it, and returns what was seen.
+
+    What an earlier run left behind that was killed hard is removed first.
 
     Args:
         engine: where the image is; what it publishes must be reachable at 127.0.0.1.
@@ -418,6 +518,7 @@ def smoke(
         tensor_types: which models to use, see `plan`.
         record_dir: where to write the report and the servers' logs; None: nowhere.
         listener: told of each check as it begins.
+        kept: gets the names of the containers and volumes, which stay then; None: they are removed.
 
     Raises:
         ImageNotFoundError: the engine has no such image.
@@ -425,22 +526,83 @@ def smoke(
         EngineError: the engine cannot make a container.
         UsageError: `record_dir` cannot be written.
     """
+    image = engine.image(image_id)
+    binaries = f"/app/bin/{_triple(image)}"
+    engine.remove_abandoned()
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(_volume(engine, kept)) if device else ""
+
+        @contextlib.contextmanager
+        def prepare(server: ServerPlan, answer: KnownAnswer) -> Iterator[Subject]:
+            directory = f"{binaries}/{server.directory}"
+            name = model_name(server)
+            way = as_bodhi(image.id, name, directory) if server.is_bodhi else quick_start(image.id, name)
+            if device:
+                way = on_device(way, device, cache)
+            with prepared(engine, way, answer.gguf, kept=kept) as container:
+                yield Subject(
+                    server=container,
+                    port=way.port,
+                    alias=way.alias,
+                    arguments=way.arguments,
+                    program=f"{directory}/llama-server",
+                    linked_in=server.directory in STATIC_BACKENDS,
+                    healthcheck=image.healthcheck,
+                )
+
+        return check_servers(
+            image.id,
+            variant,
+            prepare,
+            device=device,
+            tensor_types=tensor_types,
+            record_dir=record_dir,
+            listener=listener,
+        )
+
+
+def model_name(server: ServerPlan) -> str:
+    """Returns what the model's file is called, but for its ending."""
+    return f"known-answer-{server.tensor_type.lower()}"
+
+
+def check_servers(
+    subject: str,
+    variant: Variant,
+    prepare: Prepare,
+    *,
+    device: Granted | None,
+    tensor_types: Sequence[TensorType],
+    record_dir: Path | None,
+    listener: Listener,
+) -> SmokeReport:
+    """Starts the planned servers one after the other, checks them, and returns what was seen, written if wanted.
+
+    Args:
+        subject: what is tested, for the report.
+        variant: what it is of.
+        prepare: makes each server; what it runs in is its own affair.
+        device: what the servers use.
+        tensor_types: see `plan`.
+        record_dir: see `smoke`.
+        listener: told of each check as it begins.
+
+    Raises:
+        UsageError: `record_dir` cannot be written.
+    """
     started = dt.datetime.now(dt.UTC)
     clock = time.monotonic()
     what = f"smoke test of {variant.name}"
-    image = engine.image(image_id)
 
     def say(note: str) -> None:
         listener(Progress(what=what, note=note))
 
-    with contextlib.ExitStack() as stack:
-        given = (device, stack.enter_context(engine.volume("smoke"))) if device else None
-        servers = tuple(
-            _check_server(engine, image, variant, server, given, say)
-            for server in plan(variant, tensor_types, on_device=device is not None)
-        )
+    servers = tuple(
+        _check_server(variant, server, prepare, say, on_device=device is not None)
+        for server in plan(variant, tensor_types, on_device=device is not None)
+    )
     report = SmokeReport(
-        image=image.id,
+        image=subject,
         variant=variant.name,
         device=Device.NONE if device is None else Device.SOFTWARE if device.software else Device.HOST,
         started=started.isoformat(timespec="seconds"),
@@ -454,50 +616,51 @@ def smoke(
 
 
 def _check_server(
-    engine: Engine,
-    image: Image,
-    variant: Variant,
-    server: ServerPlan,
-    given: tuple[Granted, str] | None,
-    say: Callable[[str], None],
+    variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None], *, on_device: bool
 ) -> ServerReport:
     clock = time.monotonic()
-    directory = f"/app/bin/{_triple(image)}/{server.directory}"
-    model_name = f"known-answer-{server.tensor_type.lower()}"
-    way = as_bodhi(image.id, model_name, directory) if server.is_bodhi else quick_start(image.id, model_name)
     answer = model.known_answer(server.tensor_type)
     ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
-    if given:
-        way, answer = on_device(way, *given), model.on_device(answer)
+    if on_device:
+        answer = model.on_device(answer)
         ready = patience = DEVICE_TIMEOUT_SECONDS
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
-    with prepared(engine, way, answer.gguf) as container:
+    with prepare(server, answer) as subject:
+        running = subject.server
         say(f"{server.name}: starts")
-        results = [perform("starts", partial(check_starts, container, way.port, ready))]
+        results = [perform("starts", partial(check_starts, running, subject.port, ready))]
         if results[0].status is Status.PASS:
-            target = Target(url=url(container, way.port), alias=way.alias, answer=answer, patience=patience)
+            address = url(running, subject.port)
+            target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
             checks: dict[str, Callable[[], str]] = {
                 **{name: partial(check, target) for name, check in CHECKS.items()},
-                "backend": lambda: check_backend(
-                    container.logs(), directory, accelerator=accelerator, linked_in=server.directory in STATIC_BACKENDS
-                ),
-                "healthcheck": partial(check_healthcheck, container, image.healthcheck),
-                "sigterm": partial(check_sigterm, container),
-                "list-devices": partial(check_list_devices, container, f"{directory}/llama-server", accelerator),
-                "offloaded": lambda: check_offloaded(container.logs()),
-                "buffers": lambda: check_buffers(container.logs(), accelerator),
+                "backend": lambda: _check_backend_of(subject, accelerator),
+                "healthcheck": partial(check_healthcheck, running, subject.healthcheck),
+                "sigterm": partial(check_sigterm, running),
+                "list-devices": partial(check_list_devices, running, subject.program, accelerator),
+                "offloaded": lambda: check_offloaded(running.logs()),
+                "buffers": lambda: check_buffers(running.logs(), accelerator),
             }
             for name in server.checks:
                 say(f"{server.name}: {name}")
                 results.append(perform(name, checks[name]))
-        log = container.logs()
+        log = running.logs()
     return ServerReport(
         name=server.name,
-        arguments=way.arguments,
+        arguments=subject.arguments,
         checks=tuple(results),
         log=log,
         seconds=time.monotonic() - clock,
     )
+
+
+def _check_backend_of(subject: Subject, accelerator: str) -> str:
+    log = subject.server.logs()
+    linked_in = subject.linked_in
+    if linked_in is None:
+        linked_in = "load_backend: " not in log  # what is linked in is not loaded, and nothing is said of it
+    directory = str(PurePosixPath(subject.program).parent)
+    return check_backend(log, directory, accelerator=accelerator, linked_in=linked_in)
 
 
 def _triple(image: Image) -> str:

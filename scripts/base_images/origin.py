@@ -188,7 +188,7 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
         if reference != references["web"] and not engine.has_image(pinned):
             require_disk(engine, variant, variant.toolkit_size)
         try:
-            digest = _digest(engine.pull(reference, _pull_progress(reference, listener)), reference)
+            digest = _digest(engine.pull(reference, pull_progress(reference, listener)), reference)
         except EngineError as error:
             raise _cannot_be_had(variant, reference, error) from error
         if digest is None:
@@ -243,7 +243,7 @@ def _repository(reference: str) -> str:
     return name.removeprefix("docker.io/").removeprefix("library/")
 
 
-def _pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str, Any]], None]:
+def pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str, Any]], None]:
     """Adds the layers' messages up to one figure."""
     layers: dict[str, tuple[int, int]] = {}
 

@@ -220,6 +220,8 @@ def print_smoke(result: SmokeReport) -> None:
     access = variants.find(result.variant).device
     if access and result.device == "no device":
         say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")
+    elif access and result.device == "unknown device":
+        say(f"note: the server was running already, so nothing here shows that the {access.name} device is used.")
 
 
 def print_doctor(result: DoctorReport) -> None:

@@ -21,7 +21,7 @@ import requests
 
 from base_images import model
 from base_images.errors import BaseImagesError
-from base_images.model import STEPS, TOP, KnownAnswer, SeenStep, Verdict
+from base_images.model import STEPS, TOP, KnownAnswer, SeenStep, TensorType, Verdict
 from base_images.smoke_report import CheckResult, Status
 
 CONNECT_SECONDS = 3
@@ -29,6 +29,9 @@ ANSWER_SECONDS = 30
 """Between two bytes of an answer."""
 
 REQUESTS_AT_ONCE = 8
+
+ANY_PROMPT = "Once upon a time"
+"""For a model whose answer is not known."""
 
 MINIMAL_SCRIPT_BYTES = 100_000
 """The web page's one script has 2.6 MB compressed at b11312; anything this small is a stub."""
@@ -49,14 +52,21 @@ class Target:
     Attributes:
         url: without a slash at the end.
         alias: the name under which it offers the model.
-        answer: what the model that it loaded must answer.
+        answer: what the model that it loaded must answer; None: nobody knows, and only the answer's form is checked.
         patience: seconds to wait between two bytes of an answer.
+        ours: whether it was started for these checks; what another's owner switched off is no defect.
     """
 
     url: str
     alias: str
-    answer: KnownAnswer
+    answer: KnownAnswer | None
     patience: float = ANSWER_SECONDS
+    ours: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """What to ask."""
+        return self.answer.prompt if self.answer else ANY_PROMPT
 
 
 class CheckFailedError(Exception):
@@ -100,12 +110,12 @@ def check_health(target: Target) -> str:
 
 
 def check_models(target: Target) -> str:
-    """`/v1/models` offers the model under its alias, and nothing else."""
+    """`/v1/models` offers the model under its alias, and, if it is our server, nothing else."""
     answer = _expect_ok(_request("GET", f"{target.url}/v1/models")).json()
     names = [entry["id"] for entry in answer["data"]]
-    if names != [target.alias]:
+    if names != [target.alias] and (target.ours or target.alias not in names):
         raise CheckFailedError(f"/v1/models offers {names} instead of {target.alias!r}.")
-    return f"offers {target.alias}"
+    return f"offers {', '.join(names)}"
 
 
 def check_completion(target: Target) -> str:
@@ -113,7 +123,7 @@ def check_completion(target: Target) -> str:
     answer = _post(
         target,
         "/completion",
-        {"prompt": target.answer.prompt, "n_predict": STEPS, "n_probs": TOP, **_greedy()},
+        {"prompt": target.prompt, "n_predict": STEPS, "n_probs": TOP, **_greedy()},
     )
     return _judge(target.answer, answer["content"], answer["completion_probabilities"])
 
@@ -125,7 +135,7 @@ def check_openai_completion(target: Target) -> str:
         "/v1/completions",
         {
             "model": target.alias,
-            "prompt": target.answer.prompt,
+            "prompt": target.prompt,
             "max_tokens": STEPS,
             "logprobs": TOP,
             **_greedy(),
@@ -163,8 +173,20 @@ def check_chat_streamed(target: Target) -> str:
 
 def check_embeddings(target: Target) -> str:
     """`/v1/embeddings` gives the reference's embedding of the prompt."""
-    answer = _post(target, "/v1/embeddings", {"model": target.alias, "input": target.answer.prompt})
-    return _expect(model.compare_embedding(target.answer, answer["data"][0]["embedding"]))
+    response = _request(
+        "POST",
+        f"{target.url}/v1/embeddings",
+        patience=target.patience,
+        json={"model": target.alias, "input": target.prompt},
+    )
+    if response.status_code == requests.codes.not_implemented and not target.ours:
+        raise CheckSkippedError("the server was started without --embeddings")
+    embedding = _expect_ok(response).json()["data"][0]["embedding"]
+    if target.answer:
+        return _expect(model.compare_embedding(target.answer, embedding))
+    if not embedding or not all(map(math.isfinite, embedding)):
+        raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
+    return f"{len(embedding)} numbers, not judged"
 
 
 def check_at_once(target: Target) -> str:
@@ -177,13 +199,16 @@ def check_at_once(target: Target) -> str:
             f"{len(wrong)} of {REQUESTS_AT_ONCE} requests at once went wrong, such as: {wrong[0]}",
             detail="\n".join(wrong),
         )
-    return f"the known answer {REQUESTS_AT_ONCE} times"
+    return f"{_what_came(target)} {REQUESTS_AT_ONCE} times"
 
 
 def check_web_page(target: Target) -> str:
     """`/` is the real web page, and the script that makes it is there."""
     # Both are stored compressed and refused to a client that does not take gzip; requests takes it and unpacks.
-    page = _expect_ok(_request("GET", f"{target.url}/"), "text/html")
+    response = _request("GET", f"{target.url}/")
+    if response.status_code == requests.codes.not_found and not target.ours:
+        raise CheckSkippedError("the server was started without its web page")
+    page = _expect_ok(response, "text/html")
     script = find_script(page.text)
     if script is None:
         raise CheckFailedError("The page at / imports no script: it is not the web UI.", detail=_excerpt(page))
@@ -206,7 +231,7 @@ def check_malformed(target: Target) -> str:
                 f"The malformed request {body} is answered with {response.status_code}.", detail=_excerpt(response)
             )
     check_completion(target)
-    return f"refused with {', '.join(map(str, codes))}; then the known answer"
+    return f"refused with {', '.join(map(str, codes))}; then {_what_came(target)}"
 
 
 CHECKS: Mapping[str, Callable[[Target], str]] = {
@@ -222,6 +247,27 @@ CHECKS: Mapping[str, Callable[[Target], str]] = {
     "malformed request": check_malformed,
 }
 """Every check that needs no more than a URL."""
+
+
+def find_model(url: str) -> tuple[str, TensorType | None]:
+    """Returns the name of the model that a running server offers first, and which known-answer model it is, or None.
+
+    What tells it is what the server says of the model's size and type (`/v1/models`, b11312).
+
+    Raises:
+        CheckFailedError: the server offers no model, or does not answer as llama-server does.
+    """
+    response = _request("GET", f"{url}/v1/models")
+    if response.status_code == requests.codes.unauthorized:
+        raise CheckFailedError("The server asks for an API key: start one without --api-key to check it.")
+    offered = _expect_ok(response).json()["data"]
+    if not offered:
+        raise CheckFailedError("The server offers no model.")
+    meta = offered[0].get("meta") or {}
+    size = (meta.get("n_vocab"), meta.get("n_embd"), meta.get("n_ctx_train"))
+    words = re.findall(r"\w+", str(meta.get("ftype")))
+    known = next((one for one in TensorType if one in words), None)
+    return offered[0]["id"], known if size == (len(model.TOKENS), model.WIDTH, model.CONTEXT) else None
 
 
 def check_url(target: Target, names: Iterable[str] = tuple(CHECKS)) -> list[CheckResult]:
@@ -257,6 +303,11 @@ def find_script(page: str) -> str | None:
     return found[1] if found else None
 
 
+def post(url: str, body: Mapping[str, Any], *, patience: float = ANSWER_SECONDS) -> Any:
+    """Returns what a POST of `body` as JSON is answered with, from JSON; an answer other than 200 is a failed check."""
+    return _expect_ok(_request("POST", url, patience=patience, json=body)).json()
+
+
 def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **arguments: Any) -> requests.Response:
     with requests.Session() as session:
         session.trust_env = False  # a proxy that the environment names has no way to a server on this machine
@@ -264,7 +315,7 @@ def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **argum
 
 
 def _post(target: Target, path: str, body: Mapping[str, Any]) -> Any:
-    return _expect_ok(_request("POST", f"{target.url}{path}", patience=target.patience, json=body)).json()
+    return post(f"{target.url}{path}", body, patience=target.patience)
 
 
 def _expect_ok(response: requests.Response, content_type: str = "") -> requests.Response:
@@ -287,7 +338,7 @@ def _greedy() -> dict[str, Any]:
 def _chat(target: Target) -> dict[str, Any]:
     return {
         "model": target.alias,
-        "messages": [{"role": "user", "content": target.answer.prompt}],
+        "messages": [{"role": "user", "content": target.prompt}],
         "max_tokens": STEPS,
         "logprobs": True,
         "top_logprobs": TOP,
@@ -300,7 +351,11 @@ def _number(said: float | None) -> float:
     return math.nan if said is None else said
 
 
-def _judge(answer: KnownAnswer, text: str, steps: Sequence[Mapping[str, Any]]) -> str:
+def _what_came(target: Target) -> str:
+    return "the known answer" if target.answer else "an answer"
+
+
+def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, Any]]) -> str:
     seen = [
         SeenStep(
             text=step["token"],
@@ -309,6 +364,10 @@ def _judge(answer: KnownAnswer, text: str, steps: Sequence[Mapping[str, Any]]) -
         )
         for step in steps
     ]
+    if answer is None:
+        if not seen or not all(math.isfinite(_number(step.log_probability)) for step in seen):
+            raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is no number.")
+        return f"{len(seen)} tokens with their log-probabilities, not judged."
     reason = _expect(model.compare(answer, seen))
     if text != answer.text:
         raise CheckFailedError(f"The text is {text!r} where {answer.text!r} is right, though its tokens are.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -22,9 +23,10 @@ class Status(StrEnum):
 
 
 class Device(StrEnum):
-    """What computed."""
+    """What computed; `UNKNOWN` where a running server was asked that somebody else started."""
 
     NONE = "no device"
+    UNKNOWN = "unknown device"
     SOFTWARE = "software device"
     HOST = "device"
 
@@ -76,10 +78,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class SmokeReport:
-    """What was seen of one image.
+    """What was seen of one image, of one program or of one running server.
 
     Attributes:
-        image: its id.
+        image: the image's id; the program's path or the server's URL where there was no image.
         device: what the servers were given, and told to use.
         started: RFC 3339, in UTC.
         seconds: wall-clock time of the whole, containers and the making of the models included.
@@ -159,12 +161,25 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            (directory / name).write_text(content, encoding="utf-8")
+            write_text(directory / name, content)
     except OSError as error:
         raise UsageError(
             f"The record cannot be written to {directory} ({error.strerror}): choose another directory."
         ) from error
     return [directory / name for name in contents]
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a file whole or not at all: two tests that end at once do not mix theirs."""
+    if path.exists() and not path.is_file():
+        path.write_text(content, encoding="utf-8")  # such as /dev/stdout, which is not to be replaced
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _add_case(suite: ET.Element, class_name: str, check: CheckResult) -> None:

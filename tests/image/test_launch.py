@@ -68,7 +68,7 @@ def test_a_port_that_is_taken_inside_the_container(engine: Engine, cpu_image: Im
 def test_a_server_on_another_port_never_gets_healthy(engine: Engine, cpu_image: Image) -> None:
     error = error_of(engine, spec(cpu_image, "--host", "0.0.0.0", "--port", "8081"), timeout=2)  # noqa: S104 - inside a container
     assert "not healthy within 2 s" in str(error)
-    assert "container running" in str(error)
+    assert "it is running" in str(error)
     assert "listening on http://0.0.0.0:8081" in error.detail
 
 

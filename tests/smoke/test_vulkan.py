@@ -1,6 +1,6 @@
 """The checks of a device on lavapipe, a Vulkan device in software: they see when it is not used, and when it is wrong.
 
-That they pass is for `nox -s smoke-vulkan`, which runs the smoke test on it first.
+That they pass is for `nox -s smoke-lavapipe`, which runs the smoke test on it first.
 """
 
 from __future__ import annotations

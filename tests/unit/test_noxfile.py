@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from base_images import settings
 from base_images.variants import VARIANTS
 
@@ -30,8 +32,23 @@ def test_every_recipe_has_a_session_with_a_sentence() -> None:
             assert f" image-{variant.name} -> Builds the {variant.name} image" in listed
 
 
-def test_a_smoke_session_without_an_engine_is_one_sentence() -> None:
-    done = nox("--session", "smoke-cpu", DOCKER_HOST="unix:///nowhere/docker.sock")
+def test_every_variant_has_a_smoke_session_with_a_sentence_and_none_is_a_default() -> None:
+    listed = nox("--list").stdout
+    for variant in VARIANTS:
+        assert f"- smoke-{variant.name} -> Whether the {variant.name} image computes right on " in listed
+    assert "* smoke -> " in listed
+    assert "- smoke-lavapipe -> " in listed
+
+
+@pytest.mark.parametrize(("session", "start"), [("smoke", "Exit: "), ("smoke-cpu", "error: ")])
+def test_a_smoke_session_without_an_engine_is_one_sentence(session: str, start: str) -> None:
+    done = nox("--session", session, DOCKER_HOST="unix:///nowhere/docker.sock")
     assert done.returncode != 0
-    assert "Exit: No container engine answers at unix:///nowhere/docker.sock: start it" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert f"{start}No container engine answers at unix:///nowhere/docker.sock: start it" in said
+    assert "Traceback" not in said
+
+
+def test_what_comes_after_two_dashes_is_for_the_smoke_test() -> None:
+    done = nox("--session", "smoke-cpu", "--", "--url", "nowhere")
+    assert "error: 'nowhere' is no URL of a server" in done.stdout + done.stderr

@@ -129,7 +129,7 @@ def test_a_tag_is_pinned_and_a_digest_stays() -> None:
 
 def test_the_layers_of_a_pull_are_added_up() -> None:
     seen: list[Progress] = []
-    on_message = origin._pull_progress("ubuntu:24.04", seen.append)
+    on_message = origin.pull_progress("ubuntu:24.04", seen.append)
     on_message({"status": "Pulling from library/ubuntu", "id": "24.04"})
     on_message({"status": "Downloading", "id": "a", "progressDetail": {"current": 10, "total": 100}})
     on_message({"status": "Downloading", "id": "b", "progressDetail": {"current": 1, "total": 50}})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +55,7 @@ def test_a_condition_that_would_hold_does_not_excuse_a_container_that_is_gone() 
 
 def test_the_deadline_says_status_exit_code_elapsed_and_the_logs_tail() -> None:
     log = "".join(f"line {number}\n" for number in range(100))
-    with pytest.raises(
-        LaunchError, match=r"within 0\.1 s \(waited 0\.\d s, container running, exit code 0\)"
-    ) as caught:
+    with pytest.raises(LaunchError, match=r"within 0\.1 s \(waited 0\.\d s, it is running, exit code 0\)") as caught:
         launch.wait(lambda: False, state=lambda: RUNNING, log=lambda: log, timeout=0.1)
     assert caught.value.detail.splitlines() == [f"line {number}" for number in range(75, 100)]
 
@@ -284,6 +284,7 @@ def test_weights_and_cache_in_the_memory_of_the_device() -> None:
 
 def test_a_report_says_what_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without = dataclasses.replace(report_of(Status.PASS), variant="vulkan")
+    unknown = dataclasses.replace(without, device=Device.UNKNOWN)
     on_software = dataclasses.replace(without, device=Device.SOFTWARE)
     assert without.as_dict()["device"] == "no device"
     assert on_software.as_dict()["device"] == "software device"
@@ -295,8 +296,10 @@ def test_a_report_says_what_computed(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "smoke vulkan on software device (sha256:1): pass" in said
     assert "no device was given" not in said
+    report.print_smoke(unknown)
+    assert "nothing here shows that the Vulkan device is used" in capsys.readouterr().out
     report.print_smoke(report_of(Status.PASS))
-    assert "no device was given" not in capsys.readouterr().out
+    assert "nothing here shows" not in capsys.readouterr().out
 
 
 def report_of(*statuses: Status) -> SmokeReport:
@@ -361,6 +364,17 @@ def test_the_record_is_written_whole(tmp_path: Path) -> None:
     assert suite[1][0].text == "more\N{REPLACEMENT CHARACTER}"
 
     assert paths[2].read_text(encoding="utf-8") == "log\n"
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        smoke_report.write_text(pipe, "text\n")
+        assert reader.communicate(timeout=10)[0] == "text\n"
+    assert pipe.is_fifo()
+    smoke_report.write_text(tmp_path / "file", "text\n")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file", pipe]
 
 
 def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import settings
+from base_images import settings, variants
 from base_images.errors import UsageError
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
@@ -105,12 +105,65 @@ def test_an_unknown_origin_is_told_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("build-local",), ("check-image", "x"), ("test-local-images",), ("clean-local-images",), ("plan",)],
+    [
+        ("build-local",),
+        ("check-image", "x"),
+        ("test-local-images",),
+        ("smoke", "--variant", "cpu"),
+        ("clean-local-images",),
+        ("plan",),
+    ],
 )
 def test_without_an_engine_every_command_says_what_to_do(arguments: tuple[str, ...]) -> None:
     done = invoke(*arguments, environment=NO_ENGINE)
     assert done.returncode == 3
     assert "No container engine answers at unix:///nowhere/docker.sock: start it, or choose another" in sentence(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--image", "x", "--url", "http://x"), "--image, --url and --binary exclude each other"),
+        (("--keep", "--binary", "x"), "--keep leaves containers"),
+        (("--url", "http://x", "--software-device"), "leave it out with --url"),
+        (("--url", "x"), "'x' is no URL of a server: write it as http://127.0.0.1:8080."),
+        (("--binary", "/nowhere/llama-server"), "/nowhere/llama-server is no program"),
+    ],
+)
+def test_what_a_smoke_test_cannot_be_asked_for(arguments: tuple[str, ...], said: str) -> None:
+    done = invoke("smoke", "--variant", "cpu", *arguments, environment=NO_ENGINE)
+    assert done.returncode == 2
+    assert said in sentence(done)
+
+
+def test_a_host_without_the_device_is_told_first_and_at_once() -> None:
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+    for variant in variants.VARIANTS:
+        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
+            continue
+        if variant.device.runtime:  # which only an engine knows
+            continue
+        began = time.monotonic()
+        done = invoke("smoke", "--variant", variant.name, "--image", "not-looked-for", environment=NO_ENGINE)
+        assert time.monotonic() - began < (5 if busy else 1)
+        assert done.returncode == 9
+        assert f"until `{variant.device.check}` shows it on the host." in sentence(done)
+
+
+def test_the_known_answer_model_is_written_where_it_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    done = invoke(
+        "known-answer-model", "--output", "model.gguf", environment={"BASE_IMAGES_CALLER_DIRECTORY": str(tmp_path)}
+    )
+    assert done.returncode == 0
+    assert path.read_bytes()[:4] == b"GGUF"
+    for arguments, said in (
+        (("--type", "Q5_0", "--output", str(path)), "choose one of F32, F16, Q8_0, Q4_0, Q4_K"),
+        (("--output", str(tmp_path / "nowhere" / "model.gguf")), "choose another file"),
+    ):
+        done = invoke("known-answer-model", *arguments)
+        assert done.returncode == 2
+        assert said in sentence(done)
 
 
 def test_without_a_repository_there_is_no_version(tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""The smoke test of a llama-server that is a process of this machine: the cpu image's own, copied out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from base_images import device, launch, process, settings, variants
+from base_images.engine import Image
+from base_images.errors import LaunchError
+from base_images.model import TensorType
+from base_images.smoke import CheckFailedError
+from base_images.smoke_report import Device, SmokeReport, Status
+from tests import host_server
+
+CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
+
+HANGS = """\
+#!/bin/sh
+trap '' TERM
+sleep 300 &
+echo "$$ $!" >"$PIDS"
+wait
+sleep 300
+"""
+"""Never gets healthy, does not end when told to, and has a child."""
+
+
+@pytest.fixture(scope="module")
+def program(cpu_image: Image) -> Iterator[Path]:
+    with host_server.copied_out(cpu_image) as path:
+        yield path
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where all temporary files go, and nothing else is."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
+    return directory
+
+
+def invoke(*arguments: str) -> subprocess.Popen[str]:
+    """Starts a command on a machine without an engine."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "invoke", *arguments],
+        cwd=settings.ROOT,
+        env={**os.environ, "DOCKER_HOST": "unix:///nowhere/docker.sock"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def seen(report: SmokeReport, status: Status) -> dict[tuple[str, str], str]:
+    return {(row.server, row.check): row.seen for row in report.rows if row.status is status}
+
+
+def test_without_an_engine_the_same_checks_and_the_same_report(program: Path, temporary: Path, tmp_path: Path) -> None:
+    record, page = tmp_path / "record", tmp_path / "page.html"
+    command = ("smoke", "--variant", "cpu", "--binary", str(program), "--json")
+    with invoke(*command, "--record", str(record), "--html", str(page)) as running:
+        printed, errors = running.communicate(timeout=120)
+    assert (running.returncode, errors) == (0, "")
+    report = json.loads(printed)
+    rows = [(server["name"], check["name"]) for server in report["servers"] for check in server["checks"]]
+    assert rows == [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
+    skipped = {
+        (check["name"], check["seen"])
+        for server in report["servers"]
+        for check in server["checks"]
+        if check["status"] == "skip"
+    }
+    assert skipped == {("healthcheck", "there is no container")}
+    assert report["image"] == str(program)
+    assert json.loads((record / "smoke-cpu.json").read_text(encoding="utf-8")) == report
+    assert "model loaded" in (record / "smoke-cpu-server-1.log").read_text(encoding="utf-8")
+    assert str(program) in page.read_text(encoding="utf-8")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_device_that_is_not_there(program: Path) -> None:
+    # Nothing but the CPU is beside this server: every check of the device says so, and the right answers do not help.
+    report = process.smoke(program, VULKAN, device=device.in_software(VULKAN), tensor_types=[TensorType.F32])
+    assert report.device is Device.SOFTWARE
+    failed = seen(report, Status.FAIL)
+    assert {check for _, check in failed} == set(launch.DEVICE_CHECKS)
+    assert "--list-devices names no device where Vulkan0 is right." in failed.values()
+    assert {row.status for row in report.rows if row.check == "completion"} == {Status.PASS}
+
+
+def test_a_server_without_its_backends(program: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "incomplete"
+    shutil.copytree(program.parent, directory, ignore=shutil.ignore_patterns("libggml-cpu-*"))
+    report = process.smoke(directory / program.name, CPU, tensor_types=[TensorType.F32])
+    assert not report.ok
+    assert {row.check for row in report.rows} == {"starts"}
+    assert all("The server ended with exit code 1" in row.seen for row in report.rows)
+    assert "no backends are loaded" in report.servers[0].log
+
+
+@pytest.mark.parametrize("text", ["#!/no/such/interpreter\n", "\x7fELF"])
+def test_what_cannot_be_started_is_a_report_and_no_error(tmp_path: Path, text: str) -> None:
+    broken = tmp_path / "llama-server"
+    broken.write_text(text)
+    broken.chmod(0o755)
+    report = process.smoke(broken, CPU, tensor_types=[TensorType.F32])
+    assert set(seen(report, Status.FAIL)) == {(server.name, "starts") for server in report.servers}
+    assert str(broken) in report.servers[0].log
+
+
+@pytest.mark.parametrize("mode", [None, 0o644])
+def test_what_is_no_program(tmp_path: Path, mode: int | None) -> None:
+    path = tmp_path / "llama-server"
+    if mode:
+        path.touch(mode)
+    with invoke("smoke", "--variant", "cpu", "--binary", str(path)) as running:
+        printed, errors = running.communicate(timeout=60)
+    assert (running.returncode, printed) == (2, "")
+    assert errors.strip() == f"error: {path} is no program: name the llama-server to start."
+
+
+# --- nothing is left ---
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "llama-server"
+    path.write_text(HANGS)
+    path.chmod(0o755)
+    monkeypatch.setenv("PIDS", str(tmp_path / "pids"))
+    return path
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.05)
+
+
+def started(pids: Path) -> list[int]:
+    deadline = time.monotonic() + 60
+    while not pids.exists() or not pids.read_text().endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [int(pid) for pid in pids.read_text().split()]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_test_kills_the_server_and_its_children(hanging: Path, temporary: Path, name: str) -> None:
+    with invoke("smoke", "--variant", "cpu", "--binary", str(hanging)) as running:
+        pids = started(hanging.with_name("pids"))
+        assert all(map(is_alive, pids))
+        running.send_signal(signal.Signals[name])
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors.startswith("Interrupted: nothing is left running")
+    wait_until_gone(pids)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_test_that_is_killed_hard_takes_the_server_with_it(program: Path, hanging: Path, temporary: Path) -> None:
+    with invoke("smoke", "--variant", "cpu", "--binary", str(hanging)) as running:
+        server, child = started(hanging.with_name("pids"))
+        running.kill()
+        running.communicate(timeout=60)
+    wait_until_gone([server])
+    os.kill(child, signal.SIGKILL)  # what a server starts is out of reach then; llama-server starts nothing
+    assert len(list(temporary.iterdir())) == 1
+    assert process.smoke(program, CPU, tensor_types=[TensorType.F32]).ok
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_process_that_ignores_sigterm(hanging: Path, tmp_path: Path) -> None:
+    server = process.Process([str(hanging)], environment=os.environ, log=tmp_path / "log")
+    assert server.state().status == "created"
+    try:
+        server.start()
+        pids = started(hanging.with_name("pids"))
+        with pytest.raises(CheckFailedError, match="still runs"):
+            launch.check_sigterm(server, timeout=0.5)
+    finally:
+        server.kill()
+    wait_until_gone(pids)
+    with pytest.raises(LaunchError, match="does not run"):
+        server.signal("SIGTERM")
+
+
+def test_how_a_process_ended(tmp_path: Path) -> None:
+    for script, code in (("exit 7", 7), ("kill -9 $$", 137)):
+        server = process.Process(["/bin/sh", "-c", script], environment={}, log=tmp_path / "log")
+        server.start()
+        assert server.wait(10) == code
+        assert (server.state().running, server.state().exit_code) == (False, code)
+        server.kill()

@@ -1,0 +1,346 @@
+"""`invoke smoke`, typed as a person would, and what it leaves behind: nothing, or what was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import docker
+import pytest
+
+from base_images import launch, model, owner, progress, running, settings, smoke, smoke_command, variants
+from base_images.engine import Engine, Image
+from base_images.errors import EngineError, ImageNotFoundError, UsageError
+from base_images.labels import OWNER, RESOURCE, Label
+from base_images.model import TensorType
+from base_images.smoke_report import Status
+from tests.image.test_origin import Registry, registry  # noqa: F401 - a fixture
+
+CPU, CUDA = variants.find("cpu"), variants.find("cuda")
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "invoke", *arguments],
+        cwd=settings.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    with start(*arguments) as process:
+        printed, errors = process.communicate(timeout=300)
+    return process.returncode, printed, errors
+
+
+def python(script: str) -> subprocess.Popen[str]:
+    """Starts a script that has a connected engine and the image, and waits until it has printed a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from base_images import engine, launch, variants, model\n{script}"],
+        env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "there\n"
+    return process
+
+
+def things() -> dict[str, dict[str, str]]:
+    """Returns the labels of this project's containers, by id, and volumes, by name; other tests may be running."""
+    mine = {"label": [RESOURCE]}
+    with contextlib.closing(docker.from_env().api) as api:
+        found = [*api.containers(all=True, filters=mine), *(api.volumes(filters=mine)["Volumes"] or [])]
+    return {thing.get("Id") or thing["Name"]: thing["Labels"] or {} for thing in found}
+
+
+def made_by(pid: int) -> set[str]:
+    """Returns those that a process of this machine has made and has to remove."""
+    own = owner.current().split(".")[:2]
+    return {name for name, labels in things().items() if labels.get(OWNER, "").split(".")[:3] == [*own, str(pid)]}
+
+
+# --- what is tested ---
+
+
+def test_two_at_once_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    common = ("smoke", "--variant", "cpu", "--image", cpu_image.id, "--record", str(record))
+    files = [(tmp_path / "made" / f"{name}.xml", tmp_path / f"{name}.html") for name in "ab"]
+    both = [start(*common, "--json", "--junit", str(junit), "--html", str(html)) for junit, html in files]
+    for process, (junit, html) in zip(both, files, strict=True):
+        printed, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (0, "")
+        report = json.loads(printed)
+        assert report["ok"]
+        assert report["image"] == cpu_image.id
+        suites = ET.parse(junit).getroot().findall("testsuite")  # noqa: S314 - ours
+        assert [suite.get("name") for suite in suites] == [server["name"] for server in report["servers"]]
+        page = html.read_text(encoding="utf-8")
+        assert re.search(r"<h1[^>]*>Passed</h1>", page)
+        assert cpu_image.labels[Label.BASE_DIGEST] in page
+        assert made_by(process.pid) == set()
+    # One record for both, of which either came last; none is half of it.
+    assert json.loads((record / "smoke-cpu.json").read_text(encoding="utf-8"))["ok"]
+    assert not [path for path in record.iterdir() if path.name.startswith(".")]
+
+
+def test_keep_leaves_the_containers_and_the_words_that_remove_them(engine: Engine, cpu_image: Image) -> None:
+    code, printed, errors = invoke("smoke", "--variant", "cpu", "--image", cpu_image.id, "--keep", "--json")
+    command = errors.partition("`")[2].rpartition("`")[0]
+    names = errors.removeprefix("kept: ").partition(";")[0].split(", ")
+    volumes = command.partition("docker volume rm ")[2].split()
+    try:
+        assert (code, json.loads(printed)["ok"]) == (0, True)
+        assert len(names) == len(volumes) == len(launch.plan(CPU))
+        # Nobody owns them, so the next run does not take them for what a dead one has left.
+        engine.remove_abandoned()
+        with contextlib.closing(docker.from_env()) as client:
+            for name, volume in zip(names, volumes, strict=True):
+                container = client.containers.get(name)
+                assert OWNER not in container.labels
+                assert b"model loaded" in container.logs()
+                assert volume in things()
+    finally:
+        subprocess.run(["sh", "-c", command], check=True, stdout=subprocess.DEVNULL)
+    with contextlib.closing(docker.from_env()) as client:
+        assert not {one.name for one in client.containers.list(all=True)} & set(names)
+    assert not set(volumes) & set(things())
+
+
+def test_an_image_of_another_variant(cpu_image: Image) -> None:
+    assert variants.find(cpu_image.labels[Label.VARIANT]) == CPU
+    code, printed, errors = invoke("smoke", "--variant", "vulkan", "--software-device", "--image", cpu_image.id)
+    assert (code, printed) == (2, "")
+    assert "is of cpu, not of vulkan" in errors
+
+
+def test_a_failed_check_is_exit_code_1(cpu_image: Image, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {cpu_image.tags[0]}\nUSER root\nRUN rm /app/bin/*/cpu/libggml-cpu-*\n")
+    built = subprocess.run(
+        ["docker", "build", "--quiet", tmp_path], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        code, printed, errors = invoke("smoke", "--variant", "cpu", "--image", built, "--record", str(tmp_path))
+    finally:
+        subprocess.run(["docker", "rmi", "--force", built], check=True, capture_output=True)
+    assert (code, errors) == (1, "")
+    assert "no backends are loaded" in printed
+
+
+def under_test(engine: Engine, reference: str, notices: list[str], **arguments: object) -> Image:
+    return smoke_command.image_under_test(
+        engine,
+        arguments.get("variant", CPU),  # type: ignore[arg-type]
+        reference,
+        checkout=settings.ROOT,
+        notice=notices.append,
+    )
+
+
+def test_a_tag_and_a_digest_that_are_absent_are_pulled(engine: Engine, registry: Registry) -> None:  # noqa: F811
+    reference = registry.references["web"]
+    notices: list[str] = []
+    image = under_test(engine, reference, notices)
+    [digest] = image.repo_digests
+    engine.remove_image(image.id)
+    assert not engine.has_image(digest)
+    seen: list[progress.Progress] = []
+    again = smoke_command.image_under_test(
+        engine, CPU, digest, checkout=settings.ROOT, listener=seen.append, notice=notices.append
+    )
+    assert again.id == image.id
+    assert seen[-1].finished
+    assert notices == []
+
+
+def test_an_image_that_nobody_has(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1/none"):
+        under_test(engine, "127.0.0.1:1/none:1", [])
+
+
+def test_without_a_name_it_is_the_local_build(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+    notices: list[str] = []
+    assert under_test(engine, "", notices).id == cpu_image.id
+    assert all("was built from" in notice and "is checked out." in notice for notice in notices)
+    elsewhere = tmp_path / "clone"
+    subprocess.run(["git", "init", "--quiet", elsewhere], check=True)
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    subprocess.run(["git", "-C", elsewhere, *who, "commit", "--quiet", "--allow-empty", "-m", "x"], check=True)
+    smoke_command.image_under_test(engine, CPU, "", checkout=elsewhere, notice=notices.append)
+    assert notices[-1].startswith(f"llama-cpp-cpu:local was built from {cpu_image.labels[Label.REVISION][:7]}, and ")
+    del notices[:]
+    smoke_command.image_under_test(engine, CPU, "", checkout=tmp_path, notice=notices.append)  # no repository
+    assert notices == []
+
+
+def test_no_local_build_is_one_sentence(engine: Engine) -> None:
+    missing = next((one for one in variants.VARIANTS if not engine.has_image(f"llama-cpp-{one.name}:local")), None)
+    if missing is None:
+        pytest.skip("there is a local build of every variant")
+    with pytest.raises(ImageNotFoundError, match=f"`invoke build-local --variant {missing.name}`, or name an image"):
+        under_test(engine, "", [], variant=missing)
+
+
+@pytest.mark.usefixtures("cpu_image")
+def test_by_default_every_local_build_is_tested(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = smoke_command.local_variants(engine)
+    assert CPU in found
+    assert all(engine.has_image(f"llama-cpp-{one.name}:local") for one in found)
+    monkeypatch.setattr("base_images.versions.LOCAL_TAG", "no-such-tag")
+    with pytest.raises(ImageNotFoundError, match="no local build of any variant"):
+        smoke_command.local_variants(engine)
+
+
+# --- a server that runs already ---
+
+
+@contextlib.contextmanager
+def serving(
+    engine: Engine, image: Image, gguf: bytes, *, embeddings: bool, more: tuple[str, ...] = ()
+) -> Iterator[str]:
+    way = (
+        launch.as_bodhi(image.id, "mine", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+        if embeddings
+        else launch.quick_start(image.id, "mine")
+    )
+    command = (*way.container.command, *more)
+    way = dataclasses.replace(way, container=dataclasses.replace(way.container, command=command))
+    with launch.prepared(engine, way, gguf) as container:
+        launch.start(container, way.port)
+        yield launch.url(container, way.port)
+
+
+SKIPPED = {"backend", "list-devices", "offloaded", "buffers", "healthcheck", "sigterm"}
+
+
+def test_a_running_server_with_the_known_answer_model(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    code, printed, _ = invoke("known-answer-model", "--type", "q4_k", "--output", str(path))
+    answer = model.known_answer(TensorType.Q4_K)
+    assert (code, path.read_bytes()) == (0, answer.gguf)
+    assert answer.prompt in printed
+    with serving(engine, cpu_image, path.read_bytes(), embeddings=True) as url:
+        code, printed, errors = invoke("smoke", "--variant", "cpu", "--url", f"{url}/", "--json")
+    assert (code, errors) == (0, "")
+    report = json.loads(printed)
+    [server] = report["servers"]
+    is_ = {check["name"]: check["status"] for check in server["checks"]}
+    assert {name for name, status in is_.items() if status == "skip"} == SKIPPED
+    seen = {check["name"]: check["seen"] for check in server["checks"]}
+    assert seen["known answer"].startswith("the model is the known-answer model of type Q4_K")
+    assert seen["chat"].startswith("All 16 tokens are right")
+    assert all(seen[name] for name in SKIPPED)
+    assert (report["image"], report["device"]) == (url, "unknown device")
+
+
+@pytest.mark.parametrize("tensor_type", TensorType)
+def test_every_known_answer_model_is_told_by_what_the_server_says(
+    engine: Engine, cpu_image: Image, tensor_type: TensorType
+) -> None:
+    with serving(engine, cpu_image, model.known_answer(tensor_type).gguf, embeddings=False) as url:
+        assert smoke.find_model(url) == ("/models/mine.gguf", tensor_type)
+
+
+def test_a_running_server_with_a_wrong_answer(engine: Engine, cpu_image: Image) -> None:
+    answer = model.known_answer(TensorType.F32)
+    with serving(engine, cpu_image, answer.gguf[:-2] + b"\x7e\x43", embeddings=True) as url:
+        report = running.smoke_url(url, CPU)
+    failed = {row.check for row in report.rows if row.status is Status.FAIL}
+    assert {"completion", "openai completion", "chat", "chat streamed", "eight at once"} <= failed
+    assert "models" not in failed
+
+
+def test_a_running_server_with_another_model(engine: Engine, cpu_image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "CONTEXT", 2048)
+    gguf = model.to_gguf(model.draw_tensors(TensorType.F32))
+    monkeypatch.undo()
+    with serving(engine, cpu_image, gguf, embeddings=False, more=("--no-ui",)) as url:
+        report = running.smoke_url(url, CUDA)
+    assert report.ok, [row.seen for row in report.rows if row.status is Status.FAIL]
+    skipped = {row.check: row.seen for row in report.rows if row.status is Status.SKIP}
+    assert set(skipped) == SKIPPED | {"known answer", "embeddings", "web page"}
+    assert "`invoke known-answer-model" in skipped["known answer"]
+    seen = {row.check: row.seen for row in report.rows if row.status is Status.PASS}
+    assert seen["completion"] == "16 tokens with their log-probabilities, not judged."
+    assert seen["eight at once"] == "an answer 8 times"
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", "/tmp/llama-server"])
+def test_what_is_no_url(url: str) -> None:
+    with pytest.raises(UsageError, match="is no URL of a server"):
+        running.smoke_url(url, CPU)
+
+
+def test_nobody_at_the_url() -> None:
+    report = running.smoke_url("http://127.0.0.1:1", CPU)
+    assert [(row.check, row.status) for row in report.rows] == [("health", Status.FAIL)]
+
+
+# --- nothing is left ---
+
+
+def test_what_a_killed_test_left_goes_and_what_others_have_stays(engine: Engine, cpu_image: Image) -> None:
+    holds = f"""
+connected = engine.connect()
+way = launch.quick_start({cpu_image.id!r}, "model")
+with launch.prepared(connected, way, model.known_answer(model.TensorType.F32).gguf) as container:
+    launch.start(container, way.port)
+    print("there", flush=True)
+    input()
+"""
+    with python(holds) as dead, python(holds) as living, contextlib.closing(docker.from_env()) as client:
+        assert len(made_by(dead.pid)) == len(made_by(living.pid)) == 2  # a container and its volume
+        dead.kill()
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has waited for it yet
+        assert len(made_by(dead.pid)) == 2
+        # Another host's, which nobody here can know about, and one without an owner.
+        elsewhere = f"000000000000.4026531836.{dead.pid}.1"
+        others = [client.volumes.create(labels={RESOURCE: "smoke", **more}) for more in ({OWNER: elsewhere}, {})]
+        try:
+            assert launch.smoke(engine, cpu_image.id, CPU, tensor_types=[TensorType.F32]).ok
+            assert made_by(dead.pid) == set()
+            assert len(made_by(living.pid)) == 2
+            assert {volume.name for volume in others} <= set(things())
+        finally:
+            for volume in others:
+                volume.remove()
+        living.communicate("\n", timeout=60)
+        assert made_by(living.pid) == set()
+
+
+def test_two_that_clean_up_at_once(cpu_image: Image) -> None:
+    leaves = f"""
+import os, signal
+connected = engine.connect()
+way = launch.quick_start({cpu_image.id!r}, "model")
+contexts = [launch.prepared(connected, way, b"") for _ in range(4)]
+for context in contexts:
+    context.__enter__()
+print("there", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with python(leaves) as dead:
+        pass
+    assert len(made_by(dead.pid)) == 8
+    cleans = "connected = engine.connect()\nprint('there', flush=True)\ninput()\nconnected.remove_abandoned()"
+    both = [python(cleans) for _ in range(2)]
+    for process in both:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in both:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert made_by(dead.pid) == set()

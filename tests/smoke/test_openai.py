@@ -1,0 +1,153 @@
+"""OpenAI's client on a real server, and on what a relay makes of its answers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import requests
+
+from base_images import conversation, launch, model
+from base_images.engine import Engine, Image
+from base_images.model import TensorType
+from base_images.smoke import CheckFailedError, CheckSkippedError, Target, perform
+from base_images.smoke_report import Status
+
+ANSWER = model.known_answer(TensorType.F32)
+
+
+@pytest.fixture(scope="module")
+def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
+    """A running server as BodhiApp starts it, with the right answer."""
+    way = launch.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+    with launch.prepared(engine, way, ANSWER.gguf) as container:
+        launch.start(container, way.port)
+        yield Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
+
+
+@pytest.mark.parametrize("name", conversation.CHECKS)
+def test_check(target: Target, name: str) -> None:
+    result = perform(name, lambda: conversation.CHECKS[name](target))
+    assert result.status is Status.PASS, result.seen
+
+
+def test_what_was_seen(target: Target) -> None:
+    assert conversation.check_models(target) == f"offers {target.alias}"
+    assert conversation.check_chat(target) == (f"{ANSWER.text!r}, and the same in 16 pieces; length, 32 + 16 tokens")
+    assert conversation.check_completion(target) == f"{ANSWER.text!r}; length, 32 + 16 tokens"
+
+
+@pytest.mark.parametrize("name", conversation.CHECKS)
+def test_a_model_whose_answer_is_not_known(target: Target, name: str) -> None:
+    result = perform(name, lambda: conversation.CHECKS[name](dataclasses.replace(target, answer=None)))
+    assert result.status is Status.PASS, result.seen
+
+
+@pytest.mark.parametrize("name", ["client: chat", "client: completion", "client: embeddings"])
+def test_another_answer_than_expected(target: Target, name: str) -> None:
+    other = model.known_answer(TensorType.Q8_0)
+    # The question stays, so that only what comes back is another.
+    wrong = dataclasses.replace(ANSWER, text=other.text, embedding=other.embedding)
+    with pytest.raises(CheckFailedError, match=r"The answer is '.*' where '.*' is right|cosine distance"):
+        conversation.CHECKS[name](dataclasses.replace(target, answer=wrong))
+
+
+def test_another_name_than_the_model_has(target: Target) -> None:
+    with pytest.raises(CheckFailedError, match=rf"offered \['{target.alias}'\] and not 'other'"):
+        conversation.check_models(dataclasses.replace(target, alias="other"))
+
+
+@pytest.mark.parametrize("name", conversation.CHECKS)
+def test_no_server(name: str) -> None:
+    nobody = Target(url="http://127.0.0.1:9", alias="model", answer=ANSWER)
+    with pytest.raises(CheckFailedError, match="OpenAI's client ends with APIConnectionError"):
+        conversation.CHECKS[name](nobody)
+
+
+def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
+    way = launch.quick_start(cpu_image.id, "model")
+    with launch.prepared(engine, way, ANSWER.gguf) as container:
+        launch.start(container, way.port)
+        target = Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
+        conversation.check_chat(target)
+        with pytest.raises(CheckFailedError, match="does not support embeddings"):
+            conversation.check_embeddings(target)
+        with pytest.raises(CheckSkippedError, match="started without --embeddings"):
+            conversation.check_embeddings(dataclasses.replace(target, ours=False))
+
+
+@contextlib.contextmanager
+def relay(url: str, change: Callable[[bytes], bytes]) -> Iterator[str]:
+    """Yields the URL of a relay to a server, which changes the body of each answer to a POST."""
+
+    class Relay(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            with requests.Session() as session:
+                session.trust_env = False
+                answer = session.post(url + self.path, body, headers={"Content-Type": "application/json"}, timeout=30)
+            content = change(answer.content)
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Relay) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def is_stream(body: bytes) -> bool:
+    return body.startswith(b"data: ")
+
+
+def without_an_event(body: bytes) -> bytes:
+    events = body.split(b"\n\n")
+    return b"\n\n".join(events[:3] + events[4:]) if is_stream(body) else body
+
+
+def without_an_end(body: bytes) -> bytes:
+    return body.replace(b'"finish_reason":"length"', b'"finish_reason":null') if is_stream(body) else body
+
+
+def without_usage(body: bytes) -> bytes:
+    return body.replace(b'"usage":', b'"used":') if is_stream(body) else body
+
+
+def without_a_role(body: bytes) -> bytes:
+    return body.replace(b'"role":"assistant",', b"") if is_stream(body) else body
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_an_event, "The pieces of the stream add up to"),
+        (without_an_end, r"The stream ends with \[\] instead of one reason"),
+        (without_usage, "does not say how many tokens"),
+        (without_a_role, "begins with the role None"),
+        (lambda body: body.replace(b'"length"', b'"content_filter"'), "ends for the reason 'content_filter'"),
+        (lambda body: body.replace(b'"completion_tokens":16', b'"completion_tokens":17'), "do not add up: 32 . 17"),
+        (lambda body: body.replace(b"{", b"[", 1), "Expecting|ends with|another shape"),
+    ],
+)
+def test_an_answer_that_is_changed_on_its_way(target: Target, change: Callable[[bytes], bytes], reason: str) -> None:
+    with relay(target.url, lambda body: body) as url:
+        conversation.check_chat(dataclasses.replace(target, url=url))
+    with relay(target.url, change) as url:
+        result = perform("chat", lambda: conversation.check_chat(dataclasses.replace(target, url=url)))
+    assert result.status is Status.FAIL
+    assert re.search(reason, result.seen), result.seen
