@@ -89,14 +89,16 @@ def test_everything_is_on_record(recorded: Recorded) -> None:
 # --- it can fail ---
 
 
+ANSWER = model.known_answer(TensorType.F32)
+
+
 @pytest.fixture(scope="module")
 def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
     """A running server as BodhiApp starts it, with the right answer."""
-    answer = model.known_answer(TensorType.F32)
     way = launch.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
-    with launch.prepared(engine, way, answer.gguf) as container:
+    with launch.prepared(engine, way, ANSWER.gguf) as container:
         launch.start(container, way.port)
-        yield Target(url=launch.url(container, way.port), alias=way.alias, answer=answer)
+        yield Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
 
 
 def failures(target: Target) -> dict[str, str]:
@@ -118,11 +120,11 @@ KNOWN_ANSWER_CHECKS = {
 
 
 def test_another_answer_than_expected(target: Target) -> None:
-    steps = target.answer.steps
+    steps = ANSWER.steps
     other = next(text for text in "ab" if text != steps[-1].text)
     wrong = dataclasses.replace(
-        target.answer,
-        text=target.answer.text[:-1] + other,
+        ANSWER,
+        text=ANSWER.text[:-1] + other,
         steps=(*steps[:-1], dataclasses.replace(steps[-1], text=other)),
     )
     failed = failures(dataclasses.replace(target, answer=wrong))
@@ -131,21 +133,21 @@ def test_another_answer_than_expected(target: Target) -> None:
 
 
 def test_another_text_than_its_tokens(target: Target) -> None:
-    failed = failures(dataclasses.replace(target, answer=dataclasses.replace(target.answer, text="other")))
+    failed = failures(dataclasses.replace(target, answer=dataclasses.replace(ANSWER, text="other")))
     assert set(failed) == KNOWN_ANSWER_CHECKS
     assert all("where 'other' is right, though its tokens are" in seen for seen in failed.values()), failed
 
 
 def test_another_log_probability_than_expected(target: Target) -> None:
-    first, *rest = target.answer.steps
-    off = first.log_probability - 2 * target.answer.tolerance
+    first, *rest = ANSWER.steps
+    off = first.log_probability - 2 * ANSWER.tolerance
     steps = (dataclasses.replace(first, log_probability=off), *rest)
-    failed = failures(dataclasses.replace(target, answer=dataclasses.replace(target.answer, steps=steps)))
+    failed = failures(dataclasses.replace(target, answer=dataclasses.replace(ANSWER, steps=steps)))
     assert set(failed) == KNOWN_ANSWER_CHECKS
 
 
 def test_another_embedding_than_expected(target: Target) -> None:
-    turned = dataclasses.replace(target.answer, embedding=tuple(-number for number in target.answer.embedding))
+    turned = dataclasses.replace(ANSWER, embedding=tuple(-number for number in ANSWER.embedding))
     assert set(failures(dataclasses.replace(target, answer=turned))) == {"embeddings"}
 
 
