@@ -370,6 +370,7 @@ def test_local_images(
         "binary": "start this llama-server of the host instead: needs no engine",
         "software_device": "on an accelerator that the CPU imitates, instead of the host's; vulkan has one",
         "keep": "leave the containers, and say how to remove them",
+        "model": "measure the speed on this GGUF file, and not on a known-answer model",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
         "junit": "write JUnit XML to this file too",
         "html": "write one HTML page for people to this file",
@@ -384,6 +385,7 @@ def smoke(
     binary: str = "",
     software_device: bool = False,
     keep: bool = False,
+    model: str = "",
     record: str = "",
     junit: str = "",
     html: str = "",
@@ -397,6 +399,12 @@ def smoke(
         raise UsageError("--software-device is for a server that is started here: leave it out with --url.")
     if keep and (url or binary):
         raise UsageError("--keep leaves containers, and there are none with --url or --binary: leave it out.")
+    model_file = _path(model)
+    if model_file and (url or not model_file.is_file()):
+        raise UsageError(
+            f"--model {model} cannot be used: name a GGUF file of this host, and leave it out with --url, whose server "
+            "has loaded one."
+        )
     from base_images import device as devices
 
     # What the host lacks is said before anything is looked for, and before the slow imports.
@@ -411,9 +419,13 @@ def smoke(
         return
     with report.Display(report.mode(quiet=json)) as display:
         if path := _path(binary):
-            tested = smoke_command.smoke_program(path, one, device=granted, outputs=outputs, listener=display.progress)
+            tested = smoke_command.smoke_program(
+                path, one, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
+            )
         else:
-            tested = _smoke_image(one, image, outputs, display, software=software_device, keep=keep, json=json)
+            tested = _smoke_image(
+                one, image, outputs, display, software=software_device, keep=keep, json=json, model_file=model_file
+            )
     _judge(tested, json=json)
 
 
@@ -611,6 +623,7 @@ def _smoke_image(
     software: bool,
     keep: bool,
     json: bool,
+    model_file: Path | None,
 ) -> Any:
     from base_images import device as devices
     from base_images import engine, launch, report, smoke_command
@@ -628,7 +641,14 @@ def _smoke_image(
     kept = launch.Kept() if keep else None
     try:
         return smoke_command.smoke_image(
-            connected, found, variant, device=granted, outputs=outputs, listener=display.progress, kept=kept
+            connected,
+            found,
+            variant,
+            device=granted,
+            outputs=outputs,
+            listener=display.progress,
+            kept=kept,
+            model_file=model_file,
         )
     finally:
         if kept and kept.removal:

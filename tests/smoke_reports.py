@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from base_images.labels import Label
-from base_images.smoke_html import Speed
-from base_images.smoke_report import CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.smoke_report import CheckResult, Device, ServerReport, SmokeReport, Speed, Status
 
 DIGEST = "sha256:8552ea04e516804d743574ed8f312ec2385476cae871f85a81760c10d192c9ce"
 
@@ -57,7 +58,7 @@ def passed() -> SmokeReport:
 
 
 def failed() -> SmokeReport:
-    return report(
+    made = report(
         server(
             "quick start, F32",
             check("offloaded", Status.FAIL, "Only 2 of 3 layers are on the device.", detail="tail of the log\n" * 60),
@@ -66,6 +67,7 @@ def failed() -> SmokeReport:
         ),
         *passed().servers,
     )
+    return dataclasses.replace(made, speeds=SPEEDS)
 
 
 def hostile() -> SmokeReport:
@@ -79,6 +81,7 @@ def hostile() -> SmokeReport:
         started="2026-11-23T04:20:42+00:00",
         seconds=1,
         servers=(one,),
+        speeds=HOSTILE_SPEEDS,
     )
 
 

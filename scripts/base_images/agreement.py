@@ -111,6 +111,9 @@ PAIRS = tuple(
 )
 """Neighbours have the same model."""
 
+SOFTWARE_PAIRS = (PAIRS[0], PAIRS[-1])
+"""What is compared on a device in software, where each pair takes minutes: both ends of the list."""
+
 
 # --- The checks. As in `smoke.py` each returns what it saw, on one line, or raises CheckFailedError. ---
 

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from base_images import agreement, conversation, model, smoke_report, speed
 from base_images import device as devices
-from base_images import model, smoke_report
+from base_images.agreement import Pair
 from base_images.contract import STATIC_BACKENDS
 from base_images.device import Granted
 from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Image, ProbeResult
@@ -27,7 +28,8 @@ from base_images.image_facts import ARBITRARY_USER, STOP_SECONDS
 from base_images.model import KnownAnswer, TensorType
 from base_images.progress import Listener, Progress, silent
 from base_images.smoke import ANSWER_SECONDS, CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
-from base_images.smoke_report import Device, ServerReport, SmokeReport, Status
+from base_images.smoke_report import Device, ServerReport, SmokeReport, Speed, Status
+from base_images.speed import Measured
 from base_images.variants import Platform, Variant
 
 READY_TIMEOUT_SECONDS = 60
@@ -177,6 +179,23 @@ def on_device(way: Way, device: Granted, cache: str) -> Way:
     spec = devices.grant(way.container, device)
     command = (*spec.command, *DEVICE_ARGUMENTS)
     return dataclasses.replace(way, container=dataclasses.replace(spec, command=command, volumes={cache: CACHE}))
+
+
+def from_directory(way: Way, directory: str) -> Way:
+    """Returns the same way with another directory's server, such as that of `cpu/`, in place of the image's own."""
+    return dataclasses.replace(
+        way, container=dataclasses.replace(way.container, entrypoint=(f"{directory}/llama-server",))
+    )
+
+
+def with_arguments(way: Way, arguments: tuple[str, ...], model_file: Path | None) -> Way:
+    """Returns the same way with further arguments, and with a file of the engine's host as its model, if any."""
+    spec = way.container
+    command = spec.command
+    if model_file:
+        command = tuple(str(model_file) if word == way.model_path else word for word in command)
+        spec = dataclasses.replace(spec, mounts=(*spec.mounts, str(model_file)))
+    return dataclasses.replace(way, container=dataclasses.replace(spec, command=(*command, *arguments)))
 
 
 # --- Starting and waiting. ---
@@ -404,6 +423,9 @@ class ServerPlan:
 
     Attributes:
         directory: of the server, below `/app/bin/<triple>/`.
+        on_device: whether it gets the device, and all of the model on it.
+        arguments: further ones.
+        model_file: loaded in place of the known-answer model.
     """
 
     name: str
@@ -411,6 +433,9 @@ class ServerPlan:
     is_bodhi: bool
     tensor_type: TensorType
     checks: tuple[str, ...]
+    on_device: bool = False
+    arguments: tuple[str, ...] = ()
+    model_file: Path | None = None
 
 
 DEVICE_CHECKS = ("list-devices", "offloaded", "buffers")
@@ -426,8 +451,9 @@ def plan(
     is one more for each directory that BodhiApp falls back to; on a device each has the checks of the device too.
     """
     first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
+    thorough = (*CHECKS, *conversation.CHECKS)
     # Only BodhiApp gives --embeddings; without it the server refuses to make any.
-    without_embeddings = tuple(name for name in CHECKS if name != "embeddings")
+    without_embeddings = tuple(name for name in thorough if "embeddings" not in name)
     extra = DEVICE_CHECKS if on_device else ()
     servers = [
         ServerPlan(
@@ -442,7 +468,7 @@ def plan(
             directory=variant.name,
             is_bodhi=True,
             tensor_type=second,
-            checks=(*extra, *CHECKS, "backend", "healthcheck", "sigterm"),
+            checks=(*extra, *thorough, "backend", "healthcheck", "sigterm"),
         ),
         *(
             ServerPlan(
@@ -456,7 +482,7 @@ def plan(
         ),
     ]
     if on_device:
-        return servers
+        return [dataclasses.replace(server, on_device=True) for server in servers]
     return servers + [
         ServerPlan(
             name=f"as BodhiApp, from {directory}/",
@@ -505,6 +531,7 @@ def smoke(
     record_dir: Path | None = None,
     listener: Listener = silent,
     kept: Kept | None = None,
+    model_file: Path | None = None,
 ) -> SmokeReport:
     """Starts llama-server in containers of an image, checks it, and returns what was seen.
 
@@ -519,6 +546,7 @@ def smoke(
         record_dir: where to write the report and the servers' logs; None: nowhere.
         listener: told of each check as it begins.
         kept: gets the names of the containers and volumes, which stay then; None: they are removed.
+        model_file: what the speeds are measured on, a file of the engine's host; None: a known-answer model.
 
     Raises:
         ImageNotFoundError: the engine has no such image.
@@ -537,8 +565,11 @@ def smoke(
             directory = f"{binaries}/{server.directory}"
             name = model_name(server)
             way = as_bodhi(image.id, name, directory) if server.is_bodhi else quick_start(image.id, name)
-            if device:
+            if not server.is_bodhi and server.directory != variant.name:
+                way = from_directory(way, directory)
+            if device and server.on_device:
                 way = on_device(way, device, cache)
+            way = with_arguments(way, server.arguments, server.model_file)
             with prepared(engine, way, answer.gguf, kept=kept) as container:
                 yield Subject(
                     server=container,
@@ -558,6 +589,7 @@ def smoke(
             tensor_types=tensor_types,
             record_dir=record_dir,
             listener=listener,
+            model_file=model_file,
         )
 
 
@@ -575,6 +607,7 @@ def check_servers(
     tensor_types: Sequence[TensorType],
     record_dir: Path | None,
     listener: Listener,
+    model_file: Path | None = None,
 ) -> SmokeReport:
     """Starts the planned servers one after the other, checks them, and returns what was seen, written if wanted.
 
@@ -586,6 +619,7 @@ def check_servers(
         tensor_types: see `plan`.
         record_dir: see `smoke`.
         listener: told of each check as it begins.
+        model_file: see `smoke`.
 
     Raises:
         UsageError: `record_dir` cannot be written.
@@ -597,17 +631,29 @@ def check_servers(
     def say(note: str) -> None:
         listener(Progress(what=what, note=note))
 
-    servers = tuple(
-        _check_server(variant, server, prepare, say, on_device=device is not None)
+    servers = [
+        _check_server(variant, server, prepare, say)
         for server in plan(variant, tensor_types, on_device=device is not None)
-    )
+    ]
+    speeds: tuple[Speed, ...] = ()
+    if device:
+        pairs = agreement.SOFTWARE_PAIRS if device.software else agreement.PAIRS
+        servers += [_check_pair(variant, pair, prepare, say) for pair in pairs]
+    if device or model_file:
+        measured = []
+        for on_device in (True, False) if device else (False,):
+            server, found = _measure(variant, prepare, say, model_file=model_file, on_device=on_device)
+            servers.append(server)
+            measured.append(found)
+        speeds = speed.speeds(measured[0] if device else None, measured[-1])
     report = SmokeReport(
         image=subject,
         variant=variant.name,
         device=Device.NONE if device is None else Device.SOFTWARE if device.software else Device.HOST,
         started=started.isoformat(timespec="seconds"),
         seconds=time.monotonic() - clock,
-        servers=servers,
+        servers=tuple(servers),
+        speeds=speeds,
     )
     if record_dir:
         smoke_report.write(report, record_dir)
@@ -615,13 +661,11 @@ def check_servers(
     return report
 
 
-def _check_server(
-    variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None], *, on_device: bool
-) -> ServerReport:
+def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
     clock = time.monotonic()
     answer = model.known_answer(server.tensor_type)
     ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
-    if on_device:
+    if server.on_device:
         answer = model.on_device(answer)
         ready = patience = DEVICE_TIMEOUT_SECONDS
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
@@ -633,7 +677,7 @@ def _check_server(
             address = url(running, subject.port)
             target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
             checks: dict[str, Callable[[], str]] = {
-                **{name: partial(check, target) for name, check in CHECKS.items()},
+                **{name: partial(check, target) for name, check in {**CHECKS, **conversation.CHECKS}.items()},
                 "backend": lambda: _check_backend_of(subject, accelerator),
                 "healthcheck": partial(check_healthcheck, running, subject.healthcheck),
                 "sigterm": partial(check_sigterm, running),
@@ -652,6 +696,93 @@ def _check_server(
         log=log,
         seconds=time.monotonic() - clock,
     )
+
+
+def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+    """Starts the same model on the device and from `cpu/`, and compares what they say in a longer run."""
+    clock = time.monotonic()
+    name = f"agreement, {pair.name}"
+    say(name)
+    answer = model.known_answer(pair.tensor_type)
+    own = ServerPlan(
+        name=name,
+        directory=variant.name,
+        is_bodhi=False,
+        tensor_type=pair.tensor_type,
+        checks=(),
+        on_device=True,
+        arguments=pair.arguments,
+    )
+    fallback = dataclasses.replace(own, directory=variant.directories[-1], on_device=False)
+    accelerator = variant.device.name if variant.device else ""
+    with prepare(own, answer) as device, prepare(fallback, answer) as cpu:
+        results = [
+            perform("starts", partial(check_starts, device.server, device.port, DEVICE_TIMEOUT_SECONDS)),
+            perform("cpu/ starts", partial(check_starts, cpu.server, cpu.port)),
+        ]
+        if all(result.status is Status.PASS for result in results):
+            tolerance = agreement.TOLERANCES[pair.tensor_type]
+            addresses = url(device.server, device.port), url(cpu.server, cpu.port)
+            checks: dict[str, Callable[[], str]] = {
+                "offloaded": lambda: check_offloaded(device.server.logs()),
+                "buffers": lambda: check_buffers(device.server.logs(), accelerator),
+                "agreement": partial(agreement.check_agreement, *addresses, tolerance, patience=DEVICE_TIMEOUT_SECONDS),
+                "flash attention": lambda: agreement.check_flash_attention(
+                    device.server.logs(), wanted=pair.flash_attention
+                ),
+                "flash attention of cpu/": lambda: agreement.check_flash_attention(
+                    cpu.server.logs(), wanted=pair.flash_attention
+                ),
+            }
+            results += [perform(check, checks[check]) for check in checks]
+        log = device.server.logs()
+    return ServerReport(
+        name=name, arguments=device.arguments, checks=tuple(results), log=log, seconds=time.monotonic() - clock
+    )
+
+
+def _measure(
+    variant: Variant,
+    prepare: Prepare,
+    say: Callable[[str], None],
+    *,
+    model_file: Path | None,
+    on_device: bool,
+) -> tuple[ServerReport, Measured | None]:
+    """Measures one server's speed; None where it did not tell."""
+    clock = time.monotonic()
+    server = ServerPlan(
+        name=f"speed {'on the device' if on_device else 'from cpu/'}",
+        directory=variant.name if on_device else variant.directories[-1],
+        is_bodhi=False,
+        tensor_type=TensorType.Q8_0,
+        checks=(),
+        on_device=on_device,
+        model_file=model_file,
+    )
+    accelerator = variant.device.name if variant.device else ""
+    say(server.name)
+    measured: Measured | None = None
+    with prepare(server, model.known_answer(server.tensor_type)) as subject:
+        running = subject.server
+
+        def check() -> str:
+            nonlocal measured
+            seconds = start(running, subject.port, timeout=DEVICE_TIMEOUT_SECONDS)
+            rates = speed.measure(url(running, subject.port), patience=DEVICE_TIMEOUT_SECONDS)
+            check_sigterm(running)  # what it had on the device it says at its end
+            memory = speed.device_memory(running.logs(), accelerator) if on_device else None
+            measured = Measured(rates=rates, load_seconds=seconds, memory=memory)
+            return (
+                f"prompt {rates.prompt:,.0f} and generation {rates.generated:,.0f} tokens per second, loaded in "
+                f"{seconds:.2f} s" + (f", {memory} MiB on the device" if memory is not None else "")
+            )
+
+        result = perform("speed", check)
+        log = running.logs()
+    seconds = time.monotonic() - clock
+    report = ServerReport(name=server.name, arguments=subject.arguments, checks=(result,), log=log, seconds=seconds)
+    return report, measured
 
 
 def _check_backend_of(subject: Subject, accelerator: str) -> str:

@@ -122,6 +122,9 @@ class Process:
             self._process = None
 
 
+NO_DEVICE = ("--device", "none")
+
+
 def _exit_code(pid: int) -> int | None:
     """Returns a child's exit code without taking note of its end, None while it runs."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -138,6 +141,7 @@ def smoke(
     tensor_types: Sequence[TensorType] = launch.TENSOR_TYPES,
     record_dir: Path | None = None,
     listener: Listener = silent,
+    model_file: Path | None = None,
 ) -> SmokeReport:
     """Starts a llama-server of this host as `launch.smoke` starts an image's, and checks it in the same way.
 
@@ -148,6 +152,7 @@ def smoke(
         tensor_types: as for `launch.smoke`.
         record_dir: as for `launch.smoke`.
         listener: told of each check as it begins.
+        model_file: as for `launch.smoke`.
 
     Raises:
         UsageError: there is no such program, or `record_dir` cannot be written.
@@ -168,16 +173,19 @@ def smoke(
         @contextlib.contextmanager
         def prepare(server: ServerPlan, answer: KnownAnswer) -> Iterator[Subject]:
             name = launch.model_name(server)
-            path = place / f"{name}.gguf"
-            path.write_bytes(answer.gguf)
+            path = server.model_file or place / f"{name}.gguf"
+            if not path.exists():  # another server may have it mapped
+                path.write_bytes(answer.gguf)
             port = free_port()
             alias = launch.bodhi_alias(name) if server.is_bodhi else str(path)
             if server.is_bodhi:
                 arguments = launch.bodhi_arguments(alias, str(path), port)
             else:
                 arguments = ("--host", "127.0.0.1", "--port", str(port), "--model", str(path))
-            arguments = (str(program), *arguments, *(launch.DEVICE_ARGUMENTS if device else ()))
-            process = Process(arguments, environment=environment, log=place / "log")
+            # The program finds a device by itself; what stands for cpu/ must not use it.
+            where = launch.DEVICE_ARGUMENTS if server.on_device else NO_DEVICE if device else ()
+            arguments = (str(program), *arguments, *where, *server.arguments)
+            process = Process(arguments, environment=environment, log=place / f"{port}.log")
             try:
                 yield Subject(
                     server=process,
@@ -199,6 +207,7 @@ def smoke(
             tensor_types=tensor_types,
             record_dir=record_dir,
             listener=listener,
+            model_file=model_file,
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import time
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from base_images import launch, model, smoke, smoke_report
+from base_images import conversation, launch, model, smoke, smoke_report
 from base_images.errors import UsageError
 from base_images.launch import DEVICE_CHECKS
 from base_images.smoke import CheckSkippedError, Target, perform
@@ -81,6 +82,7 @@ def _check(url: str, variant: Variant) -> list[CheckResult]:
         health,
         found,
         *smoke.check_url(target, [name for name in smoke.CHECKS if name != "health"]),
+        *(perform(name, partial(check, target)) for name, check in conversation.CHECKS.items()),
         *(_skip(name, "shown only by the server's log, which is not here") for name in ("backend", *DEVICE_CHECKS)),
         _skip("healthcheck", "the server's container is not here"),
         _skip("sigterm", "the server is somebody's: it is not ended"),

@@ -147,19 +147,35 @@ def smoke_image(
     outputs: Outputs,
     listener: Listener = silent,
     kept: Kept | None = None,
+    model_file: Path | None = None,
 ) -> Tested:
     """Puts an image through the smoke test, see `launch.smoke`, and writes what was seen."""
     report = launch.smoke(
-        engine, image.id, variant, device=device, record_dir=outputs.record, listener=listener, kept=kept
+        engine,
+        image.id,
+        variant,
+        device=device,
+        record_dir=outputs.record,
+        listener=listener,
+        kept=kept,
+        model_file=model_file,
     )
     return _written(Tested(report=report, labels=image.labels), outputs)
 
 
 def smoke_program(
-    program: Path, variant: Variant, *, device: Granted | None, outputs: Outputs, listener: Listener = silent
+    program: Path,
+    variant: Variant,
+    *,
+    device: Granted | None,
+    outputs: Outputs,
+    listener: Listener = silent,
+    model_file: Path | None = None,
 ) -> Tested:
     """Puts a llama-server of this host through the smoke test, see `process.smoke`, and writes what was seen."""
-    report = process.smoke(program, variant, device=device, record_dir=outputs.record, listener=listener)
+    report = process.smoke(
+        program, variant, device=device, record_dir=outputs.record, listener=listener, model_file=model_file
+    )
     return _written(Tested(report=report), outputs)
 
 

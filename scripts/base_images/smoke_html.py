@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from base_images import variants
 from base_images.labels import Label
-from base_images.smoke_report import CheckResult, Device, SmokeReport, Status
+from base_images.smoke_report import CheckResult, Device, SmokeReport, Status, finite
 
 TEMPLATE = "smoke.html.jinja"
 
@@ -41,33 +41,6 @@ _NOT_IN_HTML = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
-    """One thing that was measured on the device and on the CPU.
-
-    Attributes:
-        unit: of both values, such as `tokens per second`.
-        device: None when it was not measured there.
-        cpu: the same.
-    """
-
-    name: str
-    unit: str
-    device: float | None
-    cpu: float | None
-
-    @property
-    def ratio(self) -> float | None:
-        """The device's value as a multiple of the CPU's; None when one of them is missing or zero."""
-        device, cpu = _length(self.device), _length(self.cpu)
-        return device / cpu if device and cpu else None
-
-    @property
-    def longest(self) -> float:
-        """What a bar as long as its place stands for."""
-        return max(_length(self.device), _length(self.cpu))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Excerpt:
     """The end of a log.
 
@@ -79,13 +52,12 @@ class Excerpt:
     left_out: str
 
 
-def as_html(report: SmokeReport, *, labels: Mapping[str, str], speeds: Sequence[Speed] = ()) -> str:
+def as_html(report: SmokeReport, *, labels: Mapping[str, str]) -> str:
     """Returns the report as a whole HTML page.
 
     Args:
         report: what was checked and seen.
         labels: of the image; empty where there was no image.
-        speeds: what was measured, in the order to show.
     """
     started = dt.datetime.fromisoformat(report.started).astimezone(dt.UTC)
     page = _ENVIRONMENT.get_template(TEMPLATE).render(
@@ -96,7 +68,7 @@ def as_html(report: SmokeReport, *, labels: Mapping[str, str], speeds: Sequence[
         started=started,
         headlines=HEADLINES,
         labels=labels,
-        speeds=speeds,
+        speeds=report.speeds,
         checks=[check for server in report.servers for check in server.checks],
         failures=[
             (number, server, check)
@@ -167,12 +139,8 @@ def amount(value: float | None) -> str:
 
 def percent(value: float | None, whole: float) -> str:
     """Returns the length of a bar for CSS, `whole` being all of its place; what takes next to nothing is still seen."""
-    length = _length(value)
+    length = finite(value)
     return f"{max(0.5, 100 * length / whole) if length and whole else 0:.1f}%"
-
-
-def _length(value: float | None) -> float:
-    return value if value is not None and math.isfinite(value) and value > 0 else 0
 
 
 def _count(number: int, what: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -77,6 +78,33 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """One thing that was measured on the device and on the CPU.
+
+    Attributes:
+        unit: of both values, such as `tokens per second`.
+        device: None when it was not measured there.
+        cpu: the same.
+    """
+
+    name: str
+    unit: str
+    device: float | None
+    cpu: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """The device's value as a multiple of the CPU's; None when one of them is missing or zero."""
+        device, cpu = finite(self.device), finite(self.cpu)
+        return device / cpu if device and cpu else None
+
+    @property
+    def longest(self) -> float:
+        """What a bar as long as its place stands for."""
+        return max(finite(self.device), finite(self.cpu))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SmokeReport:
     """What was seen of one image, of one program or of one running server.
 
@@ -85,6 +113,7 @@ class SmokeReport:
         device: what the servers were given, and told to use.
         started: RFC 3339, in UTC.
         seconds: wall-clock time of the whole, containers and the making of the models included.
+        speeds: what was measured, in the order to show; numbers, not verdicts.
     """
 
     image: str
@@ -93,6 +122,7 @@ class SmokeReport:
     started: str
     seconds: float
     servers: tuple[ServerReport, ...]
+    speeds: tuple[Speed, ...] = ()
 
     @property
     def name(self) -> str:
@@ -120,6 +150,11 @@ class SmokeReport:
         for server in content["servers"]:
             del server["log"]
         return content
+
+
+def finite(value: float | None) -> float:
+    """Returns a measured value as a length to draw; 0 for one that is missing or no number."""
+    return value if value is not None and math.isfinite(value) and value > 0 else 0
 
 
 def as_junit(report: SmokeReport) -> str:

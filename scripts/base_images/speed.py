@@ -13,7 +13,7 @@ from typing import Any
 
 from base_images import smoke
 from base_images.smoke import ANSWER_SECONDS, CheckFailedError
-from base_images.smoke_html import Speed
+from base_images.smoke_report import Speed
 
 PROMPT_TOKENS = 384
 """Less than the 512 that the server takes at once by default."""

@@ -22,10 +22,8 @@ from tests.programs import need
 
 PAGES = {
     "passed": as_html(smoke_reports.passed(), labels=smoke_reports.LABELS),
-    "failed": as_html(smoke_reports.failed(), labels=smoke_reports.LABELS, speeds=smoke_reports.SPEEDS),
-    "hostile": as_html(
-        smoke_reports.hostile(), labels=smoke_reports.HOSTILE_LABELS, speeds=smoke_reports.HOSTILE_SPEEDS
-    ),
+    "failed": as_html(smoke_reports.failed(), labels=smoke_reports.LABELS),
+    "hostile": as_html(smoke_reports.hostile(), labels=smoke_reports.HOSTILE_LABELS),
 }
 
 PHONE = (360, 640)

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from base_images import smoke_html
-from base_images.smoke_html import KEPT_CHARACTERS, Speed, as_html
-from base_images.smoke_report import Device, SmokeReport, Status
+from base_images.smoke_html import KEPT_CHARACTERS, as_html
+from base_images.smoke_report import Device, SmokeReport, Speed, Status
 from tests import smoke_reports
 from tests.smoke_reports import HOSTILE, check, report, server
 
@@ -60,7 +60,7 @@ def shown(html: str) -> str:
 
 @pytest.mark.parametrize("one", [smoke_reports.passed(), smoke_reports.failed(), smoke_reports.hostile(), report()])
 def test_a_page_needs_nothing_else(one: SmokeReport) -> None:
-    html = as_html(one, labels=smoke_reports.LABELS, speeds=smoke_reports.SPEEDS)
+    html = as_html(one, labels=smoke_reports.LABELS)
     found = Page(html)
     assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
     tags = {tag for tag, _ in found.elements}
@@ -90,7 +90,7 @@ def test_the_verdict_comes_first_and_in_words() -> None:
 
 
 def test_what_a_person_looks_for_is_there() -> None:
-    text = shown(as_html(smoke_reports.failed(), labels=smoke_reports.LABELS, speeds=smoke_reports.SPEEDS))
+    text = shown(as_html(smoke_reports.failed(), labels=smoke_reports.LABELS))
     assert "11 of 13 checks passed, 1 failed, 1 skipped; 3 servers in 1 min 12 s." in text
     assert "The servers were given the CUDA device of the host." in text
     assert (
@@ -115,7 +115,7 @@ def test_what_is_not_there_is_not_shown() -> None:
 
 
 def test_every_text_from_elsewhere_stays_text() -> None:
-    html = as_html(smoke_reports.hostile(), labels=smoke_reports.HOSTILE_LABELS, speeds=smoke_reports.HOSTILE_SPEEDS)
+    html = as_html(smoke_reports.hostile(), labels=smoke_reports.HOSTILE_LABELS)
     found = Page(html)
     assert "script" not in {tag for tag, _ in found.elements}
     # Image; a headline; the failure's check, server, seen, detail; a speed's name, unit; the server twice, its command
