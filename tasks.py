@@ -457,17 +457,11 @@ def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # 
 )
 def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) -> None:
     """What this machine, its engine and its devices are ready for, and what they lack; 3 without an engine."""
-    from base_images import doctor, report
+    from base_images import report
 
     if image and len(variant) != 1:
         raise UsageError("--image is of one variant: name that with --variant.")
-    result = doctor.examine(
-        _variants(variant),
-        checkout=ROOT,
-        registry=settings.load(ROOT).registry,
-        by_name=bool(variant),
-        image=image,
-    )
+    result = _examine(_variants(variant), by_name=bool(variant), image=image)
     report.print_json(result.as_dict()) if json else report.print_doctor(result)
     if result.exit_code:
         raise Exit(code=result.exit_code)
@@ -638,6 +632,8 @@ def _smoke_image(
         listener=display.progress,
         notice=report.complain if json else display.notice,
     )
+    if not json:
+        report.print_doctor(_examine([variant], by_name=True, image=found.id))
     kept = launch.Kept() if keep else None
     try:
         return smoke_command.smoke_image(
@@ -653,6 +649,13 @@ def _smoke_image(
     finally:
         if kept and kept.removal:
             report.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
+
+
+def _examine(chosen: list[variants.Variant], *, by_name: bool, image: str) -> Any:
+    from base_images import doctor
+
+    registry = settings.load(ROOT).registry
+    return doctor.examine(chosen, checkout=ROOT, registry=registry, by_name=by_name, image=image)
 
 
 def _judge(tested: Any, *, json: bool) -> None:

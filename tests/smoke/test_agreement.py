@@ -170,6 +170,7 @@ def cache(engine: Engine) -> Iterator[str]:
         yield volume
 
 
+@pytest.mark.lavapipe
 def test_a_device_that_is_right(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, given=(LAVAPIPE, cache)) as (container, url):
         said = agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=launch.DEVICE_TIMEOUT_SECONDS)
@@ -178,6 +179,7 @@ def test_a_device_that_is_right(engine: Engine, vulkan_image: Image, vulkan_cpu:
     assert "not one bit differs" not in said
 
 
+@pytest.mark.lavapipe
 def test_a_device_that_is_wrong(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, gguf=altered(one_weight), given=(LAVAPIPE, cache)) as (container, url):
         with pytest.raises(CheckFailedError, match=r"^The device computes something else: "):
@@ -185,6 +187,7 @@ def test_a_device_that_is_wrong(engine: Engine, vulkan_image: Image, vulkan_cpu:
         launch.check_offloaded(container.logs())
 
 
+@pytest.mark.lavapipe
 @pytest.mark.parametrize(
     ("given", "extra", "reason"),
     [

@@ -19,6 +19,7 @@ from base_images.model import KnownAnswer, TensorType
 from base_images.smoke import CheckFailedError, Target
 from base_images.smoke_report import Status
 
+pytestmark = pytest.mark.lavapipe
 VULKAN = variants.find("vulkan")
 LAVAPIPE = device.in_software(VULKAN)
 DIRECTORY = "/app/bin/x86_64-unknown-linux-gnu/vulkan"
