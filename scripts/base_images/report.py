@@ -217,6 +217,11 @@ def print_smoke(result: SmokeReport) -> None:
         for check in server.checks:
             if check.detail and check.status.value == "fail":
                 say(f"{server.name}, {check.name}:\n{check.detail}")
+    if any(one.device for one in result.speeds):
+        rows = [
+            (one.name, one.unit, _number(one.device), _number(one.cpu), _number(one.ratio)) for one in result.speeds
+        ]
+        print_table("speed, a number and no verdict", ["measured", "in", "device", "cpu/", "device ÷ cpu/"], rows)
     access = variants.find(result.variant).device
     if access and result.device == "no device":
         say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")
@@ -279,6 +284,11 @@ def _variant(one: VariantReport) -> tuple[str, ...]:
         f"ready: {one.origin}" if one.builds else "not ready",
         "ready" if one.smokes else "not ready",
     )
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count, or as many as are before the point."""
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
 
 
 def print_mirror(result: MirrorReport) -> None:

@@ -39,7 +39,9 @@ def test_speeds_are_measured_and_are_no_verdict(report: SmokeReport) -> None:
     assert all(one.device and one.cpu for one in report.speeds[:3])
     assert report.speeds[3].device is None
     assert [row.status for row in report.rows if row.check == "speed"] == [Status.PASS, Status.PASS]
-    assert report.as_dict()["speeds"][0]["unit"] == "tokens per second"
+    kept = report.as_dict()["speeds"][0]
+    assert kept["unit"] == "tokens per second"
+    assert kept["ratio"] == pytest.approx(kept["device"] / kept["cpu"])
 
 
 def test_the_speed_of_a_model_of_ones_own(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from base_images import buildkit, report
+from tests import smoke_reports
 
 
 def test_a_compilation_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,3 +18,12 @@ def test_a_compilation_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[st
 
     printed = [line.split(" s ")[1].split("%")[0].strip() for line in capsys.readouterr().out.splitlines()]
     assert printed == [str(tenth) for tenth in range(10, 101, 10)]
+
+
+def test_speeds_are_side_by_side_with_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_smoke(smoke_reports.failed())
+    printed = capsys.readouterr().out
+    for number in ("18,234", "313", "58.3", "33.5"):
+        assert number in printed
+    report.print_smoke(smoke_reports.passed())
+    assert "no verdict" not in capsys.readouterr().out
