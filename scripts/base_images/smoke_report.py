@@ -145,7 +145,7 @@ class SmokeReport:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report for JSON: names are the dataclasses', plus `ok` and `ratio`; logs are files of their own."""
+        """Returns the report for JSON: the dataclasses' names, `ok` and `ratio`; logs are files of their own."""
         content = {"ok": self.ok, **asdict(self)}
         content["speeds"] = [{**asdict(one), "ratio": one.ratio} for one in self.speeds]
         for server in content["servers"]:
