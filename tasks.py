@@ -342,19 +342,25 @@ def test_local_images(
     if device and software_device:
         raise UsageError("--device and --software-device exclude each other: choose the one that the host has.")
     from base_images import device as devices
-    from base_images import engine, smoke_command
+    from base_images import engine
 
     connected = engine.connect()
+
+    def grant(one: variants.Variant) -> devices.Granted | None:
+        if device:
+            return devices.of_host(one, connected.runtimes())
+        return devices.in_software(one) if software_device else None
+
     named = [variants.find(name) for name in variant]
+    for one in named:
+        grant(one)  # what the host lacks is said before the slow imports
+    from base_images import smoke_command
+
     if image and not named:
         named = [smoke_command.variant_of(connected.image(image))]
 
     def test_one(one: variants.Variant) -> None:
-        granted = None
-        if device:
-            granted = devices.of_host(one, connected.runtimes())
-        elif software_device:
-            granted = devices.in_software(one)
+        granted = grant(one)
         found = connected.image(image) if image else smoke_command.local_build(connected, one)
         outputs = smoke_command.Outputs(record=_path(record) or ROOT / RECORD_DIRECTORY)
         _judge(smoke_command.smoke_image(connected, found, one, device=granted, outputs=outputs), json=json)
