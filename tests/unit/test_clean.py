@@ -7,23 +7,12 @@ import pytest
 from base_images import clean
 from base_images.engine import Image
 from base_images.labels import Label
+from tests.images import image
 
 REGISTRY = "ghcr.io/bodhisearch/llama.cpp"
-OURS = Image(
-    id="sha256:1",
+OURS = image(
     tags=(f"{REGISTRY}:cpu-2508201420-abc1234", "llama-cpp-cpu:local"),
-    repo_digests=(),
     labels={Label.VARIANT: "cpu", Label.VERSION: "2508201420-abc1234"},
-    architecture="amd64",
-    created="",
-    size=1,
-    user="",
-    working_directory="/app",
-    entrypoint=(),
-    command=(),
-    environment={},
-    healthcheck=(),
-    diff_ids=(),
     history=("FROM", 'ENTRYPOINT ["/usr/local/bin/llama-entrypoint"]'),
 )
 

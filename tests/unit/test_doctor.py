@@ -16,7 +16,7 @@ from base_images.engine import Image
 from base_images.errors import SourceError
 from base_images.host import Answer
 from base_images.variants import GIGABYTE
-from tests import machines
+from tests import images, machines
 
 ENGINE = EngineFacts(
     name="Engine",
@@ -38,22 +38,9 @@ OFFLINE = tuple(Answer(host=host, reached=False, seen="no connection") for host 
 
 def image(toolkit: Mapping[str, str]) -> Image:
     labels = {"bodhi.variant": "x", "org.opencontainers.image.version": "2508201420-abc1234"}
-    return Image(
-        id="sha256:1",
+    return images.image(
         tags=("llama-cpp-x:local",),
-        repo_digests=(),
         labels={**labels, **{f"bodhi.toolkit.{name}": version for name, version in toolkit.items()}},
-        architecture="amd64",
-        created="",
-        size=1,
-        user="llama",
-        working_directory="/app",
-        entrypoint=(),
-        command=(),
-        environment={},
-        healthcheck=(),
-        diff_ids=(),
-        history=(),
     )
 
 

@@ -7,35 +7,15 @@ from pathlib import Path
 import pytest
 
 from base_images import origin, packages, variants
-from base_images.engine import Image
 from base_images.origin import apt_sources, base_key
 from base_images.packages import Root
 from base_images.progress import Progress
+from tests.images import image
 
 DIGEST = "sha256:" + "a" * 64
 CPU = packages.Packages()
 ROLES = origin._roots(CPU)
 SIGNED = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-
-
-def image(*repo_digests: str) -> Image:
-    return Image(
-        id="sha256:" + "b" * 64,
-        tags=(),
-        repo_digests=repo_digests,
-        labels={},
-        architecture="amd64",
-        created="",
-        size=0,
-        user="",
-        working_directory="/",
-        entrypoint=(),
-        command=(),
-        environment={},
-        healthcheck=(),
-        diff_ids=(),
-        history=(),
-    )
 
 
 def test_the_mirrors_are_those_of_apt() -> None:
@@ -115,7 +95,7 @@ def test_the_repository_of_a_reference(reference: str, repository: str) -> None:
 
 
 def test_the_digest_is_that_of_the_reference_own_repository() -> None:
-    pulled = image(f"mirror.example/ubuntu@sha256:{'c' * 64}", f"ubuntu@{DIGEST}")
+    pulled = image(repo_digests=(f"mirror.example/ubuntu@sha256:{'c' * 64}", f"ubuntu@{DIGEST}"))
 
     assert origin._digest(pulled, "docker.io/ubuntu:24.04") == DIGEST
     assert origin._digest(pulled, "docker.io/node:24") is None
