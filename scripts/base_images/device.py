@@ -12,11 +12,12 @@ import os
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from base_images import versions
 from base_images.engine import ContainerSpec
-from base_images.errors import DeviceError
+from base_images.errors import DeviceError, UsageError
 from base_images.variants import VARIANTS, DeviceAccess, Variant
 
 PORT = 8080
@@ -95,20 +96,40 @@ def in_software(variant: Variant) -> Granted:
     return Granted(name=access.name, software=True, environment=access.software)
 
 
-def to_test(variant: Variant, *, software: bool, runtimes: Collection[str] | None = None) -> Granted | None:
-    """Returns the device that a smoke test of the variant is on; None for a variant that computes on the CPU.
+class Where(StrEnum):
+    """What a smoke test lets the server compute on."""
+
+    HOST = "host"
+    SOFTWARE = "software"
+    NOTHING = "nothing"
+
+
+def where(name: str) -> Where:
+    """Returns what a person calls so.
+
+    Raises:
+        UsageError: there is no such place.
+    """
+    try:
+        return Where(name)
+    except ValueError as error:
+        raise UsageError(f"A smoke test is not on {name!r}: choose one of {', '.join(Where)}.") from error
+
+
+def to_test(variant: Variant, on: Where, *, runtimes: Collection[str] | None = None) -> Granted | None:
+    """Returns the device that a smoke test of the variant is on; None for the CPU alone.
 
     Args:
         variant: whose device.
-        software: whether to take the one that the CPU imitates.
+        on: the host's, one that the CPU imitates, or nothing: then only the fall-back to the CPU is tested.
         runtimes: the container runtimes that the engine knows; None: there is no engine, or it was not asked yet.
 
     Raises:
         DeviceError: this host lacks something, or no software imitates the device.
     """
-    if software:
+    if on is Where.SOFTWARE:
         return in_software(variant)
-    if variant.device is None:
+    if on is Where.NOTHING or variant.device is None:
         return None
     return of_host(variant, (variant.device.runtime,) if runtimes is None else runtimes)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import docker
+import docker.auth
 import docker.errors
 import docker.types
 import docker.utils.build
@@ -30,7 +31,7 @@ import requests
 from docker.context.config import get_current_context_name
 
 from base_images import owner
-from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError
+from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError, RegistryError
 from base_images.labels import OWNER, RESOURCE
 
 REQUEST_TIMEOUT_SECONDS = 600
@@ -321,6 +322,23 @@ class Engine:
             raise ImageNotFoundError(f"No registry has the image {reference!r}: {error}.") from error
         return self.image(reference)
 
+    def push(self, reference: str, progress: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        """Pushes what a tag names; the tag appears in the registry at the end, when all of it is there.
+
+        Raises:
+            EngineError: the registry refused or cannot be reached, or the push broke off.
+        """
+        repository, tag = _split_tag(reference)
+        with _engine_errors(f"push {reference}"):
+            for message in self._client.api.push(repository, tag=tag, stream=True, decode=True):
+                if "error" in message:
+                    raise EngineError(
+                        f"The engine could not push {reference}: {message['error'].strip().rstrip('.')}. Mend that and "
+                        "run the same command again: what is there already is not pushed twice."
+                    )
+                if progress:
+                    progress(message)
+
     def ask_registry(self, reference: str, *, timeout: int) -> str:
         """Returns the digest that a registry gives for `reference`, asked by the engine: its proxies, its logins.
 
@@ -568,6 +586,31 @@ def connect(timeout: int = REQUEST_TIMEOUT_SECONDS) -> Engine:
             "install one."
         ) from error
     return Engine(client)
+
+
+def registry_credentials(host: str) -> tuple[str, str] | None:
+    """Returns the user name and password that docker's own configuration has for a registry; None without.
+
+    Raises:
+        RegistryError: its configuration or its credential helper does not work, or it has a token of another kind.
+    """
+    try:
+        found = docker.auth.load_config().resolve_authconfig("" if host == docker.auth.INDEX_NAME else host)
+    except (docker.errors.DockerException, OSError, ValueError) as error:
+        # Neither the helper's output nor the file is quoted: it may hold the secret.
+        raise RegistryError(
+            f"docker's credentials for {host} cannot be read: look at ~/.docker/config.json and its credential helper "
+            f"({type(error).__name__})."
+        ) from None
+    if not found:
+        return None
+    try:
+        username, password = (found.get(key) or found[key.capitalize()] for key in ("username", "password"))
+    except KeyError:
+        raise RegistryError(
+            f"docker holds no user name and password for {host}: log in with `docker login {host}` and an access token."
+        ) from None
+    return str(username), str(password)
 
 
 def not_ignored(directory: Path, patterns: Sequence[str]) -> set[str]:

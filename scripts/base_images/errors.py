@@ -66,3 +66,9 @@ class DeviceError(BaseImagesError):
     """This host lacks what an accelerator needs, or the accelerator has nothing of the kind."""
 
     exit_code = 9
+
+
+class RegistryError(BaseImagesError):
+    """A container registry cannot be reached, refuses, or holds something else than it should."""
+
+    exit_code = 10

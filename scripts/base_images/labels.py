@@ -27,6 +27,7 @@ class Label(StrEnum):
     BUILD_TIMESTAMP = "bodhi.build.timestamp"
     BUILD_BRANCH = "bodhi.build.branch"
     BUILD_ORIGIN = "bodhi.build.origin"
+    BUILD_ARGUMENTS = "bodhi.build.arguments"
     LLAMA_CPP_TAG = "bodhi.llama_cpp.tag"
     LLAMA_CPP_COMMIT = "bodhi.llama_cpp.commit"
     GLIBC = "bodhi.glibc"

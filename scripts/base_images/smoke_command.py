@@ -83,16 +83,26 @@ def image_under_test(
         if difference := _other_commit(image, checkout):
             notice(f"{versions.local_reference(variant.name)} {difference}")
         return image
-    if engine.has_image(reference):
-        image = engine.image(reference)
-    else:
-        # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
-        engine.ask_registry(reference, timeout=REGISTRY_SECONDS)
-        image = engine.pull(reference, origin.pull_progress(reference, listener))
-        listener(Progress(what=f"pull {reference}", finished=True))
+    image = pulled(engine, reference, listener=listener)
     of = image.labels.get(Label.VARIANT, variant.name)
     if of != variant.name:
         raise UsageError(f"The image {reference} is of {of}, not of {variant.name}: name that with --variant.")
+    return image
+
+
+def pulled(engine: Engine, reference: str, *, listener: Listener = silent) -> Image:
+    """Returns the image of a tag, a digest or an id, pulled if the engine does not have it.
+
+    Raises:
+        ImageNotFoundError: neither the engine nor a registry has it.
+        EngineError: the pull failed.
+    """
+    if "/" not in reference or engine.has_image(reference):  # without a registry's name it is a local one
+        return engine.image(reference)
+    # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
+    engine.ask_registry(reference, timeout=REGISTRY_SECONDS)
+    image = engine.pull(reference, origin.pull_progress(reference, listener))
+    listener(Progress(what=f"pull {reference}", finished=True))
     return image
 
 

@@ -205,6 +205,19 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
     return [directory / name for name in contents]
 
 
+def write_json(value: Any, path: Path) -> None:
+    """Writes a value as JSON to a file, making its directory.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another directory.") from error
+
+
 def write_text(path: Path, content: str) -> None:
     """Writes a file whole or not at all: two tests that end at once do not mix theirs."""
     if path.exists() and not path.is_file():

@@ -96,6 +96,23 @@ def image_tag(variant: str, version: Version) -> str:
     return f"{variant}-{version}"
 
 
+def parse_image_tag(tag: str) -> tuple[str, Version] | None:
+    """Returns the variant and the version of a tag in the registry, or None for a tag of another kind."""
+    variant, _, version = tag.partition("-")
+    try:
+        return variant, parse(version)
+    except UsageError:
+        return None
+
+
+def platform_tag(variant: str, version: Version, architecture: str) -> str:
+    """Returns the registry's tag of one platform's image, such as `cpu-2508201420-abc1234-arm64`.
+
+    It keeps what a build pushed until the index that names it is there: registries remove what nothing points at.
+    """
+    return f"{image_tag(variant, version)}-{architecture}"
+
+
 def latest_tag(variant: str) -> str:
     """Returns the registry's floating tag, such as `latest-cpu`."""
     return f"latest-{variant}"

@@ -54,6 +54,7 @@ LABELS = {
     Label.BUILD_TIMESTAMP.value: "2508201420",
     Label.BUILD_BRANCH.value: "main",
     Label.BUILD_ORIGIN.value: "registries",
+    Label.BUILD_ARGUMENTS.value: "{}",
     Label.LLAMA_CPP_TAG.value: "b11312",
     Label.LLAMA_CPP_COMMIT.value: PIN,
     Label.GLIBC.value: "2.41",

@@ -1,0 +1,77 @@
+"""What a command that changes a registry did, or would do: one line for each thing, and a file of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from base_images.errors import BaseImagesError, UsageError
+from base_images.variants import Variant
+
+
+class Outcome(StrEnum):
+    """How it ended."""
+
+    DONE = "done"
+    ALREADY = "already"
+    WOULD = "would"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """One thing done to a registry.
+
+    Attributes:
+        what: such as `push`, `merge`, `attach contract`, `promote`.
+        target: the reference that it was about.
+        outcome: how it ended.
+        digest: what the target stands for now; empty when nothing is there.
+        reason: why it was refused or failed, or what else a person should know.
+    """
+
+    variant: str
+    what: str
+    target: str
+    outcome: Outcome
+    digest: str = ""
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is left to mend."""
+        return self.outcome not in {Outcome.REFUSED, Outcome.FAILED}
+
+
+def of_each(chosen: Iterable[Variant], what: str, action: Callable[[Variant], Iterable[Action]]) -> Iterable[Action]:
+    """Yields the actions on every variant; one that fails does not stop the others."""
+    for variant in chosen:
+        try:
+            yield from action(variant)
+        except BaseImagesError as error:
+            yield Action(variant=variant.name, what=what, target="", outcome=Outcome.FAILED, reason=str(error))
+
+
+def write(command: str, actions: Iterable[Action], directory: Path) -> Path:
+    """Adds what a command did to `<command>.jsonl`, one JSON object a line, and returns the file's path.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    path = directory / f"{command}.jsonl"
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = "".join(json.dumps({"at": at, **asdict(one)}) + "\n" for one in actions)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(lines)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}), so what was done is only on the screen."
+        ) from error
+    return path

@@ -1,0 +1,303 @@
+"""Promotion: what `latest-<variant>` points at, and what has to be true before it does.
+
+A registry can point a tag elsewhere in one step, but cannot do so only if nobody else did in between. So every move is
+recorded first, under a tag of its own with a sequence number, and `latest-<variant>` follows from all the records: who
+records a move makes `latest` agree with them afterwards, and looks again. Promotions that run at the same time, or that
+are killed between the two steps, end in the same state, and the records say who moved what, when.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from base_images import evidence, publish, versions
+from base_images.actions import Action, Outcome
+from base_images.errors import RegistryError, UsageError
+from base_images.evidence import Attached, Kind
+from base_images.labels import Label
+from base_images.registry import Manifest, Repository
+from base_images.smoke_report import Device
+from base_images.variants import Variant
+from base_images.versions import Version
+
+MOVE_TYPE = "application/vnd.bodhi.base-images.move.v1+json"
+
+_MOVE = re.compile(r"move-(?P<variant>[a-z]+)-(?P<number>\d+)-(?P<version>\d{10}-[0-9a-f]{7})(?P<rollback>-rollback)?")
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A recorded move of `latest-<variant>`; its tag says all of this.
+
+    Attributes:
+        number: one more than the newest move that was there when it was recorded; not unique.
+    """
+
+    variant: str
+    number: int
+    version: Version
+    rollback: bool
+
+    @property
+    def tag(self) -> str:
+        """The tag of its record."""
+        return f"move-{self.variant}-{self.number:04d}-{self.version}{'-rollback' if self.rollback else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One platform's image of a version, with what is known of it.
+
+    Attributes:
+        reports: the evidence attached to it.
+    """
+
+    platform: str
+    digest: str
+    labels: Mapping[str, str]
+    reports: Mapping[Kind, Attached]
+
+
+def moves(tags: Iterable[str], variant: str) -> list[Move]:
+    """Returns the moves of a variant that are recorded among a repository's tags, oldest first."""
+    found = [
+        Move(
+            variant=variant,
+            number=int(match["number"]),
+            version=versions.parse(match["version"]),
+            rollback=match["rollback"] is not None,
+        )
+        for tag in tags
+        if (match := _MOVE.fullmatch(tag)) and match["variant"] == variant
+    ]
+    return sorted(found, key=_precedence)
+
+
+def _precedence(move: Move) -> tuple[int, bool, Version]:
+    """Of moves that did not know of each other a rollback counts, because it is a person's; else the newer version."""
+    return move.number, move.rollback, move.version
+
+
+def refusals(
+    variant: Variant, version: Version, commit: str | None, candidates: Mapping[str, Candidate], *, repository: str
+) -> list[str]:
+    """Returns, a sentence each, why a version may not become latest; nothing when it may.
+
+    Args:
+        variant: which image.
+        version: which version.
+        commit: what its release tag points at; None when there is no such tag.
+        candidates: the image of each platform that the registry has of it.
+        repository: the registry's repository that it is in.
+    """
+    if commit is None:
+        return [f"no tag {version.git_tag} is in this clone: `git fetch --tags`, or release that version first."]
+    if not candidates:
+        return [f"{repository} has no {versions.image_tag(variant.name, version)}: publish it first."]
+    reasons = []
+    if lacking := [one.docker for one in variant.platforms if one.docker not in candidates]:
+        reasons.append(f"{', '.join(lacking)} is missing: publish it first.")
+    for one in candidates.values():
+        found = publish.differences(one.labels, variant=variant, version=version, commit=commit, target=repository)
+        reasons += [f"{one.platform}: {reason}" for reason in (*found, *_unproven(variant, one))]
+    return reasons
+
+
+def _unproven(variant: Variant, candidate: Candidate) -> Iterator[str]:
+    reports = candidate.reports
+    for kind, attached in reports.items():
+        if not attached.evidence.ok:
+            yield f"its report {kind} says that it failed."
+    if Kind.CONTRACT not in reports:
+        yield f"no {Kind.CONTRACT} report is attached: run `invoke check-image` with --record, and attach that."
+    smokes = [kind for kind in evidence.KIND_OF_DEVICE.values() if kind in reports]
+    if not smokes:
+        yield "no smoke report is attached: run `invoke smoke` with --record, and attach that."
+    elif variant.device and not variant.device_waiver and smokes == [Kind.SMOKE]:
+        yield f"it was smoke-tested without a device, which {variant.name} may not be promoted on."
+
+
+def smoke_level(reports: Mapping[Kind, Attached]) -> Device | None:
+    """Returns the best device that an image was smoke-tested on; None when it was not smoke-tested."""
+    levels = [
+        device for device in (Device.HOST, Device.SOFTWARE, Device.NONE) if evidence.KIND_OF_DEVICE[device] in reports
+    ]
+    return levels[0] if levels else None
+
+
+def candidates(repository: Repository, variant: Variant, version: Version) -> dict[str, Candidate]:
+    """Returns the image of each platform that the registry has of a version, by platform."""
+    images = repository.platform_manifests(versions.image_tag(variant.name, version))
+    return {
+        platform: Candidate(
+            platform=platform,
+            digest=manifest.digest,
+            labels=repository.labels(manifest),
+            reports=evidence.attached(repository, manifest.digest),
+        )
+        for platform, manifest in images.items()
+    }
+
+
+def promote(
+    repository: Repository, variant: Variant, version: Version, commit: str | None, *, dry_run: bool = False
+) -> Iterator[Action]:
+    """Makes a version the latest of a variant, if it has earned that, and yields what was done.
+
+    Args:
+        repository: where.
+        variant: of which image.
+        version: which version.
+        commit: what its release tag points at; None when there is no such tag.
+        dry_run: whether to change nothing.
+
+    Raises:
+        RegistryError: the registry refuses, or somebody else writes there all the time.
+    """
+    target = f"{repository.name}:{versions.latest_tag(variant.name)}"
+    found = moves(repository.tags(), variant.name)
+    current = found[-1].version if found else latest_version(repository, variant)
+    image = repository.manifest(versions.image_tag(variant.name, version))
+    reasons = refusals(variant, version, commit, candidates(repository, variant, version), repository=repository.name)
+    if not reasons and current != version:
+        again = f"`invoke rollback --variant {variant.name} --to {version}`"
+        if _was_left(found, version):
+            reasons = [f"it was latest before and was rolled back: {again} brings it back on purpose."]
+        elif current and version < current:
+            reasons = [f"{current} is latest and newer: {again} goes back to a version that was latest before."]
+    if reasons or image is None:
+        yield _refused(variant, "promote", target, reasons)
+        return
+    yield from _move(repository, variant, version, image, found, rollback=False, dry_run=dry_run)
+
+
+def roll_back(repository: Repository, variant: Variant, version: Version, *, dry_run: bool = False) -> Iterator[Action]:
+    """Makes a version latest again that was latest before, and yields what was done.
+
+    Raises:
+        RegistryError: the registry refuses, or somebody else writes there all the time.
+    """
+    target = f"{repository.name}:{versions.latest_tag(variant.name)}"
+    found = moves(repository.tags(), variant.name)
+    earlier = [move for move in found if move.version == version]
+    reasons = []
+    image = None
+    if not earlier:
+        known = ", ".join(sorted({str(move.version) for move in found})) or "none"
+        reasons = [f"{version} was never latest, only what was can be gone back to: {known}."]
+    else:
+        image = _recorded(repository, earlier[-1])
+        if not {one.docker for one in variant.platforms} <= set(repository.platform_manifests(image.digest)):
+            reasons = [f"{version} is not for the platforms that {variant.name} is for now."]
+    if reasons or image is None:
+        yield _refused(variant, "rollback", target, reasons)
+        return
+    yield from _move(repository, variant, version, image, found, rollback=True, dry_run=dry_run)
+
+
+def latest_version(repository: Repository, variant: Variant) -> Version | None:
+    """Returns the version that the image behind `latest-<variant>` says it is; None when it says none, or is not."""
+    for manifest in repository.platform_manifests(versions.latest_tag(variant.name)).values():
+        try:
+            return versions.parse(repository.labels(manifest).get(Label.VERSION, ""))
+        except UsageError:
+            return None
+    return None
+
+
+def settle(repository: Repository, variant: Variant) -> Move | None:
+    """Makes `latest-<variant>` agree with the records, and returns the move that counts; None when there is none.
+
+    Raises:
+        RegistryError: it cannot be made to agree, because somebody else writes there all the time.
+    """
+    tag = versions.latest_tag(variant.name)
+    for _ in range(_ATTEMPTS):
+        found = moves(repository.tags(), variant.name)
+        if not found:
+            return None
+        image = _recorded(repository, found[-1])
+        if repository.digest(tag) == image.digest:
+            return found[-1]
+        repository.point(tag, image.content)
+    raise RegistryError(f"{repository.name}:{tag} is moved by somebody else all the time: find out by whom.")
+
+
+def _was_left(found: list[Move], version: Version) -> bool:
+    """Whether a rollback came after the version was made latest."""
+    numbers = [move.number for move in found if move.version == version]
+    return bool(numbers) and any(move.rollback and move.number > max(numbers) for move in found)
+
+
+def _move(
+    repository: Repository,
+    variant: Variant,
+    version: Version,
+    image: Manifest,
+    found: list[Move],
+    *,
+    rollback: bool,
+    dry_run: bool,
+) -> Iterator[Action]:
+    what = "rollback" if rollback else "promote"
+    tag = versions.latest_tag(variant.name)
+    target = f"{repository.name}:{tag}"
+    before = repository.digest(tag) or ""
+    recorded = bool(found) and found[-1].version == version
+    if recorded and before == image.digest:
+        yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.ALREADY, digest=before)
+        return
+    if dry_run:
+        reason = f"from {before or 'nothing'} to {image.digest}"
+        yield Action(
+            variant=variant.name, what=what, target=target, outcome=Outcome.WOULD, digest=before, reason=reason
+        )
+        return
+    if not recorded:
+        number = found[-1].number + 1 if found else 1
+        move = Move(variant=variant.name, number=number, version=version, rollback=rollback)
+        record = {
+            "variant": variant.name,
+            "version": str(version),
+            "rollback": rollback,
+            "digest": image.digest,
+            "before": before,
+            "by": _who(),
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        evidence.attach_document(repository, image, MOVE_TYPE, json.dumps(record, indent=2).encode(), tag=move.tag)
+    winner = settle(repository, variant)
+    if winner is None or winner.version != version:
+        reason = f"{winner.version if winner else 'nothing'} was made latest at the same time, and it counts."
+        yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.REFUSED, reason=reason)
+        return
+    reason = f"{version}, before: {before or 'nothing'}"
+    yield Action(
+        variant=variant.name, what=what, target=target, outcome=Outcome.DONE, digest=image.digest, reason=reason
+    )
+
+
+def _recorded(repository: Repository, move: Move) -> Manifest:
+    """Returns the image that a move made latest."""
+    record = repository.manifest(move.tag)
+    image = repository.manifest(record.document["subject"]["digest"]) if record else None
+    if image is None:
+        raise RegistryError(f"{repository.name}:{move.tag} names an image that is gone: push that again, or roll back.")
+    return image
+
+
+def _refused(variant: Variant, what: str, target: str, reasons: list[str]) -> Action:
+    return Action(variant=variant.name, what=what, target=target, outcome=Outcome.REFUSED, reason="\n".join(reasons))
+
+
+def _who() -> str:
+    """GitHub's address of the run, else the user."""
+    parts = [os.environ.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
+    return "{}/{}/actions/runs/{}".format(*parts) if all(parts) else getpass.getuser()
