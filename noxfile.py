@@ -33,7 +33,7 @@ def run_program(session: nox.Session, name: str, *arguments: str, silent: bool =
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Common mistakes and style of the recipes, the shell scripts and the Python, and its types."""
+    """Common mistakes and style of the recipes, the shell scripts, the workflows and the Python, and its types."""
     recipes = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("dockerfiles/*.Dockerfile"))
     run_program(session, "hadolint", "--no-color", *recipes)  # .hadolint.yaml says what is ignored, and why
     scripts = run_program(session, "shfmt", "--find", ".ci", "dockerfiles", "scripts", silent=True).split()
@@ -42,9 +42,17 @@ def lint(session: nox.Session) -> None:
         session.warn("shellcheck is skipped: PyPI has none for Linux on arm64; the distribution's would be run.")
     else:
         run_program(session, "shellcheck", *scripts)
+    lint_workflows(session)
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "mypy")
+
+
+def lint_workflows(session: nox.Session) -> None:
+    """GitHub's workflows: mistakes, with shellcheck in their shell, and what an attacker could use."""
+    workflows = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(".github/workflows/*.yml"))
+    run_program(session, "actionlint", "-shellcheck", find_program("shellcheck") or "", *workflows)
+    run_program(session, "zizmor", "--offline", "--quiet", "--strict-collection", ".github")
 
 
 @nox.session

@@ -19,11 +19,12 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from base_images import settings, variants  # noqa: E402
-from base_images.errors import BaseImagesError, UsageError  # noqa: E402
+from base_images.errors import BaseImagesError, RegistryError, UsageError  # noqa: E402
 
 # docker, git, rich and the network are imported inside the tasks: `invoke --list` and completion must answer at once.
 
 RECORD_DIRECTORY = "build/smoke"
+RELEASE_DIRECTORY = "build/release"
 
 _MACHINE_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
 """A full disk, or a place that may not be written: a person's to mend, wherever it happens."""
@@ -77,23 +78,34 @@ _BUILD_HELP = {
 
 @command(aliases=["check-base-images-version"], help={"json": "print JSON"})
 def check_version(_: Context, json: bool = False) -> None:
-    """This commit's version, the newest released one, the commits between, and the llama.cpp pin."""
-    from base_images import report, repository
+    """This commit's version, the newest released one, the llama.cpp pin, and what the registry has of each variant."""
+    from datetime import UTC, datetime
 
-    pin = settings.load(ROOT).pin
+    from base_images import published, registry, report, repository
+
+    chosen = settings.load(ROOT)
     opened = repository.open_repository(ROOT)
     head, releases = repository.head(opened), repository.releases(opened)
-    facts = {
-        "version": str(head.version),
-        "commit": head.commit,
-        "branch": head.branch,
-        "released": releases.head is not None,
-        "newest_release": str(releases.newest) if releases.newest else None,
-        "commits_since_release": releases.commits_since,
-        "shallow": releases.shallow,
-        "llama_cpp": {"tag": pin.tag, "commit": pin.commit},
-    }
+    found: list[published.Published] = []
+    unreachable = ""
+    try:
+        found = published.look(
+            registry.open_repository(chosen.registry, patient=False), variants.VARIANTS, releases.newest
+        )
+    except RegistryError as error:
+        unreachable = str(error)
     if json:
+        facts = {
+            "version": str(head.version),
+            "commit": head.commit,
+            "branch": head.branch,
+            "released": releases.head is not None,
+            "newest_release": str(releases.newest) if releases.newest else None,
+            "commits_since_release": releases.commits_since,
+            "shallow": releases.shallow,
+            "llama_cpp": {"tag": chosen.pin.tag, "commit": chosen.pin.commit},
+            "registry": {"name": chosen.registry, "error": unreachable, "variants": [one.as_dict() for one in found]},
+        }
         report.print_json(facts)
         return
     newest = str(releases.newest) if releases.newest else "none"
@@ -106,9 +118,14 @@ def check_version(_: Context, json: bool = False) -> None:
             "released": "yes" if releases.head else "no",
             "newest release": newest,
             "commits since": since if releases.newest else "-",
-            "llama.cpp": f"{pin.tag} ({pin.commit[:9]})",
+            "llama.cpp": f"{chosen.pin.tag} ({chosen.pin.commit[:9]})",
         }
     )
+    if unreachable:
+        report.say(f"note: what is published cannot be seen: {unreachable}")
+    else:
+        columns = ["variant", "tag", "version", "llama.cpp", "age", "digest", "note"]
+        report.print_table(chosen.registry, columns, published.rows(found, datetime.now(UTC)))
 
 
 @command(help={"json": "print JSON"})
@@ -143,6 +160,34 @@ def show_git_info(_: Context, json: bool = False) -> None:
             "image tags": "\n".join(image_tags),
         }
     )
+
+
+@command(help={"yes": "do not ask", "dry_run": "stop after the plan; BASE_IMAGES_DRY_RUN=true says the same"})
+def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) -> None:
+    """Checks whether this commit may be released, shows what that makes, and pushes its tag: CI does the rest."""
+    from datetime import UTC, datetime
+
+    from base_images import release, report, repository
+
+    chosen = settings.load(ROOT)
+    remote = repository.Remote(clone=repository.open_repository(ROOT))
+    state = release.examine(remote, chosen.release_branch, now=datetime.now(UTC), mirror_problem=_mirror_problem)
+    if state.released:
+        report.say(f"already released: {state.version.git_tag} is at {remote.name}, on {state.commit}")
+        return
+    rows = [(check.name, check.status.value, check.seen) for check in state.checks]
+    report.print_table(f"may {state.version} be released?", ["precondition", "is", "seen"], rows)
+    if not state.ok:
+        raise Exit("error: nothing was released: mend what failed above and run the same command again.", 1)
+    planned = release.plan(remote, state, chosen)
+    report.print_release(planned)
+    if dry_run or settings.dry_run():
+        report.say("dry run: nothing was changed")
+        return
+    if not yes:
+        _agree("Release it?")
+    release.publish(remote, planned)
+    report.say(f"released: {planned.tag} is at {remote.name}, on {planned.commit}")
 
 
 @command(help={**_SOURCE_HELP, "quiet": "say nothing but the result"})
@@ -196,30 +241,50 @@ def check_upstream(
         raise Exit(code=1)
 
 
-@command(help={"to": "the tag to move to, such as b11400", "source": "a clone that has it; default: fetched"})
-def bump_upstream(_: Context, to: str, source: str = "") -> None:
+@command(
+    help={
+        "to": "the tag to move to, such as b11400, or newest",
+        "source": "a clone that has it; default: fetched",
+        "report": "write what upstream changed, and what our recipes lack of it, to this file as Markdown",
+    }
+)
+def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> None:
     """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles since."""
     import tempfile
 
-    from base_images import mirror, report, repository
+    from base_images import mirror, repository
+    from base_images import report as reports
 
     pin = settings.load(ROOT).pin
     if repository.head(repository.open_repository(ROOT)).changes:
         raise UsageError("The tree has changes: commit or stash them first, a bump is a commit of its own.")
-    clone = _path(source)
+    clone, written = _path(source), _path(report)
+    if to == "newest":
+        to = mirror.newest_tag(str(clone or pin.repository))
+        if int(to[1:]) <= int(pin.tag[1:]):
+            said = f"The pin is {pin.tag} and the newest tag of llama.cpp is {to}: nothing to move."
+            if written:
+                reports.write(written, f"{said}\n")
+            reports.say(said)
+            return
     commit = mirror.tag_commit(str(clone or pin.repository), to)
     with tempfile.TemporaryDirectory() as directory:
         if not clone:
             clone = Path(directory)
             mirror.fetch_refs(pin.repository, [pin.commit, to], clone)
-        changed = mirror.compare_refs(mirror.upstream_texts(clone, pin.commit), mirror.upstream_texts(clone, to))
-    for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
-        (ROOT / path).write_text(text, encoding="utf-8")
-    report.print_refs(changed, pin.tag, to)
-    report.say(
+        newer = mirror.upstream_texts(clone, to)
+        changed = mirror.compare_refs(mirror.upstream_texts(clone, pin.commit), newer)
+    lacking = mirror.check(newer, mirror.our_texts(ROOT), mirror.load_records(ROOT / mirror.DIFFERENCES))
+    said = (
         f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "
         "with its hash, in pyproject.toml, or only git has the source."
     )
+    if written:
+        reports.write(written, f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}")
+    for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
+        (ROOT / path).write_text(text, encoding="utf-8")
+    reports.print_refs(changed, pin.tag, to)
+    reports.say(said)
 
 
 @command(
@@ -270,31 +335,44 @@ def build_local(
 
 
 @command(
-    iterable=["variant", "arch"],
-    help={**_BUILD_HELP, "variant": "which image; default: all of them", "format": "table, json or command"},
+    iterable=["variant", "platform", "arch"],
+    help={
+        **_BUILD_HELP,
+        "variant": "which image; default: all of them",
+        "platform": "amd64 or arm64; default: all that a variant is published for",
+        "push": "bake: the file of `invoke bake --push`, which publishes what it builds",
+        "format": "table, json, command (of docker, by hand), bake (the file of `invoke bake`) or matrix (CI's jobs)",
+    },
 )
 def plan(
     _: Context,
     variant: list[str],
+    platform: list[str],
     arch: list[str],
     source: str = "",
     origin: str = "auto",
     slim: bool = False,
+    push: bool = False,
     format: str = "table",  # noqa: A002
 ) -> None:
-    """What would be built; `--format command` is a docker command that builds the same by hand."""
+    """What would be built. Fetches nothing, unless it is for `command` or the bases come from packages."""
     import dataclasses
 
-    from base_images import engine, plan, report
+    from base_images import bake, plan, report
 
-    if format not in ("table", "json", "command"):
-        raise UsageError(f"There is no format {format!r}: choose table, json or command.")
-    where = _origin(origin)
-    connected = engine.connect()
-    with report.Display(report.Mode.QUIET) as display:
-        found = _source(source, where, display)
-        plans = [_prepare(connected, one, found, where, display, arch, slim=slim).plan for one in _variants(variant)]
-    if format == "json":
+    if format not in ("table", "json", "command", "bake", "matrix"):
+        raise UsageError(f"There is no format {format!r}: choose table, json, command, bake or matrix.")
+    wanted = _wanted(variant, platform)
+    if format == "matrix":
+        report.print_json(_matrix(wanted), one_line=True)
+        return
+    if format == "command":
+        plans = _prepared_plans(wanted, arch, source, origin, slim=slim)
+    else:
+        plans = _plans(wanted, arch, source, origin, slim=slim, packages=format != "bake")
+    if format == "bake":
+        report.print_json(bake.bake_file(plans, settings.load(ROOT).registry, push=push))
+    elif format == "json":
         report.print_json([dataclasses.asdict(one) for one in plans])
     for one in plans:
         if format == "command":
@@ -303,19 +381,101 @@ def plan(
             rows = [("recipe", one.dockerfile), ("platform", one.platform), *(("tag", tag) for tag in one.tags)]
             rows += [(f"arg {name}", value) for name, value in one.arguments.items()]
             rows += [(f"label {name}", value) for name, value in one.labels.items()]
-            report.print_table(f"{one.variant} {one.version}", ["what", "value"], rows)
+            report.print_table(f"{one.variant} {one.version} for {one.platform}", ["what", "value"], rows)
+
+
+@command(
+    iterable=["variant", "platform"],
+    help={
+        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
+        "platform": "amd64 or arm64; default: the engine's, or with --push all that a variant is published for",
+        "builder": "buildx's name of the builder; default: the current one",
+        "push": "publish what is built, by digest, with provenance and SBOM, and cache the steps in the registry",
+        "dry_run": "build all and keep nothing of it; BASE_IMAGES_DRY_RUN=true says the same",
+        "quiet": "say nothing but the result",
+    },
+)
+def bake(
+    _: Context,
+    variant: list[str],
+    platform: list[str],
+    builder: str = "",
+    push: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Builds by `docker buildx bake`, on any of buildx's builders: remote ones, Kubernetes, several platforms."""
+    from base_images import actions, bake, build, engine, report, repository
+    from base_images.origin import Origin
+
+    chosen = settings.load(ROOT)
+    version = repository.head(repository.open_repository(ROOT)).version
+    if push and version.dirty:
+        raise UsageError("The tree has changes, and only a commit is published: commit them, or leave --push out.")
+    bake.require_builder(builder, push=push)
+    if not push and not platform:
+        platform = [build.engine_platform(engine.connect()).architecture]
+    wanted = _wanted(variant, platform)
+    if not push and len({each for _, platforms in wanted for each in platforms}) > 1:
+        raise UsageError("A tag of the local engine is for one platform: choose one with --platform, or --push.")
+    published = _registry() if push else None
+
+    def bake_one(one: variants.Variant) -> None:
+        done: list[actions.Action] = []
+        try:
+            with report.Display(report.mode(quiet=quiet)) as display:
+                done += bake.bake(
+                    one,
+                    next(platforms for other, platforms in wanted if other is one),
+                    settings=chosen,
+                    root=ROOT,
+                    version=version,
+                    repository=published,
+                    source=lambda: _source("", Origin.AUTO, display),
+                    builder=builder,
+                    dry_run=dry_run or settings.dry_run(),
+                    on_event=display.event,
+                )
+        finally:
+            for action in done:
+                report.print_action(action)
+            actions.write("bake", done, ROOT / RELEASE_DIRECTORY)
+
+    _each([one for one, _ in wanted], bake_one)
+
+
+@command()
+def free_runner_disk(_: Context) -> None:
+    """Removes the toolchains that fill the disk of GitHub's own runners; on any other machine it does nothing."""
+    from base_images import report, runner_disk
+
+    if not runner_disk.is_hosted(os.environ):
+        report.say("This is none of GitHub's own runners (RUNNER_ENVIRONMENT is not github-hosted): nothing removed.")
+        return
+    freed = runner_disk.free(Path("/"))
+    for path in freed.removed:
+        report.say(f"removed {path}")
+    report.say(f"{variants.gigabytes(freed.free)} are free")
 
 
 @command(
     positional=["image"],
-    help={"image": "reference or id", "variant": "of an image that does not say it", "json": "print JSON"},
+    help={
+        "image": "reference or id, pulled if the engine does not have it",
+        "variant": "of an image that does not say it",
+        "record": "directory for the report; of an image in the registry also for `attach-reports`",
+        "json": "print JSON",
+    },
 )
-def check_image(_: Context, image: str, variant: str = "", json: bool = False) -> None:
+def check_image(_: Context, image: str, variant: str = "", record: str = "", json: bool = False) -> None:
     """Checks an image, ours or not, against the contract: one line per row, exit code 1 on a finding."""
-    from base_images import engine
+    from base_images import engine, report, smoke_command
 
     known = variants.find(variant) if variant else None
-    _check(engine.connect(), image, known, json=json)
+    connected = engine.connect()
+    with report.Display(report.mode(quiet=json)) as display:
+        smoke_command.pulled(connected, image, listener=display.progress)
+    _check(connected, image, known, json=json, record=_path(record))
 
 
 @command(
@@ -374,7 +534,8 @@ def test_local_images(
         "image": "tag, digest or id, pulled if the engine does not have it; default: the local build of this commit",
         "url": "check a llama-server that already runs, such as http://127.0.0.1:8080",
         "binary": "start this llama-server of the host instead: needs no engine",
-        "software_device": "on an accelerator that the CPU imitates, instead of the host's; vulkan has one",
+        "software_device": "the same as --on software",
+        "on": "host: its accelerator; software: one that the CPU imitates, vulkan has one; nothing: the CPU alone",
         "keep": "leave the containers, and say how to remove them",
         "model": "measure the speed on this GGUF file, and not on a known-answer model",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
@@ -390,6 +551,7 @@ def smoke(
     url: str = "",
     binary: str = "",
     software_device: bool = False,
+    on: str = "",
     keep: bool = False,
     model: str = "",
     record: str = "",
@@ -401,8 +563,10 @@ def smoke(
     one = variants.find(variant)
     if sum(map(bool, (image, url, binary))) > 1:
         raise UsageError("--image, --url and --binary exclude each other: choose what is to be tested.")
-    if url and software_device:
-        raise UsageError("--software-device is for a server that is started here: leave it out with --url.")
+    if on and software_device:
+        raise UsageError("--software-device is short for --on software: leave one of them out.")
+    if url and (on or software_device):
+        raise UsageError("--on, or --software-device, is for a server that is started here: leave it out with --url.")
     if keep and (url or binary):
         raise UsageError("--keep leaves containers, and there are none with --url or --binary: leave it out.")
     model_file = _path(model)
@@ -414,7 +578,8 @@ def smoke(
     from base_images import device as devices
 
     # What the host lacks is said before anything is looked for, and before the slow imports.
-    granted = None if url else devices.to_test(one, software=software_device)
+    where = devices.where(on or ("software" if software_device else "host"))
+    granted = None if url else devices.to_test(one, where)
     from base_images import report, smoke_command
 
     outputs = smoke_command.Outputs(
@@ -430,7 +595,7 @@ def smoke(
             )
         else:
             tested = _smoke_image(
-                one, image, outputs, display, software=software_device, keep=keep, json=json, model_file=model_file
+                one, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
             )
     _judge(tested, json=json)
 
@@ -481,6 +646,109 @@ def compose(_: Context) -> None:
     report.say(device.compose(settings.load(ROOT).registry).rstrip())
 
 
+@command(
+    iterable=["variant"],
+    help={
+        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
+        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
+    """Pushes the local build of this released commit, and makes one image of all platforms once they are there."""
+    from base_images import engine, publish, repository
+
+    opened = repository.open_repository(ROOT)
+    head, releases = repository.head(opened), repository.releases(opened)
+    dry_run = dry_run or settings.dry_run()
+    if not dry_run and releases.head != head.version:
+        raise UsageError(
+            f"{head.version} is not released, so it cannot be published: run `invoke release-base-images` in a clean "
+            "tree, or `git fetch --tags` if somebody else did, or look with --dry-run."
+        )
+    where = _registry()
+    _act(
+        "publish",
+        _variants(variant),
+        lambda one: publish.publish(
+            where, one, version=head.version, commit=head.commit, connect=engine.connect, dry_run=dry_run
+        ),
+    )
+
+
+@command(
+    positional=["directory"],
+    help={
+        "directory": "where `check-image` and `smoke` wrote their evidence (--record), at any depth",
+        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
+    """Attaches reports to the images that they are of, in the registry: what `promote` asks for."""
+    from base_images import evidence
+
+    found = list(evidence.read_files(_path(directory) or ROOT))
+    where = _registry()
+    dry_run = dry_run or settings.dry_run()
+    chosen = [one for one in variants.VARIANTS if any(report.variant == one.name for report in found)]
+    _act(
+        "attach-reports",
+        chosen,
+        lambda one: (
+            evidence.attach_file(where, report, dry_run=dry_run) for report in found if report.variant == one.name
+        ),
+    )
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "version": "which version; default: this commit's",
+        "variant": "which image; may be given several times; default: all, each whether or not another is refused",
+        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = False) -> None:
+    """Points latest-<variant> at a version that was checked and smoke-tested; refuses any other, and says why."""
+    from base_images import promote, repository, versions
+
+    opened = repository.open_repository(ROOT)
+    wanted = versions.parse(version) if version else repository.head(opened).version
+    commit = repository.released_commit(opened, wanted)
+    where = _registry()
+    dry_run = dry_run or settings.dry_run()
+    _act("promote", _variants(variant), lambda one: promote.promote(where, one, wanted, commit, dry_run=dry_run))
+
+
+@command(
+    help={
+        "variant": "which image",
+        "to": "the version to go back to; it was latest before",
+        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
+    """Points latest-<variant> back at a version that was latest before."""
+    from base_images import promote, versions
+
+    one, wanted, where = variants.find(variant), versions.parse(to), _registry()
+    dry_run = dry_run or settings.dry_run()
+    _act("rollback", [one], lambda one: promote.roll_back(where, one, wanted, dry_run=dry_run))
+
+
+@command(help={"variant": "which image", "version": "which version; default: this commit's"})
+def image_digest(_: Context, variant: str, version: str = "") -> None:
+    """Prints the digest of a published version, to pin a FROM with or to sign."""
+    from base_images import report, repository, versions
+
+    one = variants.find(variant)
+    wanted = versions.parse(version) if version else repository.head(repository.open_repository(ROOT)).version
+    where, tag = _registry(), versions.image_tag(one.name, wanted)
+    digest = where.digest(tag)
+    if digest is None:
+        raise RegistryError(f"{where.name} has no {tag}: publish it first.")
+    report.say(digest)
+
+
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
 def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -> None:
     """Removes the images that this project built, all versions, and nothing else."""
@@ -516,6 +784,54 @@ def search_model_seeds(_: Context) -> None:
     report.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
     if any(one.seed != one.committed for one in found):
         raise Exit(code=1)
+
+
+def _registry() -> Any:
+    from base_images import registry
+
+    return registry.open_repository(settings.load(ROOT).registry)
+
+
+def _act(name: str, chosen: list[variants.Variant], action: Callable[[variants.Variant], Any]) -> None:
+    """Acts on the registry for every variant, prints what was done and keeps it in a file; ends with 1 on a refusal."""
+    from base_images import actions, report
+
+    done = []
+    try:
+        for one in actions.of_each(chosen, name, action):
+            done.append(one)
+            report.print_action(one)
+    finally:
+        actions.write(name, done, ROOT / RELEASE_DIRECTORY)
+    if not all(one.ok for one in done):
+        failed = ", ".join(dict.fromkeys(one.variant for one in done if not one.ok))
+        raise Exit(f"error: {name}: not done for {failed}: see above.", 1)
+
+
+def _agree(question: str) -> None:
+    """Returns when a person says yes, and ends the command when they do not or there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError("There is no terminal to ask on, so nothing was done: run it with --yes, or with --dry-run.")
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in {"y", "yes"}:
+        raise Exit("Nothing was done.", 1)
+
+
+def _mirror_problem() -> str:
+    """Returns why the recipes do not mirror the pin and what to do; empty where they do."""
+    from base_images import mirror, report
+
+    pin = settings.load(ROOT).pin
+    with report.Display(report.mode(quiet=False)) as display:
+        found = _source("", _origin("auto"), display)
+    if found.dirty or found.commit != pin.commit:
+        return f"{found.path} is not llama.cpp {pin.tag} as it is pinned: move it away, or unset LLAMA_CPP_DIR"
+    records = mirror.load_records(ROOT / mirror.DIFFERENCES)
+    result = mirror.check(mirror.upstream_texts(found.path), mirror.our_texts(ROOT), records)
+    return "" if result.ok else "a difference is not intended: `invoke check-upstream` shows it"
 
 
 def _pinned_tree() -> Path:
@@ -563,6 +879,88 @@ def _variants(names: list[str]) -> list[variants.Variant]:
     return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
 
 
+_Wanted = list[tuple[variants.Variant, list[variants.Platform]]]
+
+
+def _wanted(variant: list[str], platform: list[str]) -> _Wanted:
+    """Returns the variants with their platforms; of variants that nobody named, those that are for one of them."""
+    from base_images import plan
+
+    chosen = [_platform(name) for name in platform]
+    for one in map(variants.find, variant):
+        for each in chosen:
+            plan.require_platform(one, each)
+    wanted = [(one, [each for each in one.platforms if each in chosen or not chosen]) for one in _variants(variant)]
+    return [(one, platforms) for one, platforms in wanted if platforms]
+
+
+def _platform(name: str) -> variants.Platform:
+    for platform in variants.Platform:
+        if name in (platform.docker, platform.architecture):
+            return platform
+    raise UsageError(f"There is no platform {name!r}: choose amd64 or arm64.")
+
+
+def _matrix(wanted: _Wanted) -> dict[str, Any]:
+    from base_images import ci_matrix, repository
+
+    version = repository.head(repository.open_repository(ROOT)).version
+    runners = os.environ.get(ci_matrix.RUNNERS_VARIABLE, "")
+    return ci_matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
+
+
+def _plans(
+    wanted: _Wanted,
+    arch: list[str],
+    source: str,
+    origin: str,
+    *,
+    slim: bool,
+    packages: bool,
+) -> list[Any]:
+    """Returns plans on the bases that registries have now; else, where `packages` may stand in, on the engine's."""
+    from base_images import build, report
+    from base_images import source as sources
+    from base_images.errors import SourceError
+    from base_images.origin import Origin
+
+    where = _origin(origin)
+    if where is Origin.PACKAGES:
+        if not packages:
+            raise UsageError("Bake builds on bases of registries alone, wherever its builder is: leave --origin out.")
+        return _prepared_plans(wanted, arch, source, origin, slim=slim)
+    chosen = settings.load(ROOT)
+    found = sources.expected(chosen.pin, path=_path(source), root=ROOT)
+    try:
+        return [
+            made
+            for one, platforms in wanted
+            for made in build.foresee(
+                one, platforms, settings=chosen, root=ROOT, source=found, architectures=arch, slim=slim
+            )
+        ]
+    except SourceError as error:
+        if where is Origin.REGISTRIES or not packages:
+            raise
+        report.complain(f"note: {error} What follows is what this machine's engine would build.")
+        return _prepared_plans(wanted, arch, source, origin, slim=slim)
+
+
+def _prepared_plans(wanted: _Wanted, arch: list[str], source: str, origin: str, *, slim: bool) -> list[Any]:
+    """Returns plans on bases that the engine has afterwards, for its own platform."""
+    from base_images import build, engine, report
+
+    where = _origin(origin)
+    connected = engine.connect()
+    here = build.engine_platform(connected)
+    chosen = [one for one, platforms in wanted if here in platforms]
+    if not chosen:
+        raise UsageError(f"This engine builds for {here.docker}: choose that, or another engine with DOCKER_HOST.")
+    with report.Display(report.Mode.QUIET) as display:
+        found = _source(source, where, display)
+        return [_prepare(connected, one, found, where, display, arch, slim=slim).plan for one in chosen]
+
+
 def _prepare(
     connected: Any,
     variant: variants.Variant,
@@ -602,10 +1000,16 @@ def _origin(name: str) -> Any:
         raise UsageError(f"There is no origin {name!r}: choose one of {', '.join(Origin)}.") from error
 
 
-def _check(connected: Any, reference: str, variant: variants.Variant | None, *, json: bool) -> None:
-    from base_images import contract, report
+def _check(
+    connected: Any, reference: str, variant: variants.Variant | None, *, json: bool, record: Path | None = None
+) -> None:
+    from base_images import contract, evidence, report, smoke_report
 
     result = contract.check(connected, reference, variant)
+    if record:
+        smoke_report.write_json(result.as_dict(), record / f"contract-{result.variant}.json")
+        if seen := evidence.of_contract(connected.image(result.image_id), settings.load(ROOT).registry, result):
+            evidence.write(seen, record)
     if json:
         report.print_json(result.as_dict())
     else:
@@ -620,16 +1024,16 @@ def _smoke_image(
     outputs: Any,
     display: Any,
     *,
-    software: bool,
+    where: Any,
     keep: bool,
     json: bool,
     model_file: Path | None,
 ) -> Any:
     from base_images import device as devices
-    from base_images import engine, launch, report, smoke_command
+    from base_images import engine, evidence, launch, report, smoke_command
 
     connected = engine.connect()
-    granted = devices.to_test(variant, software=software, runtimes=connected.runtimes())
+    granted = devices.to_test(variant, where, runtimes=connected.runtimes())
     found = smoke_command.image_under_test(
         connected,
         variant,
@@ -642,7 +1046,7 @@ def _smoke_image(
         report.print_doctor(_examine([variant], by_name=True, image=found.id))
     kept = launch.Kept() if keep else None
     try:
-        return smoke_command.smoke_image(
+        tested = smoke_command.smoke_image(
             connected,
             found,
             variant,
@@ -652,6 +1056,9 @@ def _smoke_image(
             kept=kept,
             model_file=model_file,
         )
+        if seen := evidence.of_smoke(found, settings.load(ROOT).registry, tested.report):
+            evidence.write(seen, outputs.record)
+        return tested
     finally:
         if kept and kept.removal:
             report.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")

@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     DONE = "done"
     ALREADY = "already"
     WOULD = "would"
+    WAITING = "waiting"
     REFUSED = "refused"
     FAILED = "failed"
 
@@ -45,7 +46,7 @@ class Action:
     @property
     def ok(self) -> bool:
         """Whether nothing is left to mend."""
-        return self.outcome not in {Outcome.REFUSED, Outcome.FAILED}
+        return self.outcome in {Outcome.DONE, Outcome.ALREADY, Outcome.WOULD}
 
 
 def of_each(chosen: Iterable[Variant], what: str, action: Callable[[Variant], Iterable[Action]]) -> Iterable[Action]:

@@ -59,7 +59,7 @@ def publish(
             variant=variant.name,
             what="merge",
             target=_index(repository, variant, version),
-            outcome=Outcome.REFUSED,
+            outcome=Outcome.WAITING,
             reason=f"{names} is missing: run `invoke build-local --variant {variant.name}` and `invoke publish "
             f"--variant {variant.name}` on a machine of that kind.",
         )

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import socket
 import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -188,13 +189,16 @@ class Repository:
 
     def put_blob(self, content: bytes) -> str:
         """Stores a small blob and returns its digest."""
-        digest = _digest(content)
-        self._ask(
-            f"push {digest}",
-            lambda: self._client.push_blob(data=[content], digest=digest),
-            missing=f"{self.name} takes no uploads: check the registry's name.",
-        )
-        return digest
+        with tempfile.NamedTemporaryFile() as file:  # from a file, python-dxf tells the registry the length
+            file.write(content)
+            file.flush()
+            return str(
+                self._ask(
+                    "push a blob",
+                    lambda: self._client.push_blob(filename=file.name),
+                    missing=f"{self.name} takes no uploads: check the registry's name.",
+                )
+            )
 
     def configuration(self, manifest: Manifest) -> dict[str, Any]:
         """Returns the configuration of an image (not of an index): its architecture, its labels, its history."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -17,15 +18,17 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from base_images import buildkit, variants
-from base_images.errors import BaseImagesError
+from base_images.errors import BaseImagesError, UsageError
 from base_images.progress import Progress
 
-if TYPE_CHECKING:  # both import docker, and most of what is printed needs neither
+if TYPE_CHECKING:  # some import docker, and most of what is printed needs neither
+    from base_images.actions import Action
     from base_images.contract import ContractReport
     from base_images.doctor import Report as DoctorReport
     from base_images.doctor import VariantReport
     from base_images.mirror import RefsReport
     from base_images.mirror import Report as MirrorReport
+    from base_images.release import Plan as ReleasePlan
     from base_images.smoke_report import SmokeReport
 
 PLAIN_WIDTH = 160
@@ -84,9 +87,22 @@ def complain(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, one_line: bool = False) -> None:
     """Prints a value as JSON."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(value, indent=None if one_line else 2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file for people, and makes its directory.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -147,7 +163,7 @@ class Display:
     def event(self, event: buildkit.Event) -> None:
         """Shows a step of a build; BuildKit's own housekeeping steps are left out."""
         match event:
-            case buildkit.StepStarted(step=step, name=name) if not name.startswith("[internal]"):
+            case buildkit.StepStarted(step=step, name=name) if not buildkit.is_internal(name):
                 self._names[step] = name
                 self._step(step, name, None, "")
             case buildkit.StepLog(step=step, line=line) if step in self._names:
@@ -156,7 +172,7 @@ class Display:
                     compiled = buildkit.next_percentage(self._compiled.get(step, buildkit.Compiled()), said)
                     self._compiled[step] = compiled
                     self._step(step, self._names[step], compiled.percent, line.partition("]")[2].strip())
-            case buildkit.StepFinished(step=step, name=name, cached=cached) if not name.startswith("[internal]"):
+            case buildkit.StepFinished(step=step, name=name, cached=cached) if not buildkit.is_internal(name):
                 how = "failed" if event.error else "cached" if cached else f"{event.seconds:.1f} s"
                 self._end(step, name, how)
             case _:
@@ -199,6 +215,30 @@ def print_pairs(pairs: Mapping[str, str]) -> None:
     for name, value in pairs.items():
         table.add_row(escape(name), escape(value))
     console().print(table)
+
+
+def print_release(planned: ReleasePlan) -> None:
+    """Prints what a release makes, and what is new since the last one."""
+    pairs = {
+        "version": str(planned.version),
+        "git tag": f"{planned.tag} on {planned.commit}",
+        "llama.cpp": f"{planned.pin.tag} ({planned.pin.commit[:9]})",
+        "images": "\n".join(planned.images),
+    }
+    if planned.commits is None:
+        news = "not known: the commit of the last release is not in this clone"
+    else:
+        more = planned.commits.count - len(planned.commits.subjects)
+        news = "\n".join((*planned.commits.subjects, *([f"… and {more} more"] if more else [])))
+    print_pairs({**pairs, f"new since {planned.last}" if planned.last else "new, all": news})
+
+
+def print_action(action: Action) -> None:
+    """Prints one thing that was done to a registry, or why it was not."""
+    about = " ".join(filter(None, (action.target, action.digest)))
+    say(f"{action.outcome.value:>8}  {action.what} {action.variant}: {about}".rstrip(": "))
+    for line in action.reason.splitlines():
+        say(f"{'':>8}  {line}")
 
 
 def print_contract(result: ContractReport) -> None:

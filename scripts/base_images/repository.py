@@ -132,24 +132,23 @@ def head(repository: git.Repo) -> Head:
 
 def releases(repository: git.Repo) -> Releases:
     """Returns where HEAD stands among the releases that the repository's own tags name."""
-    known = {
-        version: tag for tag in repository.tags if (version := versions.parse_git_tag(tag.name)) and not version.dirty
-    }
-    here = repository.head.commit
+    tags = release_tags(repository)
+    known = {version: name for name in tags if (version := versions.parse_git_tag(name)) and not version.dirty}
+    here = repository.head.commit.hexsha
     newest = max(known, default=None)
-    shallow = (Path(repository.git_dir) / "shallow").exists()
+    shallow = is_shallow(repository)
     return Releases(
         newest=newest,
-        head=max((version for version, tag in known.items() if tag.commit == here), default=None),
-        commits_since=_commits_since(repository, known[newest].path, shallow=shallow) if newest else None,
+        head=max((version for version, name in known.items() if tags[name].commit == here), default=None),
+        commits_since=_commits_since(repository, f"refs/tags/{known[newest]}", shallow=shallow) if newest else None,
         shallow=shallow,
     )
 
 
 def released_commit(repository: git.Repo, version: Version) -> str | None:
     """Returns the commit that the release tag of a version points at; None when this clone has no such tag."""
-    tag = next((tag for tag in repository.tags if tag.name == version.git_tag), None)
-    return tag.commit.hexsha if tag else None
+    tag = release_tags(repository).get(version.git_tag)
+    return tag.commit if tag else None
 
 
 def _commits_since(repository: git.Repo, tag: str, *, shallow: bool) -> int | None:

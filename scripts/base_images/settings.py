@@ -1,4 +1,4 @@
-"""What `pyproject.toml` configures: the registry, this project's addresses, and the llama.cpp pin."""
+"""What `pyproject.toml` and the environment configure: the registry, this project's addresses, and the pin."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout: the root of the build context, with `dockerfiles/` and (fetched) `llama.cpp/`."""
 
 REGISTRY_VARIABLE = "BASE_IMAGES_REGISTRY"
+DRY_RUN_VARIABLE = "BASE_IMAGES_DRY_RUN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Settings:
     """The table `[tool.base-images]` of `pyproject.toml`."""
 
     registry: str
+    release_branch: str
     url: str
     pin: Pin
 
@@ -47,6 +49,7 @@ def load(root: Path = ROOT) -> Settings:
         pin = table["llama-cpp"]
         return Settings(
             registry=os.environ.get(REGISTRY_VARIABLE) or table["registry"],
+            release_branch=table["release-branch"],
             url=table["url"],
             pin=Pin(
                 repository=pin["repository"],
@@ -64,3 +67,8 @@ def load(root: Path = ROOT) -> Settings:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
     except KeyError as error:
         raise UsageError(f"{path} lacks the key {error} under [tool.base-images]: restore it from git.") from error
+
+
+def dry_run() -> bool:
+    """Returns whether BASE_IMAGES_DRY_RUN asks to change nothing; whatever does not say no says yes."""
+    return os.environ.get(DRY_RUN_VARIABLE, "").strip().lower() not in {"", "0", "false", "no"}

@@ -87,7 +87,7 @@ def prepare(connected: engine.Engine, root: Path, tree: Path) -> build.Prepared:
     return build.prepare(
         connected,
         CPU,
-        settings=settings.Settings(registry=REGISTRY, url="u", pin=settings.load().pin),
+        settings=settings.Settings(registry=REGISTRY, release_branch="main", url="u", pin=settings.load().pin),
         root=root,
         source=found,
         wanted=Origin.PACKAGES,

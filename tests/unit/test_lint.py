@@ -1,4 +1,4 @@
-"""What `nox -s lint` finds in recipes and shell scripts: planted defects in a copy of the checkout."""
+"""What `nox -s lint` finds in recipes, shell scripts and workflows: planted defects in a copy of the checkout."""
 
 from __future__ import annotations
 
@@ -94,6 +94,26 @@ def test_no_shell_script_is_left_out(checkout: Path) -> None:
 
     assert [name for name in SCRIPTS if f"In {name} line " not in found] == []
     assert found.count("SC2086 (info)") == len(SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "defect", "finding"),
+    [
+        ("release", r"needs: plan\n", "needs: plans\n", 'needs job "plans" which does not exist'),
+        ("variant", r'--variant "\$VARIANT"', "--variant $VARIANT", "SC2086"),
+        ("variant", r'--variant "\$VARIANT"', '--variant "${{ inputs.variant }}"', "template-injection"),
+        ("ci", r"checkout@\w+ # v", "checkout@v", "unpinned-uses"),
+    ],
+)
+def test_a_defect_in_a_workflow(checkout: Path, name: str, line: str, defect: str, finding: str) -> None:
+    if finding == "SC2086" and not command.find_program("shellcheck"):
+        pytest.skip("needs shellcheck: install it")
+    workflow = checkout / ".github" / "workflows" / f"{name}.yml"
+    text, count = re.subn(line, defect, workflow.read_text(encoding="utf-8"))
+    assert count
+    workflow.write_text(text, encoding="utf-8")
+
+    assert finding in lint(checkout)
 
 
 def test_a_shell_script_that_is_not_formatted(checkout: Path) -> None:

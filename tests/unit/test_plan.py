@@ -17,7 +17,7 @@ from base_images.source import Source, SourceKind
 from base_images.variants import Platform
 
 PIN = settings.load().pin
-SETTINGS = settings.Settings(registry="ghcr.io/x/y", url="https://example.org/x", pin=PIN)
+SETTINGS = settings.Settings(registry="ghcr.io/x/y", release_branch="main", url="https://example.org/x", pin=PIN)
 COMMIT = "abc1234567890abcdef1234567890abcdef12345"
 TIME = datetime(2025, 8, 20, 14, 20, 31, tzinfo=UTC)
 HEAD = Head(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import git
@@ -12,10 +13,10 @@ AUGUST = "2025-08-20T14:20:30+0200"
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> git.Repo:
-    made = git.Repo.init(tmp_path / "checkout", initial_branch="main")
-    commit(made, "first", AUGUST)
-    return made
+def checkout(tmp_path: Path) -> Iterator[git.Repo]:
+    with git.Repo.init(tmp_path / "checkout", initial_branch="main") as made:
+        commit(made, "first", AUGUST)
+        yield made
 
 
 def commit(made: git.Repo, name: str, date: str) -> str:
@@ -101,13 +102,14 @@ def test_a_shallow_clone_says_so_and_does_not_count_wrongly(checkout: git.Repo, 
     checkout.create_tag(repository.head(checkout).version.git_tag)
     for number in range(4):
         commit(checkout, f"later-{number}", "2025-08-21T00:00:00+0000")
-    clone = git.Repo.clone_from(f"file://{checkout.working_dir}", tmp_path / "clone", depth=2, no_single_branch=True)
-    clone.git.fetch("--tags", "--depth=1")
-    found = repository.releases(clone)
-    assert found.shallow
-    assert found.newest is not None
-    assert found.commits_since is None
-    assert repository.head(clone).version == repository.head(checkout).version
+    url = f"file://{checkout.working_dir}"
+    with git.Repo.clone_from(url, tmp_path / "clone", depth=2, no_single_branch=True) as clone:
+        clone.git.fetch("--tags", "--depth=1")
+        found = repository.releases(clone)
+        assert found.shallow
+        assert found.newest is not None
+        assert found.commits_since is None
+        assert repository.head(clone).version == repository.head(checkout).version
 
 
 def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_repository_without_a_commit_is_one_sentence(tmp_path: Path) -> None:
-    git.Repo.init(tmp_path)
+    git.Repo.init(tmp_path).close()
     with pytest.raises(RepositoryError, match="has no commit yet"):
         repository.open_repository(tmp_path)
 

@@ -93,7 +93,10 @@ def image(engine: Engine, variant: Variant, root: Path) -> Iterator[Image]:
             engine,
             variant,
             settings=settings.Settings(
-                registry="registry.example.org/without-toolkit", url="https://example.org", pin=settings.load().pin
+                registry="registry.example.org/without-toolkit",
+                release_branch="main",
+                url="https://example.org",
+                pin=settings.load().pin,
             ),
             root=root,
             source=found,

@@ -1,0 +1,362 @@
+"""What GitHub is told to do: every command exists, and nobody may do more than the work asks for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tasks
+from invoke.collection import Collection
+from invoke.parser import Parser
+
+from base_images import ci_matrix, settings, variants, versions
+from base_images.variants import VARIANTS
+from tests import workflows
+from tests.workflows import DIRECTORY, OWN_WORKFLOW, Step, UnknownExpressionError
+
+FILES = sorted(DIRECTORY.glob("*.yml"))
+PARSED = {path.name: workflows.load(path) for path in FILES}
+JOBS = [pytest.param(file, job, id=f"{file}:{job}") for file, one in PARSED.items() for job in one["jobs"]]
+
+READ: Mapping[str, str] = {"contents": "read"}
+BUILD = {**READ, "packages": "write"}
+SIGN = {**BUILD, "id-token": "write", "attestations": "write"}
+PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "ci.yml": {"test": READ},
+    "release.yml": {
+        "plan": READ,
+        "variants": SIGN,
+        "promote": BUILD,
+        "release": {"contents": "write", "packages": "read"},
+    },
+    "variant.yml": {
+        "build": BUILD,
+        "merge": BUILD,
+        "check": {**READ, "packages": "read"},
+        "attach": BUILD,
+        "sign": SIGN,
+    },
+    "upstream.yml": {"bump": {"contents": "write", "pull-requests": "write"}},
+}
+"""All that a job may have; whoever gives one more says it here too."""
+
+HOSTED = re.compile(r"ubuntu-24\.04(-arm)?")
+"""Runners of GitHub's, at a version: `latest` changes under a release."""
+
+INVOKE = r"sh scripts/bootstrap\.sh invoke ([^;&|<>`()\n]+)"
+FORMS = (
+    INVOKE,
+    rf"(?P<name>\w+)=\$\({INVOKE}\)\necho \"(?P=name)=\$(?P=name)\" >> \"\$GITHUB_OUTPUT\"",
+    r"sh scripts/bootstrap\.sh nox",
+    r'cosign sign --yes "\$IMAGE@\$DIGEST"',
+)
+"""All that a `run` may be: what decides anything is in Python, where it is tested."""
+
+GPU, CPU = variants.find("cuda"), variants.find("cpu")
+VERSION = versions.parse("2508201420-abc1234")
+REGISTRY = "registry.example.org/x"
+RUNNERS = {"RUNNER_CUDA": "machine-of-ours"}
+DIGEST = f"sha256:{'0' * 64}"
+TAGGED = f"refs/tags/{VERSION.git_tag}"
+
+
+def lines(file: str, job: str) -> list[str]:
+    """The `run` lines of a job, each as the shell reads it."""
+    steps = PARSED[file]["jobs"][job].get("steps", [])
+    return [re.sub(r"\\\n\s*", "", step["run"]).strip() for step in steps if "run" in step]
+
+
+def commands() -> list[Any]:
+    """Every `invoke` that a workflow runs, without that word."""
+    found = [(file, job, line) for file, one in PARSED.items() for job in one["jobs"] for line in lines(file, job)]
+    return [
+        pytest.param(arguments, id=f"{file}:{job}:{arguments.split()[0]}")
+        for file, job, line in found
+        for arguments in re.findall(INVOKE, line)
+    ]
+
+
+def walk(
+    file: str, *, ref: str = TAGGED, dry_run: bool | None = None, fails: Callable[[Step], bool] = lambda _: False
+) -> list[Step]:
+    """Returns what GitHub runs of a workflow for two variants; `fails` says which steps fail."""
+    contexts = {
+        "github": {"ref": ref, "actor": "somebody", "event": {"pull_request": {"number": "1"}}},
+        "vars": RUNNERS,
+        "secrets": {"GITHUB_TOKEN": "not-a-secret"},
+        "inputs": {"dry_run": dry_run},
+    }
+    run = []
+    for step in workflows.steps(file, contexts):
+        run.append(step)
+        step.succeeded = not fails(step)
+        if "--format matrix" in step.run:
+            wanted = [(one, one.platforms) for one in (GPU, CPU)]
+            plan = ci_matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment["RUNNERS"])
+            step.outputs["matrix"] = json.dumps(plan)
+        elif "image-digest" in step.run:
+            step.outputs["digest"] = DIGEST
+    return run
+
+
+def ran(steps: list[Step]) -> list[str]:
+    """The job and the task or action of each step that does something for a variant, or for all."""
+    names = [(step.job, re.search(r"invoke (\S+)|(cosign) sign", step.run), step.uses.split("@")[0]) for step in steps]
+    return [f"{job}: {(found[1] or found[2]) if found else action}" for job, found, action in names]
+
+
+def test_every_workflow_is_looked_at() -> None:
+    assert set(PARSED) == set(PERMISSIONS)
+    assert not list(DIRECTORY.glob("*.yaml"))
+    for file, jobs in PERMISSIONS.items():
+        assert set(PARSED[file]["jobs"]) == set(jobs)
+
+
+def test_actions_are_pinned_and_one_action_has_one_version() -> None:
+    pins: dict[str, set[str]] = {}
+    for path in FILES:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "uses:" not in line:
+                continue
+            used = line.split("uses:")[1].strip()
+            if used.startswith(OWN_WORKFLOW):
+                assert (DIRECTORY / used.removeprefix(OWN_WORKFLOW)).exists()
+                continue
+            match = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40} # v\d+\.\d+\.\d+)", used)
+            assert match, f"{path.name}: {used}"
+            pins.setdefault(match[1], set()).add(match[2])
+    assert pins
+    assert {action: found for action, found in pins.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize(("file", "job"), JOBS)
+def test_a_job_has_the_permissions_of_its_work(file: str, job: str) -> None:
+    assert PARSED[file]["permissions"] == {}
+    given = PARSED[file]["jobs"][job]["permissions"]
+    assert {key: value for key, value in given.items() if PERMISSIONS[file][job].get(key) != value} == {}
+
+
+@pytest.mark.parametrize(("file", "job"), JOBS)
+def test_a_checkout_leaves_no_credentials_and_has_the_history_that_versions_need(file: str, job: str) -> None:
+    for step in PARSED[file]["jobs"][job].get("steps", []):
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"] == {"persist-credentials": "false", "fetch-depth": "0"}
+
+
+@pytest.mark.parametrize(("file", "job"), JOBS)
+def test_a_job_ends_some_time(file: str, job: str) -> None:
+    one = PARSED[file]["jobs"][job]
+    if "steps" in one:
+        assert 0 < int(one["timeout-minutes"]) <= 350
+    assert one.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
+
+
+@pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
+def test_runs_of_a_workflow_do_not_get_into_each_others_way(file: str) -> None:
+    concurrency = PARSED[file]["concurrency"]
+    assert concurrency["group"]
+    assert concurrency["cancel-in-progress"] == ("false" if file == "release.yml" else "true")
+    if file == "release.yml":
+        for dry_run, group in ((None, "release-false"), (False, "release-false"), (True, "release-true")):
+            assert workflows.resolve(concurrency["group"], {"inputs": {"dry_run": dry_run}}) == group
+
+
+@pytest.mark.parametrize(("file", "job"), JOBS)
+def test_a_run_is_one_command(file: str, job: str) -> None:
+    for line in lines(file, job):
+        assert "${{" not in line, "values reach a command by its environment"
+        assert any(re.fullmatch(form, line) for form in FORMS), line
+
+
+@pytest.mark.parametrize("arguments", commands())
+def test_a_command_exists_with_its_options(arguments: str) -> None:
+    parser = Parser(contexts=Collection.from_module(tasks).to_contexts())
+    parser.parse_argv(arguments.replace('"', "").split())
+
+
+@pytest.mark.parametrize("path", [*FILES, settings.ROOT / ".github" / "dependabot.yml"], ids=lambda path: path.name)
+def test_no_list_of_variants(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").lower()
+    assert [one.name for one in VARIANTS if re.search(rf"(?<![a-z]){one.name}(?![a-z])", text)] == []
+
+
+@pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
+def test_a_command_finds_its_variables(file: str) -> None:
+    steps = walk(file)
+    assert steps
+    for step in steps:
+        assigned = re.findall(r"^(\w+)=", step.run, re.MULTILINE)
+        for name in re.findall(r"\$(\w+)", step.run):
+            if name != "GITHUB_OUTPUT" and name not in assigned:
+                assert step.environment[name], f"{step.job}: {name}"
+
+
+@pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
+def test_machines_of_ours_run_checks_of_a_tagged_commit_and_nothing_else(file: str) -> None:
+    assert not {"pull_request_target", "workflow_run", "issue_comment"} & set(PARSED[file]["on"])
+    ours = {step.job for step in walk(file) if not HOSTED.fullmatch(step.runner)}
+    assert ours == ({"variants/check"} if file == "release.yml" else set())
+    assert all(HOSTED.fullmatch(step.runner) for step in walk(file, ref="refs/heads/main"))
+
+
+def test_ci_runs_the_readmes_command_on_both_architectures() -> None:
+    steps = [step for step in walk("ci.yml") if step.run]
+    assert [step.runner for step in steps] == ["ubuntu-24.04", "ubuntu-24.04-arm"]
+    readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"```sh\n{step.run}\n```" in readme for step in steps)
+
+
+def test_a_release_from_the_plan_to_the_page_that_tells_of_it() -> None:
+    told = [name for name in ran(walk("release.yml")) if not name.endswith(("actions/checkout", "docker/login-action"))]
+    build = [f"variants/build: {name}" for name in ("free-runner-disk", "docker/setup-buildx-action", "bake")]
+    check = [
+        f"variants/check: {name}" for name in ("free-runner-disk", "check-image", "smoke", "actions/upload-artifact")
+    ]
+    attach = [f"variants/attach: {name}" for name in ("actions/download-artifact", "attach-reports")]
+    sign = [
+        f"variants/sign: {name}" for name in ("sigstore/cosign-installer", "image-digest", "cosign", "actions/attest")
+    ]
+    of_each = [
+        [*build * count, "variants/merge: publish", *check * count, *sign, *attach]
+        for count in (len(GPU.platforms), len(CPU.platforms))
+    ]
+    assert told == [
+        "plan: plan",
+        *of_each[0],
+        *of_each[1],
+        "promote: promote",
+        "release: release-notes",
+        "release: softprops/action-gh-release",
+    ]
+
+
+def test_what_a_release_is_made_of() -> None:
+    steps = walk("release.yml")
+    assert {step.environment.get("BASE_IMAGES_DRY_RUN", "false") for step in steps} == {"false"}
+    baked = [
+        (step.environment["VARIANT"], step.environment["PLATFORM"], step.runner) for step in steps if "bake" in step.run
+    ]
+    assert baked == [
+        ("cuda", "linux/amd64", "ubuntu-24.04"),
+        ("cpu", "linux/amd64", "ubuntu-24.04"),
+        ("cpu", "linux/arm64", "ubuntu-24.04-arm"),
+    ]
+    image = f"{REGISTRY}:{versions.image_tag(GPU.name, VERSION)}"
+    smoked = next(step for step in steps if "invoke smoke" in step.run)
+    assert (smoked.environment["IMAGE"], smoked.environment["DEVICE"], smoked.runner) == (
+        image,
+        "host",
+        RUNNERS["RUNNER_CUDA"],
+    )
+    signed = next(step for step in steps if "cosign sign" in step.run)
+    assert (signed.environment["IMAGE"], signed.environment["DIGEST"]) == (image, DIGEST)
+    attested = next(step for step in steps if step.uses.startswith("actions/attest@"))
+    assert (attested.inputs["subject-name"], attested.inputs["subject-digest"]) == (image, DIGEST)
+    [promoted] = [step for step in steps if "invoke promote" in step.run]
+    assert promoted.environment["VERSION"] == str(VERSION)
+    assert [step.inputs["tag_name"] for step in steps if "gh-release" in step.uses] == [VERSION.git_tag]
+
+
+def test_a_variants_commands_are_about_that_variant() -> None:
+    found = [line for job in PARSED["variant.yml"]["jobs"] for line in lines("variant.yml", job)]
+    about_one = [line for line in found if re.search("invoke (bake|publish|smoke|image-digest) ", f"{line} ")]
+    assert len(about_one) == 4
+    assert [line for line in about_one if '--variant "$VARIANT"' not in line] == []
+
+
+def test_reports_reach_the_job_that_attaches_them_and_no_other() -> None:
+    steps = walk("release.yml")
+    uploads = [step.inputs for step in steps if "upload-artifact" in step.uses]
+    assert {inputs["overwrite"] for inputs in uploads} == {"true"}, "a job that runs again uploads again"
+    names = [inputs["name"] for inputs in uploads]
+    patterns = [step.inputs["pattern"] for step in steps if "download-artifact" in step.uses]
+    of_each = [[name for name in names if fnmatch(name, pattern)] for pattern in patterns]
+    assert of_each == [["reports-cuda-amd64"], ["reports-cpu-amd64", "reports-cpu-arm64"]]
+
+
+@pytest.mark.parametrize(
+    ("ref", "dry_run"),
+    [
+        (TAGGED, True),
+        ("refs/heads/main", True),
+        ("refs/heads/main", False),
+        (f"refs/heads/{VERSION.git_tag}", False),
+        ("refs/tags/base-images/v1", None),
+    ],
+)
+def test_a_rehearsal_builds_and_publishes_nothing(ref: str, dry_run: bool | None) -> None:
+    steps = walk("release.yml", ref=ref, dry_run=dry_run)
+    assert {step.job for step in steps} == {"plan", "variants/build"}
+    baked = [step for step in steps if "bake" in step.run]
+    assert len(baked) == 3
+    assert {step.environment["BASE_IMAGES_DRY_RUN"] for step in baked} == {"true"}
+
+
+def of_variant(name: str, text: str) -> Callable[[Step], bool]:
+    """Chooses the step of a variant whose line has the text."""
+    return lambda step: step.environment.get("VARIANT") == name and text in step.run
+
+
+def test_a_build_that_fails_stops_its_variant_only() -> None:
+    steps = walk("release.yml", fails=of_variant(GPU.name, " bake "))
+    jobs = {(step.job, step.environment["VARIANT"]) for step in steps if step.job.startswith("variants/")}
+    assert {job for job, variant in jobs if variant == GPU.name} == {"variants/build"}
+    assert ("variants/sign", "cpu") in jobs
+    assert [step.job for step in steps if step.job in ("promote", "release") and step.run] == ["promote", "release"]
+
+
+@pytest.mark.parametrize("failing", ["invoke check-image", "invoke smoke"])
+def test_what_fails_its_checks_is_told_and_not_signed(failing: str) -> None:
+    steps = walk("release.yml", fails=of_variant(GPU.name, failing))
+    done = [name for step, name in zip(steps, ran(steps), strict=True) if step.environment.get("VARIANT") == GPU.name]
+    for told in ("check: check-image", "check: smoke", "check: actions/upload-artifact", "attach: attach-reports"):
+        assert f"variants/{told}" in done
+    assert not [name for name in done if name.startswith("variants/sign")]
+    assert "release: softprops/action-gh-release" in ran(steps)
+
+
+def test_without_a_plan_there_is_no_release() -> None:
+    assert {step.job for step in walk("release.yml", fails=lambda step: "invoke plan" in step.run)} == {"plan"}
+
+
+def test_a_promotion_that_refuses_is_told_in_the_release() -> None:
+    assert "release: release-notes" in ran(walk("release.yml", fails=lambda step: "invoke promote" in step.run))
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("github.ref == 'REFS/x' && 1", 1),
+        ("null || 'a''b'", "a'b"),
+        ("!(github.ref != 'refs/x') && fromJSON('[3, 4]')[1]", 4),
+        ("format('{0}/{1}', github.ref, true)", "refs/x/true"),
+        ("github.ref == 'y' && github.nothing", False),
+    ],
+)
+def test_an_expression(expression: str, value: object) -> None:
+    assert workflows.evaluate(expression, {"github": {"ref": "refs/x"}}) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "github.nothing",
+        "runner.os",
+        "hashFiles('x')",
+        "github.ref <= 'x'",
+        "success()",
+        "github",
+        "1 == 1",
+        "(1",
+        "",
+        "a b",
+    ],
+)
+def test_what_the_walk_does_not_know_it_does_not_guess(expression: str) -> None:
+    with pytest.raises(UnknownExpressionError):
+        workflows.resolve(f"${{{{ {expression} }}}}", {"github": {"ref": "refs/x"}})
