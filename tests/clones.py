@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,23 +13,28 @@ from pathlib import Path
 
 import git
 
-from base_images import settings, source
+from base_images import mirror, settings, source
 from base_images.origin import Origin
 from base_images.progress import silent
 
 
 def environment(directory: Path) -> dict[str, str]:
     """Returns an environment with the pinned source where it is already, and git without this machine's settings."""
-    tree = source.resolve(settings.load().pin, path=None, origin=Origin.AUTO, root=settings.ROOT, listener=silent).path
     configuration = directory / "gitconfig"
     configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
     inherited = {name: value for name, value in os.environ.items() if name != settings.DRY_RUN_VARIABLE}
     return {
         **inherited,
-        source.SOURCE_VARIABLE: str(tree),
+        source.SOURCE_VARIABLE: str(pinned_tree()),
         "GIT_CONFIG_GLOBAL": str(configuration),
         "GIT_CONFIG_NOSYSTEM": "1",
     }
+
+
+def pinned_tree() -> Path:
+    """Returns llama.cpp's pinned source, where this checkout has it."""
+    pin = settings.load().pin
+    return source.resolve(pin, path=None, origin=Origin.AUTO, root=settings.ROOT, listener=silent).path
 
 
 @contextmanager
@@ -54,20 +60,31 @@ def clone(directory: Path, environment: Mapping[str, str]) -> Iterator[git.Repo]
 def narrow(repository: git.Repo, names: tuple[str, ...]) -> None:
     """Commits and pushes a table of these variants alone, for this machine's platform alone."""
     path = Path(repository.working_dir, "scripts/base_images/variants.py")
-    path.write_text(
-        path.read_text(encoding="utf-8")
-        + f"""
-_HERE = Platform.of_architecture({{"x86_64": "amd64", "aarch64": "arm64"}}[os.uname().machine])
-VARIANTS = tuple(dataclasses.replace(one, platforms=(_HERE,)) for one in VARIANTS if one.name in {names!r})
-""",
-        encoding="utf-8",
-    )
     text = path.read_text(encoding="utf-8").replace(
         "import difflib\n", "import dataclasses\nimport difflib\nimport os\n", 1
     )
-    path.write_text(text, encoding="utf-8")
+    after_the_table = "\n\ndef megabytes("
+    assert after_the_table in text
+    narrower = f"""
+_HERE = Platform.of_architecture({{"x86_64": "amd64", "aarch64": "arm64"}}[os.uname().machine])
+VARIANTS = tuple(dataclasses.replace(one, platforms=(_HERE,)) for one in VARIANTS if one.name in {names!r})
+"""
+    path.write_text(text.replace(after_the_table, narrower + after_the_table), encoding="utf-8")
+    write_differences(Path(repository.working_dir), names)
     repository.git.commit("--all", "--message", f"Only {', '.join(names)}")
     repository.git.push("origin", "main")
+
+
+def write_differences(root: Path, names: tuple[str, ...]) -> None:
+    """Leaves those intended differences that these recipes have: a record without a difference is an error."""
+    upstream = mirror.upstream_texts(pinned_tree())
+    records = mirror.load_records(root / mirror.DIFFERENCES)
+    lines = []
+    for comparison in mirror.check(upstream, mirror.our_texts(settings.ROOT), records, names).comparisons:
+        for finding in comparison.findings:
+            keys = json.dumps([finding.difference.key])
+            lines.append(f"[[{comparison.variant}]]\nreason = {json.dumps(finding.reason)}\nkeys = {keys}\n")
+    (root / mirror.DIFFERENCES).write_text("\n".join(lines), encoding="utf-8")
 
 
 def invoke(

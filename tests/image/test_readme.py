@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tasks
+from invoke.collection import Collection
+from invoke.parser import Parser
 
 from base_images import model, origin, progress, settings, variants, versions
 from base_images.engine import Engine, Image
@@ -19,7 +23,10 @@ from base_images.origin import Origin
 from tests.programs import engine_sees
 
 README = (settings.ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+RELEASE = README[README.index("\n## Release\n") : README.index("\n## Coming from make\n")]
+"""Its blocks are run where a release does no harm: tests/image/test_whole_way.py."""
+
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README.replace(RELEASE, ""), re.MULTILINE | re.DOTALL)
 CHECKOUT_COMMANDS = ("sh", "invoke", "nox")
 TESTS = "sh scripts/bootstrap.sh nox\n"
 """The command that runs these tests."""
@@ -127,11 +134,24 @@ def test_a_build_by_hand(engine: Engine, cpu_image: Image) -> None:
 
 
 def test_commands_in_the_text_exist() -> None:
-    tasks = script("invoke --list", settings.ROOT).stdout
     sessions = script("nox --list", settings.ROOT).stdout
-    for name in re.findall(r"`(?:sh scripts/bootstrap\.sh )?invoke ([a-z-]+)", README):
-        assert f"  {name}" in tasks, name
-    for name in re.findall(r"nox -s ([a-z-]+)", README):
+    for name in re.findall(r"nox -s ([a-z-]+)", README.replace("-<name>", "-cpu")):
         assert f" {name} " in sessions, name
     for variant in re.findall(r"--variant ([a-z]+)", README):
         variants.find(variant)
+
+
+def commands_in_the_text() -> list[str]:
+    text = re.sub(r"<\w+>", "cpu", README)
+    inline = re.findall(r"`(?:sh scripts/bootstrap\.sh )?invoke ([^`]+)`", text)
+    return sorted({*inline, *re.findall(r"^(?:sh scripts/bootstrap\.sh )?invoke (.+)$", text, re.MULTILINE)})
+
+
+@pytest.mark.parametrize("command", commands_in_the_text())
+def test_a_command_has_the_options_that_the_text_gives_it(command: str) -> None:
+    collection = Collection.from_module(tasks)
+    name, *options = shlex.split(command)
+    if options:
+        Parser(contexts=collection.to_contexts()).parse_argv([name, *options])
+    elif name != "--list":
+        collection[name]  # only its name is told: what it needs is not

@@ -1,0 +1,155 @@
+"""A release as the README tells it: from a commit to `latest` and back, with a real image, registry and git remote."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import git
+import pytest
+
+from base_images import settings, versions
+from base_images.engine import Engine
+from tests import clones
+from tests.image.test_readme import README, RELEASE, script
+from tests.registries import Registry
+
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", RELEASE, re.MULTILINE | re.DOTALL)
+EXAMPLE = "2508201420-abc1234"
+"""The version that the README shows."""
+
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+MAKE_TABLE = re.findall(r"^\| `make ([a-z-]+)` \| `invoke ([a-z-]+)` \|$", README, re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A clone with one variant, its remote, and a registry."""
+
+    clone: git.Repo
+    environment: Mapping[str, str]
+    variant: str
+    registry: str
+
+    def says(self, text: str) -> str:
+        """Runs what the README shows, of this variant, version and registry, as a person types it there."""
+        text = text.replace(EXAMPLE, self.version()).replace(settings.load().registry, self.registry)
+        text = re.sub(r"\bcpu\b", self.variant, text)
+        if self.variant == "vulkan":
+            text = text.replace("--variant vulkan --image", "--variant vulkan --on software --image")
+        done = script(text, Path(self.clone.working_dir), **{**self.environment, "PATH": PATH})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def version(self) -> str:
+        """This commit's version."""
+        return str(json.loads(clones.invoke(self.clone, self.environment, "show-git-info", "--json").stdout)["version"])
+
+    def latest(self) -> str:
+        """What `latest` is, as the registry has it."""
+        said = json.loads(clones.invoke(self.clone, self.environment, "check-version", "--json").stdout)
+        [found] = said["registry"]["variants"]
+        return str(found["latest"]["version"]) if found["latest"] else ""
+
+    def refused(self, *arguments: str) -> str:
+        """What a command says that refuses."""
+        done = clones.invoke(self.clone, self.environment, *arguments)
+        assert done.returncode == 1, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("vulkan", marks=pytest.mark.lavapipe)])
+def project(
+    request: pytest.FixtureRequest, engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Project]:
+    name = request.param
+    directory = tmp_path_factory.mktemp("release")
+    local = versions.local_reference(name)
+    before = engine.image(local).id  # its layers are what makes a build of another version quick
+    registry = Registry(directory / "registry")
+    repository = f"{registry.address}/bodhisearch/llama.cpp"
+    environment = {**clones.environment(directory), settings.REGISTRY_VARIABLE: repository}
+    try:
+        with clones.clone(directory, environment) as clone:
+            clones.narrow(clone, (name,))
+            # Of an hour ago, so that the next commit makes a newer version.
+            date = {"GIT_COMMITTER_DATE": f"{int(time.time()) - 3600} +0000"}
+            clone.git.execute(["git", "commit", "--amend", "--no-edit"], env={**environment, **date})
+            clone.git.push("--force", "origin", "main")
+            yield Project(clone=clone, environment=environment, variant=name, registry=repository)
+    finally:
+        registry.stop()
+        engine.tag(before, local)
+        for image in engine.images(reference=repository):
+            for reference in (*image.tags, *image.repo_digests):
+                if reference.startswith(repository):
+                    engine.remove_image(reference)
+
+
+def release_blocks() -> tuple[str, str, str, str]:
+    """The tag, the images, `latest`, and the way back."""
+    release, publish, promote, rollback = BLOCKS
+    return (
+        release.replace("invoke release-base-images\n", "invoke release-base-images --yes\n"),
+        publish,
+        promote,
+        rollback,
+    )
+
+
+@pytest.mark.usefixtures("cpu_image")
+def test_the_whole_way_and_back(project: Project) -> None:
+    release, publish, promote, rollback = release_blocks()
+
+    project.says(release)
+    first = project.version()
+    assert f"refs/tags/base-images/v{first}" in str(project.clone.git.ls_remote("origin"))
+    assert "already released" in project.says(release)
+    assert "is not published" not in project.says(publish)
+    assert project.latest() == "", "publishing moves nothing"
+    project.says(promote)
+    assert project.latest() == first
+    record = json.loads(Path(project.clone.working_dir, "build/github-release/release.json").read_text())
+    assert [(one["name"], one["status"]) for one in record["variants"]] == [(project.variant, "latest")]
+
+    project.clone.git.commit("--allow-empty", "--message", "Another one")
+    project.clone.git.push("origin", "main")
+    assert "not released" in clones.invoke(project.clone, project.environment, "publish").stderr
+    project.says(release)
+    second = project.version()
+    assert "no contract report" in project.refused("promote") or "publish it first" in project.refused("promote")
+    project.says(publish)
+    assert project.latest() == first
+    project.says(promote)
+    assert project.latest() == second
+
+    project.says(rollback.replace(EXAMPLE, first))
+    assert project.latest() == first
+    assert "rolled back" in project.says("invoke check-version")
+    assert "was rolled back" in project.refused("promote", "--version", second)
+    assert project.latest() == first
+    project.says(f"invoke rollback --variant cpu --to {second}")
+    assert project.latest() == second
+
+
+def test_every_command_of_the_makefile_has_its_namesake() -> None:
+    assert len(MAKE_TABLE) == README.count("| `make ")
+    assert [old.replace("check-base-images-version", "check-version") for old, _ in MAKE_TABLE] == [
+        new for _, new in MAKE_TABLE
+    ]
+
+
+@pytest.mark.parametrize("command", [new for _, new in MAKE_TABLE])
+@pytest.mark.usefixtures("cpu_image")
+def test_what_make_was_typed_for(project: Project, command: str) -> None:
+    # What is on this machine stays there, and a question has been answered above.
+    safe = {"clean-local-images": "--dry-run", "release-base-images": "--yes"}.get(command, "")
+    project.says(shlex.join(filter(None, ("invoke", command, safe))))
