@@ -439,7 +439,8 @@ def bake(
         finally:
             for action in done:
                 report.print_action(action)
-            actions.write("bake", done, ROOT / RELEASE_DIRECTORY)
+            if done:
+                actions.write("bake", done, ROOT / RELEASE_DIRECTORY)
 
     _each([one for one, _ in wanted], bake_one)
 
@@ -689,7 +690,7 @@ def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
     found = list(evidence.read_files(_path(directory) or ROOT))
     where = _registry()
     dry_run = dry_run or settings.dry_run()
-    chosen = [one for one in variants.VARIANTS if any(report.variant == one.name for report in found)]
+    chosen = [variants.find(name) for name in dict.fromkeys(report.variant for report in found)]
     _act(
         "attach-reports",
         chosen,
@@ -747,6 +748,36 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     if digest is None:
         raise RegistryError(f"{where.name} has no {tag}: publish it first.")
     report.say(digest)
+
+
+@command(
+    help={
+        "version": "which release; default: this commit's",
+        "output": "write release.json, notes.md and the attached reports into this directory: the release's files",
+        "json": "print release.json",
+    }
+)
+def release_notes(_: Context, version: str = "", output: str = "", json: bool = False) -> None:
+    """What a release is and what became of each variant, for people or as JSON: from git and the registry, any time."""
+    from datetime import UTC, datetime
+
+    from base_images import release_notes, release_record, report, repository, versions
+
+    opened = repository.open_repository(ROOT)
+    wanted = versions.parse(version) if version else repository.head(opened).version
+    release = release_record.released(opened, wanted)
+    chosen = settings.load(ROOT)
+    seen = release_record.look(_registry(), variants.VARIANTS, wanted)
+    told = release_record.record(release, seen, chosen, now=datetime.now(UTC))
+    notes = release_notes.as_markdown(told, chosen)
+    if directory := _path(output):
+        written = release_record.write(told, seen, directory)
+        report.write(directory / release_notes.FILE, notes)
+        report.say(f"{directory}: {len(written) + 1} files, for {told.git_tag}")
+    if json:
+        report.print_json(told.as_dict())
+    elif not output:
+        report.say(notes.rstrip())
 
 
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})

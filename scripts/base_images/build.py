@@ -11,7 +11,7 @@ from pathlib import Path
 from base_images import buildkit, context, origin, recipe, repository, toolkit
 from base_images.engine import ContainerSpec, Engine
 from base_images.errors import EngineError, SourceError, UsageError
-from base_images.origin import Origin
+from base_images.origin import Bases, Origin
 from base_images.plan import BuildPlan, build_plan, require_platform
 from base_images.progress import Listener
 from base_images.settings import Settings
@@ -60,13 +60,10 @@ def prepare(
         SourceError: a base image cannot be had.
         RepositoryError: this checkout has no version.
     """
-    if not (root / variant.dockerfile).exists():
-        raise UsageError(f"There is no recipe for {variant.name} yet: {variant.dockerfile} does not exist.")
-    path = root / variant.dockerfile
+    path = _recipe(variant, root)
     narrowed = toolkit.architecture_argument(variant, architectures)
     chosen = {**narrowed, **(recipe.slim_argument(path) if slim else {})}
     engine.require_buildkit()
-    head = repository.head(repository.open_repository(root))
     platform = engine_platform(engine)
     require_platform(variant, platform)  # before anything large is fetched
     # An architecture can be part of a base image's name.
@@ -75,17 +72,72 @@ def prepare(
     )
     if narrowed:
         _require_architectures(engine, variant, narrowed, bases.build.reference)
-    plan = build_plan(
+    plan = _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
+    return Prepared(plan=plan, source=source.path, notices=bases.notices)
+
+
+def foresee(
+    variant: Variant,
+    platforms: Sequence[Platform],
+    *,
+    settings: Settings,
+    root: Path,
+    source: Source,
+    architectures: Sequence[str] = (),
+    slim: bool = False,
+) -> tuple[BuildPlan, ...]:
+    """Returns the plan for each platform, on the bases that their registries have now; no engine, nothing fetched.
+
+    The plans lack the label of glibc, and whether the toolkit knows the architectures is not asked: both are known
+    in the base images alone.
+
+    Raises:
+        UsageError: the variant has no recipe, or not for a platform, or not for an architecture.
+        ImageNotFoundError: a registry answered that it has no such base image.
+        SourceError: a registry cannot be asked.
+        RepositoryError: this checkout has no version.
+    """
+    path = _recipe(variant, root)
+    chosen = {
+        **toolkit.architecture_argument(variant, architectures),
+        **(recipe.slim_argument(path) if slim else {}),
+    }
+    for platform in platforms:
+        require_platform(variant, platform)  # before any registry is asked
+    bases = origin.ask_bases(recipe.base_references(path, chosen))
+    return tuple(
+        _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
+        for platform in platforms
+    )
+
+
+def _recipe(variant: Variant, root: Path) -> Path:
+    path = root / variant.dockerfile
+    if not path.exists():
+        raise UsageError(f"There is no recipe for {variant.name} yet: {variant.dockerfile} does not exist.")
+    return path
+
+
+def _plan(
+    variant: Variant,
+    platform: Platform,
+    *,
+    settings: Settings,
+    root: Path,
+    source: Source,
+    bases: Bases,
+    chosen: Mapping[str, str],
+) -> BuildPlan:
+    return build_plan(
         variant,
         platform=platform,
         settings=settings,
-        head=head,
+        head=repository.head(repository.open_repository(root)),
         source=source,
         bases=bases,
-        recipe_arguments=recipe.global_arguments(path, {**bases.arguments, **chosen}),
+        recipe_arguments=recipe.global_arguments(root / variant.dockerfile, {**bases.arguments, **chosen}),
         chosen=chosen,
     )
-    return Prepared(plan=plan, source=source.path, notices=bases.notices)
 
 
 def _require_architectures(engine: Engine, variant: Variant, narrowed: Mapping[str, str], build_base: str) -> None:

@@ -1,7 +1,8 @@
-"""BuildKit's progress: from the engine's build stream to typed events.
+"""BuildKit's progress: from the engine's build stream, or from buildx, to typed events.
 
 The engine sends `{"id": "moby.buildkit.trace", "aux": <base64 of moby.buildkit.v1.StatusResponse>}`. The message is
 described here with the field numbers of BuildKit's `api/services/control/control.proto`; the protobuf runtime decodes.
+buildx writes the same as JSON with `--progress=rawjson`, whose names of the fields are those used here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, timestamp_pb2
 
 from base_images.errors import BuildError
 
@@ -27,6 +28,7 @@ INNER_LINES = 8
 """Lines of a project inside the project are fewer."""
 
 _DISK_FULL = "no space left on device"
+_BUILDX_ERROR = "ERROR: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def _status_response() -> Any:
         ("completed", 6, kinds.TYPE_MESSAGE, timestamp),
         ("error", 7, kinds.TYPE_STRING, ""),
     )
-    message("VertexLog", ("vertex", 1, kinds.TYPE_STRING, ""), ("msg", 4, kinds.TYPE_BYTES, ""))
+    message("VertexLog", ("vertex", 1, kinds.TYPE_STRING, ""), ("data", 4, kinds.TYPE_BYTES, ""))
     message(
         "StatusResponse",
         ("vertexes*", 1, kinds.TYPE_MESSAGE, ".moby.buildkit.v1.Vertex"),
@@ -127,6 +129,35 @@ def events(stream: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
             yield ImageBuilt(image_id=message["aux"]["ID"])
         elif message.get("id") == TRACE:
             yield from trace.read(StatusResponse.FromString(base64.b64decode(message["aux"])))
+
+
+class RawProgress:
+    """Reads what `docker buildx … --progress=rawjson` writes to standard error, line by line."""
+
+    def __init__(self) -> None:
+        self._trace = _Trace()
+        self._said: list[str] = []
+
+    def read(self, line: str) -> Iterator[Event]:
+        """Yields the events of a line; a line that is no JSON is what buildx itself says."""
+        if line.startswith("{"):
+            yield from self._trace.read(json_format.Parse(line, StatusResponse(), ignore_unknown_fields=True))
+        else:
+            self._said = [*self._said, line][-LOG_TAIL_LINES:]
+
+    def failure(self) -> BuildError:
+        """Returns the error of a build that failed."""
+        errors = [number for number, line in enumerate(self._said) if line.startswith(_BUILDX_ERROR)]
+        begin = errors[-1] if errors else max(len(self._said) - 1, 0)
+        # The reason itself can take several lines.
+        reason = " ".join(self._said[begin:]).removeprefix(_BUILDX_ERROR)
+        error = self._trace.failure(reason.rstrip("."))
+        return error if error.detail else BuildError(str(error), detail="\n".join(self._said[:begin]))
+
+
+def is_internal(name: str) -> bool:
+    """Returns whether a step is BuildKit's own housekeeping; in a build of several targets its name has the target."""
+    return re.match(r"\[(\S+ )?internal\]", name) is not None
 
 
 def compile_percentage(line: str) -> int | None:
@@ -176,7 +207,7 @@ class _Trace:
         for vertex in status.vertexes:
             yield from self._read_vertex(vertex)
         for log in status.logs:
-            for line in self._logs.setdefault(log.vertex, _Lines()).add(log.msg):
+            for line in self._logs.setdefault(log.vertex, _Lines()).add(log.data):
                 yield StepLog(step=log.vertex, line=line)
 
     def _read_vertex(self, vertex: Any) -> Iterator[Event]:

@@ -10,6 +10,7 @@ import sysconfig
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 NOT_INSTALLED = 127
 """The exit code of a program that does not exist, as a shell says it."""
@@ -43,6 +44,7 @@ def run(
     command: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
     timeout: float | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> Outcome:
@@ -51,6 +53,7 @@ def run(
     Args:
         command: the program and its arguments.
         environment: the whole environment; None is this process's own.
+        directory: where it runs; None is this process's own.
         timeout: seconds after which it is ended, with every process it started.
         on_line: gets each line of standard error as it comes; a carriage return ends a line too.
     """
@@ -60,6 +63,7 @@ def run(
         process = subprocess.Popen(
             command,
             env=environment,
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

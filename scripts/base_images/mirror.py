@@ -450,6 +450,60 @@ def tag_commit(repository: str, tag: str) -> str:
     return lines[-1].split()[0]
 
 
+def newest_tag(repository: str) -> str:
+    """Returns the tag `b<number>` with the highest number; `repository` is an address or the path of a clone.
+
+    Raises:
+        SourceError: the repository does not answer, or has no such tag.
+    """
+    listed = command.run(["git", "ls-remote", "--tags", "--refs", repository, "refs/tags/b*"], timeout=60)
+    if listed.exit_code:
+        raise SourceError(f"{repository} cannot be asked for its tags ({listed.last_words}): give --source a clone.")
+    numbers = [int(number) for number in re.findall(r"\trefs/tags/b(\d+)$", listed.stdout, re.MULTILINE)]
+    if not numbers:
+        raise SourceError(f"{repository} has no tag of llama.cpp: they are like b11312.")
+    return f"b{max(numbers)}"
+
+
+def markdown(changed: RefsReport, result: Report, *, before: str, after: str) -> str:
+    """Returns the text of a pull request that moves the pin: what upstream changed, and what our recipes lack of it.
+
+    Args:
+        changed: what upstream changed between the two tags.
+        result: how our recipes stand to the newer one.
+        before: the older tag.
+        after: the newer one.
+    """
+    lines = [f"llama.cpp {before} → {after}.", "", "## What upstream changed in its Dockerfiles", ""]
+    for variant, found in changed.changes.items():
+        lines += _bullets(variant, (_code(one.key) for one in found))
+    lines += _bullets("new at upstream", changed.appeared) + _bullets("gone at upstream", changed.disappeared)
+    if lines[-1] == "":
+        lines += ["Nothing.", ""]
+    lines += ["## What our recipes need for it", ""]
+    if result.ok:
+        return "\n".join([*lines, "Nothing: every difference is intended (`invoke check-upstream`).", ""])
+    lines += ["`invoke check-upstream` fails until each of these is ported, or recorded with its reason.", ""]
+    for comparison in result.comparisons:
+        unexplained = [finding for finding in comparison.findings if finding.status is not Status.INTENDED]
+        lines += _bullets(comparison.variant, (f"{one.status}: {_code(one.difference.key)}" for one in unexplained))
+    for record in result.stale:
+        lines += _bullets(f"{record.variant}: a record that matches nothing any more", [_code(record.key)])
+    return "\n".join(lines + _bullets("our recipes that upstream has no file for", result.gone))
+
+
+def _bullets(what: str, lines: Iterable[str]) -> list[str]:
+    """Returns a bold line and a list in Markdown; nothing without lines."""
+    listed = [f"- {line}" for line in lines]
+    return [f"**{what}**", "", *listed, ""] if listed else []
+
+
+def _code(text: str) -> str:
+    """Returns text as code of one line in Markdown, whatever backquotes are in it."""
+    line = " ".join(text.split())
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
 def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
     """Makes `directory` a bare clone of `repository` that has `refs`, tags or full commits, without history.
 

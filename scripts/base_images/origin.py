@@ -14,10 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import command, packages
+from base_images import command, packages, registry
 from base_images.download import cache_directory, host_certificates, locked
 from base_images.engine import ContainerSpec, Engine, Image
-from base_images.errors import EngineError, ImageNotFoundError, SourceError
+from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
 from base_images.packages import Packages, Root
 from base_images.progress import Listener, Progress
@@ -49,7 +49,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseImage:
-    """A base image that the engine has.
+    """A base image that the engine has, or that it will pull by its digest.
 
     Attributes:
         reference: what FROM is given; it cannot come to mean another image.
@@ -67,7 +67,7 @@ class Bases:
     """The base images of one build, all from the same origin: a program built on one glibc may not start on another.
 
     Attributes:
-        glibc: the runtime base's glibc, such as `2.41`.
+        glibc: the runtime base's glibc, such as `2.41`; empty where nobody has looked into the base yet.
         arguments: ARGs of the recipe, other than the bases', that these bases need another value of.
         notices: what a person must be told, such as a registry that could not be reached.
     """
@@ -130,30 +130,69 @@ def resolve_bases(
         except SourceError as error:
             raise SourceError(" ".join((*notices, str(error))), detail=error.detail) from error
     else:
-        origin, bases = (
-            Origin.REGISTRIES,
-            {
-                role: BaseImage(reference=_pinned(name, digests[name]), name=name, digest=digests[name])
-                for role, name in references.items()
-            },
-        )
+        origin, bases = Origin.REGISTRIES, _by_digest(references, digests)
     return Bases(
         origin=origin,
-        web=bases["web"],
-        build=bases["build"],
-        runtime=bases["runtime"],
+        **bases,
         glibc=_glibc(engine, bases["runtime"].reference),
         arguments=arguments,
         notices=tuple(notices),
     )
 
 
+def ask_bases(references: Mapping[str, str]) -> Bases:
+    """Returns the base images that the registries have now, without an engine and without fetching one.
+
+    Their glibc is not known: only a program in the runtime base can say it. `references` are what the recipe names
+    for the roles `web`, `build` and `runtime`.
+
+    Raises:
+        ImageNotFoundError: a registry answered that it has no such image.
+        SourceError: a registry does not answer, or lets nobody see the image.
+    """
+    digests = {reference: _asked(reference) for reference in dict.fromkeys(references.values())}
+    bases = _by_digest(references, digests)
+    return Bases(origin=Origin.REGISTRIES, **bases, glibc="", arguments={}, notices=())
+
+
+def _by_digest(references: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, BaseImage]:
+    """Returns the base of each role, given the digest of each reference."""
+    return {
+        role: BaseImage(reference=_pinned(name, digests[name]), name=name, digest=digests[name])
+        for role, name in references.items()
+    }
+
+
+def _asked(reference: str) -> str:
+    """Returns the digest that a reference stands for at its registry."""
+    name, _, digest = reference.partition("@")
+    if digest:
+        return digest
+    tag = name.rpartition("/")[2].partition(":")[2] or "latest"
+    try:
+        found = registry.open_repository(_repository(reference)).digest(tag)
+    except RegistryError as error:
+        raise SourceError(f"The base image {reference} cannot be looked up ({str(error).rstrip('.')}).") from error
+    if found is None:
+        raise ImageNotFoundError(f"No registry has the image {reference!r}: check its name and tag in the recipe.")
+    return found
+
+
 def _glibc(engine: Engine, reference: str) -> str:
     result = engine.probe(ContainerSpec(image=reference, entrypoint=("getconf", "GNU_LIBC_VERSION")))
-    name, _, version = result.stdout.strip().partition(" ")
+    return glibc_version(result.output, reference)
+
+
+def glibc_version(said: str, reference: str) -> str:
+    """Returns the version in what `getconf GNU_LIBC_VERSION` printed in a runtime base, such as `glibc 2.41`.
+
+    Raises:
+        SourceError: the base has another C library, or none.
+    """
+    name, _, version = said.strip().partition(" ")
     if name != "glibc" or not version:
         raise SourceError(
-            f"The runtime base {reference} does not say its glibc version ({result.output.strip()!r}): "
+            f"The runtime base {reference} does not say its glibc version ({said.strip()!r}): "
             "llama-server needs a base with glibc."
         )
     return version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class BuildPlan:
 
     Attributes:
         arguments: the recipe's ARGs; no secret is ever among them, they stay in the image's history.
+        labels: the image's; that of glibc is missing where nobody has looked into the runtime base yet.
         tags: references that shall name the result, the published one first.
     """
 
@@ -79,6 +81,11 @@ def build_plan(
         "BUILD_BRANCH": head.branch,
         "BUILD_TIMESTAMP": str(int(head.time.timestamp())),
     }
+    labels = {
+        **_labels(variant, platform, settings=settings, head=head, source=source, bases=bases, version=version),
+        Label.BUILD_ARGUMENTS.value: json.dumps(arguments, sort_keys=True, separators=(",", ":")),
+        **{f"{TOOLKIT_PREFIX}{name}": value for name, value in reported.items()},
+    }
     return BuildPlan(
         variant=variant.name,
         version=str(version),
@@ -86,10 +93,7 @@ def build_plan(
         dockerfile=variant.dockerfile,
         target=TARGET,
         arguments=arguments,
-        labels={
-            **_labels(variant, platform, settings=settings, head=head, source=source, bases=bases, version=version),
-            **{f"{TOOLKIT_PREFIX}{name}": value for name, value in reported.items()},
-        },
+        labels=labels,
         tags=(f"{settings.registry}:{tag}", versions.local_reference(variant.name)),
     )
 
@@ -161,6 +165,6 @@ def _labels(
         Label.BUILD_ORIGIN: bases.origin.value,
         Label.LLAMA_CPP_TAG: source.tag,
         Label.LLAMA_CPP_COMMIT: source.commit,
-        Label.GLIBC: bases.glibc,
+        **({Label.GLIBC: bases.glibc} if bases.glibc else {}),
     }
     return {label.value: value for label, value in labels.items()}

@@ -305,7 +305,7 @@ def _machine(result: DoctorReport) -> dict[str, str]:
     reached = (f"{answer.host} {'answers' if answer.reached else f'({answer.seen})'}" for answer in result.registries)
     return {
         **pairs,
-        "buildx": result.buildx or "no; only commands typed by hand need it",
+        "buildx": result.buildx or "no; only `invoke bake` and commands typed by hand need it",
         "programs": ", ".join(f"{name} {'yes' if path else 'no'}" for name, path in result.programs.items()),
         "registries": ", ".join(reached),
     }

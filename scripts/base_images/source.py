@@ -86,12 +86,32 @@ def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener
     Raises:
         SourceError: a tree is not llama.cpp, or its commit is not known, or the pin cannot be had.
     """
-    if path is None and os.environ.get(SOURCE_VARIABLE):
-        path = Path(os.environ[SOURCE_VARIABLE])
-    if path is not None:
-        return _inspect(path.expanduser().resolve(), pin)
+    if given := _given(path):
+        return _inspect(given, pin)
     with locked(root):
         return _managed(pin, origin, root / DIRECTORY, listener)
+
+
+def expected(pin: Pin, *, path: Path | None, root: Path) -> Source:
+    """Returns the source that `resolve` would return, without fetching it: the pin, where it would be fetched.
+
+    Raises:
+        SourceError: a tree of the user's is not llama.cpp, or its commit is not known.
+    """
+    tree = root / DIRECTORY
+    if given := _given(path):
+        return _inspect(given, pin)
+    if tree.exists() and not _is_empty(tree):
+        found = _stamped(tree, pin) if (tree / STAMP).exists() else _inspect(tree, pin)
+        if found.commit == pin.commit:
+            return found
+    return _source(tree, tag=pin.tag, commit=pin.commit, dirty=False, digest="", kind=SourceKind.GIT)
+
+
+def _given(path: Path | None) -> Path | None:
+    if path is None and os.environ.get(SOURCE_VARIABLE):
+        path = Path(os.environ[SOURCE_VARIABLE])
+    return path.expanduser().resolve() if path else None
 
 
 def tree_digest(tree: Path, files: list[str] | None = None) -> str:

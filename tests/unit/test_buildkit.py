@@ -21,7 +21,7 @@ def trace(vertexes: Sequence[dict[str, Any]] = (), logs: Sequence[tuple[str, byt
         if "completed" in vertex:
             added.completed.FromMilliseconds(vertex["completed"])
     for digest, text in logs:
-        status.logs.add(vertex=digest, msg=text)
+        status.logs.add(vertex=digest, data=text)
     return {"id": buildkit.TRACE, "aux": base64.b64encode(status.SerializeToString()).decode()}
 
 
@@ -112,3 +112,58 @@ def test_lines_that_the_engine_left_out_do_not_stop_the_count() -> None:
 
 def test_a_step_that_compiles_two_projects_begins_again() -> None:
     assert percentages(*range(101), 1, 1, 2, 5) == [*range(101), 1, 1, 2, 5]
+
+
+def test_buildx_says_the_same_as_json() -> None:
+    raw = buildkit.RawProgress()
+    lines = (
+        (
+            '{"vertexes":[{"digest":"sha256:a","name":"[cpu-amd64 build 2/3] RUN make",'
+            '"started":"2026-11-23T06:55:00.500000001Z"}]}'
+        ),
+        (
+            '{"logs":[{"vertex":"sha256:a","stream":1,"data":"WyA0MiVdIEJ1aWxkaW5nCg==","timestamp":"2026-11-23T06:55:00Z"}],'
+            '"statuses":[{"id":"x","vertex":"sha256:a","current":1}]}'
+        ),
+        "WARNING: something",
+        (
+            '{"vertexes":[{"digest":"sha256:a","name":"[cpu-amd64 build 2/3] RUN make",'
+            '"started":"2026-11-23T06:55:00.5Z","completed":"2026-11-23T06:55:02Z","error":"exit code: 1"}]}'
+        ),
+        "ERROR: target cpu-amd64: failed to solve: exit code: 1",
+    )
+    events = [event for line in lines for event in raw.read(line)]
+    name = "[cpu-amd64 build 2/3] RUN make"
+    assert events == [
+        buildkit.StepStarted(step="sha256:a", name=name),
+        buildkit.StepLog(step="sha256:a", line="[ 42%] Building"),
+        buildkit.StepFinished(step="sha256:a", name=name, seconds=1.5, cached=False, error="exit code: 1"),
+    ]
+    failure = raw.failure()
+    assert str(failure) == f"The build failed in the step {name!r}: target cpu-amd64: failed to solve: exit code: 1."
+    assert failure.detail == "[ 42%] Building"
+
+
+def test_what_buildx_itself_says_is_the_detail_where_no_step_failed() -> None:
+    raw = buildkit.RawProgress()
+    assert not list(raw.read("Dockerfile:2"))
+    assert not list(raw.read(">>> NONSENSE"))
+    assert not list(raw.read("ERROR: failed to push: errors:"))
+    assert not list(raw.read("denied: not you"))
+    assert str(raw.failure()) == "The build failed: failed to push: errors: denied: not you."
+    assert raw.failure().detail == "Dockerfile:2\n>>> NONSENSE"
+    assert str(buildkit.RawProgress().failure()) == "The build failed: the engine gave no reason."
+
+
+@pytest.mark.parametrize(
+    ("name", "internal"),
+    [
+        ("[internal] load build definition from Dockerfile", True),
+        ("[cpu-amd64 internal] load .dockerignore", True),
+        ("[build 2/3] RUN [internal]", False),
+        ("[cpu-amd64 build 2/3] RUN make", False),
+        ("exporting to image", False),
+    ],
+)
+def test_housekeeping_is_told_from_steps(name: str, internal: bool) -> None:
+    assert buildkit.is_internal(name) is internal

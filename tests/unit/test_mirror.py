@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import git
@@ -12,6 +14,7 @@ from base_images import mirror, recipe, recipe_facts, settings
 from base_images.errors import SourceError, UsageError
 from base_images.mirror import Record, Report, Status
 from base_images.recipe_facts import Fact
+from tests.unit.test_tasks import fresh_copy, invoke
 
 UPSTREAM = (Path(__file__).parent / "upstream/cuda.Dockerfile").read_text(encoding="utf-8")
 
@@ -805,6 +808,91 @@ def test_the_commit_of_a_tag(clone: Path, tmp_path: Path) -> None:
         mirror.tag_commit(str(clone), "b3")
     with pytest.raises(SourceError, match="cannot be asked for b1"):
         mirror.tag_commit(str(tmp_path / "nowhere"), "b1")
+
+
+def test_the_newest_tag_is_that_of_the_highest_number(clone: Path, tmp_path: Path) -> None:
+    assert mirror.newest_tag(str(clone)) == "b2"
+    with git.Repo(clone) as repository:
+        for tag in ("b10", "b9", "b11-rc", "bb12", "master-13", "x/b14"):
+            repository.create_tag(tag)
+    assert mirror.newest_tag(str(clone)) == "b10"
+    with git.Repo.init(tmp_path / "empty"), pytest.raises(SourceError, match="has no tag of llama"):
+        mirror.newest_tag(str(tmp_path / "empty"))
+    with pytest.raises(SourceError, match="cannot be asked for its tags"):
+        mirror.newest_tag(str(tmp_path / "nowhere"))
+
+
+def test_a_pull_request_says_what_changed_and_what_is_lacking(clone: Path) -> None:
+    changed = mirror.compare_refs(mirror.upstream_texts(clone, "b1"), mirror.upstream_texts(clone, "b2"))
+    lacking = mirror.check(mirror.upstream_texts(clone, "b2"), {"cuda": UPSTREAM.replace("server", "runtime")}, ())
+    text = mirror.markdown(changed, lacking, before="b1", after="b2")
+    assert text.startswith(
+        "llama.cpp b1 → b2.\n\n## What upstream changed in its Dockerfiles\n\n**cuda**\n\n- `! build:"
+    )
+    assert "**new at upstream**\n\n- zendnn\n" in text
+    assert "**gone at upstream**\n\n- s390x\n" in text
+    needed = text.partition("## What our recipes need for it\n")[2]
+    assert "**cuda**" in needed
+    assert "- not intended: `" in needed
+    assert "GGML_NATIVE" in needed
+
+    same = mirror.compare_refs(mirror.upstream_texts(clone, "b2"), mirror.upstream_texts(clone, "b2"))
+    nothing = mirror.check({}, {}, ())
+    text = mirror.markdown(same, nothing, before="b2", after="b3")
+    assert text.count("Nothing") == 2
+    assert mirror._code("a `b`\n  c") == "`` a `b` c ``"
+
+
+@pytest.fixture
+def checkout(clone: Path, tmp_path: Path) -> Path:
+    """A checkout whose pin is b1 of the clone."""
+    root = fresh_copy(tmp_path / "checkout")
+    shutil.copytree(settings.ROOT / "dockerfiles", root / "dockerfiles")
+    pin = settings.load().pin
+    moved = mirror.bump(mirror.pinned_texts(root), pin, tag="b1", commit=mirror.tag_commit(str(clone), "b1"))
+    for path, text in moved.items():
+        (root / path).write_text(text)
+    (root / ".gitignore").write_text("build/\n__pycache__/\n")
+    with git.Repo.init(root) as repository:
+        repository.config_writer().set_value("user", "name", "t").set_value("user", "email", "t@example.org").release()
+        repository.git.add("--all")
+        repository.git.commit("--quiet", "--message=one")
+    return root
+
+
+def bump_to_newest(checkout: Path, clone: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"BASE_IMAGES_CALLER_DIRECTORY": str(checkout)}
+    arguments = ("bump-upstream", "--to", "newest", "--source", str(clone), "--report", "build/upstream.md")
+    return invoke(*arguments, cwd=checkout, environment=environment)
+
+
+def test_the_pin_follows_the_newest_tag_and_then_stays(checkout: Path, clone: Path) -> None:
+    done = bump_to_newest(checkout, clone)
+    assert done.returncode == 0, done.stderr
+    assert settings.load(checkout).pin.tag == "b2"
+    written = (checkout / "build" / "upstream.md").read_text()
+    assert written.startswith("The pin is b2 (")
+    assert "## What upstream changed in its Dockerfiles" in written
+    assert "## What our recipes need for it" in written
+
+    with git.Repo(checkout) as repository:
+        repository.git.commit("--quiet", "--all", "--message=two")
+        done = bump_to_newest(checkout, clone)
+        assert done.returncode == 0, done.stderr
+        assert "the newest tag of llama.cpp is b2: nothing to move" in done.stdout
+        assert not repository.is_dirty(untracked_files=True)
+    assert "nothing to move" in (checkout / "build" / "upstream.md").read_text()
+
+
+def test_an_older_clone_does_not_move_the_pin_back(checkout: Path, clone: Path) -> None:
+    with git.Repo(clone) as repository:
+        repository.create_tag("b3")
+    assert bump_to_newest(checkout, clone).returncode == 0
+    with git.Repo(checkout) as opened, git.Repo(clone) as repository:
+        opened.git.commit("--quiet", "--all", "--message=two")
+        repository.git.tag("--delete", "b3")
+    assert "nothing to move" in bump_to_newest(checkout, clone).stdout
+    assert settings.load(checkout).pin.tag == "b3"
 
 
 def test_refs_are_fetched_without_a_clone(clone: Path, tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ def test_the_second_time_nothing_is_fetched(pin: Pin, root: Path, upstream: Path
     assert managed(pin, root) == first
 
 
+def test_what_would_be_fetched_is_known_without_fetching(pin: Pin, root: Path, upstream: Path) -> None:
+    before = sources.expected(pin, path=None, root=root)
+    assert names(root) == []
+    fetched = managed(pin, root)
+    assert (before.path, before.tag, before.commit, before.dirty) == (fetched.path, pin.tag, pin.commit, False)
+    assert sources.expected(pin, path=None, root=root) == fetched
+    assert sources.expected(with_first_commit(pin, upstream), path=None, root=root).commit != pin.commit
+    (fetched.path / "new.cpp").touch()
+    assert sources.expected(pin, path=None, root=root).dirty
+    assert sources.expected(pin, path=upstream, root=root).path == upstream
+
+
 def test_an_edited_tree_is_used_and_said_to_be_dirty(pin: Pin, root: Path) -> None:
     clean = managed(pin, root)
     (clean.path / "tools/server/server.cpp").write_text("mine", encoding="utf-8")

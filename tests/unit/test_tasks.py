@@ -111,7 +111,7 @@ def test_an_unknown_origin_is_told_the_known_ones() -> None:
         ("test-local-images",),
         ("smoke", "--variant", "cpu"),
         ("clean-local-images",),
-        ("plan",),
+        ("plan", "--format", "command"),
     ],
 )
 def test_without_an_engine_every_command_says_what_to_do(arguments: tuple[str, ...]) -> None:
@@ -189,6 +189,33 @@ def test_a_place_that_may_not_be_written_is_one_sentence(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "/sys/llama-cpp-base-images: " in sentence(done)
     assert "mend that and run the same command again" in sentence(done)
+
+
+def test_the_jobs_of_ci_need_no_engine_and_are_one_line() -> None:
+    done = invoke("plan", "--format", "matrix", environment={**NO_ENGINE, "RUNNERS": '{"RUNNER_CUDA": "gpu"}'})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    jobs = json.loads(done.stdout)
+    assert jobs["variants"] == [variant.name for variant in variants.VARIANTS]
+    assert jobs["checks"]["cuda"][0]["runner"] == "gpu"
+    done = invoke("plan", "--format", "matrix", environment={**NO_ENGINE, "RUNNERS": "cuda=gpu"})
+    assert done.returncode == 2
+    assert "RUNNERS is not JSON" in sentence(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--format", "yaml"), "choose table, json, command, bake or matrix"),
+        (("--platform", "riscv64"), "choose amd64 or arm64"),
+        (("--format", "matrix", "--variant", "cuda", "--platform", "arm64"), "cuda is not built for linux/arm64"),
+        (("--format", "bake", "--origin", "packages"), "on bases of registries alone"),
+    ],
+)
+def test_what_cannot_be_planned(arguments: tuple[str, ...], said: str) -> None:
+    done = invoke("plan", *arguments, environment=NO_ENGINE)
+    assert done.returncode == 2
+    assert said in sentence(done)
 
 
 def fresh_copy(directory: Path) -> Path:

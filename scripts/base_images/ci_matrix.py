@@ -1,0 +1,84 @@
+"""The jobs of a release on GitHub: which runner builds each variant for each platform, and which one tests it where.
+
+Hosted runners are GitHub's, by platform; a runner with a device is one's own, and named by its label in a variable of
+the GitHub repository: RUNNER_CUDA for cuda on amd64, RUNNER_CUDA_ARM64 for arm64. So no workflow lists the variants.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from base_images import versions
+from base_images.errors import UsageError
+from base_images.variants import Platform, Variant
+from base_images.versions import Version
+
+RUNNERS_VARIABLE = "RUNNERS"
+"""In the environment: the variables of the GitHub repository as JSON, `toJSON(vars)`."""
+
+HOSTED_RUNNERS = {Platform.AMD64: "ubuntu-24.04", Platform.ARM64: "ubuntu-24.04-arm"}
+"""The labels of GitHub's own runners, which build natively and have no device."""
+
+
+def matrix(
+    wanted: Sequence[tuple[Variant, Sequence[Platform]]], version: Version, *, registry: str, runners: str
+) -> dict[str, Any]:
+    """Returns the jobs as JSON has them.
+
+    Args:
+        wanted: the variants to release, each with the platforms to release it for.
+        version: the version to release.
+        registry: the repository that they are published in.
+        runners: the text of the variable RUNNERS; empty for none.
+
+    Raises:
+        UsageError: it is not what GitHub would give.
+    """
+    labels = _labels(runners)
+    return {
+        "version": str(version),
+        "tag": version.git_tag,
+        "variants": [variant.name for variant, _ in wanted],
+        "platforms": {
+            variant.name: [{**_names(one), "runner": HOSTED_RUNNERS[one]} for one in platforms]
+            for variant, platforms in wanted
+        },
+        "checks": {
+            variant.name: [
+                {
+                    **_names(one),
+                    **_tested(variant, one, labels),
+                    "image": f"{registry}:{versions.image_tag(variant.name, version)}",
+                }
+                for one in platforms
+            ]
+            for variant, platforms in wanted
+        },
+    }
+
+
+def _labels(runners: str) -> Mapping[str, str]:
+    try:
+        found = json.loads(runners or "{}")
+    except ValueError as error:
+        raise UsageError(f"{RUNNERS_VARIABLE} is not JSON ({error}): set it to GitHub's `toJSON(vars)`.") from error
+    if not isinstance(found, dict) or not all(isinstance(label, str) for label in found.values()):
+        raise UsageError(f"{RUNNERS_VARIABLE} is not an object of names and texts: set it to GitHub's `toJSON(vars)`.")
+    return found
+
+
+def _names(platform: Platform) -> dict[str, str]:
+    return {"platform": platform.docker, "architecture": platform.architecture}
+
+
+def _tested(variant: Variant, platform: Platform, labels: Mapping[str, str]) -> dict[str, str]:
+    """Returns the runner that tests a variant, and on which device: what `invoke smoke --on` takes."""
+    hosted = HOSTED_RUNNERS[platform]
+    if variant.device is None:
+        return {"runner": hosted, "device": "host"}  # the CPU is its device, and every host has that
+    suffix = "" if platform is Platform.AMD64 else f"_{platform.architecture.upper()}"
+    if label := labels.get(f"RUNNER_{variant.name.upper()}{suffix}", "").strip():
+        return {"runner": label, "device": "host"}
+    return {"runner": hosted, "device": "software" if variant.device.software else "nothing"}
