@@ -40,6 +40,7 @@ def matrix(
     return {
         "version": str(version),
         "tag": version.git_tag,
+        "repository": registry,
         "variants": [variant.name for variant, _ in wanted],
         "platforms": {
             variant.name: [{**_names(one), "runner": HOSTED_RUNNERS[one]} for one in platforms]

@@ -1,8 +1,4 @@
-"""Bake with the real buildx: into a registry by digest, with what is attested; into the engine; and for two platforms.
-
-buildx refuses to push by digest through the engine's own builder. The same BuildKit is had as a remote builder here:
-the engine hands it out at /grpc.
-"""
+"""Bake with the real buildx: into a registry by digest, attested; into the engine; and for two platforms."""
 
 from __future__ import annotations
 
@@ -11,11 +7,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import tarfile
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +28,7 @@ from base_images.plan import BuildPlan
 from base_images.progress import silent
 from base_images.registry import Manifest, Repository
 from base_images.variants import Platform
+from tests import builders
 from tests.registries import Registry
 
 CPU = variants.find("cpu")
@@ -62,14 +56,6 @@ RECIPE_WITHOUT_RUN = """\
 FROM scratch AS runtime
 COPY llama.cpp/CMakeLists.txt /app/
 """
-
-# BuildKit's protocol for generators: scan what BUILDKIT_SCAN_SOURCE names, write in-toto statements to the other.
-STATEMENT = {
-    "_type": "https://in-toto.io/Statement/v0.1",
-    "predicateType": "https://spdx.dev/Document",
-    "predicate": {"name": "$(cat $BUILDKIT_SCAN_SOURCE/app/built)"},
-}
-GENERATOR = f"cat > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json <<END\n{json.dumps(STATEMENT)}\nEND\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,34 +114,16 @@ def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     directory = tmp_path_factory.mktemp("registry")
     running = Registry(directory)
     try:
-        tar = write_root(directory / "root.tar", "sh", "getconf", "cat")
-        for name, change in (
-            ("ubuntu:24.04", "CMD sh"),
-            ("node:24", "CMD node"),
-            ("generator:1", f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', GENERATOR])}"),
-        ):
+        tar = builders.write_root(directory / "root.tar", "sh", "getconf", "cat")
+        for name in ("ubuntu:24.04", "node:24"):
             reference = f"{running.address}/{name}"
-            engine.import_filesystem(tar, reference, [change])
+            engine.import_filesystem(tar, reference, [f'CMD ["{name}"]'])
             engine.push(reference)
             engine.remove_image(reference)
+        builders.push_generator(engine, f"{running.address}/generator:1", directory, file="/app/built")
         yield running
     finally:
         running.stop()
-
-
-def write_root(tar: Path, *programs: str) -> Path:
-    """Writes a root file system of these programs of this machine and what they load."""
-    with tarfile.open(tar, "w") as archive:
-        paths = {f"/bin/{program}": shutil.which(program) or "" for program in programs}
-        for path in dict(paths).values():
-            listing = subprocess.run(["ldd", path], check=True, capture_output=True, text=True).stdout
-            paths |= {found: found for found in re.findall(r"(/\S+)", listing)}
-        for inside, path in paths.items():
-            archive.add(os.path.realpath(path), arcname=inside)
-        directory = tarfile.TarInfo("tmp")
-        directory.type, directory.mode = tarfile.DIRTYPE, 0o1777
-        archive.addfile(directory)
-    return tar
 
 
 @pytest.fixture
@@ -188,51 +156,10 @@ def checkout(served: Registry, tmp_path: Path, request: pytest.FixtureRequest) -
 
 @pytest.fixture(scope="module")
 def builder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The engine's BuildKit as a remote builder, which can do more than buildx lets the engine's own."""
-    if not engine.is_local or engine.storage_driver() != "overlayfs":
+    if not builders.can_be_remote(engine):
         pytest.skip("needs an engine of this machine with the containerd image store")
-    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
-    path = tmp_path_factory.mktemp("buildkit") / "s"
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(path))
-    listening.listen()
-    threading.Thread(target=serve_buildkit, args=(listening, address), daemon=True).start()
-    create = ["docker", "buildx", "create", "--name", "kit", "--driver", "remote", f"unix://{path}"]
-    subprocess.run(create, check=True, capture_output=True)
-    yield "kit"
-    listening.close()
-
-
-def serve_buildkit(listening: socket.socket, engine_address: str) -> None:
-    while True:
-        try:
-            client, _ = listening.accept()
-        except OSError:
-            return
-        threading.Thread(target=connect, args=(client, engine_address), daemon=True).start()
-
-
-def connect(client: socket.socket, engine_address: str) -> None:
-    """Joins a client of BuildKit's with the engine until both have said all."""
-    with client, socket.socket(socket.AF_UNIX) as upstream:
-        upstream.connect(engine_address)
-        upstream.sendall(b"POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n"):
-            answer += upstream.recv(1)
-        back = threading.Thread(target=pump, args=(upstream, client), daemon=True)
-        back.start()
-        pump(client, upstream)
-        back.join()
-
-
-def pump(reader: socket.socket, writer: socket.socket) -> None:
-    try:
-        while data := reader.recv(1 << 16):
-            writer.sendall(data)
-        writer.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+    with builders.of_engine(tmp_path_factory.mktemp("buildkit")) as name:
+        yield name
 
 
 def attested(repository: Repository, index: Manifest) -> dict[str, Mapping[str, Any]]:

@@ -53,7 +53,7 @@ FORMS = (
     INVOKE,
     rf"(?P<name>\w+)=\$\({INVOKE}\)\necho \"(?P=name)=\$(?P=name)\" >> \"\$GITHUB_OUTPUT\"",
     r"sh scripts/bootstrap\.sh nox",
-    r'cosign sign --yes "\$IMAGE@\$DIGEST"',
+    r'cosign sign --yes "\$REPOSITORY@\$DIGEST"',
 )
 """All that a `run` may be: what decides anything is in Python, where it is tested."""
 
@@ -254,9 +254,9 @@ def test_what_a_release_is_made_of() -> None:
         RUNNERS["RUNNER_CUDA"],
     )
     signed = next(step for step in steps if "cosign sign" in step.run)
-    assert (signed.environment["IMAGE"], signed.environment["DIGEST"]) == (image, DIGEST)
+    assert (signed.environment["REPOSITORY"], signed.environment["DIGEST"]) == (REGISTRY, DIGEST)
     attested = next(step for step in steps if step.uses.startswith("actions/attest@"))
-    assert (attested.inputs["subject-name"], attested.inputs["subject-digest"]) == (image, DIGEST)
+    assert (attested.inputs["subject-name"], attested.inputs["subject-digest"]) == (REGISTRY, DIGEST)
     [promoted] = [step for step in steps if "invoke promote" in step.run]
     assert promoted.environment["VERSION"] == str(VERSION)
     assert [step.inputs["tag_name"] for step in steps if "gh-release" in step.uses] == [VERSION.git_tag]

@@ -1,0 +1,209 @@
+"""The release workflow's own lines, run in GitHub's order and environment, against a registry and a remote of ours.
+
+What is GitHub's is played here: a runner is this machine, an action is what it is for in a few lines, Sigstore is a
+program that writes down what it is asked to sign. One variant is real, another one's base images cannot be had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import git
+import pytest
+
+from base_images import bake, origin, registry, settings, variants, versions
+from base_images.engine import Engine, Image
+from base_images.labels import Label
+from base_images.origin import Origin
+from base_images.progress import silent
+from base_images.recipe import BASE_ARGUMENTS
+from base_images.versions import Version
+from tests import builders, clones, workflows
+from tests.registries import Registry
+
+GOOD, BAD = "cpu", "musa"
+COSIGN = '#!/bin/sh\necho "$*" >>"$SIGNED"\n'
+
+
+@dataclass
+class GitHub:
+    """A machine that runs the steps of a workflow."""
+
+    clone: git.Repo
+    environment: Mapping[str, str]
+    directory: Path
+    repository: str
+    bakes: bool
+    ran: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def version(self) -> Version:
+        commit = self.clone.head.commit
+        return versions.of_commit(commit.hexsha, commit.committed_date, dirty=False)
+
+    def tag(self) -> None:
+        """Releases HEAD as a person may by hand, without `release-base-images`."""
+        self.clone.git.tag("--annotate", "--message", "A release", self.version.git_tag)
+        self.clone.git.push("origin", self.version.git_tag)
+
+    def run(self, workflow: str) -> None:
+        """Runs what GitHub would on the push of that tag."""
+        self.ran, self.failed = [], []
+        contexts = {
+            "github": {"ref": f"refs/tags/{self.version.git_tag}", "actor": "somebody"},
+            "vars": {},
+            "secrets": {"GITHUB_TOKEN": "nothing"},
+            "inputs": {"dry_run": None},
+        }
+        for step in workflows.steps(workflow, contexts):
+            if step.uses:
+                self._act(step)
+            else:
+                self._shell(step)
+
+    def _shell(self, step: workflows.Step) -> None:
+        output = self.directory / "output"
+        output.write_text("")
+        said = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", self._executable(step.run)],
+            cwd=self.clone.working_dir,
+            env={**self.environment, **step.environment, "GITHUB_OUTPUT": str(output)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=1200,
+        )
+        step.succeeded = said.returncode == 0
+        for line in output.read_text().splitlines():
+            name, _, step.outputs[name] = line.partition("=")
+        self.ran.append(f"{step.job}: {step.run}\n{said.stdout}{said.stderr}")
+        if not step.succeeded:
+            self.failed.append(self.ran[-1])
+
+    def _executable(self, lines: str) -> str:
+        """Where buildx cannot push, the engine builds and pushes what bake would have."""
+        if self.bakes or " invoke bake " not in lines:
+            return lines
+        build = re.sub(r"invoke bake (.*?) --platform \S+ --push", r"invoke build-local \1", lines)
+        return f'{build}\nsh scripts/bootstrap.sh invoke publish --variant "$VARIANT"'
+
+    def _act(self, step: workflows.Step) -> None:
+        action = step.uses.partition("@")[0]
+        here = Path(self.clone.working_dir)
+        artifacts = self.directory / "artifacts"
+        self.ran.append(f"{step.job}: {action} {dict(step.inputs)}")
+        match action:
+            case "actions/checkout":
+                # Another machine begins with nothing that an earlier one left.
+                shutil.rmtree(here / "build", ignore_errors=True)
+            case "actions/upload-artifact":
+                shutil.copytree(here / step.inputs["path"], artifacts / step.inputs["name"], dirs_exist_ok=True)
+            case "actions/download-artifact":
+                for found in artifacts.glob(step.inputs["pattern"]):
+                    shutil.copytree(found, here / step.inputs["path"] / found.name)
+            case "softprops/action-gh-release":
+                shutil.copytree((here / step.inputs["body_path"]).parent, self.directory / "page", dirs_exist_ok=True)
+            case "actions/attest":
+                assert re.fullmatch("sha256:[0-9a-f]{64}", step.inputs["subject-digest"])
+            case "docker/login-action" | "docker/setup-buildx-action" | "sigstore/cosign-installer":
+                pass
+            case _:
+                raise AssertionError(action)
+
+
+@pytest.fixture
+def github(engine: Engine, cpu_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
+    host = Registry(tmp_path / "registry")
+    repository = f"{host.address}/bodhisearch/llama.cpp"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "cosign").write_text(COSIGN)
+    (programs / "cosign").chmod(0o755)
+    environment = {
+        **clones.environment(tmp_path),
+        settings.REGISTRY_VARIABLE: repository,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "SIGNED": str(tmp_path / "signed"),
+        "CI": "true",
+        "GITHUB_ACTIONS": "true",
+        "RUNNER_ENVIRONMENT": "self-hosted",
+    }
+    del environment["LLAMA_CPP_DIR"]  # a build by bake takes the checkout's own
+    bakes = builders.can_be_remote(engine)
+    try:
+        with contextlib.ExitStack() as stack:
+            clone = stack.enter_context(clones.clone(tmp_path, environment))
+            clones.narrow(clone, (GOOD, BAD))
+            if bakes:
+                # What setup-buildx-action does: a builder that is taken where none is named.
+                monkeypatch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
+                name = stack.enter_context(builders.of_engine(tmp_path))
+                subprocess.run(["docker", "buildx", "use", name], check=True)
+                generator = f"{host.address}/generator:1"
+                builders.push_generator(engine, generator, tmp_path, file="/etc/debian_version")
+                environment |= {"BUILDX_CONFIG": str(tmp_path / "buildx"), bake.SBOM_GENERATOR_VARIABLE: generator}
+            if cpu_image.labels[Label.BUILD_ORIGIN] == Origin.PACKAGES:
+                serve_bases(engine, Path(clone.working_dir), host.address)
+                clone.git.commit("--all", "--message", "Bases that can be had here")
+                clone.git.push("origin", "main")
+            yield GitHub(clone=clone, environment=environment, directory=tmp_path, repository=repository, bakes=bakes)
+    finally:
+        host.stop()
+        engine.tag(cpu_image.id, versions.local_reference(GOOD))
+        for image in engine.images():
+            for reference in (*image.tags, *image.repo_digests):
+                if reference.startswith(host.address):
+                    engine.remove_image(reference)
+
+
+def serve_bases(engine: Engine, root: Path, address: str) -> None:
+    """Puts the cpu image's bases into a registry, and makes its recipe start from there."""
+    bases = origin.resolve_bases(engine, variants.find(GOOD), {}, origin=Origin.PACKAGES, listener=silent)
+    recipe = root / variants.find(GOOD).dockerfile
+    text = recipe.read_text()
+    for role, argument in BASE_ARGUMENTS.items():
+        reference = f"{address}/{role}:1"
+        engine.tag(engine.image(getattr(bases, role).reference).id, reference)
+        engine.push(reference)
+        text = re.sub(rf"^ARG {argument}=.*$", f"ARG {argument}={reference}", text, flags=re.MULTILINE)
+    recipe.write_text(text)
+
+
+def test_a_pushed_tag_becomes_latest_and_one_variants_failure_stops_that_variant_only(github: GitHub) -> None:
+    github.tag()
+    github.run("release.yml")
+    trail = "\n".join(github.ran)
+    failed = "\n".join(github.failed)
+    # Nobody reaches the other variant's base image here; everything else went well, and the promotion says so.
+    assert [text.partition(":")[0] for text in github.failed] == ["variants/build", "promote"], trail
+    assert re.search(rf"(?s)invoke bake .*{BAD}|cannot be (had|looked up)", github.failed[0]), failed
+    assert f"refused  promote {BAD}" in github.failed[1], failed
+    assert f"done  promote {GOOD}" in github.failed[1], failed
+
+    where = registry.open_repository(github.repository)
+    digest = where.digest(versions.image_tag(GOOD, github.version))
+    assert digest
+    assert where.digest(versions.latest_tag(GOOD)) == digest
+    assert where.digest(versions.latest_tag(BAD)) is None
+    [signed] = Path(github.environment["SIGNED"]).read_text().splitlines()
+    assert signed.startswith("sign --yes ")
+    assert signed.endswith(f"@{digest}")
+    record = json.loads((github.directory / "page" / "release.json").read_text())
+    assert {one["name"]: one["status"] for one in record["variants"]} == {GOOD: "latest", BAD: "missing"}
+    assert "contract-cpu" in " ".join(path.name for path in (github.directory / "page").iterdir())
+
+    # "Re-run all jobs": nothing is built or moved twice.
+    tags = {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")}
+    github.run("release.yml")
+    assert {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")} == tags
+    assert f"already  promote {GOOD}" in "\n".join(github.ran)
