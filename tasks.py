@@ -313,7 +313,7 @@ def build_local(
     for one in map(variants.find, variant):
         toolkit.architecture_argument(one, arch)
     connected = engine.connect()
-    platform = build.engine_platform(connected)
+    platform = connected.platform()
     how = report.mode(quiet=quiet)
     with report.Display(how) as display:
         found = _source(source, where, display)
@@ -405,7 +405,7 @@ def bake(
     quiet: bool = False,
 ) -> None:
     """Builds by `docker buildx bake`, on any of buildx's builders: remote ones, Kubernetes, several platforms."""
-    from base_images import actions, bake, build, engine, report, repository
+    from base_images import actions, bake, engine, report, repository
     from base_images.origin import Origin
 
     chosen = settings.load(ROOT)
@@ -414,7 +414,7 @@ def bake(
         raise UsageError("The tree has changes, and only a commit is published: commit them, or leave --push out.")
     bake.require_builder(builder, push=push)
     if not push and not platform:
-        platform = [build.engine_platform(engine.connect()).architecture]
+        platform = [engine.connect().platform().architecture]
     wanted = _wanted(variant, platform)
     if not push and len({each for _, platforms in wanted for each in platforms}) > 1:
         raise UsageError("A tag of the local engine is for one platform: choose one with --platform, or --push.")
@@ -979,11 +979,11 @@ def _plans(
 
 def _prepared_plans(wanted: _Wanted, arch: list[str], source: str, origin: str, *, slim: bool) -> list[Any]:
     """Returns plans on bases that the engine has afterwards, for its own platform."""
-    from base_images import build, engine, report
+    from base_images import engine, report
 
     where = _origin(origin)
     connected = engine.connect()
-    here = build.engine_platform(connected)
+    here = connected.platform()
     chosen = [one for one, platforms in wanted if here in platforms]
     if not chosen:
         raise UsageError(f"This engine builds for {here.docker}: choose that, or another engine with DOCKER_HOST.")

@@ -5,12 +5,15 @@ Also a front for it that can be slow, or answer something else.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import http.server
+import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -40,10 +43,19 @@ class Authority:
 
 
 class Registry:
-    """A container registry at a free port of loopback; its data stay when it is stopped, killed and started again."""
+    """A container registry at a free port of loopback; its data stay when it is stopped, killed and started again.
+
+    `more` is more lines of its configuration.
+    """
 
     def __init__(
-        self, directory: Path, *, password: bool = False, tls: Authority | None = None, data: Path | None = None
+        self,
+        directory: Path,
+        *,
+        password: bool = False,
+        more: str = "",
+        tls: Authority | None = None,
+        data: Path | None = None,
     ) -> None:
         need("docker-registry")
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,7 +70,7 @@ class Registry:
         if password:
             (directory / "htpasswd").write_text(_HTPASSWD, encoding="utf-8")
             lines.append(f"auth: {{htpasswd: {{realm: test, path: {directory / 'htpasswd'}}}}}")
-        self.configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.configuration.write_text("\n".join([*lines, more]) + "\n", encoding="utf-8")
         self.start()
 
     def start(self) -> None:
@@ -127,21 +139,51 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
 class Front(http.server.ThreadingHTTPServer):
     """Passes on what a registry is asked, after `before` was called with the method and the path.
 
-    `before` may take its time, and the HTTP status that it returns, if any, is the answer instead.
+    `before` may take its time, and the HTTP status that it returns, if any, is the answer instead. With `tls`, both
+    it and the registry speak it.
     """
 
-    daemon_threads = True
+    daemon_threads = False  # its end waits for what is still being passed on
 
-    def __init__(self, registry: str, before: Callable[[str, str], int | None]) -> None:
+    def __init__(
+        self, registry: str, before: Callable[[str, str], int | None], *, tls: Authority | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.registry = registry
         self.before = before
+        self.tls = tls
         self.address = f"127.0.0.1:{self.server_address[1]}"
+        if tls:
+            encrypt(self, tls)
+
+    def connect(self) -> http.client.HTTPConnection:
+        """Returns a connection to the registry."""
+        if self.tls:
+            context = ssl.create_default_context(cafile=self.tls.authority)
+            return http.client.HTTPSConnection(self.registry, timeout=20, context=context)
+        return http.client.HTTPConnection(self.registry, timeout=20)
+
+    def status(self, answer: http.client.HTTPResponse) -> int:
+        """Returns the HTTP status to pass on."""
+        return answer.status
 
     def verify_request(self, request: object, client_address: object) -> bool:
-        """Whether it is HTTP: who greets with TLS first is turned away."""
+        """Whether it is HTTP where it has to be: who greets with TLS first is turned away."""
         assert isinstance(request, socket.socket), client_address
-        return request.recv(1, socket.MSG_PEEK) != b"\x16"
+        return bool(self.tls) or request.recv(1, socket.MSG_PEEK) != b"\x16"
+
+
+def encrypt(server: http.server.ThreadingHTTPServer, tls: Authority) -> None:
+    """Makes a server speak TLS; each connection is greeted in its own thread."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+
+
+def log_in(directory: Path, address: str, password: str = PASSWORD, *, user: str = USER) -> None:
+    """Writes what `docker login` leaves in docker's configuration directory where there is no credential helper."""
+    secret = base64.b64encode(f"{user}:{password}".encode()).decode()
+    (directory / "config.json").write_text(json.dumps({"auths": {address: {"auth": secret}}}), encoding="utf-8")
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -154,15 +196,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        connection = http.client.HTTPConnection(self.server.registry, timeout=20)
-        with contextlib.closing(connection):
+        with contextlib.closing(self.server.connect()) as connection:
             # The registry makes its Location out of the Host that was asked for.
             connection.request(self.command, self.path, body, dict(self.headers))
             answer = connection.getresponse()
             content = answer.read()
-        self.send_response(answer.status)
+        self.send_response(self.server.status(answer))
         for name, value in answer.getheaders():
-            self.send_header(name, value)
+            if name not in {"Transfer-Encoding", "Content-Length"}:
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length or "0")
         self.end_headers()
         self.wfile.write(content)
 
@@ -175,11 +219,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def front(registry: str, before: Callable[[str, str], int | None]) -> Iterator[str]:
     """Yields the address of a front for a registry."""
-    with Front(registry, before) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server.address
-        finally:
-            server.shutdown()
-            thread.join()
+    with Front(registry, before) as server, running(server):
+        yield server.address
+
+
+@contextlib.contextmanager
+def running(server: http.server.ThreadingHTTPServer) -> Iterator[None]:
+    """Lets a server serve until the end."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()

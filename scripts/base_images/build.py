@@ -64,7 +64,7 @@ def prepare(
     narrowed = toolkit.architecture_argument(variant, architectures)
     chosen = {**narrowed, **(recipe.slim_argument(path) if slim else {})}
     engine.require_buildkit()
-    platform = engine_platform(engine)
+    platform = engine.platform()
     require_platform(variant, platform)  # before anything large is fetched
     # An architecture can be part of a base image's name.
     bases = origin.resolve_bases(
@@ -154,19 +154,6 @@ def _require_architectures(engine: Engine, variant: Variant, narrowed: Mapping[s
             f"`{' '.join(architectures.listing)}` printed {answer.output.strip()!r}."
         )
     toolkit.require_known(variant.name, architectures, narrowed[architectures.argument].split(";"), known)
-
-
-def engine_platform(engine: Engine) -> Platform:
-    """Returns the platform that the engine builds for without emulation.
-
-    Raises:
-        EngineError: no image is published for it.
-    """
-    architecture = engine.info().architecture
-    platform = Platform.of_architecture(architecture)
-    if platform is None:
-        raise EngineError(f"This engine runs on {architecture}, and images are built for amd64 and arm64 only.")
-    return platform
 
 
 def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[[buildkit.Event], None]) -> Built:

@@ -406,7 +406,7 @@ def _device(
         return (f"The engine is at {seen.engine.where}, and its devices cannot be seen from here: ask there.",), ()
     problems = tuple(_no_device(variant, variant.device, nodes, driver, seen))
     if problems:
-        imitated = f"The CPU imitates it: `invoke test-local-images --variant {variant.name} --software-device`."
+        imitated = f"The CPU imitates it: `invoke smoke --variant {variant.name} --on software`."
         return problems, (imitated,) if variant.device.software else ()
     version = toolkit.get(variant.device.driver.toolkit, "")
     return against_toolkit(variant.device, f"{variant.title} {version}", version, driver.version if driver else "")

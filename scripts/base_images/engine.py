@@ -33,6 +33,7 @@ from docker.context.config import get_current_context_name
 from base_images import owner
 from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError, RegistryError
 from base_images.labels import OWNER, RESOURCE
+from base_images.variants import Platform
 
 REQUEST_TIMEOUT_SECONDS = 600
 """For one answer of the engine; saving or removing a large image takes a while before the first byte."""
@@ -245,6 +246,18 @@ class Engine:
             architecture=version["Arch"],
             has_bridge=bool(bridge),
         )
+
+    def platform(self) -> Platform:
+        """Returns the platform that it builds for without emulation.
+
+        Raises:
+            EngineError: no image is published for it.
+        """
+        architecture = self.info().architecture
+        platform = Platform.of_architecture(architecture)
+        if platform is None:
+            raise EngineError(f"This engine runs on {architecture}, and images are built for amd64 and arm64 only.")
+        return platform
 
     @property
     def is_local(self) -> bool:
@@ -732,7 +745,7 @@ def _split_tag(reference: str) -> tuple[str, str]:
     return reference, "latest"
 
 
-def _image(image: Any, history: Sequence[Mapping[str, Any]]) -> Image:
+def _image(image: Any, history: Sequence[Mapping[str, Any]] | None) -> Image:
     attributes = image.attrs
     config = attributes.get("Config") or {}
     return Image(
@@ -750,7 +763,8 @@ def _image(image: Any, history: Sequence[Mapping[str, Any]]) -> Image:
         environment=dict(entry.partition("=")[::2] for entry in config.get("Env") or ()),
         healthcheck=_healthcheck(config.get("Healthcheck")),
         diff_ids=tuple(attributes["RootFS"].get("Layers") or ()),
-        history=tuple(entry.get("CreatedBy", "") for entry in reversed(history)),
+        # The containerd store says null of an image whose configuration has no history.
+        history=tuple(entry.get("CreatedBy", "") for entry in reversed(history or ())),
     )
 
 

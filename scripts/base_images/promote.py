@@ -2,8 +2,10 @@
 
 A registry can point a tag elsewhere in one step, but cannot do so only if nobody else did in between. So every move is
 recorded first, under a tag of its own with a sequence number, and `latest-<variant>` follows from all the records: who
-records a move makes `latest` agree with them afterwards, and looks again. Promotions that run at the same time, or that
-are killed between the two steps, end in the same state, and the records say who moved what, when.
+records a move makes `latest` agree with them afterwards, and looks again. Promotions that run at the same time end in
+the same state, and one that was killed between the two steps is finished by the next. What remains is a promotion that
+is killed while its last request is under way, if that request comes through after a newer promotion has ended: then
+`check-version` tells that `latest` is not what the records say, and that promotion again, or a newer one, mends it.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class Candidate:
 
 
 def moves(tags: Iterable[str], variant: str) -> list[Move]:
-    """Returns the moves of a variant that are recorded among a repository's tags, oldest first."""
+    """Returns the moves of a variant that are recorded among a repository's tags; the last one counts."""
     found = [
         Move(
             variant=variant,
@@ -77,12 +79,17 @@ def moves(tags: Iterable[str], variant: str) -> list[Move]:
         for tag in tags
         if (match := _MOVE.fullmatch(tag)) and match["variant"] == variant
     ]
-    return sorted(found, key=_precedence)
+    rolled_back = max((move.number for move in found if move.rollback), default=0)
+    return sorted(found, key=lambda move: _precedence(move, rolled_back))
 
 
-def _precedence(move: Move) -> tuple[int, bool, Version]:
-    """Of moves that did not know of each other a rollback counts, because it is a person's; else the newer version."""
-    return move.number, move.rollback, move.version
+def _precedence(move: Move, rolled_back: int) -> tuple[int, bool, Version, int]:
+    """A rollback counts, because it is a person's, over what did not know of it; after the last one the newer version.
+
+    Not the higher number: who records a promotion may not have seen that of a newer version, with the same number as
+    one that it saw.
+    """
+    return min(move.number, rolled_back + 1), move.rollback, move.version, move.number
 
 
 def refusals(
@@ -132,9 +139,9 @@ def smoke_level(reports: Mapping[Kind, Attached]) -> Device | None:
     return levels[0] if levels else None
 
 
-def candidates(repository: Repository, variant: Variant, version: Version) -> dict[str, Candidate]:
-    """Returns the image of each platform that the registry has of a version, by platform."""
-    images = repository.platform_manifests(versions.image_tag(variant.name, version))
+def candidates(repository: Repository, reference: str) -> dict[str, Candidate]:
+    """Returns the image of each platform behind a tag or a digest, by platform; empty when there is no such thing."""
+    images = repository.platform_manifests(reference)
     return {
         platform: Candidate(
             platform=platform,
@@ -165,7 +172,8 @@ def promote(
     found = moves(repository.tags(), variant.name)
     current = found[-1].version if found else latest_version(repository, variant)
     image = repository.manifest(versions.image_tag(variant.name, version))
-    reasons = refusals(variant, version, commit, candidates(repository, variant, version), repository=repository.name)
+    checked = candidates(repository, image.digest) if image else {}
+    reasons = refusals(variant, version, commit, checked, repository=repository.name)
     if not reasons and current != version:
         again = f"`invoke rollback --variant {variant.name} --to {version}`"
         if _was_left(found, version):
@@ -231,9 +239,11 @@ def settle(repository: Repository, variant: Variant) -> Move | None:
 
 
 def _was_left(found: list[Move], version: Version) -> bool:
-    """Whether a rollback came after the version was made latest."""
+    """Whether a rollback to another version counts over what made this one latest."""
     numbers = [move.number for move in found if move.version == version]
-    return bool(numbers) and any(move.rollback and move.number > max(numbers) for move in found)
+    return bool(numbers) and any(
+        move.rollback and move.version != version and move.number >= max(numbers) for move in found
+    )
 
 
 def _move(
@@ -251,6 +261,10 @@ def _move(
     target = f"{repository.name}:{tag}"
     before = repository.digest(tag) or ""
     recorded = bool(found) and found[-1].version == version
+    if recorded and (made := _recorded(repository, found[-1]).digest) != image.digest:
+        reason = f"{version} was made latest as {made} and is {image.digest} now: a published version never changes."
+        yield _refused(variant, what, target, [reason])
+        return
     if recorded and before == image.digest:
         yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.ALREADY, digest=before)
         return
@@ -261,7 +275,7 @@ def _move(
         )
         return
     if not recorded:
-        number = found[-1].number + 1 if found else 1
+        number = max((move.number for move in found), default=0) + 1
         move = Move(variant=variant.name, number=number, version=version, rollback=rollback)
         record = {
             "variant": variant.name,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from base_images import build, versions
+from base_images import versions
 from base_images.actions import Action, Outcome
 from base_images.engine import Engine
 from base_images.errors import ImageNotFoundError, RegistryError
@@ -46,13 +46,16 @@ def publish(
         RegistryError: the registry refuses or holds another image under a tag that never changes.
         EngineError: the push broke off.
     """
-    missing = [one for one in variant.platforms if repository.digest(_tag(variant, version, one)) is None]
+    missing = _missing(repository, variant, version)
+    pushed = None
     if missing:
         engine = connect()
-        here = build.engine_platform(engine)
+        here = engine.platform()
         if here in missing:
             yield _push(engine, repository, variant, version, commit, here, dry_run=dry_run)
-            missing.remove(here)
+            pushed = here
+            # A push takes minutes: others may have come in between.
+            missing = [one for one in _missing(repository, variant, version) if one is not here]
     if missing:
         names = ", ".join(one.docker for one in missing)
         yield Action(
@@ -63,11 +66,13 @@ def publish(
             reason=f"{names} is missing: run `invoke build-local --variant {variant.name}` and `invoke publish "
             f"--variant {variant.name}` on a machine of that kind.",
         )
-    elif dry_run:
+    elif dry_run and pushed:
         target = _index(repository, variant, version)
         yield Action(variant=variant.name, what="merge", target=target, outcome=Outcome.WOULD)
     else:
-        yield merge(repository, variant, version)
+        for platform in variant.platforms:
+            _require_publishable(repository, variant, version, commit, platform)
+        yield merge(repository, variant, version, dry_run=dry_run)
 
 
 def anchor(repository: Repository, variant: Variant, version: Version, platform: Platform, digest: str) -> Action:
@@ -87,21 +92,24 @@ def anchor(repository: Repository, variant: Variant, version: Version, platform:
     return Action(variant=variant.name, what="push", target=target, outcome=Outcome.DONE, digest=digest)
 
 
-def merge(repository: Repository, variant: Variant, version: Version) -> Action:
+def merge(repository: Repository, variant: Variant, version: Version, *, dry_run: bool = False) -> Action:
     """Writes the index of all platforms, whose images are there.
 
     Raises:
-        RegistryError: an index of that version is there already and is another one, or the registry refuses.
+        RegistryError: a platform's tag is not of an image for it, an index of that version is there already and is
+            another one, or the registry refuses.
     """
     tag = versions.image_tag(variant.name, version)
-    found = {one: repository.manifest(_tag(variant, version, one)) for one in variant.platforms}
-    content = index(repository, {one: manifest for one, manifest in found.items() if manifest})
+    found = {one: _anchored(repository, variant, version, one) for one in variant.platforms}
+    content = index(repository, found)
     there = repository.manifest(tag)
     if there and there.content != content:
         raise RegistryError(
             f"{repository.name}:{tag} is published already and is another image ({there.digest}): a published "
             "version never changes, so commit again and release that."
         )
+    if dry_run and not there:
+        return Action(variant=variant.name, what="merge", target=f"{repository.name}:{tag}", outcome=Outcome.WOULD)
     return Action(
         variant=variant.name,
         what="merge",
@@ -211,6 +219,31 @@ def _push(
         outcome=Outcome.DONE,
         digest=repository.digest(tag) or "",
     )
+
+
+def _missing(repository: Repository, variant: Variant, version: Version) -> list[Platform]:
+    return [one for one in variant.platforms if repository.digest(_tag(variant, version, one)) is None]
+
+
+def _require_publishable(
+    repository: Repository, variant: Variant, version: Version, commit: str, platform: Platform
+) -> None:
+    """What another machine pushed is looked at before it takes the version's name for good."""
+    tag = _tag(variant, version, platform)
+    for image in repository.platform_manifests(tag).values():
+        require_publishable(
+            repository.labels(image), variant=variant, version=version, commit=commit, target=f"{repository.name}:{tag}"
+        )
+
+
+def _anchored(repository: Repository, variant: Variant, version: Version, platform: Platform) -> Manifest:
+    tag = _tag(variant, version, platform)
+    manifest = repository.manifest(tag)
+    if manifest is None or list(repository.platform_manifests(manifest.digest)) != [platform.docker]:
+        raise RegistryError(
+            f"{repository.name}:{tag} is not an image for {platform.docker} alone: find out who pushed it."
+        )
+    return manifest
 
 
 def _tag(variant: Variant, version: Version, platform: Platform) -> str:

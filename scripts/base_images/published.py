@@ -14,6 +14,9 @@ from base_images.registry import Repository
 from base_images.variants import Variant
 from base_images.versions import Version
 
+_DIGEST_WIDTH = len("sha256:") + 12
+"""As much of a digest as a table has room for; JSON has all of it."""
+
 _HOUR = 3600
 _DAY = 24 * _HOUR
 
@@ -114,6 +117,8 @@ def _notes(
     elif released and newest.version != str(released) and _is_older(newest.version, released):
         yield f"lags: {released} is released and not published"
     if latest is None:
+        if newest:
+            yield "published and never promoted"
         return
     moves = promote.moves(tags, variant.name)
     if moves and latest.digest != repository.digest(versions.image_tag(variant.name, moves[-1].version)):
@@ -158,7 +163,7 @@ def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]
                     tagged.version or "unknown",
                     tagged.llama_cpp or "unknown",
                     age(tagged.created, now),
-                    tagged.digest,
+                    tagged.digest[:_DIGEST_WIDTH],
                     "\n".join(one.notes) if number == 0 else "",
                 )
             )

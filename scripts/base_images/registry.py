@@ -11,7 +11,6 @@ import ipaddress
 import json
 import socket
 import ssl
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 
 import requests
 from dxf import DXF, DXFBase
-from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError
+from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError, DXFUnexpectedStatusCodeError
 
 from base_images import engine
 from base_images.download import host_certificates
@@ -109,10 +108,11 @@ _UNKNOWN = {"os": "unknown", "architecture": "unknown"}
 class Repository:
     """One repository of a registry, such as `ghcr.io/bodhisearch/llama.cpp`."""
 
-    def __init__(self, name: str, client: DXF, attempts: int) -> None:
+    def __init__(self, name: str, client: DXF, *, attempts: int, ask_to_write: Callable[[], object]) -> None:
         self.name = name
         self._client = client
         self._attempts = attempts
+        self._ask_to_write: Callable[[], object] | None = ask_to_write
 
     def tags(self) -> list[str]:
         """Returns every tag; none when nothing was ever pushed."""
@@ -132,17 +132,10 @@ class Repository:
         Raises:
             RegistryError: what came is not what the digest says.
         """
-        found = self._ask(f"read {reference}", lambda: self._client.get_manifest_and_response(reference))
-        if found is None:
-            return None
-        response = found[1]
-        digest = _digest(response.content)
-        if reference.startswith("sha256:") and reference != digest:
-            raise RegistryError(f"{self.name} answered {digest} when asked for {reference}: do not trust it.")
-        document = json.loads(response.content)
-        # The field is optional in OCI manifests, the header is not.
-        media_type = document.get("mediaType") or response.headers["Content-Type"].partition(";")[0]
-        return Manifest(digest=digest, media_type=media_type, content=response.content)
+        found = self._ask(f"read {reference}", lambda: _manifest(self._client.get_manifest_and_response(reference)[1]))
+        if found and reference.startswith("sha256:") and reference != found.digest:
+            raise RegistryError(f"{self.name} answered {found.digest} when asked for {reference}: do not trust it.")
+        return found
 
     def put_manifest(self, reference: str, content: bytes) -> str:
         """Stores a manifest under a tag, or by its digest alone, and returns its digest.
@@ -169,6 +162,7 @@ class Repository:
         if "mediaType" not in json.loads(content):
             raise RegistryError(f"The manifest of {self.name}:{reference} names no media type: it cannot be pushed.")
         digest = _digest(content)
+        self._prepare_to_write()
         self._ask(
             f"point {reference} at {digest}",
             lambda: self._client.set_manifest(reference, content.decode()),
@@ -189,16 +183,16 @@ class Repository:
 
     def put_blob(self, content: bytes) -> str:
         """Stores a small blob and returns its digest."""
-        with tempfile.NamedTemporaryFile() as file:  # from a file, python-dxf tells the registry the length
-            file.write(content)
-            file.flush()
-            return str(
-                self._ask(
-                    "push a blob",
-                    lambda: self._client.push_blob(filename=file.name),
-                    missing=f"{self.name} takes no uploads: check the registry's name.",
-                )
-            )
+        self._prepare_to_write()
+        digest = _digest(content)
+        # Of bytes, unlike a file, the length is told and all is sent again after a token expired on the way.
+        data = cast("Iterable[bytes]", content)
+        self._ask(
+            "push a blob",
+            lambda: self._client.push_blob(data=data, digest=digest),
+            missing=f"{self.name} takes no uploads: check the registry's name.",
+        )
+        return digest
 
     def configuration(self, manifest: Manifest) -> dict[str, Any]:
         """Returns the configuration of an image (not of an index): its architecture, its labels, its history."""
@@ -233,6 +227,12 @@ class Repository:
             found[child.platform] = manifest
         return found
 
+    def _prepare_to_write(self) -> None:
+        """Gets, once, the right to write: some registries answer "forbidden" to who only asked to read before."""
+        if self._ask_to_write:
+            self._ask("log in to write", self._ask_to_write)
+            self._ask_to_write = None
+
     def _ask(self, what: str, question: Callable[[], _T], missing: str = "") -> _T | None:
         """Returns the answer, or None for "not found", which is an error where `missing` says so."""
         for attempt in range(1, self._attempts + 1):
@@ -262,8 +262,10 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
     host, path = _split(name)
     username, password = engine.registry_credentials(host) or (None, None)
 
-    def log_in(client: DXFBase, response: requests.Response) -> None:
-        client.authenticate(username, password, response=response)
+    actions: list[str] = []  # none: what the registry says that the request needs
+
+    def log_in(client: DXFBase, response: requests.Response | None) -> None:
+        client.authenticate(username, password, actions=actions, response=response)
 
     address = _DOCKER_HUB_HOST if host == _DOCKER_HUB else host
     own = CERTIFICATE_DIRECTORY / host / "ca.crt"
@@ -276,14 +278,20 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
         tlsverify=str(certificates) if certificates else True,
         timeout=TIMEOUT_SECONDS if patient else REACH_SECONDS,
     )
-    return Repository(name, client, attempts=ATTEMPTS if patient else 1)
+
+    def ask_to_write() -> None:
+        if username is not None:
+            actions[:] = ["pull", "push"]  # from now on, also when a token expired and is renewed to read
+            log_in(client, None)
+
+    return Repository(name, client, attempts=ATTEMPTS if patient else 1, ask_to_write=ask_to_write)
 
 
 def is_loopback(name: str) -> bool:
     """Returns whether a repository's registry is on this machine alone: nobody else's `latest` is there."""
-    host = _split(name)[0].rpartition(":")[0] or _split(name)[0]
+    host = urlsplit(f"//{_split(name)[0]}").hostname or ""
     try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -291,9 +299,9 @@ def is_loopback(name: str) -> bool:
 def _split(name: str) -> tuple[str, str]:
     """`ubuntu` → (`docker.io`, `library/ubuntu`): a registry's name has a dot or a port, or is localhost."""
     host, _, path = name.partition("/")
-    if path and ("." in host or ":" in host or host == "localhost"):
-        return host, path
-    return _DOCKER_HUB, name if path else f"library/{name}"
+    if not path or not ("." in host or ":" in host or host == "localhost"):
+        host, path = _DOCKER_HUB, name
+    return host, path if "/" in path or host != _DOCKER_HUB else f"library/{path}"
 
 
 def _speaks_tls(host: str) -> bool:
@@ -302,13 +310,22 @@ def _speaks_tls(host: str) -> bool:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     address = urlsplit(f"https://{host}")
     try:
-        with socket.create_connection((address.hostname, address.port or 443), REACH_SECONDS) as connection:
-            context.wrap_socket(connection).close()
-    except ssl.SSLError:
-        return False
+        connection = socket.create_connection((address.hostname, address.port or 443), REACH_SECONDS)
     except OSError:
         return True  # nothing answers, which the first question will say
+    with connection:
+        try:
+            context.wrap_socket(connection).close()
+        except OSError:  # an answer in plain text, or none: a connection may as well be closed on such a greeting
+            return False
     return True
+
+
+def _manifest(response: requests.Response) -> Manifest:
+    document = json.loads(response.content)
+    # The field is optional in OCI manifests, the header is not.
+    media_type = document.get("mediaType") or response.headers["Content-Type"].partition(";")[0]
+    return Manifest(digest=_digest(response.content), media_type=media_type, content=response.content)
 
 
 def _digest(content: bytes) -> str:
@@ -335,39 +352,50 @@ def _registry_errors(name: str, what: str) -> Iterator[None]:
         ) from error
     except DXFUnauthorizedError as error:
         raise RegistryError(
-            f"The registry {host} did not let us {what} of {name}: log in with `docker login {host}`."
+            f"The registry {host} did not let us {what} of {name}: log in with `docker login {host}` "
+            "as somebody who may."
         ) from error
+    except DXFUnexpectedStatusCodeError as error:  # to the question how to log in
+        raise _refusal(name, what, error.got, _NO_REASON) from error
     except requests.HTTPError as error:
-        status = error.response.status_code
-        if status == requests.codes.not_found:
-            raise _NotFoundError(f"{name} has no such thing: {what}.") from error
-        if status in {requests.codes.forbidden, requests.codes.unauthorized}:
-            raise RegistryError(
-                f"The registry {host} forbids to {what} of {name}: `docker login {host}` as somebody who may."
-            ) from error
-        if status >= requests.codes.server_error or status == requests.codes.too_many_requests:
-            raise _BusyError(
-                f"The registry {host} could not {what} of {name} (HTTP status {status}): run the same command again."
-            ) from error
-        raise RegistryError(
-            f"The registry {host} refused to {what} of {name} (HTTP status {status}): {_reason(error.response)}"
-        ) from error
+        raise _refusal(name, what, error.response.status_code, _reason(error.response)) from error
     except requests.exceptions.SSLError as error:
         raise RegistryError(
             f"The registry {host} has a certificate that this machine does not trust: put its authority's into "
             f"{CERTIFICATE_DIRECTORY}/{host}/ca.crt, where docker looks too, or name a bundle in SSL_CERT_FILE."
+        ) from error
+    except (DXFError, ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON is one of requests' too
+        # The error is not quoted: of a token that cannot be sent, it does.
+        raise RegistryError(
+            f"The registry {host} gave an answer that makes no sense to {what} of {name} ({type(error).__name__})."
         ) from error
     except requests.RequestException as error:
         raise _BusyError(
             f"The registry {host} does not answer ({type(error).__name__}): check the network and run the same "
             "command again."
         ) from error
-    except (DXFError, ValueError, KeyError) as error:
-        raise RegistryError(f"The registry {host} gave an answer that makes no sense to {what}: {error}.") from error
+
+
+def _refusal(name: str, what: str, status: int, reason: str) -> RegistryError:
+    host = _split(name)[0]
+    if status == requests.codes.not_found:
+        return _NotFoundError(f"{name} has no such thing: {what}.")
+    if status in {requests.codes.forbidden, requests.codes.unauthorized}:
+        return RegistryError(
+            f"The registry {host} forbids to {what} of {name}: `docker login {host}` as somebody who may."
+        )
+    if status >= requests.codes.server_error or status == requests.codes.too_many_requests:
+        return _BusyError(
+            f"The registry {host} could not {what} of {name} (HTTP status {status}): run the same command again."
+        )
+    return RegistryError(f"The registry {host} refused to {what} of {name} (HTTP status {status}): {reason}")
+
+
+_NO_REASON = "it gives no reason."
 
 
 def _reason(response: requests.Response) -> str:
     try:
         return "; ".join(f"{one['code']}: {one.get('message', '')}" for one in response.json()["errors"]) + "."
     except (ValueError, KeyError, TypeError):
-        return "it gives no reason."
+        return _NO_REASON

@@ -251,7 +251,7 @@ def test_a_step_that_fails_is_said_with_its_log(checkout: Checkout, builder: str
 def test_the_local_engine_gets_the_image_and_its_tags(checkout: Checkout, engine: Engine) -> None:
     tags = (f"{checkout.repository.name}:cpu-{checkout.version}", "llama-cpp-cpu:baked")
     tree = source.expected(PIN, path=None, root=checkout.root)
-    here = build.engine_platform(engine)
+    here = engine.platform()
     [plan] = build.foresee(CPU, [here], settings=checkout.settings(), root=checkout.root, source=tree)
     file = bake.bake_file([plan], checkout.repository.name, push=False)
     file["target"][bake.target(plan)]["tags"] = list(tags)  # not the tag that other tests take for theirs

@@ -22,11 +22,11 @@ from base_images import settings, source, variants
 from base_images.download import host_certificates
 from base_images.engine import ContainerSpec, Engine
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
-from base_images.origin import CERTIFICATES, Bases, Origin, resolve_bases
+from base_images.origin import CERTIFICATES, Bases, Origin, ask_bases, resolve_bases
 from base_images.packages import Packages, Root
 from base_images.progress import Progress, silent
 from base_images.source import SourceKind
-from tests.programs import need
+from tests.registries import Registry
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
 NOWHERE = {"web": "127.0.0.1:1/node:24", "build": "127.0.0.1:1/ubuntu:24.04", "runtime": "127.0.0.1:1/ubuntu:24.04"}
@@ -42,57 +42,22 @@ def write_glibc_root(tar: Path) -> Path:
     return tar
 
 
-class Registry:
-    """A container registry on loopback that holds `ubuntu:24.04` and `node:24`, for as long as it is not stopped."""
-
-    def __init__(self, directory: Path, address: str) -> None:
-        self.address = address
-        self.references = {
-            "web": f"{address}/node:24",
-            "build": f"{address}/ubuntu:24.04",
-            "runtime": f"{address}/ubuntu:24.04",
-        }
-        self._configuration = directory / "config.yml"
-        self._configuration.write_text(
-            f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
-            f"http: {{addr: '{address}'}}\n",
-            encoding="utf-8",
-        )
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            ["docker-registry", "serve", str(self._configuration)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        host, port = self.address.split(":")
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection((host, int(port)), timeout=1).close()
-            except OSError:
-                assert self._process.poll() is None, "the registry ended at once"
-                assert time.monotonic() < deadline, "the registry does not listen"
-                time.sleep(0.05)
-            else:
-                return
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
+def references(registry: Registry) -> dict[str, str]:
+    """What the registry holds in these tests: two images."""
+    return {
+        "web": f"{registry.address}/node:24",
+        "build": f"{registry.address}/ubuntu:24.04",
+        "runtime": f"{registry.address}/ubuntu:24.04",
+    }
 
 
 @pytest.fixture
 def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
-    need("docker-registry")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    registry = Registry(tmp_path, address)
+    registry = Registry(tmp_path / "registry")
     try:
         tar = write_glibc_root(tmp_path / "root.tar")
         client = docker.from_env()
-        for reference in sorted(set(registry.references.values())):
+        for reference in sorted(set(references(registry).values())):
             # Another command in each, so that they are two images.
             engine.import_filesystem(tar, reference, [f'CMD ["{reference}"]'])
             messages = list(client.api.push(reference, stream=True, decode=True))
@@ -102,7 +67,7 @@ def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
         yield registry
     finally:
         registry.stop()
-        for reference in registry.references.values():
+        for reference in references(registry).values():
             if engine.has_image(reference):
                 engine.remove_image(engine.image(reference).id)
 
@@ -113,34 +78,51 @@ def resolve(engine: Engine, references: dict[str, str], origin: Origin, variant:
 
 @pytest.mark.parametrize("origin", [Origin.REGISTRIES, Origin.AUTO])
 def test_bases_come_from_a_registry_that_answers(engine: Engine, registry: Registry, origin: Origin) -> None:
-    bases = resolve(engine, registry.references, origin)
+    bases = resolve(engine, references(registry), origin)
 
     assert (bases.origin, bases.notices, bases.glibc) == (Origin.REGISTRIES, (), GLIBC)
     assert bases.runtime == bases.build
-    assert bases.runtime.name == registry.references["runtime"]
+    assert bases.runtime.name == references(registry)["runtime"]
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", bases.runtime.digest)
     assert bases.runtime.reference == f"{bases.runtime.name}@{bases.runtime.digest}"
     assert bases.web.digest != bases.runtime.digest
     assert engine.has_image(bases.web.reference)
 
 
+def test_asking_says_the_same_as_pulling_and_leaves_nothing(engine: Engine, registry: Registry) -> None:
+    asked = ask_bases(references(registry))
+    assert not engine.has_image(asked.build.reference)
+    pulled = resolve(engine, references(registry), Origin.REGISTRIES)
+    assert asked == replace(pulled, glibc="")
+    pinned = {role: base.reference for role, base in (("web", asked.web), ("build", asked.build))}
+    assert ask_bases({**pinned, "runtime": asked.runtime.reference}).build.digest == asked.build.digest
+
+
+def test_what_cannot_be_asked_for_is_one_sentence(registry: Registry) -> None:
+    with pytest.raises(ImageNotFoundError, match=r"ubuntu:1\.04.*check its name and tag in the recipe"):
+        ask_bases(references(registry) | {"runtime": f"{registry.address}/ubuntu:1.04"})
+    registry.stop()
+    with pytest.raises(SourceError, match=f"{registry.address}/node:24 cannot be looked up"):
+        ask_bases(references(registry))
+
+
 def test_a_registry_that_is_down_is_said_with_the_image(engine: Engine, registry: Registry) -> None:
     registry.stop()
     with pytest.raises(SourceError, match=rf"{registry.address}/node:24 cannot be had .* --origin packages"):
-        resolve(engine, registry.references, Origin.REGISTRIES)
+        resolve(engine, references(registry), Origin.REGISTRIES)
 
 
 def test_a_registry_that_went_down_leaves_what_was_pulled(engine: Engine, registry: Registry) -> None:
-    before = resolve(engine, registry.references, Origin.REGISTRIES)
+    before = resolve(engine, references(registry), Origin.REGISTRIES)
     registry.stop()
-    after = resolve(engine, registry.references, Origin.AUTO)
+    after = resolve(engine, references(registry), Origin.AUTO)
 
     assert (after.runtime, after.web) == (before.runtime, before.web)
     assert "images that were pulled before" in after.notices[0]
 
 
 def test_a_base_does_not_follow_a_tag_that_moves(engine: Engine, registry: Registry, tmp_path: Path) -> None:
-    base = resolve(engine, registry.references, Origin.REGISTRIES).runtime
+    base = resolve(engine, references(registry), Origin.REGISTRIES).runtime
     before = engine.image(base.reference).id
     engine.import_filesystem(write_glibc_root(tmp_path / "other.tar"), base.name, ['CMD ["moved"]'])
 
@@ -151,9 +133,8 @@ def test_a_base_does_not_follow_a_tag_that_moves(engine: Engine, registry: Regis
 
 
 def test_an_image_that_the_registry_does_not_have(engine: Engine, registry: Registry) -> None:
-    references = registry.references | {"runtime": f"{registry.address}/ubuntu:1.04"}
     with pytest.raises(ImageNotFoundError, match=r"ubuntu:1\.04"):
-        resolve(engine, references, Origin.AUTO)
+        resolve(engine, references(registry) | {"runtime": f"{registry.address}/ubuntu:1.04"}, Origin.AUTO)
 
 
 def test_a_registry_that_never_answers_is_given_up_soon(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +249,9 @@ def test_a_large_toolkit_of_a_registry_is_not_pulled_onto_a_small_disk(engine: E
         pytest.skip("this engine keeps its images on another machine")
     cuda = replace(variants.find("cuda"), toolkit_size=free * 2)
     with pytest.raises(EngineError, match="make room"):
-        resolve_bases(engine, cuda, registry.references, origin=Origin.AUTO, listener=silent)
+        resolve_bases(engine, cuda, references(registry), origin=Origin.AUTO, listener=silent)
 
-    assert not engine.has_image(registry.references["build"])
+    assert not engine.has_image(references(registry)["build"])
 
 
 def test_the_pin_comes_from_the_package_index(tmp_path: Path) -> None:

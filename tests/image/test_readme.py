@@ -47,7 +47,7 @@ def script(text: str, directory: Path, **environment: str) -> subprocess.Complet
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1800,
     )
 
 

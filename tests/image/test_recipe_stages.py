@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import pytest
 
 from base_images import buildkit, recipe, settings, variants
-from base_images.build import engine_platform
 from base_images.contract import ACCELERATOR_BACKENDS
 from base_images.engine import ContainerSpec, Engine, Image
 from base_images.labels import Label
@@ -85,7 +84,7 @@ def build(engine: Engine, files: Mapping[str, str], dockerfile: str, arguments: 
         target=target,
         arguments=arguments,
         labels={},
-        platform=engine_platform(engine).docker,
+        platform=engine.platform().docker,
     )
     with contextlib.closing(stream):
         [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
@@ -138,7 +137,7 @@ def run(engine: Engine, built: Built, *command: str) -> str:
 
 
 def test_a_recipe_from_end_to_end(engine: Engine, built: Built) -> None:
-    triple = engine_platform(engine).triple
+    triple = engine.platform().triple
     own, cpu = (f"/app/bin/{triple}/{name}" for name in built.variant.directories)
     assert run(engine, built, "sh", "-c", "cd / && llama-server && id -u").strip() == "10001"
 
@@ -158,7 +157,7 @@ def test_a_recipe_from_end_to_end(engine: Engine, built: Built) -> None:
 
 
 def test_what_a_recipe_asks_of_cmake(engine: Engine, built: Built) -> None:
-    triple = engine_platform(engine).triple
+    triple = engine.platform().triple
     own = run(engine, built, "cat", f"/app/bin/{triple}/{built.variant.name}/arguments.so.txt").split()
     cpu = run(engine, built, "cat", f"/app/bin/{triple}/cpu/arguments.so.txt").split()
     for arguments in (own, cpu):

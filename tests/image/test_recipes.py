@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from base_images import buildkit, context, settings
-from base_images.build import engine_platform
 from base_images.engine import ContainerSpec, Engine, Image
 from base_images.labels import Label
 
@@ -26,7 +25,7 @@ def with_an_extra_package(engine: Engine, cpu_image: Image, tmp_path: Path) -> I
             target="base",
             arguments={"RUNTIME_BASE_IMAGE": cpu_image.labels[Label.BASE_NAME], "RUNTIME_EXTRA_PACKAGES": "tini less"},
             labels={},
-            platform=engine_platform(engine).docker,
+            platform=engine.platform().docker,
         )
         [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
     yield image_id

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 
 from base_images import buildkit, settings
-from base_images.build import engine_platform
 from base_images.engine import ContainerSpec, Engine, Image
 from base_images.errors import BuildError
 from base_images.labels import Label
@@ -66,7 +65,7 @@ def build(engine: Engine, base: str, **arguments: str) -> str:
         target="runtime",
         arguments={"BASE": base, **arguments},
         labels={},
-        platform=engine_platform(engine).docker,
+        platform=engine.platform().docker,
     )
     with contextlib.closing(stream):
         [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]

@@ -22,7 +22,8 @@ from base_images.errors import EngineError, ImageNotFoundError, UsageError
 from base_images.labels import OWNER, RESOURCE, Label
 from base_images.model import TensorType
 from base_images.smoke_report import Status
-from tests.image.test_origin import Registry, registry  # noqa: F401 - a fixture
+from tests.image.test_origin import references, registry  # noqa: F401 - a fixture
+from tests.registries import Registry
 
 CPU, CUDA = variants.find("cpu"), variants.find("cuda")
 
@@ -150,7 +151,7 @@ def under_test(engine: Engine, reference: str, notices: list[str], **arguments: 
 
 
 def test_a_tag_and_a_digest_that_are_absent_are_pulled(engine: Engine, registry: Registry) -> None:  # noqa: F811
-    reference = registry.references["web"]
+    reference = references(registry)["web"]
     notices: list[str] = []
     image = under_test(engine, reference, notices)
     [digest] = image.repo_digests

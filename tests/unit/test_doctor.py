@@ -138,7 +138,7 @@ def test_no_device_of_moore_threads_is_two_things(tmp_path: Path) -> None:
 
 def test_a_device_that_the_cpu_imitates_is_told_of(tmp_path: Path) -> None:
     (note,) = judge("vulkan", seen(tmp_path)).notes
-    assert "`invoke test-local-images --variant vulkan --software-device`" in note
+    assert "`invoke smoke --variant vulkan --on software`" in note
 
 
 def test_another_vendor_s_gpu(tmp_path: Path) -> None:

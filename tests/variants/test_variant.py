@@ -13,7 +13,6 @@ from packaging.version import Version as PackageVersion
 
 from base_images import archive, buildkit, contract, launch, model, settings, smoke, variants, versions
 from base_images.archive import Kind
-from base_images.build import engine_platform
 from base_images.engine import Engine, Image
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.model import TensorType
@@ -77,7 +76,7 @@ def child(engine: Engine, dockerfile: str) -> Iterator[Image]:
             target="",
             arguments={},
             labels={},
-            platform=engine_platform(engine).docker,
+            platform=engine.platform().docker,
         )
         [made] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
     try:
