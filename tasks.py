@@ -754,10 +754,11 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     help={
         "version": "which release; default: this commit's",
         "output": "write release.json, notes.md and the attached reports into this directory: the release's files",
+        "dry_run": "write no file, only print",
         "json": "print release.json",
     }
 )
-def release_notes(_: Context, version: str = "", output: str = "", json: bool = False) -> None:
+def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool = False, json: bool = False) -> None:
     """What a release is and what became of each variant, for people or as JSON: from git and the registry, any time."""
     from datetime import UTC, datetime
 
@@ -770,13 +771,14 @@ def release_notes(_: Context, version: str = "", output: str = "", json: bool = 
     seen = release_record.look(_registry(), variants.VARIANTS, wanted)
     told = release_record.record(release, seen, chosen, now=datetime.now(UTC))
     notes = release_notes.as_markdown(told, chosen)
-    if directory := _path(output):
+    directory = None if dry_run else _path(output)
+    if directory:
         written = release_record.write(told, seen, directory)
         report.write(directory / release_notes.FILE, notes)
         report.say(f"{directory}: {len(written) + 1} files, for {told.git_tag}")
     if json:
         report.print_json(told.as_dict())
-    elif not output:
+    elif not directory:
         report.say(notes.rstrip())
 
 

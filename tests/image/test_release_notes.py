@@ -211,7 +211,8 @@ def test_the_files_are_the_same_when_they_are_made_again(release: Release, tmp_p
     ]
     assert release.where.tags() == tags, "nothing was changed"
 
-    printed = release.notes()
+    printed = release.notes("--output", str(tmp_path / "other"), "--dry-run")
+    assert not (tmp_path / "other").exists()
     assert printed.stdout.splitlines()[1:] == contents[0]["notes.md"].splitlines()[1:]
     assert f"FROM {release.where.name}@{release.where.digest('latest-cpu')}\n" in printed.stdout
 
