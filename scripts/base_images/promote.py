@@ -314,4 +314,9 @@ def _refused(variant: Variant, what: str, target: str, reasons: list[str]) -> Ac
 def _who() -> str:
     """GitHub's address of the run, else the user."""
     parts = [os.environ.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
-    return "{}/{}/actions/runs/{}".format(*parts) if all(parts) else getpass.getuser()
+    if all(parts):
+        return "{}/{}/actions/runs/{}".format(*parts)
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        return str(os.getuid())

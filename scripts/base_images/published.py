@@ -127,6 +127,8 @@ def _notes(
         yield f"rolled back to {moves[-1].version}"
     elif newest and newest.digest != latest.digest:
         yield f"lags: {newest.version} is published and not promoted"
+    if before := [move.version for move in moves if move.version != moves[-1].version]:
+        yield f"latest before: {before[-1]}"
 
 
 def _is_older(version: str, than: Version) -> bool:

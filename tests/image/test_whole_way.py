@@ -130,6 +130,7 @@ def test_the_whole_way_and_back(project: Project) -> None:
     assert project.latest() == first
     project.says(promote)
     assert project.latest() == second
+    assert f"latest before: {first}" in project.says("invoke check-version")
 
     project.says(rollback.replace(EXAMPLE, first))
     assert project.latest() == first
