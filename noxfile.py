@@ -65,7 +65,7 @@ def unit(session: nox.Session) -> None:
 def image_cpu(session: nox.Session) -> None:
     """Builds the cpu image on the engine and tests it there, planted defects included."""
     run(session, "invoke", "build-local", "--variant", "cpu")
-    run(session, "pytest", "tests/image", *session.posargs)
+    run(session, "pytest", "tests/image", "-m", "not lavapipe", *session.posargs)
 
 
 def add_image_session(variant: Variant) -> None:
@@ -105,9 +105,9 @@ def smoke(session: nox.Session) -> None:
 
 @nox.session(name="smoke-lavapipe")
 def smoke_lavapipe(session: nox.Session) -> None:
-    """The same for the local vulkan image on lavapipe, a device in software; minutes, so only when asked for."""
+    """The local vulkan image on lavapipe, a device in software, and its release; minutes, so only when asked for."""
     run(session, "invoke", "smoke", "--variant", "vulkan", "--software-device")
-    run(session, "pytest", "tests/smoke", "-m", "lavapipe", *session.posargs)
+    run(session, "pytest", "tests/smoke", "tests/image", "-m", "lavapipe", *session.posargs)
 
 
 def add_smoke_session(variant: Variant) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import git
 import pytest
@@ -53,11 +54,16 @@ class Project:
         """This commit's version."""
         return str(json.loads(clones.invoke(self.clone, self.environment, "show-git-info", "--json").stdout)["version"])
 
-    def latest(self) -> str:
-        """What `latest` is, as the registry has it."""
+    def published(self) -> dict[str, Any]:
+        """What the registry has of the variant."""
         said = json.loads(clones.invoke(self.clone, self.environment, "check-version", "--json").stdout)
         [found] = said["registry"]["variants"]
-        return str(found["latest"]["version"]) if found["latest"] else ""
+        return dict(found)
+
+    def latest(self) -> str:
+        """Which version `latest` is; empty for none."""
+        found = self.published()["latest"]
+        return str(found["version"]) if found else ""
 
     def refused(self, *arguments: str) -> str:
         """What a command says that refuses."""
@@ -130,11 +136,11 @@ def test_the_whole_way_and_back(project: Project) -> None:
     assert project.latest() == first
     project.says(promote)
     assert project.latest() == second
-    assert f"latest before: {first}" in project.says("invoke check-version")
+    assert project.published()["notes"] == [f"latest before: {first}"]
 
     project.says(rollback.replace(EXAMPLE, first))
     assert project.latest() == first
-    assert "rolled back" in project.says("invoke check-version")
+    assert project.published()["notes"] == [f"rolled back to {first}", f"latest before: {second}"]
     assert "was rolled back" in project.refused("promote", "--version", second)
     assert project.latest() == first
     project.says(f"invoke rollback --variant cpu --to {second}")

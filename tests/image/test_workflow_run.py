@@ -1,4 +1,4 @@
-"""The release workflow's own lines, run in GitHub's order and environment, against a registry and a remote of ours.
+"""The workflows' own lines, run in GitHub's order and environment, against a registry and remotes of ours.
 
 What is GitHub's is played here: a runner is this machine, an action is what it is for in a few lines, Sigstore is a
 program that writes down what it is asked to sign. One variant is real, another one's base images cannot be had.
@@ -19,7 +19,7 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import bake, origin, registry, settings, variants, versions
+from base_images import bake, mirror, origin, registry, settings, variants, versions
 from base_images.engine import Engine, Image
 from base_images.labels import Label
 from base_images.origin import Origin
@@ -44,6 +44,7 @@ class GitHub:
     bakes: bool
     ran: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    opened: str = ""
 
     @property
     def version(self) -> Version:
@@ -113,6 +114,8 @@ class GitHub:
                     shutil.copytree(found, here / step.inputs["path"] / found.name)
             case "softprops/action-gh-release":
                 shutil.copytree((here / step.inputs["body_path"]).parent, self.directory / "page", dirs_exist_ok=True)
+            case "peter-evans/create-pull-request":
+                self.opened = (here / step.inputs["body-path"]).read_text()
             case "actions/attest":
                 assert re.fullmatch("sha256:[0-9a-f]{64}", step.inputs["subject-digest"])
             case "docker/login-action" | "docker/setup-buildx-action" | "sigstore/cosign-installer":
@@ -121,8 +124,9 @@ class GitHub:
                 raise AssertionError(action)
 
 
-@pytest.fixture
-def github(engine: Engine, cpu_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
+@pytest.fixture(scope="module")
+def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHub]:
+    tmp_path = tmp_path_factory.mktemp("github")
     host = Registry(tmp_path / "registry")
     repository = f"{host.address}/bodhisearch/llama.cpp"
     programs = tmp_path / "bin"
@@ -146,7 +150,8 @@ def github(engine: Engine, cpu_image: Image, tmp_path: Path, monkeypatch: pytest
             clones.narrow(clone, (GOOD, BAD))
             if bakes:
                 # What setup-buildx-action does: a builder that is taken where none is named.
-                monkeypatch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
+                patch = stack.enter_context(pytest.MonkeyPatch.context())
+                patch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
                 name = stack.enter_context(builders.of_engine(tmp_path))
                 subprocess.run(["docker", "buildx", "use", name], check=True)
                 generator = f"{host.address}/generator:1"
@@ -207,3 +212,32 @@ def test_a_pushed_tag_becomes_latest_and_one_variants_failure_stops_that_variant
     github.run("release.yml")
     assert {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")} == tags
     assert f"already  promote {GOOD}" in "\n".join(github.ran)
+
+
+def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
+    root = Path(github.clone.working_dir)
+    upstream = github.directory / "upstream"
+    with git.Repo.init(upstream) as theirs:
+        theirs.git.update_environment(**github.environment)
+        shutil.copytree(clones.pinned_tree() / ".devops", upstream / ".devops")
+        theirs.git.add("--all")
+        theirs.git.commit("--message", "One")
+        theirs.create_tag("b1")
+        recipe = upstream / ".devops" / "cpu.Dockerfile"
+        recipe.write_text(recipe.read_text().replace("-DGGML_NATIVE=OFF", "-DGGML_NATIVE=ON"))
+        theirs.git.commit("--all", "--message", "Two")
+        theirs.create_tag("b2")
+        one, two = (theirs.commit(name).hexsha for name in ("b1", "b2"))
+    pin = settings.load(root).pin
+    for path, text in mirror.bump(mirror.pinned_texts(root), pin, tag="b1", commit=one).items():
+        (root / path).write_text(text.replace(f'"{pin.repository}"', f'"{upstream}"'))
+    github.clone.git.commit("--all", "--message", "A pin that can be had here")
+
+    github.run("upstream.yml")
+
+    assert github.failed == []
+    assert (settings.load(root).pin.tag, settings.load(root).pin.commit) == ("b2", two)
+    assert "! build: cmake build -DGGML_NATIVE: OFF -> ON" in github.opened
+    assert {item.a_path for item in github.clone.index.diff(None)} <= set(mirror.pinned_texts(root)), (
+        "nothing else moved"
+    )
