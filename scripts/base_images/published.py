@@ -45,12 +45,14 @@ class Published:
     Attributes:
         latest: what `latest-<variant>` points at; None when there is no such tag.
         newest: the newest published version; None when there is none.
+        before: the version that was latest before, to go back to; empty for none.
         notes: a sentence for each thing that a person may want to act on.
     """
 
     variant: str
     latest: Tagged | None
     newest: Tagged | None
+    before: str
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,12 +96,15 @@ def _look(repository: Repository, variant: Variant, tags: Sequence[str], release
         if name == variant.name
     ]
     newest_version = max(known, default=None)
+    moves = promote.moves(tags, variant.name)
+    before = [move.version for move in moves if move.version != moves[-1].version]
     latest = _tagged(repository, versions.latest_tag(variant.name))
     newest = _tagged(repository, versions.image_tag(variant.name, newest_version)) if newest_version else None
     return Published(
         variant=variant.name,
         latest=latest,
         newest=newest,
+        before=str(before[-1]) if before else "",
         notes=tuple(_notes(repository, variant, tags, latest, newest, released)),
     )
 
@@ -127,8 +132,6 @@ def _notes(
         yield f"rolled back to {moves[-1].version}"
     elif newest and newest.digest != latest.digest:
         yield f"lags: {newest.version} is published and not promoted"
-    if before := [move.version for move in moves if move.version != moves[-1].version]:
-        yield f"latest before: {before[-1]}"
 
 
 def _is_older(version: str, than: Version) -> bool:
@@ -157,6 +160,7 @@ def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]
     """Returns a table's rows: variant, tag, version, llama.cpp, age, digest, notes."""
     found: list[tuple[str, ...]] = []
     for one in published:
+        notes = [*one.notes, *([f"latest before: {one.before}"] if one.before else [])]
         for number, tagged in enumerate(filter(None, (one.latest, one.newest if one.newest != one.latest else None))):
             found.append(
                 (
@@ -166,9 +170,9 @@ def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]
                     tagged.llama_cpp or "unknown",
                     age(tagged.created, now),
                     tagged.digest[:_DIGEST_WIDTH],
-                    "\n".join(one.notes) if number == 0 else "",
+                    "\n".join(notes) if number == 0 else "",
                 )
             )
         if one.latest is None and one.newest is None:
-            found.append((one.variant, "-", "-", "-", "-", "-", "\n".join(one.notes)))
+            found.append((one.variant, "-", "-", "-", "-", "-", "\n".join(notes)))
     return found

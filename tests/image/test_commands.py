@@ -75,7 +75,7 @@ def test_a_plan_in_three_forms(engine: Engine) -> None:
     table = invoke("plan", "--variant", "cpu", "--origin", origin).stdout
     assert f"{Label.VERSION.value}={plan['version']}" in words
     assert plan["tags"][0] in table
-    assert_sentence(invoke("plan", "--format", "xml"), 2, "choose table, json or command")
+    assert_sentence(invoke("plan", "--format", "xml"), 2, "choose table, json, command, bake or matrix")
 
 
 def test_docker_s_current_context_is_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -434,7 +434,8 @@ def test_check_version_says_what_is_there(site: Site) -> None:
     assert (cpu["latest"]["version"], cpu["newest"]["version"]) == (str(one.version), str(two.version))
     assert (cpu["latest"]["digest"], cpu["newest"]["digest"]) == (first, second)
     assert cpu["latest"]["llama_cpp"] == "b11312"
-    assert cpu["notes"] == [f"rolled back to {one.version}", f"latest before: {two.version}"]
+    assert cpu["notes"] == [f"rolled back to {one.version}"]
+    assert cpu["before"] == str(two.version)
 
 
 def notes(repository: Repository, variant: Variant = CPU) -> list[str]:
