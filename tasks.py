@@ -252,7 +252,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles since."""
     import tempfile
 
-    from base_images import mirror, repository
+    from base_images import mirror, repository, smoke_report
     from base_images import report as reports
 
     pin = settings.load(ROOT).pin
@@ -264,7 +264,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         if int(to[1:]) <= int(pin.tag[1:]):
             said = f"The pin is {pin.tag} and the newest tag of llama.cpp is {to}: nothing to move."
             if written:
-                reports.write(written, f"{said}\n")
+                smoke_report.write_file(written, f"{said}\n")
             reports.say(said)
             return
     commit = mirror.tag_commit(str(clone or pin.repository), to)
@@ -280,7 +280,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         "with its hash, in pyproject.toml, or only git has the source."
     )
     if written:
-        reports.write(written, f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}")
+        smoke_report.write_file(written, f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}")
     for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
         (ROOT / path).write_text(text, encoding="utf-8")
     reports.print_refs(changed, pin.tag, to)
@@ -762,7 +762,7 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     """What a release is and what became of each variant, for people or as JSON: from git and the registry, any time."""
     from datetime import UTC, datetime
 
-    from base_images import release_notes, release_record, report, repository, versions
+    from base_images import release_notes, release_record, report, repository, smoke_report, versions
 
     opened = repository.open_repository(ROOT)
     wanted = versions.parse(version) if version else repository.head(opened).version
@@ -774,7 +774,7 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     directory = None if dry_run else _path(output)
     if directory:
         written = release_record.write(told, seen, directory)
-        report.write(directory / release_notes.FILE, notes)
+        smoke_report.write_file(directory / release_notes.FILE, notes)
         report.say(f"{directory}: {len(written) + 1} files, for {told.git_tag}")
     if json:
         report.print_json(told.as_dict())

@@ -105,14 +105,14 @@ def _look(repository: Repository, variant: Variant, tags: Sequence[str], release
         latest=latest,
         newest=newest,
         before=str(before[-1]) if before else "",
-        notes=tuple(_notes(repository, variant, tags, latest, newest, released)),
+        notes=tuple(_notes(repository, variant, moves, latest, newest, released)),
     )
 
 
 def _notes(
     repository: Repository,
     variant: Variant,
-    tags: Sequence[str],
+    moves: Sequence[promote.Move],
     latest: Tagged | None,
     newest: Tagged | None,
     released: Version | None,
@@ -125,7 +125,6 @@ def _notes(
         if newest:
             yield "published and never promoted"
         return
-    moves = promote.moves(tags, variant.name)
     if moves and latest.digest != repository.digest(versions.image_tag(variant.name, moves[-1].version)):
         yield f"{latest.tag} is not {moves[-1].version}, which was made latest: run that promote or rollback again"
     elif moves and moves[-1].rollback:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from base_images import buildkit, variants
-from base_images.errors import BaseImagesError, UsageError
+from base_images.errors import BaseImagesError
 from base_images.progress import Progress
 
 if TYPE_CHECKING:  # some import docker, and most of what is printed needs neither
@@ -90,19 +89,6 @@ def complain(text: str) -> None:
 def print_json(value: Any, *, one_line: bool = False) -> None:
     """Prints a value as JSON."""
     sys.stdout.write(json.dumps(value, indent=None if one_line else 2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file for people, and makes its directory.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -213,18 +213,10 @@ def write_model(type_name: str, path: Path) -> KnownAnswer:
 
 def _written(tested: Tested, outputs: Outputs) -> Tested:
     if outputs.junit:
-        _write(outputs.junit, smoke_report.as_junit(tested.report))
+        smoke_report.write_file(outputs.junit, smoke_report.as_junit(tested.report))
     if outputs.html:
-        _write(outputs.html, smoke_html.as_html(tested.report, labels=tested.labels))
+        smoke_report.write_file(outputs.html, smoke_html.as_html(tested.report, labels=tested.labels))
     return tested
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        smoke_report.write_text(path, content)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
 
 
 def _other_commit(image: Image, checkout: Path) -> str:

@@ -206,16 +206,21 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Writes a value as JSON to a file, making its directory.
+    """Writes a value as JSON to a file, see `write_file`."""
+    write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_file(path: Path, content: str) -> None:
+    """Writes a file whole or not at all, and makes its directory.
 
     Raises:
         UsageError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(value, indent=2) + "\n")
+        write_text(path, content)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another directory.") from error
+        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
 
 
 def write_text(path: Path, content: str) -> None:
