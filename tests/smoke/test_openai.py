@@ -17,17 +17,7 @@ from base_images.engine import Engine, Image
 from base_images.model import TensorType
 from base_images.smoke import CheckFailedError, CheckSkippedError, Target, perform
 from base_images.smoke_report import Status
-
-ANSWER = model.known_answer(TensorType.F32)
-
-
-@pytest.fixture(scope="module")
-def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
-    """A running server as BodhiApp starts it, with the right answer."""
-    way = launch.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
-    with launch.prepared(engine, way, ANSWER.gguf) as container:
-        launch.start(container, way.port)
-        yield Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
+from tests.smoke.conftest import ANSWER
 
 
 @pytest.mark.parametrize("name", conversation.CHECKS)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -24,6 +23,7 @@ from base_images.model import KnownAnswer, TensorType
 from base_images.settings import ROOT
 from base_images.smoke import CheckFailedError, Target
 from base_images.smoke_report import SmokeReport, Status
+from tests.smoke.conftest import ANSWER
 
 CPU = variants.find("cpu")
 CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
@@ -87,18 +87,6 @@ def test_everything_is_on_record(recorded: Recorded) -> None:
 
 
 # --- it can fail ---
-
-
-ANSWER = model.known_answer(TensorType.F32)
-
-
-@pytest.fixture(scope="module")
-def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
-    """A running server as BodhiApp starts it, with the right answer."""
-    way = launch.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
-    with launch.prepared(engine, way, ANSWER.gguf) as container:
-        launch.start(container, way.port)
-        yield Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
 
 
 def failures(target: Target) -> dict[str, str]:
