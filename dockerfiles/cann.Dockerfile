@@ -10,8 +10,8 @@ ARG WEB_BASE_IMAGE=docker.io/node:${NODE_VERSION}
 ARG BUILD_BASE_IMAGE=${CANN_BASE_IMAGE}
 ARG RUNTIME_BASE_IMAGE=${CANN_BASE_IMAGE}
 
-ARG LLAMA_CPP_TAG=b11312
-ARG LLAMA_CPP_COMMIT=0c1e57098bba43ac29e6e3b677cdceebdd22334f
+ARG LLAMA_CPP_TAG=b10454
+ARG LLAMA_CPP_COMMIT=4df29be4f4c3673f428170fda944a5b19f743bb8
 
 FROM ${WEB_BASE_IMAGE} AS web
 
@@ -111,8 +111,8 @@ ENV LD_LIBRARY_PATH=${ASCEND_TOOLKIT_HOME}/lib64:${LD_LIBRARY_PATH}
 ENV PATH=${ASCEND_TOOLKIT_HOME}/bin:${PATH}
 ENV ASCEND_OPP_PATH=${ASCEND_TOOLKIT_HOME}/opp
 
-RUN groupadd --gid 10001 llama \
-    && useradd --uid 10001 --gid llama --create-home --no-log-init --shell /bin/sh llama
+RUN --mount=type=bind,source=dockerfiles/llama-user,target=/mnt/llama-user \
+    sh /mnt/llama-user
 
 ### Runtime: the server alone
 FROM base AS runtime
@@ -142,7 +142,7 @@ LABEL org.opencontainers.image.version=$BUILD_VERSION \
       org.opencontainers.image.url="https://github.com/BodhiSearch/llama.cpp" \
       org.opencontainers.image.source="https://github.com/BodhiSearch/llama.cpp"
 
-USER 10001:10001
+USER 999
 
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m CMD [ "/usr/local/bin/llama-healthcheck" ]
 

@@ -1,12 +1,12 @@
 # llama-server for Intel GPUs by SYCL. Mirrors .devops/intel.Dockerfile of llama.cpp; where it differs, a comment says why.
 # What the recipes have in common is explained in cpu.Dockerfile.
 
-ARG ONEAPI_VERSION=2026.1.1-devel-ubuntu24.04
+ARG ONEAPI_VERSION=2025.3.3-0-devel-ubuntu24.04
 ARG NODE_VERSION=24
 
 ARG WEB_BASE_IMAGE=docker.io/node:${NODE_VERSION}
-ARG BUILD_BASE_IMAGE=docker.io/intel/oneapi-toolkit:${ONEAPI_VERSION}
-ARG RUNTIME_BASE_IMAGE=docker.io/intel/oneapi-toolkit:${ONEAPI_VERSION}
+ARG BUILD_BASE_IMAGE=docker.io/intel/deep-learning-essentials:${ONEAPI_VERSION}
+ARG RUNTIME_BASE_IMAGE=docker.io/intel/deep-learning-essentials:${ONEAPI_VERSION}
 ARG SLIM_BASE_IMAGE=docker.io/ubuntu:24.04
 
 # `toolkit`: upstream's base, the whole toolkit. `slim`: a small base and, of the toolkit, what the server loads.
@@ -17,8 +17,8 @@ ARG LEVEL_ZERO_VERSION=1.28.2
 ARG IGC_VERSION=v2.34.4
 ARG COMPUTE_RUNTIME_VERSION=26.18.38308.1
 
-ARG LLAMA_CPP_TAG=b11312
-ARG LLAMA_CPP_COMMIT=0c1e57098bba43ac29e6e3b677cdceebdd22334f
+ARG LLAMA_CPP_TAG=b10454
+ARG LLAMA_CPP_COMMIT=4df29be4f4c3673f428170fda944a5b19f743bb8
 
 FROM ${WEB_BASE_IMAGE} AS web
 
@@ -116,8 +116,8 @@ RUN apt-get update \
   && find /var/cache/apt/archives /var/lib/apt/lists -not -name lock -type f -delete \
   && find /var/cache -type f -delete
 
-RUN groupadd --gid 10001 llama \
-    && useradd --uid 10001 --gid llama --create-home --no-log-init --shell /bin/sh llama
+RUN --mount=type=bind,source=dockerfiles/llama-user,target=/mnt/llama-user \
+    sh /mnt/llama-user
 
 ### What the server needs of the toolkit and the base does not have; in any case, where the loader finds it
 FROM build AS vendor
@@ -167,7 +167,7 @@ LABEL org.opencontainers.image.version=$BUILD_VERSION \
       org.opencontainers.image.url="https://github.com/BodhiSearch/llama.cpp" \
       org.opencontainers.image.source="https://github.com/BodhiSearch/llama.cpp"
 
-USER 10001:10001
+USER 999
 
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m CMD [ "/usr/local/bin/llama-healthcheck" ]
 

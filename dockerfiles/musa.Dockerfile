@@ -3,18 +3,18 @@
 
 ARG UBUNTU_VERSION=22.04
 # The driver of the container's host has to be as new as this needs.
-ARG MUSA_VERSION=5.2.0
+ARG MUSA_VERSION=rc4.3.0
 ARG NODE_VERSION=24
 
 ARG WEB_BASE_IMAGE=docker.io/node:${NODE_VERSION}
-ARG BUILD_BASE_IMAGE=registry.mthreads.com/mcconline/musa_sdk:${MUSA_VERSION}-devel-ubuntu${UBUNTU_VERSION}-s5000
-ARG RUNTIME_BASE_IMAGE=registry.mthreads.com/mcconline/musa_sdk:${MUSA_VERSION}-runtime-ubuntu${UBUNTU_VERSION}-s5000
+ARG BUILD_BASE_IMAGE=docker.io/mthreads/musa:${MUSA_VERSION}-devel-ubuntu${UBUNTU_VERSION}-amd64
+ARG RUNTIME_BASE_IMAGE=docker.io/mthreads/musa:${MUSA_VERSION}-runtime-ubuntu${UBUNTU_VERSION}-amd64
 
 # Architectures such as `31`; the default is llama.cpp's list, a fat build.
 ARG MUSA_DOCKER_ARCH=default
 
-ARG LLAMA_CPP_TAG=b11312
-ARG LLAMA_CPP_COMMIT=0c1e57098bba43ac29e6e3b677cdceebdd22334f
+ARG LLAMA_CPP_TAG=b10454
+ARG LLAMA_CPP_COMMIT=4df29be4f4c3673f428170fda944a5b19f743bb8
 
 FROM ${WEB_BASE_IMAGE} AS web
 
@@ -41,9 +41,6 @@ RUN apt-get update && \
     git \
     libssl-dev \
     libgomp1 \
-    musa-mualg-5-2 \
-    musa-muthrust-5-2 \
-    libmthreads-compute \
     ccache
 
 ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G
@@ -84,18 +81,15 @@ FROM ${RUNTIME_BASE_IMAGE} AS base
 ARG RUNTIME_EXTRA_PACKAGES=""
 
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgomp1 curl ca-certificates libmthreads-compute ${RUNTIME_EXTRA_PACKAGES} \
+    && apt-get install -y --no-install-recommends libgomp1 curl ca-certificates ${RUNTIME_EXTRA_PACKAGES} \
     && apt autoremove -y \
     && apt clean -y \
     && rm -rf /tmp/* /var/tmp/* \
     && find /var/cache/apt/archives /var/lib/apt/lists -not -name lock -type f -delete \
     && find /var/cache -type f -delete
 
-# Where the toolkit's libraries are is unknown to the loader of its own runtime image.
-RUN echo "/usr/local/musa/lib" > /etc/ld.so.conf.d/musa-runtime.conf && ldconfig
-
-RUN groupadd --gid 10001 llama \
-    && useradd --uid 10001 --gid llama --create-home --no-log-init --shell /bin/sh llama
+RUN --mount=type=bind,source=dockerfiles/llama-user,target=/mnt/llama-user \
+    sh /mnt/llama-user
 
 ### Runtime: the server alone
 FROM base AS runtime
@@ -125,7 +119,7 @@ LABEL org.opencontainers.image.version=$BUILD_VERSION \
       org.opencontainers.image.url="https://github.com/BodhiSearch/llama.cpp" \
       org.opencontainers.image.source="https://github.com/BodhiSearch/llama.cpp"
 
-USER 10001:10001
+USER 999
 
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m CMD [ "/usr/local/bin/llama-healthcheck" ]
 

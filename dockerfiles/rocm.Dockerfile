@@ -17,8 +17,8 @@ ARG RUNTIME_LIBRARIES=toolkit
 # Targets as LLVM has them; the default is a fat build, mostly of what rocBLAS supports.
 ARG ROCM_DOCKER_ARCH='gfx908;gfx90a;gfx942;gfx1030;gfx1100;gfx1101;gfx1102;gfx1151;gfx1150;gfx1200;gfx1201'
 
-ARG LLAMA_CPP_TAG=b11312
-ARG LLAMA_CPP_COMMIT=0c1e57098bba43ac29e6e3b677cdceebdd22334f
+ARG LLAMA_CPP_TAG=b10454
+ARG LLAMA_CPP_COMMIT=4df29be4f4c3673f428170fda944a5b19f743bb8
 
 FROM ${WEB_BASE_IMAGE} AS web
 
@@ -102,8 +102,8 @@ RUN apt-get update \
     && find /var/cache/apt/archives /var/lib/apt/lists -not -name lock -type f -delete \
     && find /var/cache -type f -delete
 
-RUN groupadd --gid 10001 llama \
-    && useradd --uid 10001 --gid llama --create-home --no-log-init --shell /bin/sh llama
+RUN --mount=type=bind,source=dockerfiles/llama-user,target=/mnt/llama-user \
+    sh /mnt/llama-user
 
 ### What the server needs of the toolkit and the base does not have; in any case, where the loader finds it
 FROM build AS vendor
@@ -149,7 +149,7 @@ LABEL org.opencontainers.image.version=$BUILD_VERSION \
       org.opencontainers.image.url="https://github.com/BodhiSearch/llama.cpp" \
       org.opencontainers.image.source="https://github.com/BodhiSearch/llama.cpp"
 
-USER 10001:10001
+USER 999
 
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m CMD [ "/usr/local/bin/llama-healthcheck" ]
 

@@ -38,8 +38,9 @@ from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.variants import Platform, Variant, megabytes
 
 LLAMA_USER = "llama"
-LLAMA_ID = 10001
-"""Number of the user and of the group: mounts of a host are owned by number, so it never changes."""
+LLAMA_ID = 999
+"""Number of the user, and of the group where the base image has not given it away: volumes are owned by number, and
+those of existing installations belong to this one (dockerfiles/llama-user)."""
 
 RUNPATH = "$ORIGIN"
 MINIMUM_GLIBC = "2.36"
@@ -257,22 +258,28 @@ def _relocation(facts: ImageFacts) -> _Verdict:
 def _ownership(facts: ImageFacts) -> _Verdict:
     findings = []
     users = {name: fields for name, *fields in _table(facts, PASSWD)}
-    groups = {name: fields for name, *fields in _table(facts, GROUP)}
-    user = users.get(LLAMA_USER)
+    groups = {name: fields[1] for name, *fields in _table(facts, GROUP) if len(fields) > 1}
+    user = users.get(LLAMA_USER, [])
     group = groups.get(LLAMA_USER)
-    if user is None:
+    taken = next((name for name, number in groups.items() if number == str(LLAMA_ID) and name != LLAMA_USER), "")
+    if LLAMA_USER not in users:
         findings.append(f"There is no user {LLAMA_USER!r} in {PASSWD}.")
-    elif user[1:3] != [str(LLAMA_ID), str(LLAMA_ID)]:
-        findings.append(f"The user {LLAMA_USER!r} is {':'.join(user[1:3])} and not {LLAMA_ID}:{LLAMA_ID}.")
+    elif user[1:2] != [str(LLAMA_ID)]:
+        findings.append(f"The user {LLAMA_USER!r} is {':'.join(user[1:2])} and not {LLAMA_ID}.")
     if group is None:
         findings.append(f"There is no group {LLAMA_USER!r} in {GROUP}.")
-    elif group[1:2] != [str(LLAMA_ID)]:
-        findings.append(f"The group {LLAMA_USER!r} is {':'.join(group[1:2])} and not {LLAMA_ID}.")
+    elif group != str(LLAMA_ID) and not taken:
+        findings.append(f"The group {LLAMA_USER!r} is {group} and not {LLAMA_ID}, which is free.")
+    elif user and user[2:3] != [group]:
+        findings.append(
+            f"The user {LLAMA_USER!r} is in the group {':'.join(user[2:3])} and not in {LLAMA_USER}, {group}."
+        )
 
     configured = facts.image.user
     name, _, group_name = configured.partition(":")
-    if {name, group_name or LLAMA_USER} - {LLAMA_USER, str(LLAMA_ID)}:
-        findings.append(f"The image runs as {configured or 'root'!r} and not as {LLAMA_USER}, {LLAMA_ID}:{LLAMA_ID}.")
+    numeric = f"{LLAMA_ID}, or {LLAMA_ID}:{group or LLAMA_ID}"
+    if name not in {LLAMA_USER, str(LLAMA_ID)} or group_name not in {"", LLAMA_USER, group}:
+        findings.append(f"The image runs as {configured or 'root'!r} and not as {LLAMA_USER}: USER {numeric}.")
 
     tree = [entry for path, entry in facts.files.items() if path == "/app/bin" or path.startswith("/app/bin/")]
     if not tree:
@@ -283,7 +290,10 @@ def _ownership(facts: ImageFacts) -> _Verdict:
         findings.append(f"Not owned by root: {_some(foreign)}.")
     if writable:
         findings.append(f"Writable by others than the owner: {_some(writable)}.")
-    return _Verdict(f"runs as {configured or 'root'}", findings)
+    seen = f"runs as {configured or 'root'}"
+    return _Verdict(
+        f"{seen}; its group is {group}, as the base gave {LLAMA_ID} to {taken}" if taken else seen, findings
+    )
 
 
 def _working_directory(facts: ImageFacts) -> _Verdict:

@@ -106,8 +106,8 @@ TOP = [
     link(f"{HOME}/libllama.so.0", "libllama.so.0.5.0"),
     *(elf(f"{HOME}/libggml-cpu-{name}.so") for name in contract.CPU_BACKENDS[Platform.AMD64]),
     file("/app/version.json", json.dumps(VERSION).encode()),
-    file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nllama:x:10001:10001::/home/llama:/bin/sh\n"),
-    file("/etc/group", b"root:x:0:\nllama:x:10001:\n"),
+    file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nllama:x:999:999::/home/llama:/bin/sh\n"),
+    file("/etc/group", b"root:x:0:\nllama:x:999:\n"),
     file("/usr/local/bin/llama-entrypoint", mode=0o755),
     file(HEALTH, mode=0o755),
 ]
@@ -125,7 +125,7 @@ IMAGE = Image(
     architecture="amd64",
     created="",
     size=0,
-    user="10001:10001",
+    user="999:999",
     working_directory="/app",
     entrypoint=("/usr/local/bin/llama-entrypoint",),
     command=(),
@@ -227,6 +227,20 @@ def ldd(path: str, output: str) -> ImageFacts:
     return shell(ldd={**SHELL.ldd, path: output})
 
 
+def with_group(*lines: str, user: str = "999") -> ImageFacts:
+    """The image with these groups; the user is in the first of them."""
+    gid = lines[0].split(":")[2]
+    found = changing("/etc/group", content="\n".join(lines).encode())
+    layers = [
+        [
+            replace(one, content=f"llama:x:999:{gid}::/:/bin/sh\n".encode()) if one.path == "/etc/passwd" else one
+            for one in layer
+        ]
+        for layer in found.layers
+    ]
+    return replace(with_layers(found, *layers), image=replace(IMAGE, user=user))
+
+
 def runpath(**changes: Any) -> ImageFacts:
     (library,) = (entry for entry in TOP if entry.path.endswith("libllama.so.0.5.0"))
     assert library.elf is not None
@@ -272,13 +286,19 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (3, "does not start: boom", lambda: server(copied=result("boom", 127))),
     (3, "cannot run a shell", lambda: server(copied=None)),
     (4, "no user 'llama'", lambda: changing("/etc/passwd", content=b"root:x:0:0::/root:/bin/sh\n")),
-    (4, "is 1000:1000 and not 10001", lambda: changing("/etc/passwd", content=b"llama:x:1000:1000::/:/bin/sh\n")),
+    (4, "is 1000 and not 999", lambda: changing("/etc/passwd", content=b"llama:x:1000:1000::/:/bin/sh\n")),
     (4, "no group 'llama'", lambda: changing("/etc/group", content=b"")),
     (4, "The group 'llama' is 5", lambda: changing("/etc/group", content=b"llama:x:5:\n")),
+    (4, "The group 'llama' is 998 and not 999, which is free", lambda: with_group("llama:x:998:")),
+    (
+        4,
+        "is in the group 999 and not in llama, 998",
+        lambda: changing("/etc/group", content=b"llama:x:998:\na:x:999:\n"),
+    ),
     (4, "runs as 'root'", lambda: image(user="")),
     (4, "runs as '0'", lambda: image(user="0")),
-    (4, "runs as '10001:0'", lambda: image(user="10001:0")),
-    (4, "Not owned by root: .*libllama", lambda: changing(ELF, uid=10001)),
+    (4, "runs as '999:0'", lambda: image(user="999:0")),
+    (4, "Not owned by root: .*libllama", lambda: changing(ELF, uid=999)),
     (4, "Writable by others", lambda: changing(ELF, mode=0o775)),
     (4, "There is no /app/bin", lambda: with_layers(GOOD, BASE)),
     (5, "There is no directory /app", lambda: with_layers(GOOD, [entry for entry in BASE if entry.path != "/app"])),
@@ -387,7 +407,9 @@ SHELL_FORM = ("/bin/sh", "-c", "curl -f localhost || exit 1")
 HARMLESS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (2, "a static file has no RUNPATH", lambda: adding(replace(elf(f"{HOME}/static"), elf=STATIC))),
     (4, "USER by name", lambda: image(user="llama")),
-    (4, "USER without its group", lambda: image(user="10001")),
+    (4, "USER without its group", lambda: image(user="999")),
+    (4, "a base that gave the group's number away", lambda: with_group("llama:x:998:", "docker:x:999:")),
+    (4, "that group in USER", lambda: with_group("llama:x:998:", "docker:x:999:", user="999:998")),
     (7, "another time zone", lambda: label(Label.CREATED, "2025-08-20T16:20:00.5+02:00")),
     (
         8,

@@ -31,10 +31,7 @@ NEAREST = {
 RM = r'rm "\$\{directory%/\*\}/cpu/libggml-\w+\.so"'
 VENDOR_PIECES = {
     "musa": (
-        (r" \\\n    musa-mualg-5-2 \\\n    musa-muthrust-5-2 \\\n    libmthreads-compute", ""),
-        (r" libmthreads-compute ", " "),
         (r"-DGGML_MUSA=ON", "-DGGML_MUSA=OFF"),
-        (r" && ldconfig", ""),
         (RM, "true"),
     ),
     "intel": (
