@@ -288,6 +288,28 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
 
 
 @command(
+    help={
+        "source": "a checkout of BodhiApp; default: its newest commit, fetched, unless --image is given",
+        "image": "ask this image, pulled if the engine does not have it, which of BodhiApp's arguments it refuses",
+        "report": "add what was seen to this file, as Markdown",
+        "json": "print JSON",
+    }
+)
+def check_consumer(_: Context, source: str = "", image: str = "", report: str = "", json: bool = False) -> None:
+    """What BodhiApp does by now that our data of it does not say, and what an image refuses: exit code 1 on either."""
+    from base_images import consumer_command
+    from base_images import report as reports
+
+    with reports.Display(reports.mode(quiet=json)) as display:
+        seen = consumer_command.check(ROOT, source=_path(source), image=image, listener=display.progress)
+    reports.print_json(seen.as_dict()) if json else reports.print_consumer(seen)
+    if written := _path(report):
+        consumer_command.add_to(written, seen)
+    if not seen.ok:
+        raise Exit(code=1)
+
+
+@command(
     iterable=["variant", "arch"],
     help={
         **_BUILD_HELP,

@@ -1,4 +1,4 @@
-"""What an image must be: the 17 rows of the contract, judged by an image's facts. Never prints.
+"""What an image must be: the 18 rows of the contract, judged by an image's facts. Never prints.
 
 Every row is a pure function of `ImageFacts`. It says what was seen and finds nothing, or finds what is wrong and where,
 each finding one sentence. A row that no check of an image alone can prove names the test that does.
@@ -19,7 +19,7 @@ from typing import Any
 from packaging.version import InvalidVersion
 from packaging.version import Version as PackageVersion
 
-from base_images import archive, versions
+from base_images import archive, consumer, versions
 from base_images.archive import Entry, Kind
 from base_images.engine import Engine, ProbeResult
 from base_images.errors import UsageError
@@ -122,7 +122,7 @@ class RowResult:
     """One row of the contract.
 
     Attributes:
-        number: 1 to 17.
+        number: 1 to 18.
         seen: what the image is in this respect, in a few words.
         findings: what is wrong, a sentence each; with an exception, what was excepted.
     """
@@ -136,7 +136,7 @@ class RowResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractReport:
-    """All 17 rows of one image, in order.
+    """All 18 rows of one image, in order.
 
     Attributes:
         variant: its name; None when nothing told.
@@ -588,6 +588,22 @@ def _size(facts: ImageFacts) -> _Verdict:
     return _Verdict(seen, [f"The image adds {megabytes(added)} to its base, over the budget of {megabytes(budget)}."])
 
 
+def _consumer(facts: ImageFacts) -> _Verdict:
+    if not facts.servers:
+        return _Verdict("no llama-server", [_NO_SERVER])
+    if facts.variant is None:
+        return _Verdict("the variant is unknown, and so are its arguments", status=Status.NOT_APPLICABLE)
+    judged = consumer.judge(facts.answers, consumer.load().refusals_of(facts.variant.name))
+    taken = (
+        f"{one.directory}/ takes {len(consumer.grouped(one.arguments)) - len(one.refused)} of "
+        f"{len(consumer.grouped(one.arguments))}"
+        for one in facts.answers
+    )
+    if judged.known and not judged.findings:
+        return _Verdict("; ".join(taken), judged.known, Status.EXCEPTION)
+    return _Verdict("; ".join(taken), judged.findings)
+
+
 _ROWS: tuple[tuple[str, Callable[[ImageFacts], _Verdict]], ...] = (
     ("llama-server where BodhiApp looks for it", _layout),
     ("libraries beside it, RUNPATH $ORIGIN, nothing unresolved", _libraries),
@@ -606,6 +622,7 @@ _ROWS: tuple[tuple[str, Callable[[ImageFacts], _Verdict]], ...] = (
     ("SIGTERM ends it with 0", _stops),
     ("glibc is new enough", _glibc),
     ("within its size budget", _size),
+    (f"takes the arguments that {consumer.NAME} passes", _consumer),
 )
 
 

@@ -9,9 +9,11 @@ import posixpath
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from base_images import archive
+from base_images import archive, consumer
 from base_images.archive import Entry, Kind, Layer
+from base_images.consumer import Answer, Consumer
 from base_images.engine import Container, ContainerSpec, Engine, Image, ProbeResult
 from base_images.errors import EngineError, ImageNotFoundError
 from base_images.labels import Label
@@ -117,6 +119,7 @@ class ImageFacts:
         base_layers: how many of the layers, from the lowest, are the base image's.
         base: what tells so, for people.
         servers: every file named llama-server; those at BodhiApp's paths first.
+        answers: what the servers say to the arguments that BodhiApp gives them; none where the variant is unknown.
         shell: None when the image could not run `sleep`.
         shell_error: the engine's reason then.
     """
@@ -131,6 +134,7 @@ class ImageFacts:
     base_layers: int
     base: str
     servers: tuple[Server, ...]
+    answers: tuple[Answer, ...]
     shell: Shell | None
     shell_error: str
 
@@ -164,10 +168,11 @@ def gather(engine: Engine, reference: str, asked: Variant | None = None) -> Imag
         key=lambda path: (not path.startswith("/app/bin/"), path),
     )
     shell, copies, shell_error = _ask_shell(engine, image, files, paths)
+    variant = _variant(image, files, platform) or asked
     return ImageFacts(
         reference=reference,
         image=image,
-        variant=_variant(image, files, platform) or asked,
+        variant=variant,
         asked=asked,
         platform=platform,
         layers=layers,
@@ -183,8 +188,35 @@ def gather(engine: Engine, reference: str, asked: Variant | None = None) -> Imag
             )
             for path in paths
         ),
+        answers=ask_arguments(engine, image, variant, consumer.load()) if variant and paths else (),
         shell=shell,
         shell_error=shell_error,
+    )
+
+
+def ask_arguments(engine: Engine, image: Image, variant: Variant, known: Consumer) -> tuple[Answer, ...]:
+    """Returns what an image's servers say to the arguments that BodhiApp gives them, as its own user.
+
+    Raises:
+        UsageError: no child of BodhiApp's starts from images of this variant.
+        EngineError: the engine failed.
+    """
+    platform = Platform.of_architecture(image.architecture)
+    triple = platform.triple if platform else image.architecture
+
+    def server(path: str, words: tuple[str, ...]) -> tuple[int, str]:
+        spec = ContainerSpec(image=image.id, entrypoint=(path,), command=(*words, "--version"))
+        result = engine.probe(spec, timeout=_COMMAND_SECONDS)
+        return result.exit_code, result.output
+
+    return tuple(
+        consumer.ask(
+            directory,
+            arguments,
+            known.refusals_of(variant.name),
+            partial(server, f"/app/bin/{triple}/{directory}/llama-server"),
+        )
+        for directory, arguments in known.starts(variant.name)
     )
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from base_images import agreement, conversation, model, smoke_report, speed
+from base_images import agreement, consumer, conversation, model, smoke_report, speed
 from base_images import device as devices
 from base_images.agreement import Pair
 from base_images.contract import STATIC_BACKENDS
@@ -55,6 +55,10 @@ ALL_LAYERS = "99"
 """More than the models have."""
 
 DEVICE_ARGUMENTS = ("--n-gpu-layers", ALL_LAYERS)
+
+CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
+EXACT_CACHES = ("f32", "f16")
+"""Types of the key-value cache that the known answers' own tolerances hold for."""
 
 TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
 """All of them; the two that are checked thoroughly come first, see `plan`."""
@@ -137,7 +141,7 @@ def quick_start(image: str, model_name: str) -> Way:
 
 
 def as_bodhi(image: str, model_name: str, directory: str) -> Way:
-    """Returns what BodhiApp runs: the binary in `directory`, its own arguments, another working directory.
+    """Returns what BodhiApp runs: the binary in `directory` with its own arguments, by the image's user.
 
     BodhiApp asks from within the container. Here the questions come from outside, so a variable opens the address to
     listen on; the arguments stay BodhiApp's own.
@@ -148,8 +152,7 @@ def as_bodhi(image: str, model_name: str, directory: str) -> Way:
         container=ContainerSpec(
             image=image,
             entrypoint=(f"{directory}/llama-server",),
-            command=bodhi_arguments(alias, path, BODHI_PORT),
-            working_directory="/",
+            command=consumer.load().command(alias=alias, model=path, port=BODHI_PORT),
             environment={
                 **ENVIRONMENT,
                 "LLAMA_ARG_HOST": "0.0.0.0",  # noqa: S104 - published on 127.0.0.1 alone
@@ -169,16 +172,19 @@ def bodhi_alias(model_name: str) -> str:
     return f"bodhi-{model_name}"
 
 
-def bodhi_arguments(alias: str, model_path: str, port: int) -> tuple[str, ...]:
-    """Returns BodhiApp's own arguments of llama-server."""
-    return ("--alias", alias, "--model", model_path, "--embeddings", "--port", str(port))
-
-
 def on_device(way: Way, device: Granted, cache: str) -> Way:
-    """Returns the same way with the device, all of the model on it, and the volume `cache` for compiled code."""
+    """Returns the same way with the device and the volume `cache` for compiled code.
+
+    All of the model is on the device, unless the arguments say how much of it.
+    """
     spec = devices.grant(way.container, device)
-    command = (*spec.command, *DEVICE_ARGUMENTS)
+    command = (*spec.command, *device_arguments(spec.command))
     return dataclasses.replace(way, container=dataclasses.replace(spec, command=command, volumes={cache: CACHE}))
+
+
+def device_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Returns what puts all of a model on the device, where the arguments do not say how much of it."""
+    return () if DEVICE_ARGUMENTS[0] in arguments else DEVICE_ARGUMENTS
 
 
 def from_directory(way: Way, directory: str) -> Way:
@@ -306,8 +312,17 @@ def tail(log: str) -> str:
 
 
 def check_starts(server: Server, port: int, timeout: float = READY_TIMEOUT_SECONDS) -> str:
-    """The server starts and gets healthy."""
-    return f"healthy after {start(server, port, timeout=timeout):.2f} s"
+    """The server starts and gets healthy; an argument that it refuses is named."""
+    try:
+        return f"healthy after {start(server, port, timeout=timeout):.2f} s"
+    except LaunchError as error:
+        if refused := consumer.refused(server.logs()):
+            passed = refused.argument in consumer.load().options
+            who = f", which {consumer.NAME} passes" if passed else ""
+            raise CheckFailedError(
+                f"The server refuses {refused.argument}{who}: {refused.sentence}", detail=error.detail
+            ) from error
+        raise
 
 
 # What the log says in the next checks is what b11312 says from verbosity 4 on: load_backend in
@@ -447,14 +462,16 @@ def plan(
 ) -> list[ServerPlan]:
     """Returns the servers to start: a thorough quick start, a thorough BodhiApp, and a brief one for each other type.
 
-    The first tensor type goes to the first, the second to the second; a lone one goes to both. Without a device there
-    is one more for each directory that BodhiApp falls back to; on a device each has the checks of the device too.
+    The first tensor type goes to the first, the second to the second; a lone one goes to both. On a device each has the
+    checks of the device too. One more for each directory that BodhiApp falls back to is on the CPU in any case.
     """
     first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
     thorough = (*CHECKS, *conversation.CHECKS)
-    # Only BodhiApp gives --embeddings; without it the server refuses to make any.
+    # Only BodhiApp gives --embeddings; without it the server refuses to make any. It does without the web page.
     without_embeddings = tuple(name for name in thorough if "embeddings" not in name)
+    without_page = tuple(name for name in thorough if name != "web page")
     extra = DEVICE_CHECKS if on_device else ()
+    known = consumer.load()
     servers = [
         ServerPlan(
             name=f"quick start, {first}",
@@ -464,11 +481,12 @@ def plan(
             checks=(*extra, *without_embeddings, "backend", "healthcheck", "sigterm"),
         ),
         ServerPlan(
-            name=f"as BodhiApp, {second}",
+            name=f"as {consumer.NAME}, {second}",
             directory=variant.name,
             is_bodhi=True,
             tensor_type=second,
-            checks=(*extra, *thorough, "backend", "healthcheck", "sigterm"),
+            checks=(*extra, *without_page, "backend", "healthcheck", "sigterm"),
+            arguments=known.working(variant.name, variant.name),
         ),
         *(
             ServerPlan(
@@ -481,15 +499,14 @@ def plan(
             for other in tensor_types[2:]
         ),
     ]
-    if on_device:
-        return [dataclasses.replace(server, on_device=True) for server in servers]
-    return servers + [
+    return [dataclasses.replace(server, on_device=on_device) for server in servers] + [
         ServerPlan(
-            name=f"as BodhiApp, from {directory}/",
+            name=f"as {consumer.NAME}, from {directory}/",
             directory=directory,
             is_bodhi=True,
             tensor_type=second,
-            checks=("completion", "embeddings", "backend", "healthcheck", "sigterm"),
+            checks=("completion", "chat", "embeddings", "backend", "healthcheck", "sigterm"),
+            arguments=known.working(variant.name, directory),
         )
         for directory in variant.directories[1:]
     ]
@@ -567,9 +584,9 @@ def smoke(
             way = as_bodhi(image.id, name, directory) if server.is_bodhi else quick_start(image.id, name)
             if not server.is_bodhi and server.directory != variant.name:
                 way = from_directory(way, directory)
+            way = with_arguments(way, server.arguments, server.model_file)
             if device and server.on_device:
                 way = on_device(way, device, cache)
-            way = with_arguments(way, server.arguments, server.model_file)
             with prepared(engine, way, answer.gguf, kept=kept) as container:
                 yield Subject(
                     server=container,
@@ -668,6 +685,10 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
     if server.on_device:
         answer = model.on_device(answer)
         ready = patience = DEVICE_TIMEOUT_SECONDS
+    for option in CACHE_TYPES:
+        cache_type = consumer.value_of(option, server.arguments)
+        if cache_type not in {None, *EXACT_CACHES}:
+            answer = model.with_cache(answer, str(cache_type))
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
     with prepare(server, answer) as subject:
         running = subject.server

@@ -476,8 +476,8 @@ def markdown(changed: RefsReport, result: Report, *, before: str, after: str) ->
     """
     lines = [f"llama.cpp {before} → {after}.", "", "## What upstream changed in its Dockerfiles", ""]
     for variant, found in changed.changes.items():
-        lines += _bullets(variant, (_code(one.key) for one in found))
-    lines += _bullets("new at upstream", changed.appeared) + _bullets("gone at upstream", changed.disappeared)
+        lines += bullets(variant, (code(one.key) for one in found))
+    lines += bullets("new at upstream", changed.appeared) + bullets("gone at upstream", changed.disappeared)
     if lines[-1] == "":
         lines += ["Nothing.", ""]
     lines += ["## What our recipes need for it", ""]
@@ -486,19 +486,19 @@ def markdown(changed: RefsReport, result: Report, *, before: str, after: str) ->
     lines += ["`invoke check-upstream` fails until each of these is ported, or recorded with its reason.", ""]
     for comparison in result.comparisons:
         unexplained = [finding for finding in comparison.findings if finding.status is not Status.INTENDED]
-        lines += _bullets(comparison.variant, (f"{one.status}: {_code(one.difference.key)}" for one in unexplained))
+        lines += bullets(comparison.variant, (f"{one.status}: {code(one.difference.key)}" for one in unexplained))
     for record in result.stale:
-        lines += _bullets(f"{record.variant}: a record that matches nothing any more", [_code(record.key)])
-    return "\n".join(lines + _bullets("our recipes that upstream has no file for", result.gone))
+        lines += bullets(f"{record.variant}: a record that matches nothing any more", [code(record.key)])
+    return "\n".join(lines + bullets("our recipes that upstream has no file for", result.gone))
 
 
-def _bullets(what: str, lines: Iterable[str]) -> list[str]:
-    """Returns a bold line and a list in Markdown; nothing without lines."""
+def bullets(what: str, lines: Iterable[str]) -> list[str]:
+    """Returns a bold line and a list in Markdown, line by line; nothing without lines."""
     listed = [f"- {line}" for line in lines]
     return [f"**{what}**", "", *listed, ""] if listed else []
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Returns text as code of one line in Markdown, whatever backquotes are in it."""
     line = " ".join(text.split())
     return f"`` {line} ``" if "`" in line else f"`{line}`"

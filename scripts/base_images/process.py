@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from base_images import command, launch, owner
+from base_images import command, consumer, launch, owner
 from base_images.device import Granted
 from base_images.engine import ContainerState, ProbeResult
 from base_images.errors import LaunchError, UsageError
@@ -179,12 +179,12 @@ def smoke(
             port = free_port()
             alias = launch.bodhi_alias(name) if server.is_bodhi else str(path)
             if server.is_bodhi:
-                arguments = launch.bodhi_arguments(alias, str(path), port)
+                arguments = consumer.load().command(alias=alias, model=str(path), port=port)
             else:
                 arguments = ("--host", "127.0.0.1", "--port", str(port), "--model", str(path))
             # The program finds a device by itself; what stands for cpu/ must not use it.
-            where = launch.DEVICE_ARGUMENTS if server.on_device else NO_DEVICE if device else ()
-            arguments = (str(program), *arguments, *where, *server.arguments)
+            where = launch.device_arguments(server.arguments) if server.on_device else NO_DEVICE if device else ()
+            arguments = (str(program), *arguments, *server.arguments, *where)
             process = Process(arguments, environment=environment, log=place / f"{port}.log")
             try:
                 yield Subject(

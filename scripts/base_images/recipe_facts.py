@@ -86,7 +86,7 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
         where = f"{name} line {line}"
         stage = stages[-1] if stages else GLOBAL
         if instruction == "FROM":
-            stages.append(_stage_name(value, len(stages)))
+            stages.append(stage_name(value, len(stages)))
             said.append(Fact(stage=stages[-1], kind="from", name="", value=_base(value, arguments)))
         elif instruction == "RUN":
             _run(stage, value, where, said, installs)
@@ -136,8 +136,9 @@ def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
     Raises:
         SourceError: something is not an instruction; the error calls the file `name`.
     """
+    kept, heredocs = _without_heredocs(text.splitlines())
     # A blank line ends a continued instruction for dockerfile-parse, but not for BuildKit; a comment does for neither.
-    lines = "".join(f"{line if line.strip() else '#'}\n" for line in text.splitlines())
+    lines = "".join(f"{line if line.strip() else '#'}\n" for line in kept)
     parser = DockerfileParser(fileobj=io.BytesIO(lines.encode()))  # type: ignore[no-untyped-call]
     for entry in parser.structure:
         instruction, value = entry["instruction"], entry["value"].strip()
@@ -146,12 +147,69 @@ def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
             continue
         if instruction not in _EXEC | _SINGLE | {*_PARSERS, "FROM", "RUN"}:
             raise SourceError(f"{name} line {line}: {instruction} is not a Dockerfile instruction that is read here.")
-        if instruction in {"RUN", "COPY", "ADD"} and re.search(r"(^|\s)<<-?['\"]?\w", value):
-            raise SourceError(f"{name} line {line}: heredocs are not read here.")
-        yield instruction, value, line
+        yield instruction, value + heredocs.get(entry["endline"], ""), line
 
 
-def _stage_name(value: str, number: int) -> str:
+_HEREDOC = re.compile(r"""(?<![<\w])<<(?P<tabs>-?)\s*(?P<quote>['"]?)(?P<end>[A-Za-z_]\w*)(?P=quote)""")
+_HEREDOC_INSTRUCTION = re.compile(r"\s*(RUN|COPY|ADD)\s", re.IGNORECASE)
+
+
+def _without_heredocs(lines: list[str]) -> tuple[list[str], dict[int, str]]:
+    """Returns the lines with heredocs blanked, and each instruction's heredocs by the number of its last line.
+
+    A `<<` whose end is on no later line is something else, such as text in quotes.
+    """
+    kept = list(lines)
+    heredocs: dict[int, str] = {}
+    number = 0
+    while number < len(lines):
+        first, last = number, number
+        while last + 1 < len(lines) and (
+            (_is_blank(lines[last]) and last > first) or lines[last].rstrip().endswith("\\")
+        ):
+            last += 1
+        number = last + 1
+        if not _HEREDOC_INSTRUCTION.match(lines[first]):
+            continue
+        for marker in _HEREDOC.finditer("\n".join(line for line in lines[first : last + 1] if not _is_blank(line))):
+            ends = (line.lstrip("\t") if marker["tabs"] else line for line in lines[number:])
+            number += next((count for count, line in enumerate(ends, start=1) if line == marker["end"]), 0)
+        if number > last + 1:
+            heredocs[last] = "\n" + "\n".join(lines[last + 1 : number])
+            kept[last + 1 : number] = [""] * (number - last - 1)
+    return kept, heredocs
+
+
+def _is_blank(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
+
+
+def _heredoc_bodies(value: str) -> list[tuple[str, str]]:
+    """Returns the end mark and the body of each heredoc of an instruction."""
+    first, *lines = value.split("\n")
+    bodies = []
+    for marker in _HEREDOC.finditer(first):
+        body = list(takewhile(lambda line, end=marker["end"]: line.strip() != end, lines))  # type: ignore[misc]
+        del lines[: len(body) + 1]
+        bodies.append((marker["end"], "\n".join(body)))
+    return bodies
+
+
+_SETTING = re.compile(r"""([\w.-]+)\s*[:=]\s*("[^"]*"|'[^']*'|.*?)\s*(?:\s#.*)?""")
+
+
+def _file(stage: str, path: str, body: str) -> Iterator[Fact]:
+    """Yields what a file says that a Dockerfile writes out: its settings, `name: value` or `name = value`, by name."""
+    for line in body.split("\n"):
+        setting = _SETTING.fullmatch(line.strip())
+        if setting and not _is_blank(line):
+            yield Fact(stage=stage, kind="file", name=f"{path} {setting[1]}", value=setting[2].strip("'\"") or '""')
+        elif not _is_blank(line):
+            yield Fact(stage=stage, kind="file", name=path, value=" ".join(line.split()))
+
+
+def stage_name(value: str, number: int) -> str:
+    """Returns what facts call the stage that a FROM begins, given its arguments and its number from 0."""
     match = re.search(r"\s+AS\s+(\S+)$", value, re.IGNORECASE)
     return match[1].lower() if match else str(number)
 
@@ -217,12 +275,17 @@ def _ports(stage: str, kind: str, value: str) -> Iterator[Fact]:
 
 def _copies(stage: str, kind: str, value: str) -> Iterator[Fact]:
     """Yields one fact for each source; its name holds the stage that it comes from."""
-    options, rest = _options(value)
+    bodies = _heredoc_bodies(value)
+    options, rest = _options(value.split("\n", maxsplit=1)[0])
     origin = "".join(f"{option.lower()} " for option in options if option.startswith("--from="))
     others = "".join(f" {option}" for option in sorted(options) if not option.startswith("--from="))
     *sources, target = _exec_form(rest) or _words(rest)
+    for end, body in bodies:
+        yield from _file(stage, posixpath.join(target, end) if target.endswith("/") else target, body)
     for source in sources:
-        name = origin + posixpath.normpath(source)
+        # The mark that ends a heredoc is the file's name only where the target is a directory.
+        written = source.startswith("<<") and not target.endswith("/")
+        name = "<<" if written else origin + posixpath.normpath(source)
         yield Fact(stage=stage, kind=kind, name=name, value=posixpath.normpath(target) + others)
 
 
@@ -320,11 +383,17 @@ def _braced(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Command:
-    """A simple command of a RUN; `when` is empty, or says under which condition it runs and where its output goes."""
+    """A simple command of a RUN.
+
+    Attributes:
+        when: empty, or under which condition it runs and where its output goes.
+        written: the file and the text of `cat > FILE << EOF`.
+    """
 
     words: tuple[str, ...]
     variables: tuple[tuple[str, str], ...]
     when: str
+    written: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +412,11 @@ def _run(stage: str, value: str, where: str, said: list[Fact], installs: list[_I
     if words := _exec_form(text):
         said.append(Fact(stage=stage, kind="run", name=json.dumps(words), value=""))
         return
+    if text.startswith("<<") and _HEREDOC.fullmatch(text.split("\n")[0].strip()):  # all of it is the script
+        [(_, text)] = _heredoc_bodies(text)
     for command in _commands(_parse_shell(text, where), text.encode(), ()):
+        if command.written:
+            said += _file(stage, *command.written)
         install = _install(stage, command)
         program = command.words[0] if command.words else ""
         if program in {"", "export"}:
@@ -481,8 +554,16 @@ def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator
     if statement.get("Negated") or statement.get("Background") or (statement.get("Redirs") and not simple):
         kind = None
     if simple and kind:
-        redirections = tuple(_slice(redirection, source) for redirection in statement.get("Redirs", ()))
-        yield _simple(command, source, when + redirections)
+        redirections = statement.get("Redirs", ())
+        heredoc = "\n".join(_heredoc(one, source) for one in redirections if one.get("Hdoc"))
+        targets = [_word(one["Word"], source) for one in redirections if one["Op"] in {">", ">>"}]
+        made = _simple(command, source, ())
+        written = (targets[0], heredoc) if heredoc and targets and made.words == ("cat",) else None
+        texts = (
+            "<<" + ("" if written else f" {' '.join(heredoc.split())}") if one.get("Hdoc") else _slice(one, source)
+            for one in redirections
+        )
+        yield replace(made, when=_when((*when, *texts)), written=written)
     elif kind == "BinaryCmd" and command["Op"] in {"&&", "||"}:
         yield from _statement(command["X"], source, when)
         after = (f"if `{_last(command['X'], source)}` fails",) if command["Op"] == "||" else ()
@@ -498,6 +579,12 @@ def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator
         yield from _commands(command["Stmts"], source, when)
     else:
         yield _Command(words=(_shell_text(statement, source),), variables=(), when=_when(when))
+
+
+def _heredoc(redirection: Any, source: bytes) -> str:
+    """Returns the body of a heredoc, without the line that ends it."""
+    body = redirection["Hdoc"]
+    return source[body["Pos"]["Offset"] : body["End"]["Offset"]].decode().rpartition("\n")[0]
 
 
 def _last(statement: Any, source: bytes) -> str:

@@ -16,12 +16,13 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from base_images import buildkit, variants
+from base_images import buildkit, consumer, variants
 from base_images.errors import BaseImagesError
 from base_images.progress import Progress
 
 if TYPE_CHECKING:  # some import docker, and most of what is printed needs neither
     from base_images.actions import Action
+    from base_images.consumer_checkout import Report as ConsumerReport
     from base_images.contract import ContractReport
     from base_images.doctor import Report as DoctorReport
     from base_images.doctor import VariantReport
@@ -334,6 +335,27 @@ def print_mirror(result: MirrorReport) -> None:
     ):
         if names:
             say(f"{what}: {', '.join(names)}")
+
+
+def print_consumer(result: ConsumerReport) -> None:
+    """Prints what BodhiApp does otherwise than our data says, and what an image refuses of its arguments."""
+    if checkout := result.checkout:
+        rows = [(", ".join(one.where), one.what, one.before or "none", one.after or "none") for one in result.changes]
+        title = f"{consumer.NAME} {checkout.commit[:9]} against {consumer.FILE}, read at {result.data_commit[:9]}"
+        if rows:
+            print_table(title, ["where", "what", "our data", "now"], rows)
+        elif not result.unreadable:
+            say(f"{title}: the same")
+        for sentence in result.unreadable:
+            say(f"cannot be read: {sentence}")
+    if result.image:
+        passed = [(one.directory, " ".join(one.arguments)) for one in result.answers]
+        print_table(f"what {consumer.NAME} passes to the servers of {result.image}", ["server", "arguments"], passed)
+        for what, sentences in (("wrong", result.findings), ("known", result.known)):
+            for sentence in sentences:
+                say(f"{what}: {sentence}")
+        if not result.findings and not result.known:
+            say("it takes all of them")
 
 
 def print_refs(result: RefsReport, before: str, after: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from base_images import archive, contract
 from base_images.archive import Elf, Entry, Kind
+from base_images.consumer import Answer, Refused
 from base_images.contract import RowResult, Status
 from base_images.engine import Image, ProbeResult
 from base_images.image_facts import ImageFacts, Server, Shell, Start
@@ -146,6 +147,15 @@ SERVER = Server(
     ),
     copied=result(),
 )
+ANSWER = Answer(directory="cpu", arguments=("--jinja", "--threads", "4", "--no-mmap"), refused=())
+REFUSED = Refused(argument="--no-mmap", sentence="error: invalid argument: --no-mmap")
+FLASH = Refused(argument="--flash-attn", sentence='error while handling argument "--flash-attn": error: unknown value')
+
+
+def answering(variant: str = "cpu", **changes: Any) -> ImageFacts:
+    return replace(GOOD, variant=find(variant), answers=(replace(ANSWER, directory=variant, **changes),))
+
+
 SHELL = Shell(
     runs=result(),
     version_json=result("{}"),
@@ -174,6 +184,7 @@ GOOD = with_layers(
         base_layers=1,
         base="the base is ubuntu:24.04",
         servers=(SERVER,),
+        answers=(ANSWER,),
         shell=SHELL,
         shell_error="",
     ),
@@ -259,7 +270,7 @@ def row(facts: ImageFacts, number: int) -> RowResult:
 
 def test_a_good_image_passes_every_row_in_order_and_once() -> None:
     rows = contract.judge(GOOD)
-    assert [row.number for row in rows] == list(range(1, 18))
+    assert [row.number for row in rows] == list(range(1, 19))
     assert [(row.number, row.findings) for row in rows if row.status is not Status.PASS] == []
 
 
@@ -387,6 +398,18 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     ),
     (16, "label bodhi.glibc is '2.41', but", lambda: shell(glibc="2.40")),
     (16, "getconf names no", lambda: shell(glibc="")),
+    (
+        18,
+        "cpu/llama-server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap",
+        lambda: answering(refused=(REFUSED,)),
+    ),
+    (18, "cpu/llama-server does not start with BodhiApp's arguments: boom", lambda: answering(failure="boom")),
+    (
+        18,
+        "cuda/llama-server takes --flash-attn, which dockerfiles/consumer.toml records as refused: remove that record",
+        lambda: answering("cuda", arguments=("--flash-attn",)),
+    ),
+    (18, "There is no llama-server", lambda: replace(GOOD, servers=(), answers=())),
     (17, "over the budget of 76.0 MB", lambda: adding(file("/usr/lib/ffmpeg", size=76_000_000))),
 ]
 
@@ -558,6 +581,21 @@ def test_driver_libraries_of_the_host_are_excepted_by_name_and_symbol() -> None:
     assert f"libcuda.so.1 is not found, needed by {library}." in row(on_cpu, 2).findings
 
 
+def test_a_refusal_that_is_known_is_an_exception_with_its_reason_and_what_works() -> None:
+    arguments = ("--flash-attn", "--no-mmap")
+    known = row(answering("cuda", arguments=arguments, refused=(FLASH,)), 18)
+    assert (known.status, known.seen) == (Status.EXCEPTION, "cuda/ takes 1 of 2")
+    [sentence] = known.findings
+    assert "cuda/llama-server refuses --flash-attn, since " in sentence
+    assert sentence.endswith("instead: `--flash-attn on`.")
+
+    both = row(answering("cuda", arguments=arguments, refused=(FLASH, REFUSED)), 18)
+    assert both.status is Status.FAIL
+    assert len(both.findings) == 1
+    elsewhere = row(answering("musa", arguments=arguments, refused=(FLASH,)), 18)
+    assert elsewhere.status is Status.FAIL
+
+
 def test_musas_old_glibc_is_a_known_exception_and_nobody_elses() -> None:
     musa = gpu("musa", backend="libggml-musa.so", glibc="2.35")
     assert row(musa, 16).status is Status.EXCEPTION
@@ -575,7 +613,7 @@ def test_an_image_of_nothing_has_all_rows_too() -> None:
         image=replace(IMAGE, labels={}, user="", working_directory="/", entrypoint=(), healthcheck=()),
     )
     rows = contract.judge(empty)
-    assert [row.number for row in rows] == list(range(1, 18))
+    assert [row.number for row in rows] == list(range(1, 19))
     assert {row.number for row in rows if row.status is not Status.FAIL} == {9, 10, 12, 17}
 
 
@@ -583,7 +621,7 @@ def test_a_report_is_json_and_says_whether_all_is_well() -> None:
     good = contract.ContractReport(reference="image", image_id="sha256:1", variant="cpu", rows=contract.judge(GOOD))
     assert good.ok
     said = json.loads(json.dumps(good.as_dict()))
-    assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 17)
+    assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 18)
     assert set(said["rows"][0]) == {"number", "title", "status", "seen", "findings"}
     bad = replace(good, rows=contract.judge(without(SERVER.path)))
     assert not bad.ok

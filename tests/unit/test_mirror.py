@@ -588,10 +588,42 @@ def test_commands_of_many_forms(run: str, fact: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (
+            'COPY <<EOF /a\n# no\nA: "1" # one\nB = x y\nplain\nEOF\n',
+            ["copy << = /a", "file /a = plain", "file /a A = 1", "file /a B = x y"],
+        ),
+        (
+            "COPY <<A <<'B' /d/\nX: 1\nA\nX: 2\nB\n",
+            ["copy <<A = /d", "copy <<B = /d", "file /d/A X = 1", "file /d/B X = 2"],
+        ),
+        ("RUN cat > /a << EOF\nA: $B\nEOF\n", ["file /a A = $B", "run cat = [> /a, <<]"]),
+        (
+            "RUN x && \\\n # no\n cat <<-EOF >> /a && y\n\tA: 1\n\tEOF\n",
+            ["file /a A = 1", "run cat = [<<, >> /a]", "run x", "run y"],
+        ),
+        (
+            "RUN <<EOF\nset -e\napt-get install -y a\nEOF\n",
+            ["apt a", "apt option -y", "run set -e = [whether it fails or not]"],
+        ),
+        ("RUN python3 <<EOF\nprint(1)\nEOF\nRUN z\n", ["run python3 = [<< print(1)]", "run z"]),
+        (
+            "RUN echo 'a << b'\nRUN echo $((1<<2))\nRUN cat <<< b\n",
+            ["run cat = [<<< b]", "run echo 'a << b'", "run echo $((1<<2))"],
+        ),
+    ],
+    ids=["copied", "two to a directory", "cat", "tabs", "a script", "to a program", "none"],
+)
+def test_heredocs(text: str, facts: list[str]) -> None:
+    said = [str(one).removeprefix("x: ") for one in recipe_facts.read(f"FROM scratch AS x\n{text}USER u\n", "x")]
+    assert said == sorted([*facts, "from = scratch", "user = u"])
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         ("RUN if true; then", "line 2: the shell cannot be parsed"),
-        ("RUN <<EOF\necho hello\nEOF", "line 2: heredocs are not read here"),
         ("RAN true", "line 2: RAN is not a Dockerfile instruction"),
         ('ENV X="y', "a quote"),
     ],
@@ -840,7 +872,7 @@ def test_a_pull_request_says_what_changed_and_what_is_lacking(clone: Path) -> No
     nothing = mirror.check({}, {}, ())
     text = mirror.markdown(same, nothing, before="b2", after="b3")
     assert text.count("Nothing") == 2
-    assert mirror._code("a `b`\n  c") == "`` a `b` c ``"
+    assert mirror.code("a `b`\n  c") == "`` a `b` c ``"
 
 
 @pytest.fixture

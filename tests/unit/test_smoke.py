@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import requests
 
-from base_images import device, launch, model, report, smoke, smoke_report, variants
+from base_images import consumer, device, launch, model, report, smoke, smoke_report, variants
 from base_images.engine import ContainerState
 from base_images.errors import LaunchError, UsageError
 from base_images.model import TensorType
@@ -77,7 +77,7 @@ def test_bodhi_starts_the_binary_by_its_path_with_its_own_arguments() -> None:
         "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server "
         f"--alias bodhi-m --model /models/m.gguf --embeddings --port {way.port}"
     )
-    assert way.container.working_directory == "/"
+    assert way.container.working_directory is None  # the image's, /app
     assert way.container.environment["LD_LIBRARY_PATH"] == ""
     assert way.port not in {8080, 9931}
 
@@ -85,7 +85,9 @@ def test_bodhi_starts_the_binary_by_its_path_with_its_own_arguments() -> None:
 def test_every_tensor_type_is_tried_and_both_ways_are_thorough() -> None:
     servers = launch.plan(VULKAN)
     assert {server.tensor_type for server in servers} == set(TensorType)
-    assert {check for server in servers if server.is_bodhi for check in server.checks} >= set(smoke.CHECKS)
+    quick, bodhi = ({check for one in servers if one.is_bodhi is way for check in one.checks} for way in (False, True))
+    assert quick | bodhi >= set(smoke.CHECKS)
+    assert set(smoke.CHECKS) - bodhi == {"web page"}  # which BodhiApp's servers do not serve: --no-webui
     assert all("completion" in server.checks and server.checks[-1] == "sigterm" for server in servers)
 
 
@@ -99,13 +101,36 @@ def test_every_directory_that_bodhi_falls_back_to_gets_a_server() -> None:
     *own, fallback = launch.plan(VULKAN)
     assert {server.directory for server in own} == {"vulkan"}
     assert (fallback.name, fallback.directory, fallback.is_bodhi) == ("as BodhiApp, from cpu/", "cpu", True)
-    assert {"completion", "backend"} <= set(fallback.checks)
+    assert {"completion", "chat", "embeddings", "backend"} <= set(fallback.checks)
 
 
-def test_on_a_device_every_server_has_to_use_it() -> None:
-    servers = launch.plan(VULKAN, on_device=True)
+@pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("on_device", [False, True])
+def test_bodhi_s_servers_get_the_arguments_that_its_images_give_them(
+    variant: variants.Variant, on_device: bool
+) -> None:
+    given = {one.directory: one.arguments for one in launch.plan(variant, on_device=on_device) if one.is_bodhi}
+    assert given == {name: consumer.load().working(variant.name, name) for name in variant.directories}
+    assert all("--no-webui" in arguments for arguments in given.values())
+
+
+def test_every_type_of_cache_that_bodhi_asks_for_has_tolerances() -> None:
+    for variant in variants.VARIANTS:
+        for arguments in (one.arguments for one in launch.plan(variant)):
+            for cache_type in (consumer.value_of(option, arguments) for option in launch.CACHE_TYPES):
+                if cache_type is not None:
+                    model.with_cache(model.known_answer(TensorType.Q8_0), cache_type)
+    with pytest.raises(UsageError, match="key-value cache of q4_1 is not known: measure it"):
+        model.with_cache(model.known_answer(TensorType.Q8_0), "q4_1")
+
+
+def test_on_a_device_every_server_but_that_of_the_fall_back_has_to_use_it() -> None:
+    *servers, fallback = launch.plan(VULKAN, on_device=True)
+    assert (fallback.directory, fallback.on_device) == ("cpu", False)
+    assert not {"list-devices", "offloaded", "buffers"} & set(fallback.checks)
     assert {server.tensor_type for server in servers} == set(TensorType)
     for server in servers:
+        assert server.on_device
         assert server.directory == "vulkan"
         assert {"list-devices", "offloaded", "buffers", "completion"} <= set(server.checks)
 
@@ -117,6 +142,12 @@ def test_a_way_on_a_device() -> None:
     assert way.container.environment["LLAMA_ARG_LOG_VERBOSITY"] == "4"
     assert way.container.tmpfs == {"/tmp": "mode=1777"}
     assert way.container.volumes == {"cache": way.container.environment["XDG_CACHE_HOME"]}
+
+
+def test_arguments_that_say_how_much_is_on_the_device_are_left_alone() -> None:
+    bodhi = launch.with_arguments(launch.quick_start("sha256:1", "m"), ("--n-gpu-layers", "-1"), None)
+    way = launch.on_device(bodhi, device.in_software(VULKAN), "cache")
+    assert way.arguments.count("--n-gpu-layers") == 1
 
 
 # --- how a check ends ---
