@@ -13,10 +13,13 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from base_images import buildkit, consumer
-from base_images.engine import Engine, Image
+from base_images import buildkit, consumer, launch, model, smoke
+from base_images.engine import ContainerSpec, Engine, Image
+from base_images.model import TensorType
+from base_images.smoke import Target
 
 DATA = consumer.load()
+MODEL = "/model.gguf"
 
 TEMPLATE = """\
 # syntax=docker/dockerfile:1
@@ -238,3 +241,59 @@ def child(engine: Engine, base: Image, name: str) -> Iterator[Image]:
                 yield made
         finally:
             engine.remove_image(binary)
+
+
+def _spec(image: Image, environment: Mapping[str, str] | None, volume: str | None) -> ContainerSpec:
+    return ContainerSpec(
+        image=image.id,
+        environment={"MODEL": MODEL, **(environment or {})},
+        volumes={volume: "/data"} if volume else {},
+        publish=int(DATA.dockerfiles["cpu"].settings["BODHI_PORT"]),
+        read_only=False,
+        resource="smoke",
+    )
+
+
+def served(
+    engine: Engine, image: Image, environment: Mapping[str, str] | None = None, *, volume: str | None = None
+) -> str:
+    """Starts a child, has a chat, an embedding and a completion pass through it, ends it, and returns its log."""
+    answer = model.known_answer(TensorType.Q8_0)
+    spec = _spec(image, environment, volume)
+    with engine.container(spec, files={MODEL: answer.gguf}) as container:
+        container.start()
+        launch.wait(
+            lambda: container.logs().endswith("serving\n"), state=container.state, log=container.logs, timeout=120
+        )
+        assert spec.publish
+        target = Target(url=launch.url(container, spec.publish), alias="bodhi", answer=answer)
+        for check in (smoke.check_chat, smoke.check_embeddings, smoke.check_completion):
+            check(target)
+        healthy = container.execute(image.healthcheck)
+        assert healthy.exit_code == 0, healthy.output
+        launch.check_sigterm(container)
+        return container.logs()
+
+
+def fails(
+    engine: Engine, image: Image, environment: Mapping[str, str] | None = None, *, volume: str | None = None
+) -> str:
+    """Starts a child that has to fail, and returns its log."""
+    with engine.container(_spec(image, environment, volume)) as container:
+        container.start()
+        assert container.wait(120) not in {0, None}, container.logs()
+        return container.logs()
+
+
+def run(engine: Engine, image: Image, volume: str, script: str) -> str:
+    """Runs a shell script in the volume, by the image's user, and returns what it prints."""
+    spec = ContainerSpec(
+        image=image.id,
+        entrypoint=("sh", "-c", script),
+        working_directory="/data",
+        volumes={volume: "/data"},
+        resource="smoke",
+    )
+    result = engine.probe(spec)
+    assert result.exit_code == 0, result.output
+    return result.stdout

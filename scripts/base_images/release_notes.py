@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from base_images import variants
+from base_images import consumer, variants
 from base_images.release_record import Record, Status
 from base_images.settings import Settings
 
@@ -35,6 +35,7 @@ def as_markdown(record: Record, settings: Settings) -> str:
         example=published[0] if published else None,
         with_device=[one for one in variants.VARIANTS if one.device],
         waived={one.name for one in record.variants if one.device_waiver},
+        consumer=consumer.load(),
     )
 
 

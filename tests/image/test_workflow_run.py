@@ -19,14 +19,14 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import bake, mirror, origin, registry, settings, variants, versions
+from base_images import bake, consumer, mirror, origin, registry, settings, variants, versions
 from base_images.engine import Engine, Image
 from base_images.labels import Label
 from base_images.origin import Origin
 from base_images.progress import silent
 from base_images.recipe import BASE_ARGUMENTS
 from base_images.versions import Version
-from tests import builders, clones, workflows
+from tests import bodhi, builders, clones, workflows
 from tests.registries import Registry
 
 GOOD, BAD = "cpu", "musa"
@@ -231,11 +231,22 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
     pin = settings.load(root).pin
     for path, text in mirror.bump(mirror.pinned_texts(root), pin, tag="b1", commit=one).items():
         (root / path).write_text(text.replace(f'"{pin.repository}"', f'"{upstream}"'))
-    github.clone.git.commit("--all", "--message", "A pin that can be had here")
+    consumer_checkout = bodhi.checkout(github.directory / "BodhiApp")
+    text = (root / consumer.FILE).read_text()
+    (root / consumer.FILE).write_text(text.replace(f'"{bodhi.DATA.repository}"', f'"file://{consumer_checkout}"'))
+    recipe = consumer_checkout / "devops" / "cpu.Dockerfile"
+    recipe.write_text(recipe.read_text().replace("--threads 4", "--threads 6"))
+    with git.Repo.init(consumer_checkout) as repository:
+        repository.git.update_environment(**github.environment)
+        repository.git.add("--all")
+        repository.git.commit("--message", "Other arguments")
+    github.clone.git.commit("--all", "--message", "A pin and a consumer that can be had here")
 
     github.run("upstream.yml")
 
-    assert github.failed == []
+    [failed] = github.failed
+    assert "invoke check-consumer" in failed
+    assert "cpu: `BODHI_LLAMACPP_ARGS_CPU`: `--threads 4 --no-mmap` → `--threads 6 --no-mmap`" in github.opened
     assert (settings.load(root).pin.tag, settings.load(root).pin.commit) == ("b2", two)
     changed = github.opened.partition("## What our recipes need")[0]
     assert re.search(r"cpu(?s:.*)GGML_NATIVE(?s:.*)ON", changed), github.opened
