@@ -203,6 +203,16 @@ def load(root: Path = settings.ROOT) -> Consumer:
     return consumer
 
 
+def markdown_table(known: Consumer, names: Iterable[str]) -> str:
+    """Returns the README's table of arguments, one row per variant: those that work, and what they stand for."""
+    rows = [("variant", "arguments that work", f"{NAME} writes, and llama-server refuses"), ("---",) * 3]
+    for name in names:
+        working = " ".join(known.working(name, name))
+        refused = ", ".join(f"`{refusal.argument}`" for refusal in known.refusals_of(name)) or "-"
+        rows.append((name, f"`{working}`", refused))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 # Arguments.
 
 

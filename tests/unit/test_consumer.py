@@ -10,7 +10,7 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import consumer, consumer_checkout, contract, settings, variants, versions
+from base_images import consumer, consumer_checkout, contract, host, recipe, settings, variants, versions
 from base_images.consumer import Answer, Refusal, Refused
 from base_images.consumer_checkout import Change
 from base_images.errors import SourceError, UsageError
@@ -331,3 +331,26 @@ def test_the_newest_commit_of_a_repository_is_fetched_and_gone_afterwards(checko
         consumer_checkout.newest(f"file://{checkout}-not"),
     ):
         pass
+
+
+# --- what people are told ---
+
+
+def test_the_readme_has_the_table_of_arguments() -> None:
+    readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
+    assert consumer.markdown_table(DATA, [variant.name for variant in variants.VARIANTS]) in readme
+    assert f"uid and gid {DATA.volume_owner}" in readme
+
+
+def test_the_readme_has_the_drivers_that_the_recipes_need() -> None:
+    readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
+    for variant in variants.VARIANTS:
+        defaults = recipe.global_arguments(settings.ROOT / variant.dockerfile, {})
+        if variant.device and variant.device.driver.oldest:
+            version = defaults[variant.toolkit[variant.device.driver.toolkit]].rpartition(":")[2]
+            oldest = host.of_toolkit(variant.device.driver.oldest, version)
+            short = ".".join(version.split(".")[:2])
+            assert re.search(rf"'s {re.escape(oldest)} for \w+ {re.escape(short)}\b", readme), variant.name
+    for name, argument in (("intel", "ONEAPI_VERSION"), ("musa", "MUSA_VERSION")):
+        version = recipe.global_arguments(settings.ROOT / variants.find(name).dockerfile, {})[argument]
+        assert re.search(rf"\b{re.escape(version[:6])}", readme), name
