@@ -101,7 +101,6 @@ _SOURCE = re.compile(r"CMakeLists\.txt|.*\.(?:c|cc|cpp|cxx|cu|cuh|h|hpp|hip|comp
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
 _VERSION_LINE = re.compile(r"^version: .*?(?:build )?(\d+)(?:, commit | \()(\w+)\)", re.MULTILINE)
-_LOADED_BACKEND = re.compile(r"loaded (\S+) backend from (\S+)")
 _NOT_FOUND = re.compile(r"^\s*(\S+) => not found$", re.MULTILINE)
 _NO_VERSION = re.compile(r"^.*version `.+' not found.*$", re.MULTILINE)
 _UNDEFINED = re.compile(r"^(?:undefined symbol: (\S+)|.*symbol lookup error: (.+?))\s+\(.*\)$", re.MULTILINE)
@@ -527,10 +526,9 @@ def _accelerator(facts: ImageFacts) -> _Verdict:
     findings = []
     loaded: list[str] = []
     for server in facts.servers:
-        backends = dict(_LOADED_BACKEND.findall(server.start.log))
-        loaded += [posixpath.basename(path) for path in backends.values()]
-        if posixpath.dirname(backends.get("CPU", "")) != posixpath.dirname(server.path):
-            findings.append(f"{server.path} does not say that it loaded a CPU backend from its own directory.")
+        loaded += map(posixpath.basename, server.start.backends)
+        if not any(path.startswith(f"{posixpath.dirname(server.path)}/libggml-cpu") for path in server.start.backends):
+            findings.append(f"{server.path} has not loaded a CPU backend from its own directory.")
     seen = f"loaded {', '.join(sorted(set(loaded))) or 'no backend'}"
     if facts.variant is None or facts.variant.name not in ACCELERATOR_BACKENDS:
         return _Verdict(seen, findings)

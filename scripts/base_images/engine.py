@@ -196,6 +196,10 @@ class Container:
             )
         return int(bindings[0]["HostPort"])
 
+    def maps(self) -> str:
+        """Returns what its first process has mapped, as proc(5) has it; empty where that cannot be read."""
+        return self.execute(("cat", "/proc/1/maps")).stdout
+
     def signal(self, name: str) -> None:
         """Sends a signal, such as SIGTERM, to its first process."""
         with _engine_errors("signal the container"):

@@ -6,6 +6,7 @@ Everything is run as the engine module runs it: hardened and without a network.
 from __future__ import annotations
 
 import posixpath
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Start:
 
     Attributes:
         ready: whether it came to listen within READY_SECONDS.
-        log: everything it said, at a verbosity that names the backends it loads.
+        log: everything it said.
+        backends: the backends that it had loaded, as `loaded_backends` has them; none when it was not ready.
         health: the image's health check, run beside it; None without one, or when the server was not ready.
         exit_code: None when it still ran STOP_SECONDS after SIGTERM; meaningless when it was not ready.
         stop_seconds: how long it took to end.
@@ -59,6 +61,7 @@ class Start:
 
     ready: bool
     log: str
+    backends: tuple[str, ...]
     health: ProbeResult | None
     exit_code: int | None
     stop_seconds: float
@@ -230,6 +233,18 @@ def payload(files: Mapping[str, Entry]) -> tuple[Entry, ...]:
     )
 
 
+_BACKEND = re.compile(r"^\S+ +r-xp .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
+
+
+def loaded_backends(maps: str) -> tuple[str, ...]:
+    """Returns the paths of the ggml backends in what a process has mapped (proc(5)).
+
+    A backend that is loaded is a library without a version in its name. What the log says of it differs from one
+    version of llama.cpp to the next: b10454 says nothing.
+    """
+    return tuple(dict.fromkeys(_BACKEND.findall(maps)))
+
+
 def which(files: Mapping[str, Entry], command: str, search: str) -> Entry | None:
     """Returns the file that `command` names, looked up in the PATH `search` when it is a bare name; None: no file."""
     candidates = [command] if "/" in command else [f"{directory}/{command}" for directory in search.split(":")]
@@ -331,16 +346,24 @@ def _start(engine: Engine, image: Image, files: Mapping[str, Entry], path: str) 
         try:
             container.start()
         except EngineError as error:
-            return Start(ready=False, log=str(error), health=None, exit_code=127, stop_seconds=0)
+            return Start(ready=False, log=str(error), backends=(), health=None, exit_code=127, stop_seconds=0)
         ready = _listens(container)
         healthy = container.execute(_bounded(files, image, health)) if ready and health else None
+        backends = loaded_backends(container.maps()) if ready else ()
         asked = time.monotonic()
         code: int | None = container.state().exit_code
         if ready:
             container.signal("SIGTERM")
             code = container.wait(STOP_SECONDS)
         stopped = time.monotonic()
-        return Start(ready=ready, log=container.logs(), health=healthy, exit_code=code, stop_seconds=stopped - asked)
+        return Start(
+            ready=ready,
+            log=container.logs(),
+            backends=backends,
+            health=healthy,
+            exit_code=code,
+            stop_seconds=stopped - asked,
+        )
 
 
 def _listens(container: Container) -> bool:

@@ -24,7 +24,7 @@ from base_images.contract import STATIC_BACKENDS
 from base_images.device import Granted
 from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Image, ProbeResult
 from base_images.errors import EngineError, LaunchError
-from base_images.image_facts import ARBITRARY_USER, STOP_SECONDS
+from base_images.image_facts import ARBITRARY_USER, STOP_SECONDS, loaded_backends
 from base_images.model import KnownAnswer, TensorType
 from base_images.progress import Listener, Progress, silent
 from base_images.smoke import ANSWER_SECONDS, CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
@@ -64,7 +64,7 @@ TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0
 """All of them; the two that are checked thoroughly come first, see `plan`."""
 
 ENVIRONMENT = {
-    # Which backend was loaded is logged from verbosity 4 on (b11312). As a variable it leaves the arguments alone.
+    # Where the model is, is logged from verbosity 4 on. As a variable it leaves the arguments alone.
     "LLAMA_ARG_LOG_VERBOSITY": "4",
     # By default the threads that wait spin; on a busy machine they take the time of those that they wait for, and an
     # answer of 0.02 s takes seconds. It does not change what is computed.
@@ -83,6 +83,9 @@ class Server(Protocol):
 
     def logs(self) -> str:
         """Returns everything it wrote."""
+
+    def maps(self) -> str:
+        """Returns what its process has mapped, as proc(5) has it."""
 
     def port(self, number: int, /) -> int:
         """Returns the port of 127.0.0.1 at which the port that llama-server was given is reached."""
@@ -325,36 +328,39 @@ def check_starts(server: Server, port: int, timeout: float = READY_TIMEOUT_SECON
         raise
 
 
-# What the log says in the next checks is what b11312 says from verbosity 4 on: load_backend in
-# ggml/src/ggml-backend-reg.cpp, load_tensors in src/llama-model.cpp, and src/llama-kv-cache.cpp.
+# What the log says in the next checks is what b10454 and b11312 say from verbosity 4 on: load_tensors in
+# src/llama-model.cpp, and src/llama-kv-cache.cpp.
 
 
-def check_backend(log: str, directory: str, *, accelerator: str = "", linked_in: bool = False) -> str:
-    """The log says that a CPU backend was loaded, and from the directory that the server is in.
+def check_backend(maps: str, log: str, directory: str, *, accelerator: str = "", linked_in: bool | None = False) -> str:
+    """The server has loaded a CPU backend, and from the directory that it is in.
 
     Args:
+        maps: what the server has mapped.
         log: of the server.
         directory: where the server is.
         accelerator: how it calls the device that it could use; what became of that is told, whatever it was.
-        linked_in: whether the backends are part of the server, which is silent about them then.
+        linked_in: whether the backends are part of the server; None where the absence of others says so.
     """
+    loaded = [PurePosixPath(path) for path in loaded_backends(maps)]
+    cpu = [path for path in loaded if path.name.startswith("libggml-cpu")]
+    if linked_in is None:
+        linked_in = not loaded
     if linked_in:
         seen = "backends are linked in"
     else:
-        found = re.search(r"loaded CPU backend from (\S+)/(\S+\.so)", log)
-        if not found:
-            raise CheckFailedError("The log does not say that a CPU backend was loaded.", detail=tail(log))
-        if found[1] != directory:
-            raise CheckFailedError(f"The CPU backend was loaded from {found[1]} instead of {directory}.")
-        seen = f"loaded {found[2]}"
+        if not cpu:
+            raise CheckFailedError("The server has loaded no CPU backend.", detail=tail(log))
+        if str(cpu[0].parent) != directory:
+            raise CheckFailedError(f"The CPU backend was loaded from {cpu[0].parent} instead of {directory}.")
+        seen = f"loaded {cpu[0].name}"
     if not accelerator:
         return seen
     buffers = _buffers(log, "model")
     where = f"the model is in {' and '.join(buffers)}" if buffers else "the log does not say where the model is"
     if any(map(_device_name(accelerator).fullmatch, buffers)):
         return f"{seen}; {where}"
-    loaded = linked_in or f"loaded {accelerator} backend" in log
-    why = "has found no device" if loaded else "WAS NOT LOADED"
+    why = "has found no device" if linked_in or loaded != cpu else "WAS NOT LOADED"
     return f"{seen}; the {accelerator} backend {why}, THE CPU GAVE THE ANSWERS: {where}"
 
 
@@ -807,12 +813,9 @@ def _measure(
 
 
 def _check_backend_of(subject: Subject, accelerator: str) -> str:
-    log = subject.server.logs()
-    linked_in = subject.linked_in
-    if linked_in is None:
-        linked_in = "load_backend: " not in log  # what is linked in is not loaded, and nothing is said of it
     directory = str(PurePosixPath(subject.program).parent)
-    return check_backend(log, directory, accelerator=accelerator, linked_in=linked_in)
+    server = subject.server
+    return check_backend(server.maps(), server.logs(), directory, accelerator=accelerator, linked_in=subject.linked_in)
 
 
 def _triple(image: Image) -> str:

@@ -77,6 +77,12 @@ class Process:
         """Returns everything it wrote, standard output and standard error as they came."""
         return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
 
+    def maps(self) -> str:
+        """Returns what it has mapped, as proc(5) has it; empty when it does not run."""
+        if self._process is None or not self.state().running:
+            return ""
+        return Path(f"/proc/{self._process.pid}/maps").read_text(encoding="utf-8", errors="replace")
+
     def port(self, number: int, /) -> int:
         """Returns the port itself: nothing is between here and a process."""
         return number

@@ -91,7 +91,7 @@ def test_a_device_that_is_hidden(engine: Engine, vulkan_image: Image, cache: str
             launch.check_offloaded(container.logs())
         with pytest.raises(CheckFailedError, match="not in Vulkan0"):
             launch.check_buffers(container.logs(), "Vulkan")
-        said = launch.check_backend(container.logs(), DIRECTORY, accelerator="Vulkan")
+        said = launch.check_backend(container.maps(), container.logs(), DIRECTORY, accelerator="Vulkan")
         assert "the Vulkan backend has found no device, THE CPU GAVE THE ANSWERS: the model is in CPU" in said
 
 
@@ -105,7 +105,7 @@ def test_a_backend_that_is_missing(engine: Engine, vulkan_image: Image, cache: s
             launch.check_list_devices(container, f"{directory}/llama-server", "Vulkan")
         with pytest.raises(CheckFailedError, match="any layer is on a device"):
             launch.check_offloaded(container.logs())
-        said = launch.check_backend(container.logs(), directory, accelerator="Vulkan")
+        said = launch.check_backend(container.maps(), container.logs(), directory, accelerator="Vulkan")
         assert "the Vulkan backend WAS NOT LOADED, THE CPU GAVE THE ANSWERS" in said
 
 

@@ -140,7 +140,8 @@ SERVER = Server(
     version=result(f"version: 0.5.0-dev (build 11312, commit {PIN[:9]})\nbuilt with GNU"),
     start=Start(
         ready=True,
-        log=f"load_backend: loaded CPU backend from {HOME}/libggml-cpu-zen4.so\nlistening",
+        log="listening",
+        backends=(f"{HOME}/libggml-cpu-zen4.so",),
         health=result(),
         exit_code=0,
         stop_seconds=0.2,
@@ -386,8 +387,9 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (13, "lacks 1 of the 14 .*: haswell", lambda: without(f"{HOME}/libggml-cpu-haswell.so")),
     (13, "one kind of processor", lambda: adding(elf(f"{HOME}/libggml-cpu.so"))),
     (14, "There is no llama-server", lambda: replace(GOOD, servers=())),
-    (14, "does not say", lambda: started(log="listening")),
-    (14, "does not say", lambda: started(log="loaded CPU backend from /elsewhere/libggml-cpu-x64.so")),
+    (14, "has not loaded a CPU backend", lambda: started(backends=())),
+    (14, "has not loaded a CPU backend", lambda: started(backends=("/elsewhere/libggml-cpu-x64.so",))),
+    (14, "has not loaded a CPU backend", lambda: started(backends=(f"{HOME}/libggml-cuda.so",))),
     (15, "still runs 10 s after", lambda: started(exit_code=None)),
     (15, "ends with status 143", lambda: started(exit_code=143)),
     (15, "did not start", lambda: started(ready=False)),
@@ -495,7 +497,7 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
     own_server = replace(
         SERVER,
         path=f"{home}/llama-server",
-        start=replace(SERVER.start, log=SERVER.start.log.replace(HOME, home)),
+        start=replace(SERVER.start, backends=(f"{home}/libggml-cpu-zen4.so",)),
     )
     return replace(
         with_layers(GOOD, BASE, [*json_file, *own, *linked, *extra]),
@@ -519,7 +521,7 @@ def test_what_only_a_gpu_host_can_prove_names_the_test_that_does() -> None:
 def test_cann_has_its_backends_linked_in() -> None:
     facts = gpu("cann", backend=None)
     files = {path: entry for path, entry in facts.files.items() if "/cann/libggml-cpu-" not in path}
-    silent = tuple(replace(one, start=replace(one.start, log="listening")) for one in facts.servers)
+    silent = tuple(replace(one, start=replace(one.start, backends=())) for one in facts.servers)
     judged = replace(facts, files=files, servers=silent)
     assert statuses(judged) == {14: Status.ELSEWHERE, 17: Status.NOT_APPLICABLE}
     assert "`invoke test-local-images --device` on a host that has it" in row(judged, 14).seen

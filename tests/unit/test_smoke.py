@@ -228,30 +228,42 @@ def test_the_script_of_a_page() -> None:
     assert smoke.find_script("<html><body>It works!</body></html>") is None
 
 
-LOADED = "0.00.0 I load_backend: loaded CPU backend from /app/bin/t/cpu/libggml-cpu-zen4.so\n"
+def mapped(*paths: str) -> str:
+    """What a process has mapped that loaded these libraries, each with its data and its code."""
+    rows = ("r--p 00000000", "r-xp 00001000", "rw-p 00002000")
+    return "".join(f"5641b0c3c000-5641b0c3d000 {row} 00:27 21217      {path}\n" for path in paths for row in rows)
 
 
-def test_the_log_names_the_backend() -> None:
-    assert launch.check_backend(f"before\n{LOADED}after\n", "/app/bin/t/cpu") == "loaded libggml-cpu-zen4.so"
+SERVER = mapped(
+    "/app/bin/t/cpu/llama-server", "/app/bin/t/cpu/libggml-base.so.0.20.0", "/app/bin/t/cpu/libggml.so.0.20.0"
+)
+LOADED = SERVER + mapped("/app/bin/t/cpu/libggml-cpu-zen4.so")
+
+
+def test_what_a_process_has_mapped_names_the_backend() -> None:
+    assert launch.check_backend(LOADED, "", "/app/bin/t/cpu") == "loaded libggml-cpu-zen4.so"
 
 
 @pytest.mark.parametrize(
-    ("log", "reason"),
+    ("maps", "reason"),
     [
-        ("main: loading model\n", "does not say that a CPU backend was loaded"),
-        (LOADED.replace("loaded CPU", "failed to load CPU"), "does not say that a CPU backend was loaded"),
-        (LOADED.replace("/app/bin/t/cpu", "/usr/lib"), "from /usr/lib instead of /app/bin/t/cpu"),
+        (SERVER, "has loaded no CPU backend"),
+        (SERVER + mapped("/app/bin/t/cpu/libggml-cpu-zen4.so").replace("r-xp", "r--p"), "has loaded no CPU backend"),
+        (SERVER + mapped("/app/bin/t/cpu/libggml-vulkan.so"), "has loaded no CPU backend"),
+        ("", "has loaded no CPU backend"),
+        (
+            LOADED.replace("/app/bin/t/cpu/libggml-cpu", "/usr/lib/libggml-cpu"),
+            "from /usr/lib instead of /app/bin/t/cpu",
+        ),
     ],
 )
-def test_a_backend_that_is_missing_or_from_elsewhere(log: str, reason: str) -> None:
+def test_a_backend_that_is_missing_or_from_elsewhere(maps: str, reason: str) -> None:
     with pytest.raises(CheckFailedError, match=reason):
-        launch.check_backend(log, "/app/bin/t/cpu")
+        launch.check_backend(maps, "", "/app/bin/t/cpu")
 
 
 # What b11312 says on a machine with a device; the lines in between are left out.
 ON_DEVICE = """\
-0.00.1 I load_backend: loaded Vulkan backend from /app/bin/t/vulkan/libggml-vulkan.so
-0.00.1 I load_backend: loaded CPU backend from /app/bin/t/vulkan/libggml-cpu-zen4.so
 0.00.2 I load_tensors: offloading output layer to GPU
 0.00.2 I load_tensors: offloaded 3/3 layers to GPU
 0.00.2 I load_tensors:      Vulkan0 model buffer size =     2.30 MiB
@@ -259,33 +271,37 @@ ON_DEVICE = """\
 0.00.2 I llama_kv_cache:    Vulkan0 KV buffer size =     4.00 MiB
 """
 WITHOUT = """\
-0.00.1 I load_backend: loaded CPU backend from /app/bin/t/vulkan/libggml-cpu-zen4.so
 0.00.2 I load_tensors:   CPU_Mapped model buffer size =     4.69 MiB
 0.00.2 I llama_kv_cache:        CPU KV buffer size =     4.00 MiB
 """
 
 
+CPU_ALONE = mapped("/app/bin/t/vulkan/libggml-cpu-zen4.so")
+WITH_VULKAN = mapped("/app/bin/t/vulkan/libggml-vulkan.so") + CPU_ALONE
+
+
 @pytest.mark.parametrize(
-    ("log", "said"),
+    ("maps", "log", "said"),
     [
-        (ON_DEVICE, "the model is in Vulkan0 and CPU_Mapped"),
-        (WITHOUT, "the Vulkan backend WAS NOT LOADED, THE CPU GAVE THE ANSWERS: the model is in CPU_Mapped"),
+        (WITH_VULKAN, ON_DEVICE, "the model is in Vulkan0 and CPU_Mapped"),
+        (CPU_ALONE, WITHOUT, "the Vulkan backend WAS NOT LOADED, THE CPU GAVE THE ANSWERS: the model is in CPU_Mapped"),
         (
-            WITHOUT + ON_DEVICE.splitlines()[0],
+            WITH_VULKAN,
+            WITHOUT,
             "the Vulkan backend has found no device, THE CPU GAVE THE ANSWERS: the model is in CPU_Mapped",
         ),
     ],
 )
-def test_what_became_of_the_accelerator_is_said_aloud(log: str, said: str) -> None:
-    seen = launch.check_backend(log, "/app/bin/t/vulkan", accelerator="Vulkan")
+def test_what_became_of_the_accelerator_is_said_aloud(maps: str, log: str, said: str) -> None:
+    seen = launch.check_backend(maps, log, "/app/bin/t/vulkan", accelerator="Vulkan")
     assert seen == f"loaded libggml-cpu-zen4.so; {said}"
 
 
-def test_backends_that_are_linked_in_are_not_looked_for() -> None:
-    log = WITHOUT.partition("\n")[2]
-    said = launch.check_backend(log, "/app/bin/t/cann", accelerator="CANN", linked_in=True)
+@pytest.mark.parametrize("linked_in", [True, None])
+def test_backends_that_are_linked_in_are_not_looked_for(linked_in: bool | None) -> None:
+    said = launch.check_backend(SERVER, WITHOUT, "/app/bin/t/cann", accelerator="CANN", linked_in=linked_in)
     assert said.startswith("backends are linked in; the CANN backend has found no device, THE CPU GAVE THE ANSWERS")
-    assert launch.check_backend("", "/app/bin/t/cann", linked_in=True) == "backends are linked in"
+    assert launch.check_backend(SERVER, "", "/app/bin/t/cann", linked_in=linked_in) == "backends are linked in"
 
 
 def test_every_layer_on_the_device() -> None:

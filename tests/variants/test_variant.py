@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from packaging.version import Version as PackageVersion
 
-from base_images import archive, buildkit, contract, launch, model, settings, smoke, variants, versions
+from base_images import archive, consumer, contract, image_facts, launch, model, settings, smoke, variants, versions
 from base_images.archive import Kind
 from base_images.engine import Engine, Image
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.model import TensorType
 from base_images.smoke import Target
 from base_images.variants import Variant
+from tests import bodhi
 
 
 def home(image: Image, directory: str) -> str:
@@ -61,51 +58,26 @@ def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, 
     assert said["as BodhiApp, from cpu/"].startswith("loaded libggml-cpu-")
 
 
-@contextmanager
-def child(engine: Engine, dockerfile: str) -> Iterator[Image]:
-    """Builds a child image and yields it; its tags and itself are gone afterwards."""
-    with io.BytesIO() as context:
-        with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            entry = tarfile.TarInfo("Dockerfile")
-            entry.size = len(dockerfile)
-            tar.addfile(entry, io.BytesIO(dockerfile.encode()))
-        context.seek(0)
-        stream = engine.build(
-            context,
-            dockerfile="Dockerfile",
-            target="",
-            arguments={},
-            labels={},
-            platform=engine.platform().docker,
-        )
-        [made] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
-    try:
-        yield engine.image(made)
-    finally:
-        engine.remove_image(made)
-
-
-def log_of(engine: Engine, image: Image, directory: str) -> str:
-    """Asks the server in one directory of an image for the known answer, as BodhiApp would, and returns its log."""
+def backends_of(engine: Engine, image: Image, directory: str) -> tuple[str, ...]:
+    """Asks the server in one directory of an image for the known answer, as BodhiApp would; returns its backends."""
     answer = model.known_answer(TensorType.Q8_0)
     way = launch.as_bodhi(image.id, "model", home(image, directory))
     with launch.prepared(engine, way, answer.gguf) as container:
         launch.start(container, way.port)
         smoke.check_completion(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
-        log = container.logs()
-    launch.check_backend(log, home(image, directory))
-    return log
+        maps = container.maps()
+    launch.check_backend(maps, "", home(image, directory))
+    return image_facts.loaded_backends(maps)
 
 
 def test_a_child_of_two_variants_starts_both(engine: Engine, variant: Variant, image: Image, cpu_image: Image) -> None:
     dockerfile = f"FROM {image.tags[0]}\nCOPY --from={cpu_image.tags[0]} /app/bin/ /app/bin/\n"
-    with child(engine, dockerfile) as made:
+    with bodhi.built(engine, dockerfile) as made:
         assert made.user == image.user
         for directory in variant.directories:
-            log = log_of(engine, made, directory)
             # Vulkan's loads without a device; others do not without their driver.
-            loaded = f"loaded Vulkan backend from {home(made, 'vulkan')}/libggml-vulkan.so"
-            assert (loaded in log) == (directory == "vulkan")
+            loaded = f"{home(made, 'vulkan')}/libggml-vulkan.so" in backends_of(engine, made, directory)
+            assert loaded == (directory == "vulkan")
 
 
 def test_the_readme_s_child_of_two_accelerators_starts_all_three(
@@ -122,6 +94,20 @@ def test_the_readme_s_child_of_two_accelerators_starts_all_three(
     dockerfile = dockerfile.replace(f"{registry}:latest-vulkan", vulkan).replace(
         f"{registry}:latest-cuda", image.tags[0]
     )
-    with child(engine, dockerfile.replace("/cuda/", f"/{variant.name}/")) as made:
-        logs = {directory: log_of(engine, made, directory) for directory in (*variant.directories, "vulkan")}
-        assert [directory for directory, log in logs.items() if "loaded Vulkan backend" in log] == ["vulkan"]
+    with bodhi.built(engine, dockerfile.replace("/cuda/", f"/{variant.name}/")) as made:
+        found = {directory: backends_of(engine, made, directory) for directory in (*variant.directories, "vulkan")}
+        assert [name for name, backends in found.items() if "libggml-vulkan.so" in " ".join(backends)] == ["vulkan"]
+
+
+def test_bodhi_on_the_image_answers(engine: Engine, variant: Variant, image: Image) -> None:
+    """With the arguments as BodhiApp passes them; what is known to be refused makes it fall back to cpu/."""
+    refused = consumer.load().refusals_of(variant.name)
+    with bodhi.child(engine, image, variant.name) as made:
+        said = bodhi.served(engine, made)
+        assert said.count("starting /app/bin/") == (2 if refused else 1), said
+        for refusal in refused:
+            assert refusal.argument in said
+            assert f"the server of {variant.name} ended with 1\n" in said
+            arguments = consumer.load().working(variant.name, variant.name)
+            working = bodhi.served(engine, made, {f"BODHI_LLAMACPP_ARGS_{variant.name.upper()}": " ".join(arguments)})
+            assert working.count("starting /app/bin/") == 1, working
