@@ -337,7 +337,7 @@ def print_mirror(result: MirrorReport) -> None:
 
 
 def print_refs(result: RefsReport, before: str, after: str) -> None:
-    """Prints what upstream changed in each variant's Dockerfile."""
+    """Prints what upstream changed in each variant's Dockerfile, and of llama-server's arguments."""
     rows = [(variant, one.key) for variant, differences in result.changes.items() for one in differences]
     rows += [(variant, "new at upstream") for variant in result.appeared]
     rows += [(variant, "gone at upstream") for variant in result.disappeared]
@@ -345,3 +345,8 @@ def print_refs(result: RefsReport, before: str, after: str) -> None:
         print_table(f"llama.cpp {before} to {after}", ["variant", "- gone, + new, ! changed"], rows)
     else:
         say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")
+    if result.arguments and result.arguments.changes:
+        rows = [("BodhiApp" if one.used else "", str(one)) for one in result.arguments.changes]
+        print_table("llama-server's arguments", ["used by", "- gone, + new, ! changed"], rows)
+    elif result.arguments:
+        say(result.arguments.not_compared or f"llama-server takes the same in {before} and {after}.")
