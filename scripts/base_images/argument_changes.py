@@ -24,10 +24,6 @@ class Kind(StrEnum):
     APPEARED = "appeared"
 
 
-_SIGNS = {Kind.GONE: "-", Kind.CHANGED: "!", Kind.APPEARED: "+"}
-"""How a line of text begins that says it, as of Dockerfiles in `mirror.Difference`."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """One thing that upstream changed.
@@ -45,7 +41,8 @@ class Change:
     used: bool
 
     def __str__(self) -> str:
-        return f"{_SIGNS[self.kind]} {', '.join(self.names)}" + (f": {self.detail}" if self.detail else "")
+        kind = [] if self.kind is Kind.CHANGED else [self.kind.value]
+        return f"{', '.join(self.names)}: {'; '.join((*kind, *filter(None, [self.detail])))}"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the change as JSON has it."""

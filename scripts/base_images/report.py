@@ -346,7 +346,10 @@ def print_refs(result: RefsReport, before: str, after: str) -> None:
     else:
         say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")
     if result.arguments and result.arguments.changes:
-        rows = [("BodhiApp" if one.used else "", str(one)) for one in result.arguments.changes]
-        print_table("llama-server's arguments", ["used by", "- gone, + new, ! changed"], rows)
+        listed = [
+            ("BodhiApp" if one.used else "", one.kind.value, "\n".join(one.names), one.detail)
+            for one in result.arguments.changes
+        ]
+        print_table("llama-server's arguments and variables", ["used by", "is", "what", "how"], listed)
     elif result.arguments:
         say(result.arguments.not_compared or f"llama-server takes the same in {before} and {after}.")

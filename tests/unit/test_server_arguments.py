@@ -303,69 +303,69 @@ PORT = ARG_CPP[
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (PORT, "", "- -p, --port, LLAMA_ARG_PORT"),
+        (PORT, "", "-p, --port, LLAMA_ARG_PORT: gone"),
         (
             PORT,
             PORT + PORT.replace('"-p", "--port"', '"--gate"').replace("ARG_PORT", "ARG_GATE"),
-            "+ --gate, LLAMA_ARG_GATE: takes PORT; default 8080",
+            "--gate, LLAMA_ARG_GATE: appeared; takes PORT; default 8080",
         ),
-        ('"-p", "--port"', '"--gate"', ["- -p, --port: now --gate", "+ --gate: formerly --port"]),
-        ('{"-p", "--port"}', '{"--port"}', "- -p: --port stays"),
-        ('{"-p", "--port"}', '{"-p", "--port", "--listen"}', "+ --listen: of --port"),
-        ('        {"--no-mmap"},\n', "", "- --no-mmap, LLAMA_ARG_NO_MMAP: --mmap stays"),
-        ('{"--no-mmap"}', '{"-nm", "--no-mmap"}', "+ -nm: of --mmap"),
-        ('.set_env("LLAMA_ARG_PORT")', "", "- LLAMA_ARG_PORT: --port stays"),
+        ('"-p", "--port"', '"--gate"', ["-p, --port: gone; now --gate", "--gate: appeared; formerly --port"]),
+        ('{"-p", "--port"}', '{"--port"}', "-p: gone; --port stays"),
+        ('{"-p", "--port"}', '{"-p", "--port", "--listen"}', "--listen: appeared; of --port"),
+        ('        {"--no-mmap"},\n', "", "--no-mmap, LLAMA_ARG_NO_MMAP: gone; --mmap stays"),
+        ('{"--no-mmap"}', '{"-nm", "--no-mmap"}', "-nm: appeared; of --mmap"),
+        ('.set_env("LLAMA_ARG_PORT")', "", "LLAMA_ARG_PORT: gone; --port stays"),
         (
             "LLAMA_ARG_N_PARALLEL",
             "LLAMA_ARG_SLOTS",
-            ["- LLAMA_ARG_N_PARALLEL: --parallel stays", "+ LLAMA_ARG_SLOTS: of --parallel"],
+            ["LLAMA_ARG_N_PARALLEL: gone; --parallel stays", "LLAMA_ARG_SLOTS: appeared; of --parallel"],
         ),
-        ("port = 8080", "port = 9931", "! --port: default 8080 -> 9931"),
-        ("params.n_parallel = -1;", "params.n_parallel = 4;", "! --parallel: default -1 -> 4"),
-        ("temp = 0.80f", "temp = 0.805f", "! --temp: default 0.8 -> 0.805"),
-        ("no_mmap = false", "no_mmap = true", "! --mmap: default enabled -> disabled"),
-        ("GET, POST", "GET, PUT", "! --methods: default GET, POST -> GET, PUT"),
-        ("same as --port", "8080", "! --range: default same as --port -> 8080"),
+        ("port = 8080", "port = 9931", "--port: default 8080 -> 9931"),
+        ("params.n_parallel = -1;", "params.n_parallel = 4;", "--parallel: default -1 -> 4"),
+        ("temp = 0.80f", "temp = 0.805f", "--temp: default 0.8 -> 0.805"),
+        ("no_mmap = false", "no_mmap = true", "--mmap: default enabled -> disabled"),
+        ("GET, POST", "GET, PUT", "--methods: default GET, POST -> GET, PUT"),
+        ("same as --port", "8080", "--range: default same as --port -> 8080"),
         (
             "llama_split_mode split_mode = LLAMA_SPLIT_MODE_LAYER",
             "llama_split_mode split_mode = LLAMA_SPLIT_MODE_ROW",
-            "! --split-mode: default layer -> row",
+            "--split-mode: default layer -> row",
         ),
         ("jinja = true", "jinja = false", []),
         (
             "{ COMMON_MODE_NONE };",
             "{ COMMON_MODE_DRAFT_FAST };",
-            "! --modes: default COMMON_MODE_NONE -> COMMON_MODE_DRAFT_FAST",
+            "--modes: default COMMON_MODE_NONE -> COMMON_MODE_DRAFT_FAST",
         ),
-        ('"127.0.0.1"', '"::"', "! --host: default 127.0.0.1 -> ::"),
-        ('if (value == "row")', 'if (value == "tensor")', "! --split-mode: values no longer row, now also tensor"),
+        ('"127.0.0.1"', '"::"', "--host: default 127.0.0.1 -> ::"),
+        ('if (value == "row")', 'if (value == "tensor")', "--split-mode: values no longer row, now also tensor"),
         (
             "{none,layer,row}",
             "{none,layer}",
-            "! --split-mode: values that its hint lists {none,layer,row} -> {none,layer}",
+            "--split-mode: values that its hint lists {none,layer,row} -> {none,layer}",
         ),
-        (" GGML_TYPE_Q8_0, }", " GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }", "! --cache-type-k: values now also q4_0"),
-        ("COMMON_MODE_COUNT", "COMMON_MODE_SLOW, COMMON_MODE_COUNT", "! --modes: values now also COMMON_MODE_SLOW"),
-        ("else if (is_autoy(value)) { }", "", "! --color: values no longer auto"),
-        ("read_file, get_time", "read_file", "! --tools: values no longer get_time"),
-        ('"START", "END"', '"START"', "! --range: takes START END -> START"),
+        (" GGML_TYPE_Q8_0, }", " GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }", "--cache-type-k: values now also q4_0"),
+        ("COMMON_MODE_COUNT", "COMMON_MODE_SLOW, COMMON_MODE_COUNT", "--modes: values now also COMMON_MODE_SLOW"),
+        ("else if (is_autoy(value)) { }", "", "--color: values no longer auto"),
+        ("read_file, get_time", "read_file", "--tools: values no longer get_time"),
+        ('"START", "END"', '"START"', "--range: takes START END -> START"),
         (
             '"[on|off|auto]", "colours',
             '"colours',
-            "! --color: takes [on|off|auto] -> no value",
+            "--color: takes [on|off|auto] -> no value",
         ),
-        ("LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER, }", "LLAMA_EXAMPLE_CLI }", "- --color"),
-        (".set_excludes({LLAMA_EXAMPLE_SERVER})", "", "+ --prompt: takes no value"),
-        ("if (llama_supports_rpc())", "", "! --rpc: there only if llama_supports_rpc() -> always"),
+        ("LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER, }", "LLAMA_EXAMPLE_CLI }", "--color: gone"),
+        (".set_excludes({LLAMA_EXAMPLE_SERVER})", "", "--prompt: appeared; takes no value"),
+        ("if (llama_supports_rpc())", "", "--rpc: there only if llama_supports_rpc() -> always"),
         (
             "{ params.port = value; }",
             '{ arg_removed("use --host"); }',
-            "- -p, --port, LLAMA_ARG_PORT: llama-server refuses it: use --host",
+            "-p, --port, LLAMA_ARG_PORT: gone; llama-server refuses it: use --host",
         ),
         (
             '{ arg_removed("use --modes"); }',
             "{ }",
-            "+ --draft, LLAMA_ARG_DRAFT: takes N",
+            "--draft, LLAMA_ARG_DRAFT: appeared; takes N",
         ),
     ],
 )
@@ -408,14 +408,14 @@ def test_what_changes_nothing_is_not_said(old: str, new: str) -> None:
 def test_a_name_that_goes_to_another_argument_is_said() -> None:
     moved = ARG_CPP.replace('{"-p", "--port"}', '{"--port"}').replace('{"--range"}', '{"-p", "--range"}')
     said = [str(one) for one in argument_changes.changes(read().values(), read(moved).values())]
-    assert said == ["! -p: of --port -> of --range"]
+    assert said == ["-p: of --port -> of --range"]
 
 
 def test_arguments_that_become_one_are_compared_with_it() -> None:
     before = (Argument(names=("--a",), hints=("N",), default="1"), Argument(names=("--b",), hints=("N",), default="2"))
     after = (Argument(names=("--a", "--b"), hints=("N",), default="1"),)
-    assert [str(one) for one in argument_changes.changes(before, after)] == ["! --a: default 2 -> 1"]
-    assert [str(one) for one in argument_changes.changes(after, before)] == ["! --b: default 1 -> 2"]
+    assert [str(one) for one in argument_changes.changes(before, after)] == ["--a: default 2 -> 1"]
+    assert [str(one) for one in argument_changes.changes(after, before)] == ["--b: default 1 -> 2"]
 
 
 def test_one_argument_in_both_branches_of_a_condition() -> None:
@@ -432,9 +432,9 @@ def test_what_the_consumer_uses_comes_first() -> None:
     new = ARG_CPP.replace(PORT, "").replace('{"--no-mmap"}', "{}").replace("row}", "row,tensor}")
     found = argument_changes.changes(read().values(), read(new).values(), used={"--no-mmap", "-sm", "--other"})
     assert [(str(one), one.used) for one in found] == [
-        ("- --no-mmap, LLAMA_ARG_NO_MMAP: --mmap stays", True),
-        ("! --split-mode: values that its hint lists {none,layer,row} -> {none,layer,row,tensor}", True),
-        ("- -p, --port, LLAMA_ARG_PORT", False),
+        ("--no-mmap, LLAMA_ARG_NO_MMAP: gone; --mmap stays", True),
+        ("--split-mode: values that its hint lists {none,layer,row} -> {none,layer,row,tensor}", True),
+        ("-p, --port, LLAMA_ARG_PORT: gone", False),
     ]
     assert found[0].as_dict() == {
         "change": "gone",
@@ -450,12 +450,12 @@ def test_a_default_that_changed_behind_the_help_is_said() -> None:
     )
     before, after = (read(literal, header) for header in (COMMON_H, COMMON_H.replace("GET, POST", "GET, PUT")))
     said = [str(one) for one in argument_changes.changes(before.values(), after.values())]
-    assert said == ["! --methods: default GET, POST -> GET, PUT, though its help says GET"]
+    assert said == ["--methods: default GET, POST -> GET, PUT, though its help says GET"]
 
 
 def test_a_parameter_that_moved_to_another_file_is_seen() -> None:
     said = changed("struct common_params_sampling sampling;", "other_sampling sampling;")
-    assert said == ["! --temp: default 0.8 -> params.sampling.temp"]
+    assert said == ["--temp: default 0.8 -> params.sampling.temp"]
 
 
 @pytest.mark.parametrize(
