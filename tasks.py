@@ -222,13 +222,19 @@ def check_upstream(
     json: bool = False,
 ) -> None:
     """Compares our recipes with upstream's: exit code 1 on a difference that is not intended."""
-    from base_images import mirror, report
+    from base_images import consumer, mirror, report
 
     if bool(from_) != bool(to) or (ref and to):
         raise UsageError("--from and --to name two refs of upstream and go together, without --ref.")
     tree = _path(source) or _pinned_tree()
     if to:
-        changed = mirror.compare_refs(mirror.upstream_texts(tree, from_), mirror.upstream_texts(tree, to), variant)
+        changed = mirror.compare_refs(
+            mirror.upstream_texts(tree, from_),
+            mirror.upstream_texts(tree, to),
+            variant,
+            sources=(mirror.argument_source(tree, from_), mirror.argument_source(tree, to)),
+            used=consumer.load(ROOT).options,
+        )
         report.print_json(changed.as_dict()) if json else report.print_refs(changed, from_, to)
         return
     records = mirror.load_records(ROOT / mirror.DIFFERENCES)
@@ -249,10 +255,10 @@ def check_upstream(
     }
 )
 def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> None:
-    """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles since."""
+    """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles and arguments."""
     import tempfile
 
-    from base_images import mirror, repository, smoke_report
+    from base_images import consumer, mirror, repository, smoke_report
     from base_images import report as reports
 
     pin = settings.load(ROOT).pin
@@ -273,7 +279,12 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
             clone = Path(directory)
             mirror.fetch_refs(pin.repository, [pin.commit, to], clone)
         newer = mirror.upstream_texts(clone, to)
-        changed = mirror.compare_refs(mirror.upstream_texts(clone, pin.commit), newer)
+        changed = mirror.compare_refs(
+            mirror.upstream_texts(clone, pin.commit),
+            newer,
+            sources=(mirror.argument_source(clone, pin.commit, pin.tag), mirror.argument_source(clone, to)),
+            used=consumer.load(ROOT).options,
+        )
     lacking = mirror.check(newer, mirror.our_texts(ROOT), mirror.load_records(ROOT / mirror.DIFFERENCES))
     said = (
         f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import git
 
-from base_images import command, recipe, recipe_facts, variants
+from base_images import argument_changes, command, consumer, recipe, recipe_facts, server_arguments, variants
 from base_images.errors import SourceError, UsageError
 from base_images.recipe_facts import Fact
 from base_images.settings import Pin
@@ -163,11 +164,13 @@ class RefsReport:
         changes: of every variant that both have, its differences; before is the older ref.
         appeared: variants that only the newer ref has.
         disappeared: variants that only the older ref has.
+        arguments: what changed of llama-server's arguments; None where nobody asked.
     """
 
     changes: Mapping[str, tuple[Difference, ...]]
     appeared: tuple[str, ...]
     disappeared: tuple[str, ...]
+    arguments: argument_changes.Report | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report as JSON has it."""
@@ -175,6 +178,7 @@ class RefsReport:
             "variants": {name: [one.key for one in differences] for name, differences in self.changes.items()},
             "appeared": list(self.appeared),
             "disappeared": list(self.disappeared),
+            **({"arguments": self.arguments.as_dict()} if self.arguments else {}),
         }
 
 
@@ -193,6 +197,27 @@ def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
     return texts
 
 
+def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.Source:
+    """Returns what a ref of a clone has of the files that say llama-server's arguments; it may have none of them.
+
+    Args:
+        clone: a clone of llama.cpp.
+        ref: a tag or commit of it.
+        name: what a person calls it; the ref if empty.
+
+    Raises:
+        SourceError: there is no clone, or it does not know the ref.
+    """
+    texts = {}
+    with _commit(clone, ref) as commit:
+        for path in server_arguments.FILES:
+            try:
+                texts[path] = (commit.tree / path).data_stream.read().decode()
+            except KeyError:
+                continue
+    return argument_changes.Source(name=name or ref, texts=texts)
+
+
 def our_texts(root: Path) -> dict[str, str]:
     """Returns the recipes of the checkout at `root` by the name of their variant."""
     recipes = {variant.name: root / variant.dockerfile for variant in variants.VARIANTS}
@@ -205,18 +230,25 @@ def _texts_of_directory(directory: Path) -> dict[str, str]:
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
+    with _commit(clone, ref) as commit:
+        try:
+            directory = commit.tree / UPSTREAM_DIRECTORY
+        except KeyError as error:
+            raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?") from error
+        return {
+            blob.name.removesuffix(_SUFFIX): blob.data_stream.read().decode()
+            for blob in directory.blobs
+            if blob.name.endswith(_SUFFIX)
+        }
+
+
+@contextmanager
+def _commit(clone: Path, ref: str) -> Iterator[git.Commit]:
     try:
         with git.Repo(clone) as repository:
-            directory = repository.commit(ref).tree / UPSTREAM_DIRECTORY
-            return {
-                blob.name.removesuffix(_SUFFIX): blob.data_stream.read().decode()
-                for blob in directory.blobs
-                if blob.name.endswith(_SUFFIX)
-            }
+            yield repository.commit(ref)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
         raise SourceError(f"{clone} is not a git clone: give --source one of llama.cpp that has {ref}.") from error
-    except KeyError as error:
-        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?") from error
     except (ValueError, git.GitError, git.ODBError) as error:
         raise SourceError(f"The clone {clone} has no ref {ref!r}: `git -C {clone} fetch --tags` may help.") from error
 
@@ -358,8 +390,22 @@ def check(
     )
 
 
-def compare_refs(before: Mapping[str, str], after: Mapping[str, str], chosen: Sequence[str] = ()) -> RefsReport:
-    """Returns what changed in upstream's files from one ref to another, for `chosen` or for all variants.
+def compare_refs(
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    chosen: Sequence[str] = (),
+    *,
+    sources: tuple[argument_changes.Source, argument_changes.Source] | None = None,
+    used: Collection[str] = (),
+) -> RefsReport:
+    """Returns what changed from one ref of upstream's to another.
+
+    Args:
+        before: upstream's Dockerfiles by variant at the older ref.
+        after: at the newer one.
+        chosen: the variants whose files are compared; none means all.
+        sources: of the older and of the newer ref what says llama-server's arguments, to compare them too.
+        used: the arguments and variables that the consumer uses, to come first.
 
     Raises:
         SourceError: a file cannot be parsed.
@@ -379,6 +425,7 @@ def compare_refs(before: Mapping[str, str], after: Mapping[str, str], chosen: Se
         changes=changes,
         appeared=tuple(sorted(new.keys() - old.keys())),
         disappeared=tuple(sorted(old.keys() - new.keys())),
+        arguments=argument_changes.compare(*sources, used) if sources else None,
     )
 
 
@@ -474,12 +521,20 @@ def markdown(changed: RefsReport, result: Report, *, before: str, after: str) ->
         before: the older tag.
         after: the newer one.
     """
-    lines = [f"llama.cpp {before} → {after}.", "", "## What upstream changed in its Dockerfiles", ""]
-    for variant, found in changed.changes.items():
-        lines += bullets(variant, (code(one.key) for one in found))
-    lines += bullets("new at upstream", changed.appeared) + bullets("gone at upstream", changed.disappeared)
-    if lines[-1] == "":
-        lines += ["Nothing.", ""]
+    dockerfiles = [
+        line
+        for variant, found in changed.changes.items()
+        for line in bullets(variant, (code(one.key) for one in found))
+    ]
+    dockerfiles += bullets("new at upstream", changed.appeared) + bullets("gone at upstream", changed.disappeared)
+    warning = [f"**{changed.arguments.warning}**", ""] if changed.arguments and changed.arguments.warning else []
+    lines = [f"llama.cpp {before} → {after}.", "", *warning, "## What upstream changed in its Dockerfiles", ""]
+    lines += dockerfiles or ["Nothing.", ""]
+    if arguments := changed.arguments:
+        lines += ["## What changed in llama-server's arguments", ""]
+        used, others = ([code(str(one)) for one in arguments.changes if one.used is wanted] for wanted in (True, False))
+        listed = bullets(f"used by {consumer.NAME}", used) + bullets("others", others)
+        lines += listed or [code(arguments.not_compared) if arguments.not_compared else "Nothing.", ""]
     lines += ["## What our recipes need for it", ""]
     if result.ok:
         return "\n".join([*lines, "Nothing: every difference is intended (`invoke check-upstream`).", ""])

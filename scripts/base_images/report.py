@@ -359,7 +359,7 @@ def print_consumer(result: ConsumerReport) -> None:
 
 
 def print_refs(result: RefsReport, before: str, after: str) -> None:
-    """Prints what upstream changed in each variant's Dockerfile."""
+    """Prints what upstream changed in each variant's Dockerfile, and of llama-server's arguments."""
     rows = [(variant, one.key) for variant, differences in result.changes.items() for one in differences]
     rows += [(variant, "new at upstream") for variant in result.appeared]
     rows += [(variant, "gone at upstream") for variant in result.disappeared]
@@ -367,3 +367,13 @@ def print_refs(result: RefsReport, before: str, after: str) -> None:
         print_table(f"llama.cpp {before} to {after}", ["variant", "- gone, + new, ! changed"], rows)
     else:
         say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")
+    if result.arguments and result.arguments.changes:
+        listed = [
+            (consumer.NAME if one.used else "", one.kind.value, "\n".join(one.names), one.detail)
+            for one in result.arguments.changes
+        ]
+        print_table("llama-server's arguments and variables", ["used by", "is", "what", "how"], listed)
+        if result.arguments.warning:
+            complain(f"warning: {result.arguments.warning}")
+    elif result.arguments:
+        say(result.arguments.not_compared or f"llama-server takes the same in {before} and {after}.")

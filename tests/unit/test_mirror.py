@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import mirror, recipe, recipe_facts, settings
+from base_images import consumer, mirror, recipe, recipe_facts, settings
 from base_images.errors import SourceError, UsageError
 from base_images.mirror import Record, Report, Status
 from base_images.recipe_facts import Fact
+from tests.unit.test_server_arguments import ARG_CPP, COMMON_H
 from tests.unit.test_tasks import fresh_copy, invoke
 
 UPSTREAM = (Path(__file__).parent / "upstream/cuda.Dockerfile").read_text(encoding="utf-8")
@@ -798,6 +800,78 @@ def test_trees_and_refs_that_are_none(clone: Path, tmp_path: Path) -> None:
         mirror.upstream_texts(clone, "HEAD")
 
 
+@pytest.fixture
+def clone_with_source(clone: Path) -> Path:
+    """The clone with the tags b3 and b4, which have the source of llama-server's arguments: b4 has another port."""
+    (clone / "common").mkdir()
+    with git.Repo(clone) as repository:
+        for tag, port in (("b3", "8080"), ("b4", "9931")):
+            (clone / "common" / "arg.cpp").write_text(ARG_CPP)
+            (clone / "common" / "common.h").write_text(COMMON_H.replace("8080", port))
+            repository.git.add("--all")
+            repository.git.commit("--quiet", f"--message={tag}")
+            repository.create_tag(tag)
+    return clone
+
+
+def test_arguments_of_two_refs(clone_with_source: Path) -> None:
+    sources = tuple(mirror.argument_source(clone_with_source, ref) for ref in ("b3", "b4"))
+    texts = mirror.upstream_texts(clone_with_source, "b4")
+    changed = mirror.compare_refs(texts, texts, sources=(sources[0], sources[1]), used=["-p"])
+    line = "--port: default 8080 -> 9931"
+    assert changed.arguments
+    assert [(str(one), one.used) for one in changed.arguments.changes] == [(line, True)]
+    said = {"change": "changed", "names": ["--port"], "detail": "default 8080 -> 9931", "used": True}
+    assert changed.as_dict()["arguments"] == {"changes": [said], "breaks": [], "not_compared": ""}
+    nothing = mirror.check({}, {}, ())
+    text = mirror.markdown(changed, nothing, before="b3", after="b4")
+    assert f"## What changed in llama-server's arguments\n\n**used by BodhiApp**\n\n- `{line}`\n\n## What our" in text
+    others = mirror.compare_refs(texts, texts, sources=(sources[0], sources[1]))
+    assert f"arguments\n\n**others**\n\n- `{line}`\n" in mirror.markdown(others, nothing, before="b3", after="b4")
+    same = mirror.compare_refs(texts, texts, sources=(sources[1], sources[1]))
+    assert "arguments\n\nNothing.\n" in mirror.markdown(same, nothing, before="b3", after="b4")
+
+
+def test_what_breaks_the_consumer_is_said_first(clone_with_source: Path) -> None:
+    path = clone_with_source / "common" / "arg.cpp"
+    path.write_text(path.read_text().replace('"--port"', '"--the-port"'))
+    with git.Repo(clone_with_source) as repository:
+        repository.git.commit("--quiet", "--all", "--message=b5")
+        repository.create_tag("b5")
+    texts = mirror.upstream_texts(clone_with_source, "b5")
+    sources = (mirror.argument_source(clone_with_source, "b4"), mirror.argument_source(clone_with_source, "b5"))
+    changed = mirror.compare_refs(texts, texts, sources=sources, used=consumer.load().options)
+    assert changed.as_dict()["arguments"]["breaks"] == ["--port"]
+    text = mirror.markdown(changed, mirror.check({}, {}, ()), before="b4", after="b5")
+    assert text.startswith("llama.cpp b4 → b5.\n\n**BodhiApp passes `--port`, which llama-server refuses now: ")
+    unused = mirror.compare_refs(texts, texts, sources=sources)
+    assert unused.as_dict()["arguments"]["breaks"] == []
+    assert "BodhiApp passes" not in mirror.markdown(unused, mirror.check({}, {}, ()), before="b4", after="b5")
+
+
+def test_a_ref_without_the_source_is_said_by_the_name_that_a_person_knows(clone_with_source: Path) -> None:
+    commit = mirror.tag_commit(str(clone_with_source), "b1")
+    source = mirror.argument_source(clone_with_source, commit, "b1")
+    assert (source.name, source.texts) == ("b1", {})
+    with pytest.raises(SourceError, match="has no ref 'b5'"):
+        mirror.argument_source(clone_with_source, "b5")
+    with pytest.raises(SourceError, match="is not a git clone"):
+        mirror.argument_source(clone_with_source / ".devops", "b1")
+
+
+def test_check_upstream_shows_what_changed_of_the_arguments(clone_with_source: Path) -> None:
+    def run(before: str, after: str, *more: str) -> str:
+        refs = ("--from", before, "--to", after)
+        done = invoke("check-upstream", "--source", str(clone_with_source), *refs, *more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "│ changed │ --port │ default 8080 -> 9931│" in run("b3", "b4")
+    assert "llama-server takes the same in b4 and b4." in run("b4", "b4")
+    assert "llama-server's arguments cannot be compared: b2 has no common/arg.cpp." in run("b2", "b3")
+    assert [one["names"] for one in json.loads(run("b3", "b4", "--json"))["arguments"]["changes"]] == [["--port"]]
+
+
 # Moving the pin.
 
 NEW_COMMIT = "f" * 40
@@ -867,6 +941,8 @@ def test_a_pull_request_says_what_changed_and_what_is_lacking(clone: Path) -> No
     assert "**cuda**" in needed
     assert "- not intended: `" in needed
     assert "GGML_NATIVE" in needed
+    assert "Nothing" not in text
+    assert "llama-server's arguments" not in text
 
     same = mirror.compare_refs(mirror.upstream_texts(clone, "b2"), mirror.upstream_texts(clone, "b2"))
     nothing = mirror.check({}, {}, ())
@@ -905,6 +981,9 @@ def test_the_pin_follows_the_newest_tag_and_then_stays(checkout: Path, clone: Pa
     written = (checkout / "build" / "upstream.md").read_text()
     assert written.startswith("The pin is b2 (")
     assert "## What upstream changed in its Dockerfiles" in written
+    cannot = "llama-server's arguments cannot be compared: b1 has no common/arg.cpp."
+    assert f"## What changed in llama-server's arguments\n\n`{cannot}`\n" in written
+    assert cannot in done.stdout
     assert "## What our recipes need for it" in written
 
     with git.Repo(checkout) as repository:

@@ -1,0 +1,399 @@
+"""C++ read by a real grammar, and what its constant expressions come to: no preprocessor, no types, no other file."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import operator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import tree_sitter
+import tree_sitter_cpp
+from tree_sitter import Node
+
+from base_images.errors import SourceError
+
+PARAMETERS = "common_params"
+"""The struct of llama.cpp that `params` is one of."""
+
+_FORMAT_MACRO = re.compile(r"\bPRI([diouxX])(?:8|16|32|64|MAX|PTR)\b")
+"""Those of <cinttypes>, which are string literals: the grammar does not know a macro amidst literals."""
+
+_SYSTEMS = {"_WIN32": False, "__APPLE__": False, "__EMSCRIPTEN__": False, "__linux__": True}
+"""What is defined where our images are built; of other macros it is not known."""
+
+_OPERATORS: dict[str, Callable[[float, float], float | bool]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "<": operator.lt,
+    ">": operator.gt,
+    "<=": operator.le,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """An expression that cannot be worked out here, such as a constant or a call of another file, in its own words."""
+
+    text: str
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is the name of a constant, such as `GGML_TYPE_F16`."""
+        return re.fullmatch(r"[A-Z][A-Z0-9_]*", self.text) is not None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter that the header does not have."""
+        return re.fullmatch(r"params(\.\w+)+", self.text) is not None
+
+
+Value: TypeAlias = "str | int | float | tuple[Value, ...] | Code"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A member of a struct, or a list.
+
+    Attributes:
+        type: without `struct`, `enum` and `std::vector`.
+        initializer: what it starts as; None where the source does not say it.
+    """
+
+    type: str
+    initializer: Node | None
+
+
+# The syntax tree.
+
+
+def parse(text: str, name: str) -> Node:
+    """Returns the root of a file's syntax tree; parts that the grammar does not know are errors in it.
+
+    Raises:
+        SourceError: the text is empty; `name` is how the error calls it.
+    """
+    if not text.strip():
+        raise SourceError(f"{name} is empty.")
+    literals = _FORMAT_MACRO.sub(lambda macro: f'"{macro[1]}"'.ljust(len(macro[0])), text)
+    return _parser().parse(literals.encode()).root_node
+
+
+@functools.cache
+def _parser() -> tree_sitter.Parser:
+    return tree_sitter.Parser(tree_sitter.Language(tree_sitter_cpp.language()))
+
+
+def require_whole(node: Node, name: str) -> None:
+    """Does nothing for a node that the grammar knows all of.
+
+    Raises:
+        SourceError: it does not; the error names the line of the file `name`.
+    """
+    if not node.has_error:
+        return
+    while not node.is_error and (broken := [one for one in node.children if one.has_error or one.is_missing]):
+        node = broken[0]
+    raise SourceError(f"{name} cannot be parsed as C++ at line {node.start_point.row + 1}: {code(node)[:60]!r}.")
+
+
+def children(node: Node | None) -> list[Node]:
+    """Returns the parts of a node without punctuation and comments; none of no node."""
+    return [child for child in node.named_children if child.type != "comment"] if node else []
+
+
+def code(node: Node | None) -> str:
+    """Returns the source of a node on one line; empty of no node."""
+    return " ".join((node.text or b"").decode().split()) if node else ""
+
+
+def part(node: Node, field: str) -> str:
+    """Returns the source of what a node has in a field of the grammar, such as `operator`; empty where it has none."""
+    return code(node.child_by_field_name(field))
+
+
+def descendants(node: Node, *types: str) -> Iterator[Node]:
+    """Yields the outermost nodes of these types below a node, in the order of the source."""
+    for child in node.named_children:
+        if child.type in types:
+            yield child
+        else:
+            yield from descendants(child, *types)
+
+
+def every(node: Node, *types: str) -> Iterator[Node]:
+    """Yields all nodes of these types below a node, in the order of the source."""
+    for child in descendants(node, *types):
+        yield child
+        yield from every(child, *types)
+
+
+def parameter(node: Node) -> tuple[str, ...]:
+    """Returns the path of `params.a.b`, which is (a, b); empty of any other expression."""
+    if node.type != "field_expression":
+        return ()
+    owner, name = node.children[0], part(node, "field")
+    path = parameter(owner)
+    return (*path, name) if path or code(owner) == "params" else ()
+
+
+# What names and expressions come to.
+
+
+class Scope:
+    """What names stand for: in a file of functions, with the structs and enums of a header.
+
+    Attributes:
+        functions: the bodies of the file's functions by their name, members with their class's, such as `a::b`.
+        tables: the file's lists of constants by their name.
+        enums: the constants of the header's enums by its name.
+        structs: the members of the header's structs by its name.
+    """
+
+    def __init__(self, source: Node, header: Node, names: dict[str, Value]) -> None:
+        """Reads the declarations; `names` are local names that have a value from the start."""
+        self.functions = {
+            part(declarator, "declarator"): body
+            for function in descendants(source, "function_definition")
+            if (body := function.child_by_field_name("body"))
+            for declarator in descendants(function, "function_declarator", "compound_statement")
+            if declarator.type == "function_declarator"
+        }
+        self.tables = {
+            part(declarator, "declarator"): Field(type=_type(declaration), initializer=listed)
+            for declaration in descendants(source, "declaration", "function_definition")
+            for declarator in descendants(declaration, "init_declarator", "compound_statement")
+            if (listed := declarator.child_by_field_name("value")) and listed.type == "initializer_list"
+        }
+        self.enums = {
+            part(enum, "name"): tuple(part(one, "name") for one in descendants(enum, "enumerator"))
+            for enum in descendants(header, "enum_specifier")
+            if enum.child_by_field_name("body")
+        }
+        self.structs = {
+            part(struct, "name"): dict(_fields(body))
+            for struct in descendants(header, "struct_specifier")
+            if (body := struct.child_by_field_name("body"))
+        }
+        self._names = names
+        self._assigned: dict[tuple[str, ...], Value] = {}
+
+    def assign(self, assignment: Node) -> None:
+        """Makes a parameter start as an assignment says."""
+        left, right = (assignment.child_by_field_name(side) for side in ("left", "right"))
+        if left and right and (path := parameter(left)):
+            self._assigned[path] = value_of(right, self)
+
+    def field(self, path: tuple[str, ...]) -> Field | None:
+        """Returns the member that a path such as `sampling.top_k` of `PARAMETERS` leads to."""
+        struct, found = PARAMETERS, None
+        for name in path:
+            found = self.structs.get(struct, {}).get(name)
+            if found is None:
+                return None
+            struct = found.type
+        return found
+
+    def initial(self, path: tuple[str, ...]) -> Value:
+        """Returns what a parameter starts as; one without an initializer is empty."""
+        found = self.field(path)
+        if path in self._assigned or found is None:
+            return self._assigned.get(path, Code(text=".".join(("params", *path))))
+        if found.initializer is None:
+            return "" if found.type == "std::string" else ()
+        return value_of(found.initializer, self)
+
+    def name(self, name: str) -> Value:
+        """Returns what an identifier stands for."""
+        if name in self.tables:
+            return tuple(value_of(one, self) for one in children(self.tables[name].initializer))
+        return self._names.get(name, Code(text=name))
+
+    def holds(self, branch: Node) -> bool | None:
+        """Returns whether the condition of an `if`, `#if` or `? :` is true; None where the source does not tell."""
+        if branch.type == "preproc_ifdef":
+            defined = _SYSTEMS.get(part(branch, "name"))
+            return defined if defined is None or branch.children[0].type == "#ifdef" else not defined
+        condition = branch.child_by_field_name("condition")
+        return _truth(value_of(condition, self)) if condition else None
+
+
+def _fields(body: Node) -> Iterator[tuple[str, Field]]:
+    for declared in descendants(body, "field_declaration"):
+        for number, child in enumerate(declared.children):
+            if declared.field_name_for_child(number) == "declarator":
+                is_set = [one.type for one in declared.children[number + 1 : number + 2]] == ["="]
+                name = next(descendants(child, "field_identifier"), child)
+                yield (
+                    code(name),
+                    Field(type=_type(declared), initializer=declared.children[number + 2] if is_set else None),
+                )
+
+
+def _type(declared: Node) -> str:
+    kind = re.sub(r"std::vector<(.*)>", r"\1", part(declared, "type"))
+    return kind.removeprefix("struct ").removeprefix("enum ")
+
+
+def value_of(node: Node, scope: Scope) -> Value:
+    """Returns what an expression comes to; what cannot be worked out is its code."""
+    inner = children(node)
+    value: Value | None = None
+    match node.type:
+        case "identifier":
+            value = scope.name(code(node))
+        case "field_expression" if path := parameter(node):
+            value = scope.initial(path)
+        case "initializer_list":
+            value = tuple(value_of(one, scope) for one in inner)
+        case "concatenated_string":
+            pieces = [text for one in inner if isinstance(text := value_of(one, scope), str)]
+            value = "".join(pieces) if len(pieces) == len(inner) else None
+        case "parenthesized_expression" | "condition_clause" | "cast_expression":
+            value = value_of(inner[-1], scope)
+            value = int(value) if isinstance(value, bool) and node.type == "cast_expression" else value
+        case "subscript_expression":
+            value = _item(value_of(inner[0], scope), value_of(children(inner[1])[0], scope))
+        case "unary_expression" | "binary_expression" | "conditional_expression":
+            value = _calculated(part(node, "operator"), [value_of(one, scope) for one in inner])
+        case "call_expression":
+            value = _called(node, scope)
+        case _:
+            value = _literal(node)
+    return Code(text=code(node)) if value is None else value
+
+
+def _literal(node: Node) -> Value | None:
+    match node.type:
+        case "string_literal":
+            return "".join(map(_piece, node.named_children))
+        case "raw_string_literal":
+            return "".join(code(one) for one in node.named_children if one.type == "raw_string_content")
+        case "number_literal":
+            return _number(code(node))
+        case "true" | "false":
+            return node.type == "true"
+        case "preproc_defined":
+            return _SYSTEMS.get(code(node.named_children[0]))
+        case _:
+            return None
+
+
+def _item(listed: Value, index: Value) -> Value | None:
+    is_in = isinstance(listed, tuple) and isinstance(index, int) and 0 <= index < len(listed)
+    return listed[index] if is_in else None  # type: ignore[index]  # is_in says so
+
+
+def _calculated(sign: str, values: list[Value]) -> Value | None:
+    """Returns what an operator makes of one or two values, or `? :` of three; None if that cannot be told."""
+    truths = [_truth(value) for value in values]
+    result: Value | None = None
+    match sign, values:
+        case "!", [_] if truths[0] is not None:
+            result = not truths[0]
+        case "-", [int() | float() as number]:
+            result = -number
+        case "", [_, yes, no] if truths[0] is not None:
+            result = yes if truths[0] else no
+        case "&&" | "||", [_, _]:
+            decisive = sign == "||"
+            result = decisive if decisive in truths else None if None in truths else not decisive
+        case "==" | "!=", [left, right] if _comparable(left, right):
+            result = (left == right) is (sign == "==")
+        case "+", [str() as left, str() as right]:
+            result = left + right
+        case "/", [int() as left, int() as right] if right:
+            result = left // right
+        case "<<", [int() as left, int() as right] if right >= 0:
+            result = left << right
+        case _, [int() | float() as left, int() | float() as right] if sign in _OPERATORS:
+            result = _OPERATORS[sign](left, right)
+        case _:
+            pass
+    return result
+
+
+def _called(node: Node, scope: Scope) -> Value | None:
+    """Returns what a call comes to, of the few functions whose meaning is known from their name."""
+    function = node.children[0]
+    name = code(function)
+    given = [value_of(one, scope) for one in children(node.child_by_field_name("arguments"))]
+    owner = value_of(function.children[0], scope) if function.type == "field_expression" else None
+    match part(function, "field"), owner, given:
+        case "c_str", str() | Code(), []:
+            return owner
+        case "empty", str() | tuple(), []:
+            return not owner
+        case _, None, [str() as text] if name == "std::string":
+            return text
+        case _, None, [_, value] if name.startswith("std::vector<"):  # so many times the value; once is as good
+            return (value,)
+        case _, None, [value] if enum := re.fullmatch(r"(\w+)_name(?:_str)?", name):
+            return word if (word := spelled(value, enum[1])) != value else None
+        case _:
+            return None
+
+
+def spelled(value: Value, enum: str) -> Value:
+    """Returns constants of an enum as users type them: `LLAMA_SPLIT_MODE_ROW` of `llama_split_mode` is `row`.
+
+    The functions that say so are in other files; that their names follow this rule is tested against a built server.
+    Those of enums of common.h do not: some have a hyphen for the underscore, and some do not.
+    """
+    match value:
+        case tuple():
+            return tuple(spelled(one, enum) for one in value)
+        case Code(text=text) if text.startswith(prefix := f"{enum.upper()}_") and not enum.startswith("common_"):
+            return text.removeprefix(prefix).lower()
+        case _:
+            return value
+
+
+def shown(value: Value) -> str:
+    """Returns a value as a person reads it; numbers without the digits that say nothing."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.12g}"
+        case tuple():
+            return ", ".join(map(shown, value)) or "empty"
+        case Code():
+            return value.text
+        case _:
+            return str(value) or "empty"
+
+
+def _truth(value: Value) -> bool | None:
+    return bool(value) if isinstance(value, int | float) else None
+
+
+def _comparable(left: Value, right: Value) -> bool:
+    match left, right:
+        case Code(), Code():
+            return left.is_constant and right.is_constant
+        case (str(), str()) | (int() | float(), int() | float()):
+            return True
+        case _:
+            return False
+
+
+def _piece(node: Node) -> str:
+    """Returns a part of a string literal; the escapes that C++ has are Python's too."""
+    text = (node.text or b"").decode()
+    return str(ast.literal_eval(f'"{text}"')) if node.type == "escape_sequence" else text
+
+
+def _number(text: str) -> Value | None:
+    digits = text.replace("'", "").lower()
+    for convert, suffix in ((functools.partial(int, base=0), "ulz"), (float, "lf")):
+        try:
+            return convert(digits.rstrip(suffix))
+        except ValueError:
+            continue
+    return None
