@@ -77,8 +77,8 @@ class Report:
             return ""
         names = ", ".join(f"`{name}`" for name in self.breaks)
         return (
-            f"{consumer.NAME} passes {names}, which llama-server refuses now: its servers do not start, the contract and "
-            "the smoke test fail, and no image of this becomes latest."
+            f"{consumer.NAME} passes {names}, which llama-server refuses now: its servers do not start, contract and "
+            "smoke test fail, and no image of this becomes latest."
         )
 
     def as_dict(self) -> dict[str, Any]:
