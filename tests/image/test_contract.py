@@ -134,6 +134,11 @@ DEFECTS = {
         rows={13},
         reason="lacks 1 of the [0-9]+ portable CPU backends: ",
     ),
+    "an argument of BodhiApp's refused": Defect(
+        dockerfile=f"RUN sed -i 's/--no-mmap/--no-mmaq/' {BIN}/libllama-common.so.*.*",
+        rows={18},
+        reason="cpu/llama-server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap",
+    ),
     "no shell": Defect(dockerfile='RUN ["rm", "/bin/sh"]', rows={2, 3, 8}, reason="no POSIX shell"),
 }
 

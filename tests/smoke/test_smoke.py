@@ -23,6 +23,7 @@ from base_images.model import KnownAnswer, TensorType
 from base_images.settings import ROOT
 from base_images.smoke import CheckFailedError, Target
 from base_images.smoke_report import SmokeReport, Status
+from tests import bodhi
 from tests.smoke.conftest import ANSWER
 
 CPU = variants.find("cpu")
@@ -189,6 +190,17 @@ def test_an_image_that_cannot_start_is_a_report_and_no_error(engine: Engine, cpu
     fallback = [row for row in report.rows if row.server == "as BodhiApp, from cpu/"]
     assert len(fallback) > 2
     assert {row.status for row in fallback} == {Status.PASS}
+
+
+def test_an_argument_of_bodhi_s_that_the_server_refuses_is_named(engine: Engine, cpu_image: Image) -> None:
+    """As a newer llama.cpp refuses it: a few letters of the library's name for it are others here."""
+    plant = "RUN sed -i 's/--no-mmap/--no-mmaq/' /app/bin/*/cpu/libllama-common.so.*.*"
+    with bodhi.built(engine, f"FROM {cpu_image.tags[0]}\nUSER root\n{plant}\nUSER llama\n") as planted:
+        report = launch.smoke(engine, planted.id, CPU, tensor_types=[TensorType.Q8_0])
+    said = {row.server: row.seen for row in report.rows if row.status is Status.FAIL}
+    assert said == {
+        "as BodhiApp, Q8_0": "The server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap"
+    }
 
 
 def test_ctrl_c_leaves_nothing_behind(cpu_image: Image) -> None:
