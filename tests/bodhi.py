@@ -217,6 +217,17 @@ def built(
         engine.remove_image(made)
 
 
+@contextlib.contextmanager
+def tagged(engine: Engine, image: Image) -> Iterator[Image]:
+    """Yields the image with a tag, which a Dockerfile's FROM wants."""
+    reference = "llama-cpp-test-bodhi:base"
+    engine.tag(image.id, reference)
+    try:
+        yield engine.image(reference)
+    finally:
+        engine.remove_image(reference)
+
+
 def has_heredocs(engine: Engine) -> bool:
     """Returns whether the engine's built-in frontend reads heredocs, as of Docker 23; BodhiApp fetches a newer one."""
     return int(engine.info().version.partition(".")[0]) >= 23
