@@ -982,7 +982,33 @@ def test_back_where_no_promotion_got_through(repository: Repository, served: Reg
     cut_off(repository, served, "move-cuda-0001-", one)
     push_foreign(repository, "cuda", **{Label.VERSION: LATER})
     assert gone_back(repository, Foreign(name=PREDECESSORS)).digest == repository.digest("latest-cuda") == there
+    assert promote.moves(repository.tags(), "cuda")[-1].tag == f"move-cuda-0001-{PREDECESSORS}-rollback"
     assert promoted(repository, two).digest == repository.digest("latest-cuda") == second
+
+
+@pytest.mark.parametrize(
+    "at", ["manifests/latest-cuda", "tags/list", "manifests/move-cuda-0000", "manifests/move-cuda-0001"]
+)
+def test_another_first_promotion_in_between(repository: Repository, served: Registry, at: str) -> None:
+    """What that one made latest is not taken for what was there before."""
+    there = push_foreign(repository, "cuda", **{Label.VERSION: PREDECESSORS})
+    one, two = release(1), release(2)
+    _, second = earn(repository, one, two)
+    between: list[str] = []
+
+    def before(method: str, path: str) -> int | None:
+        if at in path and not between:
+            between.append(method)
+            assert promoted(repository, one).outcome is Outcome.DONE
+        return None
+
+    with front(served.address, before) as address:
+        done = promoted(open_repository(repository.name.replace(served.address, address)), two)
+    assert between
+    assert done.digest == repository.digest("latest-cuda") == second
+    recorded = [str(move.version) for move in promote.moves(repository.tags(), "cuda")]
+    assert recorded == [PREDECESSORS, str(one.version), str(two.version)]
+    assert gone_back(repository, Foreign(name=PREDECESSORS)).digest == repository.digest("latest-cuda") == there
 
 
 def test_first_promotions_at_once_keep_what_was_there(repository: Repository, served: Registry) -> None:
@@ -995,7 +1021,7 @@ def test_first_promotions_at_once_keep_what_was_there(repository: Repository, se
         return None
 
     with front(served.address, slow) as address:
-        for number in range(6):
+        for number in range(4):
             where = open_repository(f"{repository.name}{number}")
             there = push_foreign(where, "cuda", **{Label.VERSION: PREDECESSORS})
             several = [release(one) for one in (1, 2, 3)]
