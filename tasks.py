@@ -756,7 +756,7 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
 @command(
     help={
         "variant": "which image",
-        "to": "the version to go back to; it was latest before",
+        "to": "what to go back to: a version that was latest before, or the digest of an image that says none",
         "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true says the same",
     },
 )
@@ -764,7 +764,7 @@ def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
     """Points latest-<variant> back at a version that was latest before."""
     from base_images import promote, versions
 
-    one, wanted, where = variants.find(variant), versions.parse(to), _registry()
+    one, wanted, where = variants.find(variant), versions.parse_any(to), _registry()
     dry_run = dry_run or settings.dry_run()
     _act("rollback", [one], lambda one: promote.roll_back(where, one, wanted, dry_run=dry_run))
 

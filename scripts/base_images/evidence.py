@@ -151,10 +151,8 @@ def attach(repository: Repository, evidence: Evidence) -> Attached:
         raise RegistryError(f"{evidence.subject} has no image for {evidence.platform}: publish it first.")
     artifact_type = ARTIFACT_TYPE.format(kind=evidence.kind)
     content = json.dumps(asdict(evidence), indent=2).encode()
-    return Attached(
-        evidence=evidence,
-        digest=attach_document(repository, subject, artifact_type, content, tag=_tag(subject.digest, evidence.kind)),
-    )
+    manifest = store_document(repository, subject, artifact_type, content)
+    return Attached(evidence=evidence, digest=repository.put_manifest(_tag(subject.digest, evidence.kind), manifest))
 
 
 def attach_file(repository: Repository, evidence: Evidence, *, dry_run: bool) -> Action:
@@ -167,8 +165,8 @@ def attach_file(repository: Repository, evidence: Evidence, *, dry_run: bool) ->
     return Action(variant=evidence.variant, what=what, target=target, outcome=Outcome.DONE, digest=digest)
 
 
-def attach_document(repository: Repository, subject: Manifest, artifact_type: str, content: bytes, *, tag: str) -> str:
-    """Stores a JSON document as an artifact of a subject, under a tag of its own, and returns the artifact's digest."""
+def store_document(repository: Repository, subject: Manifest, artifact_type: str, content: bytes) -> bytes:
+    """Stores a JSON document, and returns the manifest of the artifact of a subject that it becomes with a tag."""
     layer = {"mediaType": artifact_type, "digest": repository.put_blob(content), "size": len(content)}
     config = {"mediaType": _EMPTY_TYPE, "digest": repository.put_blob(_EMPTY), "size": len(_EMPTY)}
     manifest = {
@@ -179,7 +177,7 @@ def attach_document(repository: Repository, subject: Manifest, artifact_type: st
         "layers": [layer],
         "subject": {"mediaType": subject.media_type, "digest": subject.digest, "size": len(subject.content)},
     }
-    return repository.put_manifest(tag, json.dumps(manifest).encode())
+    return json.dumps(manifest).encode()
 
 
 def attached(repository: Repository, subject: str) -> dict[Kind, Attached]:

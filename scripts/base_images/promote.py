@@ -6,6 +6,10 @@ records a move makes `latest` agree with them afterwards, and looks again. Promo
 the same state, and one that was killed between the two steps is finished by the next. What remains is a promotion that
 is killed while its last request is under way, if that request comes through after a newer promotion has ended: then
 `check-version` tells that `latest` is not what the records say, and that promotion again, or a newer one, mends it.
+
+What was latest before the first promotion, whoever made it, is recorded too, by its digest and as number 0, so that a
+rollback leads there; it counts less than every move. It is looked at before the records are: where those have no move,
+none had been made when it was looked at, because a move is recorded before `latest` moves.
 """
 
 from __future__ import annotations
@@ -20,17 +24,20 @@ from datetime import UTC, datetime
 
 from base_images import evidence, publish, versions
 from base_images.actions import Action, Outcome
-from base_images.errors import RegistryError, UsageError
+from base_images.errors import RegistryError
 from base_images.evidence import Attached, Kind
 from base_images.labels import Label
 from base_images.registry import Manifest, Repository
 from base_images.smoke_report import Device
 from base_images.variants import Variant
-from base_images.versions import Version
+from base_images.versions import Foreign, Version
 
 MOVE_TYPE = "application/vnd.bodhi.base-images.move.v1+json"
 
-_MOVE = re.compile(r"move-(?P<variant>[a-z]+)-(?P<number>\d+)-(?P<version>\d{10}-[0-9a-f]{7})(?P<rollback>-rollback)?")
+_MOVE = re.compile(
+    r"move-(?P<variant>[a-z]+)-(?P<number>\d+)"
+    r"-(?P<version>\d{10}(\d{2})?-[0-9a-f]{7}|sha256-[0-9a-f]{64})(?P<rollback>-rollback)?"
+)
 _ATTEMPTS = 5
 
 
@@ -39,18 +46,20 @@ class Move:
     """A recorded move of `latest-<variant>`; its tag says all of this.
 
     Attributes:
-        number: one more than the newest move that was there when it was recorded; not unique.
+        number: one more than the newest move that was there when it was recorded; not unique. 0 is no move, but what
+            was there before the first.
     """
 
     variant: str
     number: int
-    version: Version
+    version: Version | Foreign
     rollback: bool
 
     @property
     def tag(self) -> str:
         """The tag of its record."""
-        return f"move-{self.variant}-{self.number:04d}-{self.version}{'-rollback' if self.rollback else ''}"
+        moved = f"move-{self.variant}-{self.number:04d}-{self.version}{'-rollback' if self.rollback else ''}"
+        return moved.replace(":", "-")  # which a digest has, and a tag must not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,7 @@ def moves(tags: Iterable[str], variant: str) -> list[Move]:
         Move(
             variant=variant,
             number=int(match["number"]),
-            version=versions.parse(match["version"]),
+            version=versions.parse_any(match["version"].replace("sha256-", "sha256:")),
             rollback=match["rollback"] is not None,
         )
         for tag in tags
@@ -83,7 +92,7 @@ def moves(tags: Iterable[str], variant: str) -> list[Move]:
     return sorted(found, key=lambda move: _precedence(move, rolled_back))
 
 
-def _precedence(move: Move, rolled_back: int) -> tuple[int, bool, Version, int]:
+def _precedence(move: Move, rolled_back: int) -> tuple[int, bool, Version | Foreign, int]:
     """A rollback counts, because it is a person's, over what did not know of it; after the last one the newer version.
 
     Not the higher number: who records a promotion may not have seen that of a newer version, with the same number as
@@ -158,6 +167,8 @@ def promote(
 ) -> Iterator[Action]:
     """Makes a version the latest of a variant, if it has earned that, and yields what was done.
 
+    The first one also records and keeps what was latest before.
+
     Args:
         repository: where.
         variant: of which image.
@@ -169,8 +180,11 @@ def promote(
         RegistryError: the registry refuses, or somebody else writes there all the time.
     """
     target = f"{repository.name}:{versions.latest_tag(variant.name)}"
+    there = repository.manifest(versions.latest_tag(variant.name))  # before the records, see above
     found = moves(repository.tags(), variant.name)
-    current = found[-1].version if found else latest_version(repository, variant)
+    first = not any(move.number for move in found)
+    last = _unrecorded(repository, variant, there) if first else found[-1]
+    current = last.version if last else None
     image = repository.manifest(versions.image_tag(variant.name, version))
     checked = candidates(repository, image.digest) if image else {}
     reasons = refusals(variant, version, commit, checked, repository=repository.name)
@@ -183,11 +197,17 @@ def promote(
     if reasons or image is None:
         yield _refused(variant, "promote", target, reasons)
         return
+    if first and there and last and there.digest != image.digest and not dry_run:
+        _keep(repository, last, there)
     yield from _move(repository, variant, version, image, found, rollback=False, dry_run=dry_run)
 
 
-def roll_back(repository: Repository, variant: Variant, version: Version, *, dry_run: bool = False) -> Iterator[Action]:
+def roll_back(
+    repository: Repository, variant: Variant, version: Version | Foreign, *, dry_run: bool = False
+) -> Iterator[Action]:
     """Makes a version latest again that was latest before, and yields what was done.
+
+    What was there before the first promotion need not be for every platform, and each can be named by its digest too.
 
     Raises:
         RegistryError: the registry refuses, or somebody else writes there all the time.
@@ -195,29 +215,32 @@ def roll_back(repository: Repository, variant: Variant, version: Version, *, dry
     target = f"{repository.name}:{versions.latest_tag(variant.name)}"
     found = moves(repository.tags(), variant.name)
     earlier = [move for move in found if move.version == version]
+    if not earlier and isinstance(version, Foreign) and version.is_digest:
+        earlier = [move for move in found if recorded_digest(repository, move) == version.name]
     reasons = []
-    image = None
+    image, about = None, ""
     if not earlier:
         known = ", ".join(sorted({str(move.version) for move in found})) or "none"
         reasons = [f"{version} was never latest, only what was can be gone back to: {known}."]
     else:
+        version = earlier[-1].version
         image = _recorded(repository, earlier[-1])
-        if not {one.docker for one in variant.platforms} <= set(repository.platform_manifests(image.digest)):
+        there = repository.platform_manifests(image.digest)
+        lacking = ", ".join(one.docker for one in variant.platforms if one.docker not in there)
+        if any(move.number == 0 for move in earlier):
+            about = f" (latest before the first promotion{f'; not for {lacking}' if lacking else ''})"
+        elif lacking:
             reasons = [f"{version} is not for the platforms that {variant.name} is for now."]
     if reasons or image is None:
         yield _refused(variant, "rollback", target, reasons)
         return
-    yield from _move(repository, variant, version, image, found, rollback=True, dry_run=dry_run)
+    yield from _move(repository, variant, version, image, found, rollback=True, dry_run=dry_run, about=about)
 
 
-def latest_version(repository: Repository, variant: Variant) -> Version | None:
-    """Returns the version that the image behind `latest-<variant>` says it is; None when it says none, or is not."""
-    for manifest in repository.platform_manifests(versions.latest_tag(variant.name)).values():
-        try:
-            return versions.parse(repository.labels(manifest).get(Label.VERSION, ""))
-        except UsageError:
-            return None
-    return None
+def recorded_digest(repository: Repository, move: Move) -> str:
+    """Returns the digest of the image that a move made latest; empty when its record is gone."""
+    record = repository.manifest(move.tag)
+    return str(record.document["subject"]["digest"]) if record else ""
 
 
 def settle(repository: Repository, variant: Variant) -> Move | None:
@@ -238,6 +261,49 @@ def settle(repository: Repository, variant: Variant) -> Move | None:
     raise RegistryError(f"{repository.name}:{tag} is moved by somebody else all the time: find out by whom.")
 
 
+def _unrecorded(repository: Repository, variant: Variant, latest: Manifest | None) -> Move | None:
+    """Returns what is latest, where no move made it that, as number 0; None when nothing is.
+
+    A label may say anything. So a version of ours has to be published as that very image, and the predecessor's must
+    not be another one; else the digest is the name.
+    """
+    if latest is None:
+        return None
+    version: Version | Foreign = Foreign(name=latest.digest)
+    image = next(iter(repository.platform_manifests(latest.digest).values()), None)
+    if image and (said := versions.parse_label(repository.labels(image).get(Label.VERSION, ""))):
+        tagged = repository.digest(versions.image_tag(variant.name, said))
+        if tagged == latest.digest or (tagged is None and isinstance(said, Foreign)):
+            version = said
+    return Move(variant=variant.name, number=0, version=version, rollback=False)
+
+
+def _keep(repository: Repository, was: Move, image: Manifest) -> None:
+    """Records what was latest before the first promotion, with a tag of its own: registries remove what has none."""
+    tag = versions.image_tag(was.variant, was.version)
+    if repository.digest(tag) is None:
+        repository.point(tag, image.content)
+    if recorded_digest(repository, was) != image.digest:
+        _record(repository, was, image, before="")
+
+
+def _record(repository: Repository, move: Move, image: Manifest, *, before: str) -> None:
+    record = {
+        "variant": move.variant,
+        "version": str(move.version),
+        "rollback": move.rollback,
+        "digest": image.digest,
+        "before": before,
+        "by": _who(),
+        # So fine that two who record the same at once push two blobs: one that is pushed twice at once is missing to
+        # docker-registry 2.8 for a moment.
+        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+    manifest = evidence.store_document(repository, image, MOVE_TYPE, json.dumps(record, indent=2).encode())
+    # Who records the same move at the same time says the same, but for the last two: either may stay.
+    repository.point(move.tag, manifest)
+
+
 def _was_left(found: list[Move], version: Version) -> bool:
     """Whether a rollback to another version counts over what made this one latest."""
     numbers = [move.number for move in found if move.version == version]
@@ -249,18 +315,19 @@ def _was_left(found: list[Move], version: Version) -> bool:
 def _move(
     repository: Repository,
     variant: Variant,
-    version: Version,
+    version: Version | Foreign,
     image: Manifest,
     found: list[Move],
     *,
     rollback: bool,
     dry_run: bool,
+    about: str = "",
 ) -> Iterator[Action]:
     what = "rollback" if rollback else "promote"
     tag = versions.latest_tag(variant.name)
     target = f"{repository.name}:{tag}"
     before = repository.digest(tag) or ""
-    recorded = bool(found) and found[-1].version == version
+    recorded = bool(found) and found[-1].number > 0 and found[-1].version == version
     if recorded and (made := _recorded(repository, found[-1]).digest) != image.digest:
         reason = f"{version} was made latest as {made} and is {image.digest} now: a published version never changes."
         yield _refused(variant, what, target, [reason])
@@ -269,7 +336,7 @@ def _move(
         yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.ALREADY, digest=before)
         return
     if dry_run:
-        reason = f"from {before or 'nothing'} to {image.digest}"
+        reason = f"from {before or 'nothing'} to {image.digest}{about}"
         yield Action(
             variant=variant.name, what=what, target=target, outcome=Outcome.WOULD, digest=before, reason=reason
         )
@@ -277,22 +344,13 @@ def _move(
     if not recorded:
         number = max((move.number for move in found), default=0) + 1
         move = Move(variant=variant.name, number=number, version=version, rollback=rollback)
-        record = {
-            "variant": variant.name,
-            "version": str(version),
-            "rollback": rollback,
-            "digest": image.digest,
-            "before": before,
-            "by": _who(),
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        evidence.attach_document(repository, image, MOVE_TYPE, json.dumps(record, indent=2).encode(), tag=move.tag)
+        _record(repository, move, image, before=before)
     winner = settle(repository, variant)
     if winner is None or winner.version != version:
         reason = f"{winner.version if winner else 'nothing'} was made latest at the same time, and it counts."
         yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.REFUSED, reason=reason)
         return
-    reason = f"{version}, before: {before or 'nothing'}"
+    reason = f"{version}{about}, before: {before or 'nothing'}"
     yield Action(
         variant=variant.name, what=what, target=target, outcome=Outcome.DONE, digest=image.digest, reason=reason
     )
@@ -300,8 +358,8 @@ def _move(
 
 def _recorded(repository: Repository, move: Move) -> Manifest:
     """Returns the image that a move made latest."""
-    record = repository.manifest(move.tag)
-    image = repository.manifest(record.document["subject"]["digest"]) if record else None
+    digest = recorded_digest(repository, move)
+    image = repository.manifest(digest) if digest else None
     if image is None:
         raise RegistryError(f"{repository.name}:{move.tag} names an image that is gone: push that again, or roll back.")
     return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,8 +15,8 @@ from base_images.registry import Repository
 from base_images.variants import Variant
 from base_images.versions import Version
 
-_DIGEST_WIDTH = len("sha256:") + 12
-"""As much of a digest as a table has room for; JSON has all of it."""
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
+"""As much of a digest as a table has room for, and the rest; JSON has all of it."""
 
 _HOUR = 3600
 _DAY = 24 * _HOUR
@@ -45,7 +46,8 @@ class Published:
     Attributes:
         latest: what `latest-<variant>` points at; None when there is no such tag.
         newest: the newest published version; None when there is none.
-        before: the version that was latest before, to go back to; empty for none.
+        before: what was latest before, to go back to: a version, or the digest of what was there before the first
+            promotion; empty for none.
         notes: a sentence for each thing that a person may want to act on.
     """
 
@@ -105,13 +107,12 @@ def _look(repository: Repository, variant: Variant, tags: Sequence[str], release
         latest=latest,
         newest=newest,
         before=str(before[-1]) if before else "",
-        notes=tuple(_notes(repository, variant, moves, latest, newest, released)),
+        notes=tuple(_notes(repository, moves, latest, newest, released)),
     )
 
 
 def _notes(
     repository: Repository,
-    variant: Variant,
     moves: Sequence[promote.Move],
     latest: Tagged | None,
     newest: Tagged | None,
@@ -125,10 +126,11 @@ def _notes(
         if newest:
             yield "published and never promoted"
         return
-    if moves and latest.digest != repository.digest(versions.image_tag(variant.name, moves[-1].version)):
-        yield f"{latest.tag} is not {moves[-1].version}, which was made latest: run that promote or rollback again"
-    elif moves and moves[-1].rollback:
-        yield f"rolled back to {moves[-1].version}"
+    made = moves[-1] if moves and moves[-1].number else None
+    if made and latest.digest != promote.recorded_digest(repository, made):
+        yield f"{latest.tag} is not {made.version}, which was made latest: run that promote or rollback again"
+    elif made and made.rollback:
+        yield f"rolled back to {made.version}"
     elif newest and newest.digest != latest.digest:
         yield f"lags: {newest.version} is published and not promoted"
 
@@ -168,10 +170,14 @@ def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]
                     tagged.version or "unknown",
                     tagged.llama_cpp or "unknown",
                     age(tagged.created, now),
-                    tagged.digest[:_DIGEST_WIDTH],
-                    "\n".join(notes) if number == 0 else "",
+                    _short(tagged.digest),
+                    _short("\n".join(notes)) if number == 0 else "",
                 )
             )
         if one.latest is None and one.newest is None:
             found.append((one.variant, "-", "-", "-", "-", "-", "\n".join(notes)))
     return found
+
+
+def _short(text: str) -> str:
+    return _DIGEST.sub(r"\1", text)

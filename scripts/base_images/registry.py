@@ -214,7 +214,9 @@ class Repository:
             return {}
         if not top.is_index:
             configuration = self.configuration(top)
-            return {f"{configuration['os']}/{configuration['architecture']}": top}
+            # An artifact that is no image says neither.
+            named = {**_UNKNOWN, **configuration}
+            return {"{os}/{architecture}".format(**named): top}
         found = {}
         for child in top.children:
             if child.platform == "unknown/unknown":  # an attestation

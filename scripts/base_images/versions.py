@@ -1,4 +1,10 @@
-"""The version and tag grammar: `YYMMDDHHMM-<first 7 of the commit>`, in UTC, and what is made of it."""
+"""The version and tag grammar: `YYMMDDHHMM-<first 7 of the commit>`, in UTC, and what is made of it.
+
+The build system before this project named its images and git tags alike, with a year of four digits and in local time:
+`202512281717-e118046`. `parse` takes ten digits and no more, so for whoever looks through tags for the newest version,
+which all do with `parse_git_tag` or `parse_image_tag`, those are other tags. Its first ones had ten digits too: they
+cannot be told from ours, and are older than all of ours.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,9 @@ LOCAL_TAG = "local"
 _PATTERN = re.compile(r"(?P<timestamp>\d{10})-(?P<commit>[0-9a-f]{7})(?P<dirty>-dirty)?")
 _CENTURY = 2000
 """The two digits of a year are of this century: Python's own %y would read 99 as 1999, which sorts before today."""
+
+_PREDECESSORS = re.compile(r"[0-9]{12}-[0-9a-f]{7}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @functools.total_ordering
@@ -40,13 +49,38 @@ class Version:
     def __str__(self) -> str:
         return f"{self.timestamp}-{self.commit}{'-dirty' if self.dirty else ''}"
 
-    def __lt__(self, other: Version) -> bool:
+    def __lt__(self, other: Version | Foreign) -> bool:
+        if isinstance(other, Foreign):
+            return False
         return (self.time, self.commit, self.dirty) < (other.time, other.commit, other.dirty)
 
     @property
     def git_tag(self) -> str:
         """The tag in this repository that releases it."""
         return f"{GIT_TAG_PREFIX}{self}"
+
+
+@functools.total_ordering
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """An image that this project did not make; it is older than every version, whatever its name says.
+
+    Attributes:
+        name: the predecessor's version, such as `202512281717-e118046`, else the image's digest, `sha256:…`.
+    """
+
+    name: str
+
+    @property
+    def is_digest(self) -> bool:
+        """Whether the digest is all that is known of it."""
+        return _DIGEST.fullmatch(self.name) is not None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __lt__(self, other: Version | Foreign) -> bool:
+        return isinstance(other, Version) or self.name < other.name
 
 
 def of_commit(commit: str, seconds: int, *, dirty: bool) -> Version:
@@ -81,6 +115,32 @@ def parse(text: str) -> Version:
     raise UsageError(f"{text!r} is not a version: write it as YYMMDDHHMM-abc1234, such as 2508201420-abc1234.")
 
 
+def parse_label(text: str) -> Version | Foreign | None:
+    """Returns the clean version, ours or the predecessor's, that an image's label says; None for anything else."""
+    if _PREDECESSORS.fullmatch(text):
+        return Foreign(name=text)
+    try:
+        version = parse(text)
+    except UsageError:
+        return None
+    return None if version.dirty else version
+
+
+def parse_any(text: str) -> Version | Foreign:
+    """Returns what `text` names that can have been latest: a version, ours or the predecessor's, or a digest.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    found = Foreign(name=text) if _DIGEST.fullmatch(text) else parse_label(text)
+    if found is None:
+        raise UsageError(
+            f"{text!r} is nothing that can have been latest: write a version, such as 2508201420-abc1234, or a whole "
+            "digest, sha256:…, as `invoke check-version --json` has them."
+        )
+    return found
+
+
 def parse_git_tag(tag: str) -> Version | None:
     """Returns the version that a tag of this repository releases, or None for any other tag."""
     if not tag.startswith(GIT_TAG_PREFIX):
@@ -91,9 +151,9 @@ def parse_git_tag(tag: str) -> Version | None:
         return None
 
 
-def image_tag(variant: str, version: Version) -> str:
-    """Returns the tag in the registry, such as `cpu-2508201420-abc1234`."""
-    return f"{variant}-{version}"
+def image_tag(variant: str, version: Version | Foreign) -> str:
+    """Returns the tag in the registry, such as `cpu-2508201420-abc1234`; a tag has no colon, as a digest has."""
+    return f"{variant}-{version}".replace(":", "-")
 
 
 def parse_image_tag(tag: str) -> tuple[str, Version] | None:

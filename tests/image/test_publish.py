@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import git
 import pytest
@@ -36,7 +37,7 @@ from base_images.evidence import Evidence, Kind
 from base_images.labels import Label
 from base_images.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
 from base_images.variants import Platform, Variant
-from base_images.versions import Version
+from base_images.versions import Foreign, Version
 from tests.registries import Registry, front, log_in, make_authority, small_disk
 
 CPU = variants.find("cpu")
@@ -109,7 +110,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repository(served: Registry, request: pytest.FixtureRequest) -> Repository:
-    name = "".join(letter for letter in request.node.name if letter.isalnum() or letter == "_").strip("_")
+    name = "".join(letter for letter in request.node.name.lower() if letter.isalnum() or letter == "_").strip("_")
     return open_repository(f"{served.address}/{name}")
 
 
@@ -174,8 +175,25 @@ def promoted(repository: Repository, released: Release, variant: Variant = CUDA,
 
 
 def rolled_back(repository: Repository, released: Release, variant: Variant = CUDA) -> Action:
-    [action] = promote.roll_back(repository, variant, released.version)
+    return gone_back(repository, released.version, variant)
+
+
+def gone_back(repository: Repository, version: Version | Foreign, variant: Variant = CUDA) -> Action:
+    [action] = promote.roll_back(repository, variant, version)
     return action
+
+
+PREDECESSORS = "202512281717-e118046"
+
+
+def push_foreign(repository: Repository, variant: str, **changed: str) -> str:
+    """Makes an image latest as the build system before this project did: for amd64 alone, and its labels are loose."""
+    loose: dict[str, str] = {
+        Label.VARIANT: variant,
+        Label.REVISION: "e118046" + "0" * 33,
+        Label.CREATED: "base-images/v2025",
+    }
+    return push(repository, versions.latest_tag(variant), Platform.AMD64, {**loose, **changed})
 
 
 def state(repository: Repository) -> dict[str, str | None]:
@@ -429,8 +447,7 @@ def test_check_version_says_what_is_there(site: Site) -> None:
     promoted(repository, one, CPU)
     promoted(repository, two, CPU)
     rolled_back(repository, one, CPU)
-    facts = json.loads(site.done("check-version", "--json"))
-    [cpu] = [entry for entry in facts["registry"]["variants"] if entry["variant"] == "cpu"]
+    cpu = checked(json.loads(site.done("check-version", "--json")))
     assert (cpu["latest"]["version"], cpu["newest"]["version"]) == (str(one.version), str(two.version))
     assert (cpu["latest"]["digest"], cpu["newest"]["digest"]) == (first, second)
     assert cpu["latest"]["llama_cpp"] == "b11312"
@@ -720,6 +737,305 @@ def test_clocks_that_are_wrong(site: Site) -> None:
     future = release(30)
     push_all(repository, CUDA, future, CREATED="2199-01-01T00:00:00Z")
     assert "in the future: one of the" in site.done("check-version")
+
+
+# The way back to what was there before.
+
+
+def test_the_predecessors_latest_is_gone_back_to(site: Site) -> None:
+    repository = site.repository
+    one, two = site.commit(1), site.commit(2)
+    site.clone.git.tag(f"base-images/v{PREDECESSORS}", one.commit)
+    there = push_foreign(repository, "cpu", **{Label.VERSION: PREDECESSORS})
+    repository.put_manifest(f"cpu-{PREDECESSORS}", content(repository, there))
+
+    facts = json.loads(site.done("check-version", "--json"))
+    assert facts["newest_release"] == str(two.version)
+    cpu = checked(facts)
+    assert (cpu["latest"]["version"], cpu["newest"], cpu["before"]) == (PREDECESSORS, None, "")
+    first, second = earn(repository, one, two, variant=CPU)
+    promotion = ("promote", "--variant", "cpu", "--version", str(one.version))
+    before = state(repository)
+    assert first_word(site.done(*promotion, "--dry-run")) == Outcome.WOULD
+    assert state(repository) == before
+    assert first_word(site.done(*promotion)) == Outcome.DONE
+    assert repository.digest("latest-cpu") == first
+    record = f"move-cpu-0000-{PREDECESSORS}"
+    assert set(state(repository)) - set(before) == {record, f"move-cpu-0001-{one.version}"}
+    manifest = repository.manifest(record)
+    assert manifest
+    told = json.loads(repository.blob(manifest.document["layers"][0]["digest"]))
+    assert {**told, "at": "", "by": ""} == {
+        "variant": "cpu",
+        "version": PREDECESSORS,
+        "rollback": False,
+        "digest": there,
+        "before": "",
+        "by": "",
+        "at": "",
+    }
+    assert told["by"]
+    assert datetime.fromisoformat(told["at"]).tzinfo
+    assert f"latest before: {PREDECESSORS}" in site.done("check-version")
+
+    back = ("rollback", "--variant", "cpu", "--to", PREDECESSORS)
+    before = state(repository)
+    what = f"to {there} (latest before the first promotion; not for linux/arm64)"
+    assert what in site.done(*back, "--dry-run")
+    assert state(repository) == before
+    done = site.done(*back)
+    assert f"{PREDECESSORS} (latest before the first promotion; not for linux/arm64), before: {first}" in done
+    assert repository.digest("latest-cpu") == there
+    assert first_word(site.done(*back)) == Outcome.ALREADY
+    cpu = checked(json.loads(site.done("check-version", "--json")))
+    assert (cpu["latest"]["version"], cpu["before"]) == (PREDECESSORS, str(one.version))
+    assert cpu["newest"]["version"] == str(two.version)
+    assert cpu["notes"] == [f"rolled back to {PREDECESSORS}"]
+    assert "it was latest before and was rolled back" in site.refused(*promotion)
+    never = site.refused("rollback", "--variant", "cpu", "--to", str(two.version))
+    assert f"only what was can be gone back to: {PREDECESSORS}, {one.version}." in never
+    assert "write a version" in site.refused("rollback", "--variant", "cpu", "--to", there[:19], code=2)
+
+    site.done("promote", "--variant", "cpu")
+    assert repository.digest("latest-cpu") == second
+    assert notes(repository) == []
+    assert gone_back(repository, Foreign(name=there), CPU).digest == there
+    assert promote.moves(repository.tags(), "cpu")[-1].version == Foreign(name=PREDECESSORS)
+
+
+def checked(facts: dict[str, Any]) -> dict[str, Any]:
+    """What `check-version --json` says of the cpu image."""
+    [cpu] = [entry for entry in facts["registry"]["variants"] if entry["variant"] == "cpu"]
+    return dict(cpu)
+
+
+def content(repository: Repository, digest: str) -> bytes:
+    manifest = repository.manifest(digest)
+    assert manifest
+    return manifest.content
+
+
+UNBELIEVED = {
+    "none": {},
+    "nothing": {Label.VERSION: ""},
+    "another grammar": {Label.VERSION: "v1.2"},
+    "a digest": {Label.VERSION: "sha256:" + "0f" * 32},
+    "a version that nobody published": {Label.VERSION: "9912312359-abc1234"},
+    "a version of changes": {Label.VERSION: "2508201420-abc1234-dirty"},
+    "the version of another image": {Label.VERSION: str(release(1).version)},
+    "the predecessor's of another image": {Label.VERSION: PREDECESSORS},
+}
+
+
+@pytest.mark.parametrize("name", UNBELIEVED)
+def test_an_image_that_says_no_version_is_gone_back_to_by_its_digest(repository: Repository, name: str) -> None:
+    one = release(1)
+    there = push_foreign(repository, "cuda", **UNBELIEVED[name])
+    push(repository, f"cuda-{PREDECESSORS}", Platform.AMD64, {"another": "image"})
+    [first] = earn(repository, one)
+    before = state(repository)
+    assert promoted(repository, one).digest == repository.digest("latest-cuda") == first
+    hexadecimal = there.removeprefix("sha256:")
+    added = {f"cuda-sha256-{hexadecimal}", f"move-cuda-0000-sha256-{hexadecimal}", f"move-cuda-0001-{one.version}"}
+    assert set(state(repository)) - set(before) == added
+    assert repository.digest(f"cuda-sha256-{hexadecimal}") == there
+    [seen] = published.look(repository, [CUDA], None)
+    assert seen.before == there
+    row, *_ = published.rows([seen], datetime.now(UTC))
+    assert row[-1] == f"latest before: {there[:19]}"
+    assert gone_back(repository, Foreign(name=there)).digest == repository.digest("latest-cuda") == there
+    assert notes(repository, CUDA) == [f"rolled back to {there}"]
+    assert f"gone back to: {one.version}, {there}." in gone_back(repository, Foreign(name=PREDECESSORS)).reason
+
+
+def test_what_is_no_image_is_gone_back_to(repository: Repository) -> None:
+    """Such as an artifact that somebody pushed under the wrong tag."""
+    subject = content(repository, push(repository, "x", Platform.AMD64, {}))
+    manifest = registry.Manifest(digest=registry._digest(subject), media_type=OCI_MANIFEST, content=subject)
+    artifact = evidence.store_document(repository, manifest, "application/x", b"{}")
+    there = repository.put_manifest("latest-cuda", artifact)
+    [first] = earn(repository, release(1))
+    assert promoted(repository, release(1)).digest == first
+    assert gone_back(repository, Foreign(name=there)).digest == repository.digest("latest-cuda") == there
+    assert published.look(repository, [CUDA], None)
+
+
+def test_a_version_of_ours_that_was_made_latest_by_hand_is_gone_back_to(repository: Repository) -> None:
+    one, two = release(1), release(2)
+    first, second = earn(repository, one, two)
+    repository.put_manifest("latest-cuda", content(repository, first))
+    assert promoted(repository, two).digest == second
+    assert {tag for tag in repository.tags() if tag.startswith("move-")} == {
+        f"move-cuda-0000-{one.version}",
+        f"move-cuda-0001-{two.version}",
+    }
+    assert rolled_back(repository, one).digest == repository.digest("latest-cuda") == first
+    by_hand = open_repository(f"{repository.name}-by-hand")
+    first, second = earn(by_hand, one, two)
+    by_hand.put_manifest("latest-cuda", content(by_hand, second))
+    assert f"{two.version} is latest and newer" in promoted(by_hand, one).reason
+    assert promoted(by_hand, two).outcome is Outcome.DONE
+    assert [move.number for move in promote.moves(by_hand.tags(), "cuda")] == [1], "it is what was there"
+
+
+def test_an_image_of_several_platforms_that_was_latest(repository: Repository) -> None:
+    """What it is called comes from its images, and all of them stay."""
+    there = {}
+    for number, tag in enumerate((f"cpu-{PREDECESSORS}", "latest-cpu")):
+        entries = []
+        for platform in CPU.platforms:
+            image = push(repository, "x", platform, {Label.VERSION: PREDECESSORS, "number": str(number)})
+            described = {"os": "linux", "architecture": platform.architecture}
+            size = len(content(repository, image))
+            entries.append({"mediaType": OCI_MANIFEST, "digest": image, "size": size, "platform": described})
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+        there[tag] = repository.put_manifest(tag, json.dumps(index).encode())
+    one = release(1)
+    earn(repository, one, variant=CPU)
+    promoted(repository, one, CPU)
+    # Two images say the same: the name is that of the one that has the tag.
+    done = gone_back(repository, Foreign(name=there["latest-cpu"]), CPU)
+    assert done.reason.startswith(f"{there['latest-cpu']} (latest before the first promotion), before:")
+    assert repository.digest("latest-cpu") == there["latest-cpu"]
+    assert "was never latest" in gone_back(repository, Foreign(name=there[f"cpu-{PREDECESSORS}"]), CPU).reason
+
+
+def test_a_registry_that_removes_what_has_no_tag_keeps_the_way_back(tmp_path: Path) -> None:
+    served = Registry(tmp_path / "registry")
+    try:
+        repository = open_repository(f"{served.address}/x")
+        one = release(1)
+        named, nameless = (
+            push_foreign(repository, variant, **label)
+            for variant, label in (("cuda", {Label.VERSION: PREDECESSORS}), ("rocm", {}))
+        )
+        rocm = variants.find("rocm")
+        earn(repository, one)
+        earn(repository, one, variant=rocm)
+        assert promoted(repository, one).ok
+        assert promoted(repository, one, rocm).ok
+        served.stop()
+        collect = ["docker-registry", "garbage-collect", "--delete-untagged", str(served.configuration)]
+        subprocess.run(collect, check=True, capture_output=True, timeout=SECONDS)
+        served.start()
+        assert gone_back(repository, Foreign(name=PREDECESSORS)).digest == repository.digest("latest-cuda") == named
+        back = gone_back(repository, Foreign(name=nameless), rocm)
+        assert back.digest == repository.digest("latest-rocm") == nameless
+        assert repository.platform_manifests("latest-rocm")
+    finally:
+        served.stop()
+
+
+LATER = "202601010000-e118046"
+CUT = {
+    f"cuda-{PREDECESSORS}": [LATER],
+    "move-cuda-0000-": [LATER],
+    "move-cuda-0001-": [PREDECESSORS, LATER],
+    "latest-cuda": [PREDECESSORS],
+}
+"""What a first promotion writes, in its order, and what is kept where the other build system goes on in between."""
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("cut", CUT)
+def test_a_first_promotion_that_is_cut_off_at_any_step(
+    repository: Repository, served: Registry, cut: str, *, meanwhile: bool
+) -> None:
+    """The same again finishes."""
+    one = release(1)
+    there = {PREDECESSORS: push_foreign(repository, "cuda", **{Label.VERSION: PREDECESSORS})}
+    [first] = earn(repository, one)
+    cut_off(repository, served, cut, one)
+    assert repository.digest("latest-cuda") == there[PREDECESSORS]
+    if meanwhile:
+        there[LATER] = push_foreign(repository, "cuda", **{Label.VERSION: LATER})
+    [note] = notes(repository, CUDA)
+    was_made = f"latest-cuda is not {one.version}, which was made latest"
+    assert note.startswith(was_made if cut == "latest-cuda" else f"lags: {one.version} is published and not promoted")
+    assert promoted(repository, one).outcome is Outcome.DONE
+    assert repository.digest("latest-cuda") == first
+    *kept, last = promote.moves(repository.tags(), "cuda")
+    assert (last.number, last.version) == (1, one.version)
+    assert [(move.number, str(move.version)) for move in kept] == [
+        (0, name) for name in (CUT[cut] if meanwhile else [PREDECESSORS])
+    ]
+    for move in kept:
+        back = gone_back(repository, move.version)
+        assert back.digest == repository.digest("latest-cuda") == there[str(move.version)]
+
+
+def cut_off(repository: Repository, served: Registry, cut: str, released: Release) -> None:
+    """Promotes through a registry that takes no tag that begins so."""
+
+    def refuse(method: str, path: str) -> int | None:
+        return 503 if method == "PUT" and path.rpartition("/")[2].startswith(cut) else None
+
+    with front(served.address, refuse) as address, pytest.raises(RegistryError, match=r"HTTP status 503"):
+        promoted(open_repository(repository.name.replace(served.address, address)), released)
+
+
+def test_back_where_no_promotion_got_through(repository: Repository, served: Registry) -> None:
+    """What was kept is no move yet: going back to it is the first."""
+    one, two = release(1), release(2)
+    there = push_foreign(repository, "cuda", **{Label.VERSION: PREDECESSORS})
+    _, second = earn(repository, one, two)
+    cut_off(repository, served, "move-cuda-0001-", one)
+    push_foreign(repository, "cuda", **{Label.VERSION: LATER})
+    assert gone_back(repository, Foreign(name=PREDECESSORS)).digest == repository.digest("latest-cuda") == there
+    assert promote.moves(repository.tags(), "cuda")[-1].tag == f"move-cuda-0001-{PREDECESSORS}-rollback"
+    assert promoted(repository, two).digest == repository.digest("latest-cuda") == second
+
+
+@pytest.mark.parametrize(
+    "at", ["manifests/latest-cuda", "tags/list", "manifests/move-cuda-0000", "manifests/move-cuda-0001"]
+)
+def test_another_first_promotion_in_between(repository: Repository, served: Registry, at: str) -> None:
+    """What that one made latest is not taken for what was there before."""
+    there = push_foreign(repository, "cuda", **{Label.VERSION: PREDECESSORS})
+    one, two = release(1), release(2)
+    _, second = earn(repository, one, two)
+    between: list[str] = []
+
+    def before(method: str, path: str) -> int | None:
+        if at in path and not between:
+            between.append(method)
+            assert promoted(repository, one).outcome is Outcome.DONE
+        return None
+
+    with front(served.address, before) as address:
+        done = promoted(open_repository(repository.name.replace(served.address, address)), two)
+    assert between
+    assert done.digest == repository.digest("latest-cuda") == second
+    recorded = [str(move.version) for move in promote.moves(repository.tags(), "cuda")]
+    assert recorded == [PREDECESSORS, str(one.version), str(two.version)]
+    assert gone_back(repository, Foreign(name=PREDECESSORS)).digest == repository.digest("latest-cuda") == there
+
+
+def test_first_promotions_at_once_keep_what_was_there(repository: Repository, served: Registry) -> None:
+    dice = random.Random(7)  # noqa: S311 - chance is all that is wanted
+
+    def slow(method: str, path: str) -> int | None:
+        if "latest-" in path or "move-" in path or "tags" in path or PREDECESSORS in path:
+            time.sleep(dice.choice((0, 0.01, 0.03)))
+        assert method
+        return None
+
+    with front(served.address, slow) as address:
+        for number in range(4):
+            where = open_repository(f"{repository.name}{number}")
+            there = push_foreign(where, "cuda", **{Label.VERSION: PREDECESSORS})
+            several = [release(one) for one in (1, 2, 3)]
+            digests = earn(where, *several)
+            name = where.name.replace(served.address, address)
+            at_once = [*several, several[-1]]
+            with ThreadPoolExecutor() as pool:
+                orders = dice.sample(at_once, len(at_once))
+                done = list(pool.map(lambda one, at=name: promoted(open_repository(at), one), orders, timeout=SECONDS))
+            assert where.digest("latest-cuda") == digests[-1]
+            assert {one.outcome for one in done if one.digest == digests[-1]} <= {Outcome.DONE, Outcome.ALREADY}
+            kept = [move for move in promote.moves(where.tags(), "cuda") if move.number == 0]
+            assert [move.version for move in kept] == [Foreign(name=PREDECESSORS)]
+            assert gone_back(where, Foreign(name=PREDECESSORS)).digest == where.digest("latest-cuda") == there
 
 
 # Killed, raced and starved.

@@ -47,7 +47,9 @@ def test_a_child_image_inherits_our_labels_and_stays(tags: tuple[str, ...]) -> N
     assert references(child) == []
 
 
-@pytest.mark.parametrize("tag", [f"{REGISTRY}:latest-cpu", f"{REGISTRY}:cpu-mine", "llama-cpp-mine:local"])
+@pytest.mark.parametrize(
+    "tag", [f"{REGISTRY}:latest-cpu", f"{REGISTRY}:cpu-202512281717-e118046", "llama-cpp-mine:local"]
+)
 def test_tags_outside_our_grammar_stay(tag: str) -> None:
     assert references(replace(OURS, tags=(tag,))) == []
 

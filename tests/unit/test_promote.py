@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 
@@ -13,6 +14,7 @@ from base_images.labels import Label
 from base_images.promote import Candidate, Move
 from base_images.smoke_report import Device
 from base_images.variants import Variant
+from base_images.versions import Foreign, Version
 
 CPU = variants.find("cpu")
 CUDA = variants.find("cuda")
@@ -21,9 +23,10 @@ COMMIT = "abc1234" + "0" * 33
 VERSION = versions.parse("2508201420-abc1234")
 OLD, MIDDLE, NEW = (versions.parse(f"25082014{minute}-abc1234") for minute in (10, 20, 30))
 REGISTRY = "ghcr.io/bodhisearch/llama.cpp"
+THERE, NAMELESS = Foreign(name="202512281717-e118046"), Foreign(name="sha256:" + "0f" * 32)
 
 
-def move(number: int, version: versions.Version, *, rollback: bool = False) -> Move:
+def move(number: int, version: Version | Foreign, *, rollback: bool = False) -> Move:
     return Move(variant="cpu", number=number, version=version, rollback=rollback)
 
 
@@ -38,6 +41,17 @@ def test_a_move_is_its_tag() -> None:
     assert found == [move(7, MIDDLE), move(12345, MIDDLE, rollback=True)]
 
 
+@pytest.mark.parametrize("version", [THERE, NAMELESS])
+def test_what_was_there_before_the_first_move_has_a_tag_like_one(version: Foreign) -> None:
+    """A tag is at most 128 of these letters (distribution-spec, "Pulling manifests")."""
+    for variant in variants.VARIANTS:
+        for number, rollback in ((0, False), (99999, True)):
+            one = Move(variant=variant.name, number=number, version=version, rollback=rollback)
+            assert re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", one.tag)
+            assert promote.moves([one.tag], variant.name) == [one]
+    assert move(0, THERE).tag == "move-cpu-0000-202512281717-e118046"
+
+
 def test_no_other_tag_is_a_move() -> None:
     others = [
         "latest-cpu",
@@ -46,6 +60,10 @@ def test_no_other_tag_is_a_move() -> None:
         "move-cpu-0001-2508201420-abc1234-dirty",
         "move-cpu-0001-2508201420-abc1234-rollback-2",
         "move-cpu-x-2508201420-abc1234",
+        "move-cpu-0000-20251228171-e118046",
+        "move-cpu-0000-202512281717-e118046-dirty",
+        f"move-cpu-0000-sha256-{'0f' * 31}",
+        "cpu-202512281717-e118046",
         "sha256-0000.contract",
     ]
     assert promote.moves(others, "cpu") == []
@@ -74,6 +92,20 @@ COUNTS = {
         [move(1, OLD), move(2, NEW), move(3, OLD, rollback=True), move(3, MIDDLE, rollback=True)],
         move(3, MIDDLE, rollback=True),
     ),
+    "what was there before": ([move(0, THERE), move(0, NAMELESS), move(1, OLD)], move(1, OLD)),
+    "what was there before and newer": ([move(0, NEW), move(1, OLD)], move(1, OLD)),
+    "a rollback to what was there before": (
+        [move(0, THERE), move(1, OLD), move(2, THERE, rollback=True)],
+        move(2, THERE, rollback=True),
+    ),
+    "a promotion after it": (
+        [move(0, NAMELESS), move(1, OLD), move(2, NAMELESS, rollback=True), move(3, MIDDLE)],
+        move(3, MIDDLE),
+    ),
+    "a rollback to it and to a version at once": (
+        [move(0, THERE), move(1, OLD), move(2, NEW), move(3, THERE, rollback=True), move(3, OLD, rollback=True)],
+        move(3, OLD, rollback=True),
+    ),
     "a rollback, forward": (
         [move(1, OLD), move(2, NEW), move(3, OLD, rollback=True), move(4, NEW, rollback=True)],
         move(4, NEW, rollback=True),
@@ -94,7 +126,7 @@ def test_promotions_alone_never_go_backwards_however_they_interleave() -> None:
     for order in set(steps):
         records: list[Move] = []
         read: dict[versions.Version, list[Move]] = {}
-        latest = versions.parse("2501010000-0000000")
+        latest: Version | Foreign = Foreign(name="202512281717-e118046")
         for version in order:
             if version not in read:
                 read[version] = list(records)

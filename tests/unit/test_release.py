@@ -314,6 +314,16 @@ def test_the_plan_of_the_first_release(site: Site) -> None:
     assert plan.commits == repository.Commits(count=2, subjects=("Add second", "Add first"))
 
 
+def test_what_another_build_system_released_is_no_release_of_ours(site: Site) -> None:
+    """Its tags have four digits for the year, so that each would be newer for ever."""
+    site.colleague.git.tag("base-images/v202512281717-e118046", "HEAD~")
+    site.colleague.git.push("origin", "--tags")
+    site.clone.git.fetch("--tags")
+    state = examine(site)
+    assert failed(state) == {}
+    assert state.last is None
+
+
 def test_the_plan_names_what_is_new_since_the_last_release_there(site: Site) -> None:
     first = planned(site)
     publish(site, first)

@@ -20,7 +20,7 @@ from base_images.labels import Label
 from base_images.promote import Candidate, Move
 from base_images.release_record import Found, LlamaCpp, Record, Released, Seen, Status
 from base_images.repository import Commits
-from base_images.versions import Version
+from base_images.versions import Foreign, Version
 
 SCHEMA = json.loads(release_record.SCHEMA.read_text(encoding="utf-8"))
 COMMIT = "abc1234567890abcdef1234567890abcdef12345"
@@ -88,7 +88,7 @@ def seen(**changes: Any) -> Seen:
     return Seen(**{**known, **changes})
 
 
-def move(number: int, version: Version, *, rollback: bool = False) -> Move:
+def move(number: int, version: Version | Foreign, *, rollback: bool = False) -> Move:
     return Move(variant="cuda", number=number, version=version, rollback=rollback)
 
 
@@ -101,6 +101,7 @@ def both(*, kinds: tuple[Kind, ...] = (Kind.CONTRACT, Kind.SMOKE)) -> tuple[Foun
 
 
 VULKAN = variants.find("vulkan")
+THERE = Foreign(name="999912312359-e118046")
 AGAIN = f"run `invoke promote --version {VERSION} --variant cuda`."
 STATUSES: dict[str, tuple[Seen, Status, str]] = {
     "latest": (seen(latest=INDEX, moves=(move(1, VERSION),)), Status.LATEST, ""),
@@ -133,6 +134,16 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
     ),
     "published": (
         seen(latest=OTHER, moves=(move(1, OLDER),)),
+        Status.PUBLISHED,
+        f"nobody promoted it yet: {AGAIN}",
+    ),
+    "rolled back to what was there before": (
+        seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), move(2, THERE, rollback=True))),
+        Status.ROLLED_BACK,
+        f"it was latest, and was rolled back: {THERE} was made latest since.",
+    ),
+    "published, and another is latest that was there before": (
+        seen(latest=OTHER, moves=(move(0, THERE),)),
         Status.PUBLISHED,
         f"nobody promoted it yet: {AGAIN}",
     ),
@@ -440,6 +451,7 @@ def test_a_release_is_read_at_its_own_commit(clone: git.Repo) -> None:
     clone.git.tag(NEWER.git_tag)
     clone.git.tag(f"base-images/v{OLDER}-dirty")
     clone.git.tag("base-images/vague")
+    clone.git.tag("base-images/v202512281717-e118046")
 
     told = release_record.released(clone, VERSION)
     assert told.commit == released

@@ -87,7 +87,8 @@ def test_releases(checkout: git.Repo) -> None:
     )
     released = repository.head(checkout).version
     checkout.create_tag(released.git_tag, message="release")
-    checkout.create_tag("base-images/vnonsense")
+    for other in ("nonsense", "202512281717-e118046"):
+        checkout.create_tag(f"base-images/v{other}")
     assert repository.releases(checkout) == repository.Releases(
         newest=released, head=released, commits_since=0, shallow=False
     )

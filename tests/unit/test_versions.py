@@ -6,8 +6,11 @@ import pytest
 
 from base_images import versions
 from base_images.errors import RepositoryError, UsageError
+from base_images.versions import Foreign, Version
 
 COMMIT = "abc1234567890abcdef1234567890abcdef12345"
+PREDECESSORS = "202512281717-e118046"
+DIGEST = "sha256:" + "0f" * 32
 
 
 def test_a_version_is_the_commits_utc_minute_and_seven_digits() -> None:
@@ -62,15 +65,67 @@ def test_a_year_that_two_digits_cannot_say_is_an_error_and_not_a_newest_version(
         versions.of_commit(COMMIT, seconds, dirty=False)
 
 
+@pytest.mark.parametrize("name", [PREDECESSORS, "999912312359-fffffff", DIGEST])
+def test_what_is_foreign_is_older_than_every_version(name: str) -> None:
+    foreign, oldest = Foreign(name=name), versions.parse("0001010000-0000000")
+    assert foreign < oldest
+    assert foreign <= oldest
+    assert oldest > foreign
+    assert not oldest < foreign
+    assert not foreign > oldest
+    assert max(foreign, oldest, Foreign(name="0")) is oldest
+    some: list[Version | Foreign] = [oldest, foreign, Foreign(name="0")]
+    assert sorted(some) == [Foreign(name="0"), foreign, oldest]
+
+
+@pytest.mark.parametrize("text", ["2508201420-abc1234", PREDECESSORS, DIGEST])
+def test_what_can_have_been_latest(text: str) -> None:
+    assert str(versions.parse_any(text)) == text
+    assert isinstance(versions.parse_any(text), Foreign) is (text != "2508201420-abc1234")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "latest",
+        "2508201420-abc1234-dirty",
+        f"{PREDECESSORS}-dirty",
+        "20251228171-abc1234",
+        DIGEST[:19],
+        DIGEST + "0",
+        DIGEST.replace(":", "-"),
+        DIGEST.upper(),
+        "2513201420-abc1234",
+        "\u0662" * 12 + "-abc1234",
+    ],
+)
+def test_nothing_else_can_have_been_latest(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is nothing that can have been latest: write a version, such as"):
+        versions.parse_any(text)
+    assert versions.parse_label(text) is None
+
+
+def test_a_label_that_says_a_digest_says_no_version() -> None:
+    assert versions.parse_label(DIGEST) is None
+    assert versions.parse_label(PREDECESSORS) == Foreign(name=PREDECESSORS)
+
+
 def test_git_tags() -> None:
     version = versions.parse("2508201420-abc1234")
     assert version.git_tag == "base-images/v2508201420-abc1234"
     assert versions.parse_git_tag(version.git_tag) == version
     assert versions.parse_git_tag("base-images/v2508201420") is None
     assert versions.parse_git_tag("v1.0") is None
+    assert versions.parse_git_tag(f"base-images/v{PREDECESSORS}") is None
 
 
 def test_image_tags() -> None:
     assert versions.image_tag("cpu", versions.parse("2508201420-abc1234")) == "cpu-2508201420-abc1234"
+    assert versions.image_tag("cpu", Foreign(name=PREDECESSORS)) == f"cpu-{PREDECESSORS}"
+    assert versions.image_tag("cpu", Foreign(name=DIGEST)) == f"cpu-sha256-{'0f' * 32}"
+    assert versions.parse_image_tag("cpu-2508201420-abc1234") == ("cpu", versions.parse("2508201420-abc1234"))
+    for foreign in (PREDECESSORS, DIGEST):
+        assert versions.parse_image_tag(versions.image_tag("cpu", Foreign(name=foreign))) is None
     assert versions.latest_tag("cuda") == "latest-cuda"
     assert versions.local_reference("cpu") == "llama-cpp-cpu:local"
