@@ -1,4 +1,4 @@
-"""BodhiApp's arguments for every variant, on the server of the cpu image: the device does not matter for what it takes."""
+"""BodhiApp's arguments for every variant, on the cpu image: the device does not matter for what the server takes."""
 
 from __future__ import annotations
 
