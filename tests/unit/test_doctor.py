@@ -31,7 +31,7 @@ ENGINE = EngineFacts(
     runtimes=("mthreads", "runc"),
 )
 EVERYTHING = {name: f"/usr/bin/{name}" for name in (*doctor.PROGRAMS, "nvidia-container-runtime-hook", "nvidia-ctk")}
-HOSTS = ("ghcr.io", "docker.io", "quay.io", "registry.mthreads.com")
+HOSTS = ("ghcr.io", "docker.io", "quay.io")
 ONLINE = tuple(Answer(host=host, reached=True, seen="answers") for host in HOSTS)
 OFFLINE = tuple(Answer(host=host, reached=False, seen="no connection") for host in HOSTS)
 
@@ -244,6 +244,7 @@ def test_without_an_image_no_driver_is_too_old(tmp_path: Path) -> None:
 def test_where_the_bases_come_from(tmp_path: Path) -> None:
     machines.nvidia(tmp_path)
     machines.moore_threads(tmp_path)
+    machines.ascend(tmp_path)
     offline = seen(tmp_path, registries=OFFLINE)
     assert judge("cuda", seen(tmp_path)).origin == "registries"
     assert judge("cuda", offline).origin == "packages"
@@ -252,9 +253,10 @@ def test_where_the_bases_come_from(tmp_path: Path) -> None:
     musa = judge("musa", offline)
     assert (musa.origin, musa.builds, musa.smokes) == ("", False, True)
     assert told(musa) == (
-        "Its base images cannot be had: no registry answers at docker.io (no connection), registry.mthreads.com (no "
-        "connection), and no Debian package has the compiler of MUSA: check the network, or pull them by hand."
+        "Its base images cannot be had: no registry answers at docker.io (no connection), and no Debian package has the "
+        "compiler of MUSA: check the network, or pull them by hand."
     )
+    assert "docker.io (no connection), quay.io (no connection), and no Debian" in told(judge("cann", offline))
 
 
 def test_a_registry_that_no_base_comes_from_does_not_matter(tmp_path: Path) -> None:
