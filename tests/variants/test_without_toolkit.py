@@ -21,6 +21,7 @@ from base_images.model import TensorType
 from base_images.origin import Origin
 from base_images.packages import Packages, Root
 from base_images.variants import Variant
+from tests import bodhi
 
 BOOKWORM = Root(suite="bookworm")  # glibc 2.36; upstream's base for musa is Ubuntu 22.04, glibc 2.35
 NEAREST = {
@@ -120,3 +121,10 @@ def test_all_of_the_contract_but_the_accelerator_holds(engine: Engine, variant: 
 def test_every_directory_answers(engine: Engine, variant: Variant, image: Image) -> None:
     report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
+
+
+def test_bodhi_on_the_image_answers(engine: Engine, variant: Variant, image: Image) -> None:
+    with bodhi.child(engine, image, variant.name) as made:
+        said = bodhi.served(engine, made)
+    assert said.count("starting /app/bin/") == 1
+    assert f"/{variant.name}/llama-server" in said
