@@ -28,8 +28,8 @@ def made_on(engine: Engine, base: Image, *commands: str) -> list[str]:
             ("useradd --uid 999 polkitd",),
             [
                 (
-                    "llama-user: the base image has given uid 999 to polkitd, and existing volumes belong to llama by that "
-                    "number: choose a base image that leaves it free."
+                    "llama-user: the base image has given uid 999 to polkitd, and existing volumes belong to llama by "
+                    "that number: choose a base image that leaves it free."
                 ),
                 "1",
             ],

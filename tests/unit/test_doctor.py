@@ -253,8 +253,8 @@ def test_where_the_bases_come_from(tmp_path: Path) -> None:
     musa = judge("musa", offline)
     assert (musa.origin, musa.builds, musa.smokes) == ("", False, True)
     assert told(musa) == (
-        "Its base images cannot be had: no registry answers at docker.io (no connection), and no Debian package has the "
-        "compiler of MUSA: check the network, or pull them by hand."
+        "Its base images cannot be had: no registry answers at docker.io (no connection), and no Debian package has "
+        "the compiler of MUSA: check the network, or pull them by hand."
     )
     assert "docker.io (no connection), quay.io (no connection), and no Debian" in told(judge("cann", offline))
 
