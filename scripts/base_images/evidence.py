@@ -71,6 +71,19 @@ class Evidence:
     ok: bool
     report: Mapping[str, Any]
 
+    @property
+    def failed(self) -> str:
+        """What failed first, as the report says it; empty where it does not say so in the form that is known here."""
+        try:
+            if self.kind is Kind.CONTRACT:
+                row = next(row for row in self.report["rows"] if row["status"] == "fail")
+                return f"row {row['number']}, {row['findings'][0]}"
+            checks = [(server["name"], check) for server in self.report["servers"] for check in server["checks"]]
+            server, check = next((server, check) for server, check in checks if check["status"] == "fail")
+            return f"{server}, {check['name']}: {check['seen']}"
+        except (LookupError, TypeError, StopIteration):
+            return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:

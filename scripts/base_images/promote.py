@@ -130,7 +130,8 @@ def _unproven(variant: Variant, candidate: Candidate) -> Iterator[str]:
     reports = candidate.reports
     for kind, attached in reports.items():
         if not attached.evidence.ok:
-            yield f"its report {kind} says that it failed."
+            failed = attached.evidence.failed
+            yield f"its report {kind} says that it failed{f': {failed}' if failed else '.'}"
     if Kind.CONTRACT not in reports:
         yield f"no {Kind.CONTRACT} report is attached: run `invoke check-image` with --record, and attach that."
     smokes = [kind for kind in evidence.KIND_OF_DEVICE.values() if kind in reports]

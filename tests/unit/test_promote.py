@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from typing import Any
 
 import pytest
 
@@ -231,6 +232,34 @@ def test_every_reason_is_told_with_its_platform(name: str) -> None:
     [told] = refusals(CUDA, candidate(CUDA, "linux/amd64", reports, **changed))
     assert told.startswith("linux/amd64: ")
     assert reason in told
+
+
+REFUSING = "cpu/llama-server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap"
+
+
+@pytest.mark.parametrize(
+    ("kind", "report", "said"),
+    [
+        (
+            Kind.CONTRACT,
+            {"rows": [{"number": 1, "status": "pass"}, {"number": 18, "status": "fail", "findings": [REFUSING]}]},
+            f"its report contract says that it failed: row 18, {REFUSING}",
+        ),
+        (
+            Kind.SMOKE,
+            {"servers": [{"name": "as BodhiApp, Q8_0", "checks": [{"name": "starts", "status": "fail", "seen": "x"}]}]},
+            "its report smoke says that it failed: as BodhiApp, Q8_0, starts: x",
+        ),
+        (Kind.CONTRACT, {"rows": [{"status": "pass"}]}, "its report contract says that it failed."),
+        (Kind.SMOKE, {"servers": "none"}, "its report smoke says that it failed."),
+    ],
+)
+def test_what_failed_is_told(kind: Kind, report: dict[str, Any], said: str) -> None:
+    proven = candidate(CUDA, "linux/amd64", {**PROVEN, kind: False})
+    failed = dataclasses.replace(proven.reports[kind].evidence, report=report)
+    reports = {**proven.reports, kind: dataclasses.replace(proven.reports[kind], evidence=failed)}
+    [told] = refusals(CUDA, dataclasses.replace(proven, reports=reports))
+    assert told == f"linux/amd64: {said}"
 
 
 def test_all_reasons_are_told_at_once() -> None:
