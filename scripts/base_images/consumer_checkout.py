@@ -154,7 +154,7 @@ def _differences(ours: Dockerfile, theirs: Dockerfile) -> Iterator[tuple[str, st
         if before != after:
             yield name, before, after
     gone, new = (
-        {line.partition(" = ")[0]: line.partition(" = ")[2] or "yes" for line in lines}
+        {line.partition(" = ")[0]: line.partition(" = ")[2] or "there" for line in lines}
         for lines in (ours.instructions - theirs.instructions, theirs.instructions - ours.instructions)
     )
     for subject in sorted({*gone, *new}):

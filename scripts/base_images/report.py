@@ -341,7 +341,8 @@ def print_consumer(result: ConsumerReport) -> None:
     """Prints what BodhiApp does otherwise than our data says, and what an image refuses of its arguments."""
     if checkout := result.checkout:
         rows = [(", ".join(one.where), one.what, one.before or "none", one.after or "none") for one in result.changes]
-        title = f"{consumer.NAME} {checkout.commit[:9]} against {consumer.FILE}, read at {result.data_commit[:9]}"
+        commit = f" {checkout.commit[:9]}" if checkout.commit else ""
+        title = f"{consumer.NAME}{commit} against {consumer.FILE}, read at {result.data_commit[:9]}"
         if rows:
             print_table(title, ["where", "what", "our data", "now"], rows)
         elif not result.unreadable:
