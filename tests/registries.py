@@ -9,6 +9,7 @@ import base64
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
 import os
 import shutil
@@ -105,6 +106,17 @@ def free_port() -> int:
     """Returns a port of loopback that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def connections(server: socket.socket) -> int:
+    """Returns how many have connected to a server that accepted nobody, and forgets them."""
+    server.setblocking(False)
+    for number in itertools.count():
+        try:
+            server.accept()[0].close()
+        except BlockingIOError:
+            return number
+    raise AssertionError
 
 
 def make_authority(directory: Path) -> Authority:
