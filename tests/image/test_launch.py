@@ -7,9 +7,11 @@ import dataclasses
 import signal
 import time
 import uuid
+from typing import Any
 
 import docker
 import pytest
+from urllib3.connection import HTTPConnection
 
 from base_images import launch
 from base_images.engine import ContainerSpec, Engine, Image
@@ -107,29 +109,55 @@ def test_an_exit_code_that_is_not_zero_fails_the_sigterm_check(engine: Engine, c
             check_sigterm(made)
 
 
-def test_ctrl_c_while_a_container_is_made_or_removed_leaves_nothing(engine: Engine, cpu_image: Image) -> None:
-    def interrupt(_signal: int, _frame: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+class Interruptions:
+    """Presses Ctrl-C at one moment of what is asked of the engine: before a request, in it, or after its answer."""
 
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.at = 0
+        request, response = HTTPConnection.request, HTTPConnection.getresponse
+
+        def ask(connection: HTTPConnection, *arguments: Any, **options: Any) -> None:
+            self.moment()
+            request(connection, *arguments, **options)
+            self.moment()
+
+        def answer(connection: HTTPConnection) -> Any:
+            answered = response(connection)
+            self.moment()
+            return answered
+
+        monkeypatch.setattr(HTTPConnection, "request", ask)
+        monkeypatch.setattr(HTTPConnection, "getresponse", answer)
+
+    def moment(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_a_container_is_made_or_removed_leaves_nothing(
+    engine: Engine, cpu_image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resource = f"interrupted-{uuid.uuid4().hex}"
-    interrupted = 0
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for milliseconds in range(2, 60, 3):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
-                with engine.volume(resource) as volume:
-                    mounted = ContainerSpec(image=cpu_image.id, volumes={volume: "/models"}, resource=resource)
-                    with engine.container(mounted):
-                        pass
-            except KeyboardInterrupt:
-                interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, handler)
-    assert interrupted > 5
-    with contextlib.closing(docker.from_env()) as client:
-        mine = {"label": f"{RESOURCE}={resource}"}
-        assert client.api.containers(all=True, filters=mine) == []
-        assert client.volumes.list(filters={**mine}) == []
+    mine = {"label": f"{RESOURCE}={resource}"}
+
+    def make_and_remove(interruptions: Interruptions) -> None:
+        with engine.volume(resource) as volume:
+            mounted = ContainerSpec(image=cpu_image.id, volumes={volume: "/models"}, resource=resource)
+            with engine.container(mounted):
+                interruptions.moment()
+
+    with monkeypatch.context() as patch:
+        uninterrupted = Interruptions(patch)
+        make_and_remove(uninterrupted)
+    assert uninterrupted.count > 3 * 4, "a volume and a container are made and removed"
+    for moment in range(1, uninterrupted.count + 1):
+        with monkeypatch.context() as patch:
+            interruptions = Interruptions(patch)
+            interruptions.at = moment
+            with pytest.raises(KeyboardInterrupt):
+                make_and_remove(interruptions)
+        with contextlib.closing(docker.from_env()) as client:
+            assert client.api.containers(all=True, filters=mine) == [], moment
+            assert client.volumes.list(filters={**mine}) == [], moment
