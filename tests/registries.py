@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -235,8 +236,44 @@ def front(registry: str, before: Callable[[str, str], int | None]) -> Iterator[s
         yield server.address
 
 
+class Stalling(socketserver.ThreadingTCPServer):
+    """A way to a registry on which so many bytes go there and then no more, until `go_on` is set."""
+
+    daemon_threads = True
+
+    def __init__(self, registry: str, after: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Stalled)
+        self.registry = registry
+        self.left = after
+        self.go_on = threading.Event()
+        self.address = f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Stalled(socketserver.BaseRequestHandler):
+    server: Stalling
+
+    def handle(self) -> None:
+        host, port = self.server.registry.split(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as registry:
+            back = threading.Thread(target=self._answer, args=(registry,))
+            back.start()
+            while data := self.request.recv(1 << 16):
+                self.server.left -= len(data)
+                if self.server.left < 0:
+                    self.server.go_on.wait()
+                registry.sendall(data)
+            registry.shutdown(socket.SHUT_WR)
+            back.join()
+
+    def _answer(self, registry: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := registry.recv(1 << 16):
+                self.request.sendall(data)
+            self.request.shutdown(socket.SHUT_WR)
+
+
 @contextlib.contextmanager
-def running(server: http.server.ThreadingHTTPServer) -> Iterator[None]:
+def running(server: socketserver.BaseServer) -> Iterator[None]:
     """Lets a server serve until the end."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
