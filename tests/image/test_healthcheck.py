@@ -90,7 +90,7 @@ def test_a_server_that_does_not_answer_is_ill(cpu_image: Image) -> None:
 
 
 def test_a_child_image_with_a_program_of_its_own_is_not_judged(cpu_image: Image) -> None:
-    with started(cpu_image, ("sleep", "60")) as container:
+    with started(cpu_image, ("sleep", "600")) as container:
         becomes(container, 0)
 
 
