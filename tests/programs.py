@@ -1,10 +1,12 @@
-"""What some tests need of the machine and its engine, and the project itself does not."""
+"""Programs of the machine that some tests need and the project itself does not, and processes that run there."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,20 @@ def engine_sees(image: str, directory: Path) -> bool:
     command = ["docker", "run", "--rm", "--mount", mount, "--entrypoint", "ls", image, "/here"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode == 0 and done.stdout.split() == sorted(path.name for path in directory.iterdir())
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until_gone(pids: Iterable[int]) -> None:
+    """Returns when none of these processes runs any more."""
+    waited_for = list(pids)
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, waited_for)):
+        assert time.monotonic() < deadline, waited_for
+        time.sleep(0.05)

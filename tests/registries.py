@@ -9,10 +9,12 @@ import base64
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
 import os
 import shutil
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -30,7 +32,7 @@ PASSWORD = "open sesame"  # noqa: S105 - of registries that live for a test
 _HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"
 """The password's bcrypt hash, the only kind that the registry takes."""
 
-_LISTEN_SECONDS = 20
+_LISTEN_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,17 @@ def free_port() -> int:
     """Returns a port of loopback that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def connections(server: socket.socket) -> int:
+    """Returns how many have connected to a server that accepted nobody, and forgets them."""
+    server.setblocking(False)
+    for number in itertools.count():
+        try:
+            server.accept()[0].close()
+        except BlockingIOError:
+            return number
+    raise AssertionError
 
 
 def make_authority(directory: Path) -> Authority:
@@ -223,8 +236,44 @@ def front(registry: str, before: Callable[[str, str], int | None]) -> Iterator[s
         yield server.address
 
 
+class Stalling(socketserver.ThreadingTCPServer):
+    """A way to a registry on which so many bytes go there and then no more, until `go_on` is set."""
+
+    daemon_threads = True
+
+    def __init__(self, registry: str, after: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Stalled)
+        self.registry = registry
+        self.left = after
+        self.go_on = threading.Event()
+        self.address = f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Stalled(socketserver.BaseRequestHandler):
+    server: Stalling
+
+    def handle(self) -> None:
+        host, port = self.server.registry.split(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as registry:
+            back = threading.Thread(target=self._answer, args=(registry,))
+            back.start()
+            while data := self.request.recv(1 << 16):
+                self.server.left -= len(data)
+                if self.server.left < 0:
+                    self.server.go_on.wait()
+                registry.sendall(data)
+            registry.shutdown(socket.SHUT_WR)
+            back.join()
+
+    def _answer(self, registry: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := registry.recv(1 << 16):
+                self.request.sendall(data)
+            self.request.shutdown(socket.SHUT_WR)
+
+
 @contextlib.contextmanager
-def running(server: http.server.ThreadingHTTPServer) -> Iterator[None]:
+def running(server: socketserver.BaseServer) -> Iterator[None]:
     """Lets a server serve until the end."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -9,7 +9,6 @@ import base64
 import http.client
 import http.server
 import json
-import math
 import secrets
 import subprocess
 import time
@@ -22,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.registries import PASSWORD, USER, Authority, Front, encrypt
 
 READER = "reader"
-LONG_SECONDS = 300
+_LIFETIME_SECONDS = 300
 _SERVICE = "a registry"
 _ISSUER = "a token server"
 _LEEWAY_SECONDS = 60
@@ -40,7 +39,6 @@ class TokenServer(http.server.ThreadingHTTPServer):
     """Gives the writer what it asks for, and the reader and nobody the right to read.
 
     Attributes:
-        lifetime: whole seconds that the next tokens are good for, or up to one second more.
         asked: the requests that were granted, oldest first.
         tokens: what was given for them.
     """
@@ -50,7 +48,6 @@ class TokenServer(http.server.ThreadingHTTPServer):
     def __init__(self, directory: Path, tls: Authority) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         encrypt(self, tls)
-        self.lifetime = LONG_SECONDS
         self.asked: list[Asked] = []
         self.tokens: list[str] = []
         directory.mkdir()
@@ -67,26 +64,30 @@ class TokenServer(http.server.ThreadingHTTPServer):
 
     def grant(self, user: str, scope: str) -> str:
         """Returns a token for as much of the scope as the user may."""
+        token = self.token(user, scope)
+        self.asked.append(Asked(user, scope))
+        self.tokens.append(token)
+        return token
+
+    def token(self, user: str, scope: str, *, lifetime: int = _LIFETIME_SECONDS) -> str:
+        """Returns a token that was not asked for, good for so many seconds; of less than none, one that expired."""
         kind, _, rest = scope.partition(":")
         name, _, actions = rest.rpartition(":")
         may = {"pull", "push"} if user == USER else {"pull"}
         access = [{"type": kind, "name": name, "actions": sorted(may & set(actions.split(",")))}] if scope else []
-        now = time.time()
-        token = self._sign(
+        now = int(time.time())
+        return self._sign(
             {
                 "iss": _ISSUER,
                 "sub": user,
                 "aud": _SERVICE,
-                "iat": int(now),
-                "nbf": int(now),
-                "exp": math.ceil(now + self.lifetime) - _LEEWAY_SECONDS,
+                "iat": now,
+                "nbf": now,
+                "exp": now + lifetime - _LEEWAY_SECONDS,
                 "jti": secrets.token_hex(8),
                 "access": access,
             }
         )
-        self.asked.append(Asked(user, scope))
-        self.tokens.append(token)
-        return token
 
     def _sign(self, claims: dict[str, object]) -> str:
         certificate = "".join(self._certificate.read_text(encoding="ascii").splitlines()[1:-1])
@@ -107,7 +108,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(HTTPStatus.UNAUTHORIZED, {"errors": [{"code": "UNAUTHORIZED", "message": "who is that"}]})
             return
         scope = parse_qs(urlsplit(self.path).query).get("scope", [""])[0]
-        self._answer(HTTPStatus.OK, {"token": self.server.grant(user, scope), "expires_in": self.server.lifetime})
+        self._answer(HTTPStatus.OK, {"token": self.server.grant(user, scope), "expires_in": _LIFETIME_SECONDS})
 
     def _answer(self, status: HTTPStatus, document: dict[str, object]) -> None:
         content = json.dumps(document).encode()

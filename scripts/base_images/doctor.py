@@ -238,7 +238,7 @@ def _connect() -> Engine:
 
     def try_to() -> None:
         try:
-            engine.connect(timeout=1).close()
+            engine.connect(timeout=round(host.ANSWER_SECONDS)).close()
             reached.append(True)
         except EngineError as error:
             failed.append(error)

@@ -94,7 +94,7 @@ def invoke(checkout: Checkout, *arguments: str, **environment: str) -> subproces
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
 

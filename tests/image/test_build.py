@@ -182,14 +182,14 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     with subprocess.Popen(
         command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        wait_for(lambda: running("sleep", unique), 60)
+        wait_for(lambda: running("sleep", unique))
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip() == "Interrupted: nothing is left running; the same command starts again."
-    wait_for(lambda: not running("sleep", unique), 15)
+    wait_for(lambda: not running("sleep", unique))
     recipe.write_text(HEAD)
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert engine.has_image(versions.local_reference("cpu"))
 
@@ -206,7 +206,7 @@ def running(*words: str) -> bool:
     return False
 
 
-def wait_for(condition: object, seconds: float) -> None:
+def wait_for(condition: object, seconds: float = 60) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():

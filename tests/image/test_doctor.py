@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from base_images import doctor, settings, variants
+from base_images import doctor, host, settings, variants
 from base_images.engine import Engine, Image
 from base_images.errors import ImageNotFoundError
 from tests import machines
@@ -26,15 +26,26 @@ CUDA_IMAGE = "bodhi-doctor-test:cuda"
 has_nvidia = Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
+PATIENCE = 20
+"""Seconds for an engine's answer, which takes hundredths of one: a busy machine's is not called out of reach."""
+
+PATIENT = f"""
+from base_images import host
+from invoke.main import program
+host.ANSWER_SECONDS = {PATIENCE}
+program.run()
+"""
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "invoke", "doctor", *arguments],
+        [sys.executable, "-c", PATIENT, "doctor", *arguments],
         cwd=settings.ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts"), **environment},
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=10 * PATIENCE,
     )
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -126,6 +137,7 @@ def test_a_driver_against_a_real_image(
     machines.put(tmp_path, "/bin/nvidia-container-runtime-hook", "#!/bin/sh\n")
     (tmp_path / "bin/nvidia-container-runtime-hook").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(host, "ANSWER_SECONDS", PATIENCE)
     cuda = variants.find("cuda")
     report = doctor.examine(
         [cuda], checkout=settings.ROOT, registry="127.0.0.1:1/x", by_name=True, image=cuda_image, root=tmp_path
@@ -138,7 +150,8 @@ def test_a_driver_against_a_real_image(
         assert "The driver is 470.256.02, and the image's CUDA 12.4.1 needs at least 525.60.13" in one.no_device[0]
 
 
-def test_an_image_that_is_not_there_is_an_error(engine: Engine) -> None:
+def test_an_image_that_is_not_there_is_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "ANSWER_SECONDS", PATIENCE)
     assert not engine.has_image("no-such-image:at-all")
     with pytest.raises(ImageNotFoundError):
         doctor.examine(
@@ -153,13 +166,13 @@ ip link set v0 up
 ip link set v1 up
 ip neigh add 10.9.9.2 lladdr 02:00:00:00:00:09 dev v0
 ip route add default via 10.9.9.2
-echo nameserver 203.0.113.1 >"$0/resolv.conf"
+printf 'nameserver 203.0.113.1\\noptions timeout:30 attempts:5\\n' >"$0/resolv.conf"
 mount --bind "$0/resolv.conf" /etc/resolv.conf
 """
-"""Every packet is taken and none comes back; a name is looked for for tens of seconds."""
+"""Every packet is taken and none comes back; a name is looked for for 150 seconds, a connection made for 130."""
 
 
-def test_it_is_quick_where_the_network_swallows_everything(tmp_path: Path) -> None:
+def test_it_does_not_wait_where_the_network_swallows_everything(tmp_path: Path) -> None:
     def within(script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["unshare", "--net", "--mount", "sh", "-eu", "-c", SWALLOWING_NETWORK + script, str(tmp_path)],
@@ -167,7 +180,7 @@ def test_it_is_quick_where_the_network_swallows_everything(tmp_path: Path) -> No
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=600,
         )
 
     if not (os.geteuid() == 0 and shutil.which("unshare") and shutil.which("ip") and within("true").returncode == 0):
@@ -179,5 +192,5 @@ def test_it_is_quick_where_the_network_swallows_everything(tmp_path: Path) -> No
         seconds = time.monotonic() - started
         assert "no answer within" in done.stdout, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
-        # It waits for 1.2 s in all; the rest is Python and the engine's work, for which a busy machine takes longer.
-        assert seconds < (2 if os.getloadavg()[0] < (os.cpu_count() or 1) else 6)
+        print(f"{environment or 'the local engine'}: {seconds:.1f} s")  # noqa: T201 - 1.2 s and what Python takes
+        assert seconds < 60, "it waited for somebody"

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from base_images.engine import ContainerSpec, Engine
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.origin import CERTIFICATES, Bases, Origin, ask_bases, resolve_bases
 from base_images.packages import Packages, Root
-from base_images.progress import Progress, silent
+from base_images.progress import Listener, Progress, silent
 from base_images.source import SourceKind
 from tests.registries import Registry
 
@@ -72,8 +71,10 @@ def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
                 engine.remove_image(engine.image(reference).id)
 
 
-def resolve(engine: Engine, references: dict[str, str], origin: Origin, variant: str = "cpu") -> Bases:
-    return resolve_bases(engine, variants.find(variant), references, origin=origin, listener=silent)
+def resolve(
+    engine: Engine, references: dict[str, str], origin: Origin, variant: str = "cpu", listener: Listener = silent
+) -> Bases:
+    return resolve_bases(engine, variants.find(variant), references, origin=origin, listener=listener)
 
 
 @pytest.mark.parametrize("origin", [Origin.REGISTRIES, Origin.AUTO])
@@ -137,15 +138,17 @@ def test_an_image_that_the_registry_does_not_have(engine: Engine, registry: Regi
         resolve(engine, references(registry) | {"runtime": f"{registry.address}/ubuntu:1.04"}, Origin.AUTO)
 
 
-def test_a_registry_that_never_answers_is_given_up_soon(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_that_never_answers_is_given_up_by_us_and_not_pulled_from(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(origins, "REACH_SECONDS", 2)
-    started = time.monotonic()
+    seen: list[Progress] = []
     with socket.create_server(("127.0.0.1", 0)) as silence:
         address = f"127.0.0.1:{silence.getsockname()[1]}"
-        with pytest.raises(SourceError, match=f"{address}/ubuntu:24.04 cannot be had"):
-            resolve(engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES)
+        with pytest.raises(SourceError, match=rf"{address}/ubuntu:24.04 cannot be had .*\(read timeout=2\)"):
+            resolve(engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES, listener=seen.append)
 
-    assert time.monotonic() - started < 10
+    assert seen == []
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +169,13 @@ def test_the_fall_back_to_packages_is_loud(packages: Bases) -> None:
 
 
 def test_the_second_time_costs_nothing(engine: Engine, packages: Bases) -> None:
-    started = time.monotonic()
-    again = resolve(engine, NOWHERE, Origin.PACKAGES)
+    seen: list[Progress] = []
+    again = resolve(engine, NOWHERE, Origin.PACKAGES, listener=seen.append)
 
+    # Made again, an image would be another: its configuration says when.
     assert (again.web, again.build, again.runtime) == (packages.web, packages.build, packages.runtime)
     assert again.notices == ()
-    assert time.monotonic() - started < 5
+    assert seen == []
 
 
 def test_the_host_certificates_are_in_the_build_bases_and_never_in_the_runtime(engine: Engine, packages: Bases) -> None:
@@ -261,6 +265,6 @@ def test_the_pin_comes_from_the_package_index(tmp_path: Path) -> None:
 
     assert (found.kind, found.commit, found.dirty) == (SourceKind.SDIST, pin.commit, False)
     assert found.build_number == int(pin.tag[1:])
-    started = time.monotonic()
-    assert source.resolve(pin, path=None, origin=Origin.AUTO, root=tmp_path, listener=silent) == found
-    assert time.monotonic() - started < 5
+    seen: list[Progress] = []
+    assert source.resolve(pin, path=None, origin=Origin.AUTO, root=tmp_path, listener=seen.append) == found
+    assert seen == []

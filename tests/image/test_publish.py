@@ -38,7 +38,7 @@ from base_images.labels import Label
 from base_images.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
 from base_images.variants import Platform, Variant
 from base_images.versions import Foreign, Version
-from tests.registries import Registry, front, log_in, make_authority, small_disk
+from tests.registries import Registry, Stalling, front, log_in, make_authority, running, small_disk
 
 CPU = variants.find("cpu")
 CUDA = variants.find("cuda")
@@ -1143,19 +1143,28 @@ def test_a_push_that_is_cut_half_way(site: Site, served: Registry) -> None:
     command = site.command("publish", "--variant", "cpu")
     uploads = served.configuration.parent / "data/docker/registry/v2/repositories"
     uploads = uploads / site.repository.name.partition("/")[2] / "_uploads"
-    with subprocess.Popen(
-        command, cwd=site.clone.working_dir, env=site.environment(), stderr=subprocess.PIPE, text=True
-    ) as cut:
-        deadline = time.monotonic() + SECONDS
-        while not any(path.stat().st_size > 1_000_000 for path in uploads.glob("*/data")):
-            assert time.monotonic() < deadline
-            assert cut.poll() is None, "the push ended before it was cut"
-            time.sleep(0.01)
-        served.kill()
-        # An engine tries again for a minute; whoever waits for it does not have to.
-        cut.send_signal(signal.SIGTERM)
-        _, said = cut.communicate(timeout=SECONDS)
-        assert cut.returncode == 130
+    with Stalling(served.address, after=8_000_000) as stalling, running(stalling):
+        behind = site.local(one).replace(served.address, stalling.address)
+        docker("tag", site.local(one), behind)
+        with subprocess.Popen(
+            command,
+            cwd=site.clone.working_dir,
+            env=site.environment(BASE_IMAGES_REGISTRY=behind.rpartition(":")[0]),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as cut:
+            deadline = time.monotonic() + SECONDS
+            while not any(path.stat().st_size > 1_000_000 for path in uploads.glob("*/data")):
+                assert time.monotonic() < deadline
+                assert cut.poll() is None, "the push ended before it was cut"
+                time.sleep(0.01)
+            served.kill()
+            # An engine tries again for a minute; whoever waits for it does not have to.
+            cut.send_signal(signal.SIGTERM)
+            _, said = cut.communicate(timeout=SECONDS)
+            assert cut.returncode == 130
+        stalling.go_on.set()
+        docker("rmi", behind)
     served.start()
     assert "the same command starts again" in said
     assert state(site.repository) == {}

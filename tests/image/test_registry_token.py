@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,10 +16,7 @@ from base_images import registry
 from base_images.errors import EngineError, RegistryError
 from base_images.registry import OCI_MANIFEST, Repository, open_repository
 from tests.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority, running
-from tests.token_server import LONG_SECONDS, READER, Asked, Forbidding, TokenServer
-
-LIFETIME_SECONDS = 2
-UNTIL_EXPIRED_SECONDS = LIFETIME_SECONDS + 1.1
+from tests.token_server import READER, Asked, Forbidding, TokenServer
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,6 @@ def tokens(
     monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.01)
     found = serving[0]
     found.asked.clear()
-    found.lifetime = LONG_SECONDS
     return found
 
 
@@ -110,32 +105,34 @@ def test_a_token_that_expired_is_renewed_for_what_it_was_for(
     name: str, tokens: TokenServer, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
 ) -> None:
     """Between two writes, between two reads, and between the beginning of an upload and its content."""
-    sleep = [UNTIL_EXPIRED_SECONDS]
 
-    def sleep_once_in_an_upload(method: str, path: str) -> None:
-        if method == "PUT" and f"{uploads.name.partition('/')[2]}/blobs/uploads/" in path and sleep:
-            time.sleep(sleep.pop())
+    def expire(repository: Repository, actions: str) -> None:
+        repository._client.token = tokens.token(USER, scope(repository.name, actions), lifetime=-1)
 
-    with forbidding(serving[1], authority, sleep_once_in_an_upload) as front:
+    def expire_in_an_upload(method: str, path: str) -> None:
+        if method == "POST" and path.endswith(f"{uploads.name.partition('/')[2]}/blobs/uploads/"):
+            expire(uploads, "pull,push")
+
+    with forbidding(serving[1], authority, expire_in_an_upload) as front:
         log_in(tmp_path, front.address)
         names = [f"{front.address}/{name.partition('/')[2]}-{number}" for number in range(4)]
         reads, writes, points, uploads = map(open_repository, names)
-        tokens.lifetime = LIFETIME_SECONDS
         assert reads.tags() == []
         push(writes, "one")
         configuration = points.put_blob(b"two")
-        content = uploads.put_blob(b"one")  # last, since it takes until every token above has expired
-        assert not sleep
-        assert uploads.blob(content) == b"one"
-        tokens.lifetime = LONG_SECONDS
+        expire(reads, "pull")
+        expire(writes, "pull,push")
+        expire(points, "pull,push")
         tokens.asked.clear()
 
+        assert uploads.blob(uploads.put_blob(b"one")) == b"one"
         assert reads.tags() == []
         assert push(writes, "two") == writes.digest("two")
         assert points.point("two", manifest(configuration, "two")) == points.digest("two")
 
-        asked = [scope(names[0], "pull"), scope(names[1], "pull,push"), scope(names[2], "pull,push")]
-        assert tokens.asked == [Asked(USER, one) for one in asked]
+        asked = [(names[3], "pull,push"), (names[3], "pull,push"), (names[0], "pull")]
+        asked += [(names[1], "pull,push"), (names[2], "pull,push")]
+        assert tokens.asked == [Asked(USER, scope(*one)) for one in asked]
         assert not front.forbidden
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from base_images import settings
 from tests import clones
+from tests.programs import is_alive, wait_until_gone
 
 COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
 
@@ -139,8 +140,8 @@ def test_a_run_that_is_ended_in_its_push_is_finished_by_the_next(
     pushing, go_on = tmp_path / "pushing", tmp_path / "go-on"
     pre_receive(
         clone,
-        f"[ ! -e {pushing} ] || exit 0\ntouch {pushing}\n"
-        f"tries=0; while [ ! -e {go_on} ] && [ $tries -lt 600 ]; do tries=$((tries + 1)); sleep 0.1; done",
+        f"[ ! -e {pushing} ] || exit 0\necho $PPID >{pushing}.new; mv {pushing}.new {pushing}\n"
+        f"tries=0; while [ ! -e {go_on} ] && [ $tries -lt 3000 ]; do tries=$((tries + 1)); sleep 0.1; done",
     )
     first = subprocess.Popen(
         [*COMMAND, "--yes"],
@@ -167,7 +168,9 @@ def test_a_run_that_is_ended_in_its_push_is_finished_by_the_next(
     released = there(clone)
     assert f"{clone.head.commit.hexsha}\trefs/tags/{clone.tags[0].name}^{{}}" in released
 
+    left = int(pushing.read_text())
+    assert is_alive(left) or how is not signal.SIGKILL
     go_on.touch()  # what a kill left running comes too late to change anything
-    time.sleep(0.5)
+    wait_until_gone([left])
     assert there(clone) == released
     assert invoke(clone, environment).stdout.startswith("already released: ")

@@ -1,13 +1,16 @@
-"""A running server that several files of tests ask."""
+"""A running server that several files of tests ask, and what a process has made on the engine."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
+import docker
 import pytest
 
-from base_images import launch, model
+from base_images import launch, model, owner
 from base_images.engine import Engine, Image
+from base_images.labels import OWNER, RESOURCE
 from base_images.model import TensorType
 from base_images.smoke import Target
 
@@ -21,3 +24,17 @@ def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
     with launch.prepared(engine, way, ANSWER.gguf) as container:
         launch.start(container, way.port)
         yield Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
+
+
+def things() -> dict[str, dict[str, str]]:
+    """Returns the labels of this project's containers, by id, and volumes, by name; other tests may be running."""
+    mine = {"label": [RESOURCE]}
+    with contextlib.closing(docker.from_env().api) as api:
+        found = [*api.containers(all=True, filters=mine), *(api.volumes(filters=mine)["Volumes"] or [])]
+    return {thing.get("Id") or thing["Name"]: thing["Labels"] or {} for thing in found}
+
+
+def made_by(pid: int) -> set[str]:
+    """Returns those that a process of this machine has made and has to remove."""
+    own = owner.current().split(".")[:2]
+    return {name for name, labels in things().items() if labels.get(OWNER, "").split(".")[:3] == [*own, str(pid)]}

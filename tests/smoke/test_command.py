@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 import docker
 import pytest
 
-from base_images import launch, model, owner, progress, running, settings, smoke, smoke_command, variants
+from base_images import launch, model, progress, running, settings, smoke, smoke_command, variants
 from base_images.engine import Engine, Image
 from base_images.errors import EngineError, ImageNotFoundError, UsageError
 from base_images.labels import OWNER, RESOURCE, Label
@@ -24,6 +24,7 @@ from base_images.model import TensorType
 from base_images.smoke_report import Status
 from tests.image.test_origin import references, registry  # noqa: F401 - a fixture
 from tests.registries import Registry
+from tests.smoke.conftest import made_by, things
 
 CPU, CUDA = variants.find("cpu"), variants.find("cuda")
 
@@ -56,20 +57,6 @@ def python(script: str) -> subprocess.Popen[str]:
     assert process.stdout
     assert process.stdout.readline() == "there\n"
     return process
-
-
-def things() -> dict[str, dict[str, str]]:
-    """Returns the labels of this project's containers, by id, and volumes, by name; other tests may be running."""
-    mine = {"label": [RESOURCE]}
-    with contextlib.closing(docker.from_env().api) as api:
-        found = [*api.containers(all=True, filters=mine), *(api.volumes(filters=mine)["Volumes"] or [])]
-    return {thing.get("Id") or thing["Name"]: thing["Labels"] or {} for thing in found}
-
-
-def made_by(pid: int) -> set[str]:
-    """Returns those that a process of this machine has made and has to remove."""
-    own = owner.current().split(".")[:2]
-    return {name for name, labels in things().items() if labels.get(OWNER, "").split(".")[:3] == [*own, str(pid)]}
 
 
 # --- what is tested ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -13,18 +12,16 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import docker
 import pytest
 
 from base_images import launch, model, smoke, variants
 from base_images.engine import Engine, Image
-from base_images.labels import RESOURCE
 from base_images.model import KnownAnswer, TensorType
 from base_images.settings import ROOT
 from base_images.smoke import CheckFailedError, Target
 from base_images.smoke_report import SmokeReport, Status
 from tests import bodhi
-from tests.smoke.conftest import ANSWER
+from tests.smoke.conftest import ANSWER, made_by
 
 CPU = variants.find("cpu")
 CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
@@ -34,25 +31,18 @@ CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("sta
 class Recorded:
     report: SmokeReport
     directory: Path
+    seconds: float
     left: set[str]
-    busy: bool
-
-
-def ours() -> set[str]:
-    """Returns the ids of the containers and volumes of smoke tests that the engine has."""
-    with contextlib.closing(docker.from_env().api) as api:
-        containers = api.containers(all=True, filters={"label": f"{RESOURCE}=smoke"})
-        volumes = api.volumes(filters={"label": f"{RESOURCE}=smoke"})["Volumes"] or []
-        return {one["Id"] for one in containers} | {one["Name"] for one in volumes}
 
 
 @pytest.fixture(scope="module")
 def recorded(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     directory = tmp_path_factory.mktemp("record")
-    before = ours()
-    busy = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+    before = made_by(os.getpid())
+    began = time.monotonic()
     report = launch.smoke(engine, cpu_image.id, CPU, record_dir=directory)
-    return Recorded(report=report, directory=directory, left=ours() - before, busy=busy)
+    seconds = time.monotonic() - began
+    return Recorded(report=report, directory=directory, seconds=seconds, left=made_by(os.getpid()) - before)
 
 
 @pytest.mark.parametrize(("server", "check"), CHECKS)
@@ -66,10 +56,12 @@ def test_the_report_has_these_checks_and_no_others(recorded: Recorded) -> None:
     assert recorded.report.ok
 
 
-def test_the_verdict_is_there_within_15_seconds(recorded: Recorded) -> None:
-    if recorded.busy and recorded.report.seconds >= 15:
-        pytest.skip(f"the machine was busy with other work; it took {recorded.report.seconds:.1f} s")
-    assert recorded.report.seconds < 15
+def test_the_report_says_how_long_it_took_and_what_for(recorded: Recorded) -> None:
+    report = recorded.report
+    print(f"the verdict was there after {recorded.seconds:.1f} s")  # noqa: T201 - nobody promises how soon
+    assert recorded.seconds >= report.seconds >= sum(server.seconds for server in report.servers)
+    for server in report.servers:
+        assert server.seconds >= sum(check.seconds for check in server.checks) > 0
 
 
 def test_nothing_is_left_behind(recorded: Recorded) -> None:
@@ -203,20 +195,27 @@ def test_an_argument_of_bodhi_s_that_the_server_refuses_is_named(engine: Engine,
     }
 
 
-def test_ctrl_c_leaves_nothing_behind(cpu_image: Image) -> None:
-    before = ours()
+@pytest.mark.parametrize("check", ["starts", "eight at once"])
+def test_ctrl_c_leaves_nothing_behind(cpu_image: Image, check: str) -> None:
     script = f"""
+import time
 from base_images import engine, launch, variants
-launch.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"))
+def listener(progress):
+    while progress.note.endswith(": {check}"):
+        print("there", flush=True)
+        time.sleep(0.1)
+launch.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"), listener=listener)
 """
     with subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, stderr=subprocess.PIPE
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
-        deadline = time.monotonic() + 30
-        while len(ours() - before) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(ours() - before) == 2, "the test never saw the container and the volume"
+        assert process.stdout
+        assert process.stdout.readline() == b"there\n"
+        assert len(made_by(process.pid)) == 2, "a container and its volume"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert b"KeyboardInterrupt" in errors
-    assert ours() - before == set()
+    assert made_by(process.pid) == set()

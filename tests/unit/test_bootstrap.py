@@ -21,7 +21,7 @@ def bootstrap(*arguments: str, cwd: Path = settings.ROOT, **environment: str) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=1800,
     )
 
 

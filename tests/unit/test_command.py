@@ -35,7 +35,7 @@ def test_a_time_out_ends_children_that_hold_the_pipes_too() -> None:
     outcome = command.run(["sh", "-c", "sleep 60 & sleep 60"], timeout=0.3)
 
     assert outcome.timed_out
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30, "it waited for the children"
 
 
 def test_nothing_is_left_running_when_the_caller_is_interrupted(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from base_images.progress import Progress, silent
 CONTENT = bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HALF = len(CONTENT) // 2
+SECONDS = 60
+"""For what takes no time: only what hangs takes longer."""
 
 
 class FileServer(ThreadingHTTPServer):
@@ -30,7 +32,8 @@ class FileServer(ThreadingHTTPServer):
         self.cuts = 0
         self.honours_range = True
         self.status = 0
-        self.seconds = 0.0
+        self.go_on = threading.Event()
+        self.go_on.set()
 
     @property
     def url(self) -> str:
@@ -61,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.cuts -= 1
             body = body[: len(body) // 2]
         self.wfile.write(body[:1000])
-        time.sleep(self.server.seconds)
+        self.server.go_on.wait(SECONDS)
         self.wfile.write(body[1000:])
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
@@ -207,14 +210,26 @@ def test_two_processes_at_once_download_it_once(server: FileServer, target: Path
         "download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], listener=silent)"
     )
     scripts = Path(downloads.__file__).parents[1]
-    server.seconds = 2
+    server.go_on.clear()
     processes = [
         subprocess.Popen([sys.executable, "-c", code, server.url, str(target), SHA256], cwd=scripts) for _ in range(3)
     ]
+    deadline = time.monotonic() + SECONDS
+    # Until two wait for the one that downloads, or ask the server as well.
+    while len(waiting() & {process.pid for process in processes}) < 2 and len(server.ranges) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.go_on.set()
 
-    assert [process.wait(30) for process in processes] == [0, 0, 0]
+    assert [process.wait(SECONDS) for process in processes] == [0, 0, 0]
     assert target.read_bytes() == CONTENT
     assert server.ranges == [None]
+
+
+def waiting() -> set[int]:
+    """Returns the processes that wait for a lock (man proc_locks)."""
+    lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    return {int(line.split()[5]) for line in lines if line.split()[1] == "->"}
 
 
 def test_the_machine_certificates_are_those_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def lint(checkout: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode != 0
     return done.stdout + done.stderr

@@ -35,16 +35,15 @@ CLOSED_PORT = "http://127.0.0.1:1"
 
 def test_waiting_ends_when_the_condition_holds() -> None:
     answers = iter([False, False, True])
-    seconds = launch.wait(lambda: next(answers), state=lambda: RUNNING, log=str, timeout=10)
-    assert 2 * launch.POLL_SECONDS <= seconds < 5
+    began = time.monotonic()
+    seconds = launch.wait(lambda: next(answers), state=lambda: RUNNING, log=str, timeout=600)
+    assert 2 * launch.POLL_SECONDS <= seconds <= time.monotonic() - began
 
 
 def test_waiting_ends_at_once_when_the_container_is_gone() -> None:
-    states = iter([RUNNING, KILLED])
-    began = time.monotonic()
-    with pytest.raises(LaunchError, match=r"exit code 137 after 0\.\d s, killed for want of memory") as caught:
-        launch.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=60)
-    assert time.monotonic() - began < 5
+    states = iter([RUNNING, KILLED])  # and is not asked again
+    with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, killed for want of memory") as caught:
+        launch.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
     assert caught.value.detail == "one\ntwo"
 
 
@@ -55,7 +54,7 @@ def test_a_condition_that_would_hold_does_not_excuse_a_container_that_is_gone() 
 
 def test_the_deadline_says_status_exit_code_elapsed_and_the_logs_tail() -> None:
     log = "".join(f"line {number}\n" for number in range(100))
-    with pytest.raises(LaunchError, match=r"within 0\.1 s \(waited 0\.\d s, it is running, exit code 0\)") as caught:
+    with pytest.raises(LaunchError, match=r"within 0\.1 s \(waited \d+\.\d s, it is running, exit code 0\)") as caught:
         launch.wait(lambda: False, state=lambda: RUNNING, log=lambda: log, timeout=0.1)
     assert caught.value.detail.splitlines() == [f"line {number}" for number in range(75, 100)]
 
@@ -418,7 +417,7 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
         smoke_report.write_text(pipe, "text\n")
-        assert reader.communicate(timeout=10)[0] == "text\n"
+        assert reader.communicate(timeout=60)[0] == "text\n"
     assert pipe.is_fifo()
     smoke_report.write_text(tmp_path / "file", "text\n")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file", pipe]
