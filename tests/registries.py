@@ -32,7 +32,7 @@ PASSWORD = "open sesame"  # noqa: S105 - of registries that live for a test
 _HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"
 """The password's bcrypt hash, the only kind that the registry takes."""
 
-_LISTEN_SECONDS = 60
+_LISTEN_SECONDS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
