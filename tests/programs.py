@@ -46,7 +46,7 @@ def is_alive(pid: int) -> bool:
 def wait_until_gone(pids: Iterable[int]) -> None:
     """Returns when none of these processes runs any more."""
     waited_for = list(pids)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while any(map(is_alive, waited_for)):
         assert time.monotonic() < deadline, waited_for
         time.sleep(0.05)

@@ -32,7 +32,8 @@ PASSWORD = "open sesame"  # noqa: S105 - of registries that live for a test
 _HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"
 """The password's bcrypt hash, the only kind that the registry takes."""
 
-_LISTEN_SECONDS = 60
+_SECONDS = 300
+"""For what takes a moment: only what hangs takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Registry:
             ["docker-registry", "serve", str(self.configuration)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         host, port = self.address.split(":")
-        deadline = time.monotonic() + _LISTEN_SECONDS
+        deadline = time.monotonic() + _SECONDS
         while True:
             try:
                 socket.create_connection((host, int(port)), timeout=1).close()
@@ -95,12 +96,12 @@ class Registry:
     def stop(self) -> None:
         """Lets it end what it does; no error when it does not run."""
         self._process.terminate()
-        self._process.wait(_LISTEN_SECONDS)
+        self._process.wait(_SECONDS)
 
     def kill(self) -> None:
         """Ends it in the middle of what it does."""
         self._process.kill()
-        self._process.wait(_LISTEN_SECONDS)
+        self._process.wait(_SECONDS)
 
 
 def free_port() -> int:
@@ -173,8 +174,8 @@ class Front(http.server.ThreadingHTTPServer):
         """Returns a connection to the registry."""
         if self.tls:
             context = ssl.create_default_context(cafile=self.tls.authority)
-            return http.client.HTTPSConnection(self.registry, timeout=20, context=context)
-        return http.client.HTTPConnection(self.registry, timeout=20)
+            return http.client.HTTPSConnection(self.registry, timeout=_SECONDS, context=context)
+        return http.client.HTTPConnection(self.registry, timeout=_SECONDS)
 
     def status(self, answer: http.client.HTTPResponse) -> int:
         """Returns the HTTP status to pass on."""

@@ -184,7 +184,7 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     ) as process:
         wait_for(lambda: running("sleep", unique))
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert stderr.strip() == "Interrupted: nothing is left running; the same command starts again."
     wait_for(lambda: not running("sleep", unique))
@@ -206,7 +206,7 @@ def running(*words: str) -> bool:
     return False
 
 
-def wait_for(condition: object, seconds: float = 60) -> None:
+def wait_for(condition: object, seconds: float = 300) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
@@ -252,7 +252,7 @@ def connect_when_there(path: Path) -> engine.Engine:
         with socket.socket(socket.AF_UNIX) as client:
             return path.exists() and client.connect_ex(str(path)) == 0
 
-    wait_for(accepts, 30)
+    wait_for(accepts)
     return engine.connect()
 
 
@@ -321,7 +321,7 @@ def test_when_one_of_all_fails_the_others_finish_and_it_is_named(
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
 
     assert done.returncode == 1, done.stdout + done.stderr

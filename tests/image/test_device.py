@@ -247,7 +247,7 @@ def test_a_server_by_compose(tagged: str, tmp_path: Path, compose: list[str], mo
 
 def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "invoke", *arguments]
-    return subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_a_host_without_the_device_is_told_in_a_sentence_before_anything_starts() -> None:

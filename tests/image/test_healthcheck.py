@@ -41,7 +41,7 @@ def started(image: Image, command: Sequence[str], **options: Any) -> Iterator[An
         client.close()
 
 
-def becomes(container: Any, exit_code: int, seconds: float = 60) -> str:
+def becomes(container: Any, exit_code: int, seconds: float = 300) -> str:
     """Waits until the check ends with this exit code; returns what it said."""
     deadline = time.monotonic() + seconds
     while True:

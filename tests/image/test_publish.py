@@ -43,7 +43,7 @@ from tests.registries import Registry, Stalling, front, log_in, make_authority, 
 CPU = variants.find("cpu")
 CUDA = variants.find("cuda")
 VULKAN = variants.find("vulkan")
-SECONDS = 60
+SECONDS = 300
 PROVEN = (Kind.CONTRACT, Kind.SMOKE)
 
 _EXIT_0 = {

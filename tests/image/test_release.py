@@ -43,7 +43,7 @@ def invoke(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -151,13 +151,13 @@ def test_a_run_that_is_ended_in_its_push_is_finished_by_the_next(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not pushing.exists():
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline, "it never pushed"
         time.sleep(0.05)
     first.send_signal(how)
-    said = first.communicate(timeout=60)[1]
+    said = first.communicate(timeout=300)[1]
     assert first.returncode == (-how if how is signal.SIGKILL else 130), said
     assert "Traceback" not in said
     assert len(clone.tags) == (how is signal.SIGKILL), "only what could not clean up leaves its tag"

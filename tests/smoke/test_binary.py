@@ -127,7 +127,7 @@ def test_what_is_no_program(tmp_path: Path, mode: int | None) -> None:
     if mode:
         path.touch(mode)
     with invoke("smoke", "--variant", "cpu", "--binary", str(path)) as running:
-        printed, errors = running.communicate(timeout=60)
+        printed, errors = running.communicate(timeout=300)
     assert (running.returncode, printed) == (2, "")
     assert errors.strip() == f"error: {path} is no program: name the llama-server to start."
 
@@ -145,7 +145,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def started(pids: Path) -> list[int]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not pids.exists() or not pids.read_text().endswith("\n"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -158,7 +158,7 @@ def test_an_interrupted_test_kills_the_server_and_its_children(hanging: Path, te
         pids = started(hanging.with_name("pids"))
         assert all(map(is_alive, pids))
         running.send_signal(signal.Signals[name])
-        _, errors = running.communicate(timeout=60)
+        _, errors = running.communicate(timeout=300)
     assert running.returncode == 130
     assert errors.startswith("Interrupted: nothing is left running")
     wait_until_gone(pids)
@@ -169,7 +169,7 @@ def test_a_test_that_is_killed_hard_takes_the_server_with_it(program: Path, hang
     with invoke("smoke", "--variant", "cpu", "--binary", str(hanging)) as running:
         server, child = started(hanging.with_name("pids"))
         running.kill()
-        running.communicate(timeout=60)
+        running.communicate(timeout=300)
     wait_until_gone([server])
     os.kill(child, signal.SIGKILL)  # what a server starts is out of reach then; llama-server starts nothing
     assert len(list(temporary.iterdir())) == 1
@@ -196,6 +196,6 @@ def test_how_a_process_ended(tmp_path: Path) -> None:
     for script, code in (("exit 7", 7), ("kill -9 $$", 137)):
         server = process.Process(["/bin/sh", "-c", script], environment={}, log=tmp_path / "log")
         server.start()
-        assert server.wait(60) == code
+        assert server.wait(300) == code
         assert (server.state().running, server.state().exit_code) == (False, code)
         server.kill()

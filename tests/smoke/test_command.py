@@ -41,7 +41,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
     with start(*arguments) as process:
-        printed, errors = process.communicate(timeout=300)
+        printed, errors = process.communicate(timeout=600)
     return process.returncode, printed, errors
 
 
@@ -68,7 +68,7 @@ def test_two_at_once_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
     files = [(tmp_path / "made" / f"{name}.xml", tmp_path / f"{name}.html") for name in "ab"]
     both = [start(*common, "--json", "--junit", str(junit), "--html", str(html)) for junit, html in files]
     for process, (junit, html) in zip(both, files, strict=True):
-        printed, errors = process.communicate(timeout=300)
+        printed, errors = process.communicate(timeout=600)
         assert (process.returncode, errors) == (0, "")
         report = json.loads(printed)
         assert report["ok"]
@@ -304,7 +304,7 @@ with launch.prepared(connected, way, model.known_answer(model.TensorType.F32).gg
         finally:
             for volume in others:
                 volume.remove()
-        living.communicate("\n", timeout=60)
+        living.communicate("\n", timeout=600)
         assert made_by(living.pid) == set()
 
 
@@ -329,6 +329,6 @@ os.kill(os.getpid(), signal.SIGKILL)
         process.stdin.write("\n")
         process.stdin.flush()
     for process in both:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert process.returncode == 0
     assert made_by(dead.pid) == set()

@@ -216,6 +216,6 @@ launch.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"), listener=
         assert process.stdout.readline() == b"there\n"
         assert len(made_by(process.pid)) == 2, "a container and its volume"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert b"KeyboardInterrupt" in errors
     assert made_by(process.pid) == set()

@@ -18,7 +18,7 @@ def test_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:
         rates = speed.measure(launch.url(container, way.port))
         measured = time.monotonic() - began
         container.signal("SIGTERM")
-        container.wait(60)
+        container.wait(300)
         memory = speed.device_memory(container.logs(), "Vulkan")
     # As fast as it may be: what the server says of one answer fits into the time that all of them took.
     assert 0 < speed.PROMPT_TOKENS / rates.prompt + speed.GENERATED_TOKENS / rates.generated < measured

@@ -30,7 +30,7 @@ def invoke(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=600,
     )
 
 
