@@ -1,4 +1,4 @@
-"""Every command that the README shows, run as it stands there."""
+"""Every command that the documents show, run as it stands there."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from base_images import model, origin, progress, settings, variants, versions
 from base_images.engine import Engine, Image
 from base_images.model import TensorType
 from base_images.origin import Origin
+from tests import documents
 from tests.programs import engine_sees
 
-README = (settings.ROOT / "README.md").read_text(encoding="utf-8")
-RELEASE = README[README.index("\n## Release\n") : README.index("\n## Coming from make\n")]
+RELEASING = documents.TEXTS["docs/releasing.md"]
 """Its blocks are run where a release does no harm: tests/image/test_whole_way.py."""
 
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README.replace(RELEASE, ""), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", documents.TEXT.replace(RELEASING, ""), re.MULTILINE | re.DOTALL)
 CHECKOUT_COMMANDS = ("sh", "invoke", "nox")
 TESTS = "sh scripts/bootstrap.sh nox\n"
 """The command that runs these tests."""
@@ -58,7 +58,7 @@ def user(engine: Engine, cpu_image: Image, tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "models" / "model.gguf").write_bytes(model.known_answer(TensorType.Q8_0).gguf)
     (tmp_path / "bodhi").write_text('#!/bin/sh\necho "bodhi $*"\n')
     (tmp_path / "bodhi").chmod(0o755)
-    [dockerfile] = re.findall(rf"^```dockerfile\n(FROM {LATEST}\n.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    [dockerfile] = re.findall(rf"^```dockerfile\n(FROM {LATEST}\n.*?)^```$", documents.TEXT, re.MULTILINE | re.DOTALL)
     (tmp_path / "Dockerfile").write_text(dockerfile)
     before = engine.image(LATEST).id if engine.has_image(LATEST) else None
     engine.tag(cpu_image.id, LATEST)
@@ -135,14 +135,14 @@ def test_a_build_by_hand(engine: Engine, cpu_image: Image) -> None:
 
 def test_commands_in_the_text_exist() -> None:
     sessions = script("nox --list", settings.ROOT).stdout
-    for name in re.findall(r"nox -s ([a-z-]+)", README.replace("-<name>", "-cpu")):
+    for name in re.findall(r"nox -s ([a-z-]+)", documents.TEXT.replace("-<name>", "-cpu")):
         assert f" {name} " in sessions, name
-    for variant in re.findall(r"--variant ([a-z]+)", README):
+    for variant in re.findall(r"--variant ([a-z]+)", documents.TEXT):
         variants.find(variant)
 
 
 def commands_in_the_text() -> list[str]:
-    text = re.sub(r"<\w+>", "cpu", README)
+    text = re.sub(r"<\w+>", "cpu", documents.TEXT)
     inline = re.findall(r"`(?:sh scripts/bootstrap\.sh )?invoke ([^`]+)`", text)
     return sorted({*inline, *re.findall(r"^(?:sh scripts/bootstrap\.sh )?invoke (.+)$", text, re.MULTILINE)})
 

@@ -1,4 +1,4 @@
-"""A release as the README tells it: from a commit to `latest` and back, with a real image, registry and git remote."""
+"""A release as docs/releasing.md tells it, to `latest` and back, with a real image, registry and git remote."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import pytest
 
 from base_images import settings, versions
 from base_images.engine import Engine
-from tests import clones
-from tests.image.test_readme import README, RELEASE, script
+from tests import clones, documents
+from tests.image.test_readme import RELEASING, script
 from tests.registries import Registry
 
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", RELEASE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", RELEASING, re.MULTILINE | re.DOTALL)
 EXAMPLE = "2508201420-abc1234"
-"""The version that the README shows."""
+"""The version that the document shows."""
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
-MAKE_TABLE = re.findall(r"^\| `make ([a-z-]+)` \| `invoke ([a-z-]+)` \|$", README, re.MULTILINE)
+MAKE_TABLE = re.findall(r"^\| `make ([a-z-]+)` \| `invoke ([a-z-]+)` \|$", documents.TEXT, re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Project:
     registry: str
 
     def says(self, text: str) -> str:
-        """Runs what the README shows, of this variant, version and registry, as a person types it there."""
+        """Runs what the document shows, of this variant, version and registry, as a person types it there."""
         text = text.replace(EXAMPLE, self.version()).replace(settings.load().registry, self.registry)
         text = re.sub(r"\bcpu\b", self.variant, text)
         if self.variant == "vulkan":
@@ -150,7 +150,7 @@ def test_the_whole_way_and_back(project: Project) -> None:
 
 
 def test_every_command_of_the_makefile_has_its_namesake() -> None:
-    assert len(MAKE_TABLE) == README.count("| `make ")
+    assert len(MAKE_TABLE) == documents.TEXT.count("| `make ")
     assert [old.replace("check-base-images-version", "check-version") for old, _ in MAKE_TABLE] == [
         new for _, new in MAKE_TABLE
     ]

@@ -14,7 +14,7 @@ from base_images import consumer, consumer_checkout, contract, host, recipe, set
 from base_images.consumer import Answer, Refusal, Refused
 from base_images.consumer_checkout import Change
 from base_images.errors import SourceError, UsageError
-from tests import bodhi
+from tests import bodhi, documents
 
 DATA = consumer.load()
 VARIANTS = pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
@@ -337,20 +337,20 @@ def test_the_newest_commit_of_a_repository_is_fetched_and_gone_afterwards(checko
 
 
 def test_the_readme_has_the_table_of_arguments() -> None:
-    readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
+    readme = documents.TEXTS["README.md"]
     assert consumer.markdown_table(DATA, [variant.name for variant in variants.VARIANTS]) in readme
     assert f"uid and gid {DATA.volume_owner}" in readme
 
 
-def test_the_readme_has_the_drivers_that_the_recipes_need() -> None:
-    readme = " ".join((settings.ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_text_has_the_drivers_that_the_recipes_need() -> None:
+    text = " ".join(documents.TEXTS["docs/child-images.md"].split())
     for variant in variants.VARIANTS:
         defaults = recipe.global_arguments(settings.ROOT / variant.dockerfile, {})
         if variant.device and variant.device.driver.oldest:
             version = defaults[variant.toolkit[variant.device.driver.toolkit]].rpartition(":")[2]
             oldest = host.of_toolkit(variant.device.driver.oldest, version)
             short = ".".join(version.split(".")[:2])
-            assert re.search(rf"'s {re.escape(oldest)} for \w+ {re.escape(short)}\b", readme), variant.name
+            assert re.search(rf"'s {re.escape(oldest)} for \w+ {re.escape(short)}\b", text), variant.name
     for name, argument in (("intel", "ONEAPI_VERSION"), ("musa", "MUSA_VERSION")):
         version = recipe.global_arguments(settings.ROOT / variants.find(name).dockerfile, {})[argument]
-        assert re.search(rf"\b{re.escape(version[:6])}", readme), name
+        assert re.search(rf"\b{re.escape(version[:6])}", text), name

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import noxfile
 import pytest
+import yaml
 
 from base_images import command, settings
 from base_images.variants import VARIANTS
@@ -140,3 +142,37 @@ def test_what_is_ignored_has_a_reason_and_is_needed(tmp_path: Path) -> None:
 
     assert all(reasons)
     assert [match[1] for match in reasons if match] == sorted({finding["code"] for finding in json.loads(done.stdout)})
+
+
+class Session:
+    """Takes down what lint would run, as name, options and files; lists of files are made for real."""
+
+    def __init__(self) -> None:
+        self.ran: dict[tuple[str, ...], set[str]] = {}
+
+    def run(self, *words: str, silent: bool = False) -> str:
+        if silent:
+            return subprocess.run(words, cwd=settings.ROOT, capture_output=True, text=True, check=True).stdout
+        files = {word for word in words if word in FILES}
+        shown = [program(word) for word in words if word not in {sys.executable, "-m", ".", *files}]
+        self.ran[tuple(shown)] = files or {name for name in FILES if name.endswith(".py")}
+        return ""
+
+
+def program(word: str) -> str:
+    """The name of a program, wherever it is; any other word as it is."""
+    return Path(word).name if Path(word).parent.name == "bin" else word
+
+
+@pytest.mark.skipif(not command.find_program("shellcheck"), reason="needs shellcheck: install it")
+def test_pre_commit_runs_what_lint_runs() -> None:
+    session = Session()
+    noxfile.lint(session)
+    [local] = yaml.safe_load((settings.ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert {hook["language"] for hook in local["hooks"]} == {"system"}
+    hooks = {tuple(map(program, hook["entry"].split())): hook for hook in local["hooks"]}
+
+    assert hooks.keys() == session.ran.keys()
+    for words, files in session.ran.items():
+        if ".github" not in words:  # a directory, which zizmor searches itself
+            assert {name for name in FILES if re.search(hooks[words]["files"], name)} == files, words

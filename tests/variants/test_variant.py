@@ -14,7 +14,7 @@ from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.model import TensorType
 from base_images.smoke import Target
 from base_images.variants import Variant
-from tests import bodhi
+from tests import bodhi, documents
 
 
 def home(image: Image, directory: str) -> str:
@@ -80,16 +80,15 @@ def test_a_child_of_two_variants_starts_both(engine: Engine, variant: Variant, i
             assert loaded == (directory == "vulkan")
 
 
-def test_the_readme_s_child_of_two_accelerators_starts_all_three(
+def test_the_documents_child_of_two_accelerators_starts_all_three(
     engine: Engine, variant: Variant, image: Image
 ) -> None:
     vulkan = versions.local_reference("vulkan")
     if variant.name == "vulkan" or not engine.has_image(vulkan):
         pytest.skip("needs the images of vulkan and of another accelerator")
     if PackageVersion(engine.image(vulkan).labels[Label.GLIBC]) < PackageVersion(image.labels[Label.GLIBC]):
-        pytest.skip("the README starts from the image with the newest glibc, which is not vulkan's here")
-    readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
-    [dockerfile] = re.findall(r"^```dockerfile\n(FROM \S+vulkan\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+        pytest.skip("the document starts from the image with the newest glibc, which is not vulkan's here")
+    [dockerfile] = re.findall(r"^```dockerfile\n(FROM \S+vulkan\n.*?)^```$", documents.TEXT, re.MULTILINE | re.DOTALL)
     registry = settings.load().registry
     dockerfile = dockerfile.replace(f"{registry}:latest-vulkan", vulkan).replace(
         f"{registry}:latest-cuda", image.tags[0]

@@ -1,0 +1,90 @@
+"""What the documents say, against the code; that their commands work is for tests/image/test_readme.py."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from base_images import contract, errors, settings
+from base_images.errors import BaseImagesError
+from tests import documents
+
+ENVIRONMENT = documents.TEXTS["docs/environment.md"]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", documents.TEXTS)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", documents.TEXTS[name]):
+        path, _, anchor = target.partition("#")
+        linked = (settings.ROOT / name).parent / path if path else settings.ROOT / name
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), target
+
+
+def test_the_readme_is_short_and_leads_to_every_other_document() -> None:
+    readme = documents.TEXTS["README.md"]
+    assert len(readme.splitlines()) <= 200
+    assert [name for name in documents.TEXTS if name != "README.md" and f"]({name})" not in readme] == []
+
+
+def test_the_contract_has_the_rows_that_are_checked() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", documents.TEXTS["docs/contract.md"], re.MULTILINE)
+    assert rows == [(str(number), title) for number, (title, _) in enumerate(contract._ROWS, start=1)]
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", ENVIRONMENT, re.MULTILINE)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BaseImagesError)]
+    assert rows == [(str(kind.exit_code), kind.__name__) for kind in sorted(kinds, key=lambda kind: kind.exit_code)]
+
+
+def keys(tree: ast.AST) -> Iterator[ast.expr]:
+    """What is looked up in the environment, which is `os.environ`, or a parameter `environment` that it is given to."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=mapping, attr="get"), args=[key, *_]):
+                pass
+            case ast.Subscript(value=mapping, slice=key):
+                pass
+            case _:
+                continue
+        if ast.unparse(mapping) in {"os.environ", "environment"}:
+            yield key
+
+
+def variables() -> Iterator[str]:
+    """The names of all environment variables that the code reads."""
+    paths = [*(settings.ROOT / "scripts").rglob("*.py"), settings.ROOT / "tasks.py", settings.ROOT / "noxfile.py"]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    constants = {
+        node.targets[0].id: str(node.value.value)
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    for function in nodes:
+        if isinstance(function, ast.FunctionDef):
+            for key in keys(function):
+                name = ast.unparse(key).rpartition(".")[2]
+                if isinstance(key, ast.Constant):
+                    yield str(key.value)
+                elif name in constants:
+                    yield constants[name]
+                else:  # one of several that the function names
+                    texts = [str(node.value) for node in ast.walk(function) if isinstance(node, ast.Constant)]
+                    yield from filter(re.compile(r"[A-Z]+(_[A-Z]+)+").fullmatch, texts)
+
+
+def test_the_environment_variables_are_those_that_the_code_reads() -> None:
+    table = re.findall(r"^\| (`.+?`) \|", ENVIRONMENT, re.MULTILINE)
+    assert sorted(name for row in table for name in re.findall(r"[A-Z_]+", row)) == sorted(set(variables()))
