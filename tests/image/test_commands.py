@@ -44,7 +44,7 @@ def test_check_image_says_what_it_saw_in_a_table_and_in_json(cpu_image: Image) -
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)
     assert report["ok"]
-    assert [row["number"] for row in report["rows"]] == list(range(1, 18))
+    assert [row["number"] for row in report["rows"]] == list(range(1, 19))
 
 
 def test_check_image_of_an_image_that_is_none_of_ours(engine: Engine, cpu_image: Image) -> None:

@@ -60,18 +60,15 @@ MUTATIONS: tuple[tuple[str, str, str, list[str]], ...] = (
     ),
     (
         "musa",
-        "musa-muthrust-5-2",
-        "musa-muthrust-5-3",
-        ["+ build: apt musa-muthrust-5-2", "- build: apt musa-muthrust-5-3"],
+        "    python3-pip \\\n",
+        "    python3-venv \\\n",
+        ["+ build: apt python3-pip", "- build: apt python3-venv"],
     ),
     (
         "musa",
-        "/usr/local/musa/lib",
-        "/opt/musa/lib",
-        [
-            "+ base: run echo /usr/local/musa/lib = [> /etc/ld.so.conf.d/musa-runtime.conf]",
-            "- base: run echo /opt/musa/lib = [> /etc/ld.so.conf.d/musa-runtime.conf]",
-        ],
+        "-DMUSA_ARCHITECTURES=",
+        "-DMUSA_ARCH=",
+        ["+ build: variable CMAKE_ARGS -DMUSA_ARCHITECTURES *", "- build: variable CMAKE_ARGS -DMUSA_ARCH *"],
     ),
     ("intel", "libigdgmm12_$", "libigdgmm13_$", ["*libigdgmm12_*", "*libigdgmm13_*"]),
     ("intel", "GGML_SYCL_F16=ON\n", "GGML_SYCL_F16=OFF\n", ["*GGML_SYCL_F16: OFF*", "stale *GGML_SYCL_F16: ON*"]),
@@ -129,9 +126,9 @@ def test_upstreams_files_are_read_without_loss(tree: Path, name: str) -> None:
         (
             "musa",
             (
-                "base: run echo /usr/local/musa/lib = [> /etc/ld.so.conf.d/musa-runtime.conf]",
-                "base: run ldconfig",
-                "build: apt musa-mualg-5-2",
+                "base: from = docker.io/mthreads/musa:rc4.3.0-runtime-ubuntu22.04-amd64 by MUSA_VERSION UBUNTU_VERSION",
+                "build: apt python3-pip",
+                "build: cmake build -DGGML_MUSA = ON",
             ),
         ),
         (
