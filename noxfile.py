@@ -11,8 +11,8 @@ import nox
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from base_images import packages  # noqa: E402
-from base_images.command import find_program  # noqa: E402
+from base_images.adapters.programs import find_program  # noqa: E402
+from base_images.build import packages  # noqa: E402
 from base_images.variants import VARIANTS, Variant  # noqa: E402
 
 # One locked environment for everything (scripts/bootstrap.sh): no session resolves packages of its own.

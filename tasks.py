@@ -44,9 +44,9 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
             try:
                 function(*values, **named)
             except BaseImagesError as error:
-                from base_images import report
+                from base_images.cli import views
 
-                raise Exit(report.failure(error), error.exit_code) from error
+                raise Exit(views.failure(error), error.exit_code) from error
             except KeyboardInterrupt as error:
                 raise Exit(
                     "Interrupted: nothing is left running; the same command starts again.", INTERRUPTED
@@ -81,7 +81,9 @@ def check_version(_: Context, json: bool = False) -> None:
     """This commit's version, the newest released one, the llama.cpp pin, and what the registry has of each variant."""
     from datetime import UTC, datetime
 
-    from base_images import published, registry, report, repository
+    from base_images.adapters import registry, repository
+    from base_images.cli import views
+    from base_images.release import status as published
 
     chosen = settings.load(ROOT)
     opened = repository.open_repository(ROOT)
@@ -106,13 +108,13 @@ def check_version(_: Context, json: bool = False) -> None:
             "llama_cpp": {"tag": chosen.pin.tag, "commit": chosen.pin.commit},
             "registry": {"name": chosen.registry, "error": unreachable, "variants": [one.as_dict() for one in found]},
         }
-        report.print_json(facts)
+        views.print_json(facts)
         return
     newest = str(releases.newest) if releases.newest else "none"
     if releases.shallow:
         newest += " (this clone is shallow: `git fetch --unshallow --tags` to be sure)"
     since = "unknown" if releases.commits_since is None else str(releases.commits_since)
-    report.print_pairs(
+    views.print_pairs(
         {
             "this commit": str(head.version),
             "released": "yes" if releases.head else "no",
@@ -122,16 +124,18 @@ def check_version(_: Context, json: bool = False) -> None:
         }
     )
     if unreachable:
-        report.say(f"note: what is published cannot be seen: {unreachable}")
+        views.say(f"note: what is published cannot be seen: {unreachable}")
     else:
         columns = ["variant", "tag", "version", "llama.cpp", "age", "digest", "note"]
-        report.print_table(chosen.registry, columns, published.rows(found, datetime.now(UTC)))
+        views.print_table(chosen.registry, columns, published.rows(found, datetime.now(UTC)))
 
 
 @command(help={"json": "print JSON"})
 def show_git_info(_: Context, json: bool = False) -> None:
     """What git says of this checkout, and the version and tags that follow from it."""
-    from base_images import report, repository, versions
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.cli import views
 
     head = repository.head(repository.open_repository(ROOT))
     registry = settings.load(ROOT).registry
@@ -146,10 +150,10 @@ def show_git_info(_: Context, json: bool = False) -> None:
         "image_tags": image_tags,
     }
     if json:
-        report.print_json({**facts, "changes": head.changes})
+        views.print_json({**facts, "changes": head.changes})
         return
     changes = ", ".join(head.changes[:5]) + (" …" if len(head.changes) > 5 else "")  # noqa: PLR2004 - as many as fit
-    report.print_pairs(
+    views.print_pairs(
         {
             "commit": head.commit,
             "time": f"{head.time:%Y-%m-%d %H:%M:%S} UTC",
@@ -167,38 +171,40 @@ def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) ->
     """Checks whether this commit may be released, shows what that makes, and pushes its tag: CI does the rest."""
     from datetime import UTC, datetime
 
-    from base_images import release, report, repository
+    from base_images.adapters import repository
+    from base_images.cli import views
+    from base_images.release import tag as release
 
     chosen = settings.load(ROOT)
     remote = repository.Remote(clone=repository.open_repository(ROOT))
     state = release.examine(remote, chosen.release_branch, now=datetime.now(UTC), mirror_problem=_mirror_problem)
     if state.released:
-        report.say(f"already released: {state.version.git_tag} is at {remote.name}, on {state.commit}")
+        views.say(f"already released: {state.version.git_tag} is at {remote.name}, on {state.commit}")
         return
     rows = [(check.name, check.status.value, check.seen) for check in state.checks]
-    report.print_table(f"may {state.version} be released?", ["precondition", "is", "seen"], rows)
+    views.print_table(f"may {state.version} be released?", ["precondition", "is", "seen"], rows)
     if not state.ok:
         raise Exit("error: nothing was released: mend what failed above and run the same command again.", 1)
     planned = release.plan(remote, state, chosen)
-    report.print_release(planned)
+    views.print_release(planned)
     if dry_run or settings.dry_run():
-        report.say("dry run: nothing was changed")
+        views.say("dry run: nothing was changed")
         return
     if not yes:
         _agree("Release it?")
     release.publish(remote, planned)
-    report.say(f"released: {planned.tag} is at {remote.name}, on {planned.commit}")
+    views.say(f"released: {planned.tag} is at {remote.name}, on {planned.commit}")
 
 
 @command(help={**_SOURCE_HELP, "quiet": "say nothing but the result"})
 def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool = False) -> None:
     """Puts llama.cpp's pinned source into llama.cpp/, or looks at the tree of --source."""
-    from base_images import report
+    from base_images.cli import views
 
-    with report.Display(report.mode(quiet=quiet)) as display:
+    with views.Display(views.mode(quiet=quiet)) as display:
         found = _source(source, _origin(origin), display)
     dirty = ", with changes" if found.dirty else ""
-    report.say(f"llama.cpp {found.tag} ({found.commit[:9]}{dirty}) is in {found.path}")
+    views.say(f"llama.cpp {found.tag} ({found.commit[:9]}{dirty}) is in {found.path}")
 
 
 @command(
@@ -222,7 +228,8 @@ def check_upstream(
     json: bool = False,
 ) -> None:
     """Compares our recipes with upstream's: exit code 1 on a difference that is not intended."""
-    from base_images import consumer, mirror, report
+    from base_images.cli import views
+    from base_images.recipes import consumer, mirror
 
     if bool(from_) != bool(to) or (ref and to):
         raise UsageError("--from and --to name two refs of upstream and go together, without --ref.")
@@ -235,14 +242,14 @@ def check_upstream(
             sources=(mirror.argument_source(tree, from_), mirror.argument_source(tree, to)),
             used=consumer.load(ROOT).options,
         )
-        report.print_json(changed.as_dict()) if json else report.print_refs(changed, from_, to)
+        views.print_json(changed.as_dict()) if json else views.print_refs(changed, from_, to)
         return
     records = mirror.load_records(ROOT / mirror.DIFFERENCES)
     result = mirror.check(mirror.upstream_texts(tree, ref), mirror.our_texts(ROOT), records, variant)
     if json:
-        report.print_json(result.as_dict())
+        views.print_json(result.as_dict())
     else:
-        report.print_mirror(result)
+        views.print_mirror(result)
     if not result.ok:
         raise Exit(code=1)
 
@@ -258,8 +265,10 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles and arguments."""
     import tempfile
 
-    from base_images import consumer, mirror, repository, smoke_report
-    from base_images import report as reports
+    from base_images.adapters import repository
+    from base_images.cli import views
+    from base_images.recipes import consumer, mirror
+    from base_images.smoke import report as smoke_report
 
     pin = settings.load(ROOT).pin
     if repository.head(repository.open_repository(ROOT)).changes:
@@ -271,7 +280,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
             said = f"The pin is {pin.tag} and the newest tag of llama.cpp is {to}: nothing to move."
             if written:
                 smoke_report.write_file(written, f"{said}\n")
-            reports.say(said)
+            views.say(said)
             return
     commit = mirror.tag_commit(str(clone or pin.repository), to)
     with tempfile.TemporaryDirectory() as directory:
@@ -294,8 +303,8 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         smoke_report.write_file(written, f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}")
     for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
         (ROOT / path).write_text(text, encoding="utf-8")
-    reports.print_refs(changed, pin.tag, to)
-    reports.say(said)
+    views.print_refs(changed, pin.tag, to)
+    views.say(said)
 
 
 @command(
@@ -308,12 +317,11 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
 )
 def check_consumer(_: Context, source: str = "", image: str = "", report: str = "", json: bool = False) -> None:
     """What BodhiApp does by now that our data of it does not say, and what an image refuses: exit code 1 on either."""
-    from base_images import consumer_command
-    from base_images import report as reports
+    from base_images.cli import consumer_command, views
 
-    with reports.Display(reports.mode(quiet=json)) as display:
+    with views.Display(views.mode(quiet=json)) as display:
         seen = consumer_command.check(ROOT, source=_path(source), image=image, listener=display.progress)
-    reports.print_json(seen.as_dict()) if json else reports.print_consumer(seen)
+    views.print_json(seen.as_dict()) if json else views.print_consumer(seen)
     if written := _path(report):
         consumer_command.add_to(written, seen)
     if not seen.ok:
@@ -340,24 +348,27 @@ def build_local(
     quiet: bool = False,
 ) -> None:
     """Builds images on the local engine with this commit's version; exit code 1 names those that failed."""
-    from base_images import build, engine, report, smoke_command, toolkit
+    from base_images.adapters import engine
+    from base_images.build import architectures, local
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
 
     where = _origin(origin)
     for one in map(variants.find, variant):
-        toolkit.architecture_argument(one, arch)
+        architectures.architecture_argument(one, arch)
     connected = engine.connect()
     platform = connected.platform()
-    how = report.mode(quiet=quiet)
-    with report.Display(how) as display:
+    how = views.mode(quiet=quiet)
+    with views.Display(how) as display:
         found = _source(source, where, display)
 
     def build_one(one: variants.Variant) -> None:
-        with report.Display(how) as display:
+        with views.Display(how) as display:
             prepared = _prepare(connected, one, found, where, display, arch, slim=slim)
             for notice in prepared.notices:
                 display.notice(notice)
-            built = build.build(connected, prepared, root=ROOT, on_event=display.event)
-        report.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
+            built = local.build(connected, prepared, root=ROOT, on_event=display.event)
+        views.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
         if smoke:
             _check(connected, built.image_id, one, json=False)
             outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
@@ -391,30 +402,32 @@ def plan(
     """What would be built. Fetches nothing, unless it is for `command` or the bases come from packages."""
     import dataclasses
 
-    from base_images import bake, plan, report
+    from base_images.build import bakefile as bake
+    from base_images.build import plan
+    from base_images.cli import views
 
     if format not in ("table", "json", "command", "bake", "matrix"):
         raise UsageError(f"There is no format {format!r}: choose table, json, command, bake or matrix.")
     wanted = _wanted(variant, platform)
     if format == "matrix":
-        report.print_json(_matrix(wanted), one_line=True)
+        views.print_json(_matrix(wanted), one_line=True)
         return
     if format == "command":
         plans = _prepared_plans(wanted, arch, source, origin, slim=slim)
     else:
         plans = _plans(wanted, arch, source, origin, slim=slim, packages=format != "bake")
     if format == "bake":
-        report.print_json(bake.bake_file(plans, settings.load(ROOT).registry, push=push))
+        views.print_json(bake.bake_file(plans, settings.load(ROOT).registry, push=push))
     elif format == "json":
-        report.print_json([dataclasses.asdict(one) for one in plans])
+        views.print_json([dataclasses.asdict(one) for one in plans])
     for one in plans:
         if format == "command":
-            report.say(plan.as_command(one))
+            views.say(plan.as_command(one))
         elif format == "table":
             rows = [("recipe", one.dockerfile), ("platform", one.platform), *(("tag", tag) for tag in one.tags)]
             rows += [(f"arg {name}", value) for name, value in one.arguments.items()]
             rows += [(f"label {name}", value) for name, value in one.labels.items()]
-            report.print_table(f"{one.variant} {one.version} for {one.platform}", ["what", "value"], rows)
+            views.print_table(f"{one.variant} {one.version} for {one.platform}", ["what", "value"], rows)
 
 
 @command(
@@ -438,8 +451,11 @@ def bake(
     quiet: bool = False,
 ) -> None:
     """Builds by `docker buildx bake`, on any of buildx's builders: remote ones, Kubernetes, several platforms."""
-    from base_images import actions, bake, engine, report, repository
-    from base_images.origin import Origin
+    from base_images.adapters import engine, repository
+    from base_images.build import bakefile as bake
+    from base_images.build.bases import Origin
+    from base_images.cli import views
+    from base_images.release import actions
 
     chosen = settings.load(ROOT)
     version = repository.head(repository.open_repository(ROOT)).version
@@ -456,7 +472,7 @@ def bake(
     def bake_one(one: variants.Variant) -> None:
         done: list[actions.Action] = []
         try:
-            with report.Display(report.mode(quiet=quiet)) as display:
+            with views.Display(views.mode(quiet=quiet)) as display:
                 done += bake.bake(
                     one,
                     next(platforms for other, platforms in wanted if other is one),
@@ -471,7 +487,7 @@ def bake(
                 )
         finally:
             for action in done:
-                report.print_action(action)
+                views.print_action(action)
             if done:
                 actions.write("bake", done, ROOT / RELEASE_DIRECTORY)
 
@@ -481,15 +497,16 @@ def bake(
 @command()
 def free_runner_disk(_: Context) -> None:
     """Removes the toolchains that fill the disk of GitHub's own runners; on any other machine it does nothing."""
-    from base_images import report, runner_disk
+    from base_images.cli import views
+    from base_images.release import runner_disk
 
     if not runner_disk.is_hosted(os.environ):
-        report.say("This is none of GitHub's own runners (RUNNER_ENVIRONMENT is not github-hosted): nothing removed.")
+        views.say("This is none of GitHub's own runners (RUNNER_ENVIRONMENT is not github-hosted): nothing removed.")
         return
     freed = runner_disk.free(Path("/"))
     for path in freed.removed:
-        report.say(f"removed {path}")
-    report.say(f"{variants.gigabytes(freed.free)} are free")
+        views.say(f"removed {path}")
+    views.say(f"{variants.gigabytes(freed.free)} are free")
 
 
 @command(
@@ -503,11 +520,13 @@ def free_runner_disk(_: Context) -> None:
 )
 def check_image(_: Context, image: str, variant: str = "", record: str = "", json: bool = False) -> None:
     """Checks an image, ours or not, against the contract: one line per row, exit code 1 on a finding."""
-    from base_images import engine, report, smoke_command
+    from base_images.adapters import engine
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
 
     known = variants.find(variant) if variant else None
     connected = engine.connect()
-    with report.Display(report.mode(quiet=json)) as display:
+    with views.Display(views.mode(quiet=json)) as display:
         smoke_command.pulled(connected, image, listener=display.progress)
     _check(connected, image, known, json=json, record=_path(record))
 
@@ -535,8 +554,8 @@ def test_local_images(
     """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
     if device and software_device:
         raise UsageError("--device and --software-device exclude each other: choose the one that the host has.")
-    from base_images import device as devices
-    from base_images import engine
+    from base_images.adapters import engine
+    from base_images.smoke import device as devices
 
     connected = engine.connect()
 
@@ -548,7 +567,7 @@ def test_local_images(
     named = [variants.find(name) for name in variant]
     for one in named:
         grant(one)  # what the host lacks is said before the slow imports
-    from base_images import smoke_command
+    from base_images.smoke import command as smoke_command
 
     if image and not named:
         named = [smoke_command.variant_of(connected.image(image))]
@@ -609,12 +628,13 @@ def smoke(
             f"--model {model} cannot be used: name a GGUF file of this host, and leave it out with --url, whose server "
             "has loaded one."
         )
-    from base_images import device as devices
+    from base_images.smoke import device as devices
 
     # What the host lacks is said before anything is looked for, and before the slow imports.
     where = devices.where(on or ("software" if software_device else "host"))
     granted = None if url else devices.to_test(one, where)
-    from base_images import report, smoke_command
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
 
     outputs = smoke_command.Outputs(
         record=_path(record) or ROOT / RECORD_DIRECTORY, junit=_path(junit), html=_path(html)
@@ -622,7 +642,7 @@ def smoke(
     if url:
         _judge(smoke_command.smoke_url(url, one, outputs=outputs), json=json)
         return
-    with report.Display(report.mode(quiet=json)) as display:
+    with views.Display(views.mode(quiet=json)) as display:
         if path := _path(binary):
             tested = smoke_command.smoke_program(
                 path, one, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
@@ -642,14 +662,15 @@ def smoke(
 )
 def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # noqa: A002
     """Writes the model of the smoke test, whose right answer is known, for a server that you start yourself."""
-    from base_images import report, smoke_command
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
 
     path = _path(output)
     answer = smoke_command.write_model(type, path) if path else None
     if answer is None:
         raise UsageError("--output names no file.")
-    report.say(f"{path}: {variants.megabytes(len(answer.gguf))}; to {answer.prompt!r} the answer is {answer.text!r}")
-    report.say("check the server that loads it with `invoke smoke --variant NAME --url http://127.0.0.1:8080`")
+    views.say(f"{path}: {variants.megabytes(len(answer.gguf))}; to {answer.prompt!r} the answer is {answer.text!r}")
+    views.say("check the server that loads it with `invoke smoke --variant NAME --url http://127.0.0.1:8080`")
 
 
 @command(
@@ -662,12 +683,12 @@ def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # 
 )
 def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) -> None:
     """What this machine, its engine and its devices are ready for, and what they lack; 3 without an engine."""
-    from base_images import report
+    from base_images.cli import views
 
     if image and len(variant) != 1:
         raise UsageError("--image is of one variant: name that with --variant.")
     result = _examine(_variants(variant), by_name=bool(variant), image=image)
-    report.print_json(result.as_dict()) if json else report.print_doctor(result)
+    views.print_json(result.as_dict()) if json else views.print_doctor(result)
     if result.exit_code:
         raise Exit(code=result.exit_code)
 
@@ -675,9 +696,10 @@ def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) 
 @command()
 def compose(_: Context) -> None:
     """Prints compose.yaml, which is made from the table of variants."""
-    from base_images import device, report
+    from base_images.cli import views
+    from base_images.smoke import device
 
-    report.say(device.compose(settings.load(ROOT).registry).rstrip())
+    views.say(device.compose(settings.load(ROOT).registry).rstrip())
 
 
 @command(
@@ -689,7 +711,8 @@ def compose(_: Context) -> None:
 )
 def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     """Pushes the local build of this released commit, and makes one image of all platforms once they are there."""
-    from base_images import engine, publish, repository
+    from base_images.adapters import engine, repository
+    from base_images.release import publish
 
     opened = repository.open_repository(ROOT)
     head, releases = repository.head(opened), repository.releases(opened)
@@ -718,7 +741,7 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
 )
 def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
     """Attaches reports to the images that they are of, in the registry: what `promote` asks for."""
-    from base_images import evidence
+    from base_images.release import evidence
 
     found = list(evidence.read_files(_path(directory) or ROOT))
     where = _registry()
@@ -743,7 +766,9 @@ def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
 )
 def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = False) -> None:
     """Points latest-<variant> at a version that was checked and smoke-tested; refuses any other, and says why."""
-    from base_images import promote, repository, versions
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.release import promote
 
     opened = repository.open_repository(ROOT)
     wanted = versions.parse(version) if version else repository.head(opened).version
@@ -762,7 +787,8 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
 )
 def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
     """Points latest-<variant> back at a version that was latest before."""
-    from base_images import promote, versions
+    from base_images import versions
+    from base_images.release import promote
 
     one, wanted, where = variants.find(variant), versions.parse_any(to), _registry()
     dry_run = dry_run or settings.dry_run()
@@ -772,7 +798,9 @@ def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
 @command(help={"variant": "which image", "version": "which version; default: this commit's"})
 def image_digest(_: Context, variant: str, version: str = "") -> None:
     """Prints the digest of a published version, to pin a FROM with or to sign."""
-    from base_images import report, repository, versions
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.cli import views
 
     one = variants.find(variant)
     wanted = versions.parse(version) if version else repository.head(repository.open_repository(ROOT)).version
@@ -780,7 +808,7 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     digest = where.digest(tag)
     if digest is None:
         raise RegistryError(f"{where.name} has no {tag}: publish it first.")
-    report.say(digest)
+    views.say(digest)
 
 
 @command(
@@ -795,7 +823,12 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     """What a release is and what became of each variant, for people or as JSON: from git and the registry, any time."""
     from datetime import UTC, datetime
 
-    from base_images import release_notes, release_record, report, repository, smoke_report, versions
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.cli import views
+    from base_images.release import notes as release_notes
+    from base_images.release import record as release_record
+    from base_images.smoke import report as smoke_report
 
     opened = repository.open_repository(ROOT)
     wanted = versions.parse(version) if version else repository.head(opened).version
@@ -808,19 +841,21 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     if directory:
         written = release_record.write(told, seen, directory)
         smoke_report.write_file(directory / release_notes.FILE, notes)
-        report.say(f"{directory}: {len(written) + 1} files, for {told.git_tag}")
+        views.say(f"{directory}: {len(written) + 1} files, for {told.git_tag}")
     if json:
-        report.print_json(told.as_dict())
+        views.print_json(told.as_dict())
     elif not directory:
-        report.say(notes.rstrip())
+        views.say(notes.rstrip())
 
 
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
 def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -> None:
     """Removes the images that this project built, all versions, and nothing else."""
-    from base_images import clean, engine, report
+    from base_images.adapters import engine
+    from base_images.build import clean
+    from base_images.build.bases import PACKAGES_REPOSITORY
+    from base_images.cli import views
     from base_images.labels import Label
-    from base_images.origin import PACKAGES_REPOSITORY
 
     connected = engine.connect()
     planned = clean.removals(connected.images(label=Label.VARIANT), settings.load(ROOT).registry)
@@ -828,14 +863,14 @@ def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -
         planned += clean.bases(connected.images(reference=PACKAGES_REPOSITORY))
     for removal in planned:
         kept = f" (the image stays: it is also {', '.join(removal.kept)})" if removal.kept else ""
-        report.say(f"{'would remove' if dry_run else 'remove'} {' '.join(removal.references)}{kept}")
+        views.say(f"{'would remove' if dry_run else 'remove'} {' '.join(removal.references)}{kept}")
     if dry_run or not planned:
-        report.say(f"{len(planned)} images of this project, nothing removed")
+        views.say(f"{len(planned)} images of this project, nothing removed")
         return
     cleaned = clean.apply(connected, planned)
     for reference, why in cleaned.failed:
-        report.say(f"kept {reference}: {why}")
-    report.say(f"removed {len(cleaned.removed)} references, freed {variants.megabytes(cleaned.freed)}")
+        views.say(f"kept {reference}: {why}")
+    views.say(f"removed {len(cleaned.removed)} references, freed {variants.megabytes(cleaned.freed)}")
     if cleaned.failed:
         raise Exit(code=1)
 
@@ -843,30 +878,32 @@ def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -
 @command()
 def search_model_seeds(_: Context) -> None:
     """Searches the seeds of the known-answer models again; exit code 1 when one is not what model.py has."""
-    from base_images import model, report
+    from base_images.cli import views
+    from base_images.smoke import model
 
     found = list(model.search_seeds())
     rows = [(one.tensor_type, str(one.seed), str(one.committed), f"{one.margin:.3f} nats") for one in found]
-    report.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
+    views.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
     if any(one.seed != one.committed for one in found):
         raise Exit(code=1)
 
 
 def _registry() -> Any:
-    from base_images import registry
+    from base_images.adapters import registry
 
     return registry.open_repository(settings.load(ROOT).registry)
 
 
 def _act(name: str, chosen: list[variants.Variant], action: Callable[[variants.Variant], Any]) -> None:
     """Acts on the registry for every variant, prints what was done and keeps it in a file; ends with 1 on a refusal."""
-    from base_images import actions, report
+    from base_images.cli import views
+    from base_images.release import actions
 
     done = []
     try:
         for one in actions.of_each(chosen, name, action):
             done.append(one)
-            report.print_action(one)
+            views.print_action(one)
     finally:
         actions.write(name, done, ROOT / RELEASE_DIRECTORY)
     if not all(one.ok for one in done):
@@ -888,10 +925,11 @@ def _agree(question: str) -> None:
 
 def _mirror_problem() -> str:
     """Returns why the recipes do not mirror the pin and what to do; empty where they do."""
-    from base_images import mirror, report
+    from base_images.cli import views
+    from base_images.recipes import mirror
 
     pin = settings.load(ROOT).pin
-    with report.Display(report.mode(quiet=False)) as display:
+    with views.Display(views.mode(quiet=False)) as display:
         found = _source("", _origin("auto"), display)
     if found.dirty or found.commit != pin.commit:
         return f"{found.path} is not llama.cpp {pin.tag} as it is pinned: move it away, or unset LLAMA_CPP_DIR"
@@ -901,15 +939,15 @@ def _mirror_problem() -> str:
 
 
 def _pinned_tree() -> Path:
-    from base_images import report
+    from base_images.cli import views
 
-    with report.Display(report.Mode.QUIET) as display:
+    with views.Display(views.Mode.QUIET) as display:
         tree: Path = _source("", _origin("auto"), display).path
     return tree
 
 
 def _source(source: str, origin: Any, display: Any) -> Any:
-    from base_images import source as sources
+    from base_images.build import source as sources
 
     found = sources.resolve(
         settings.load(ROOT).pin, path=_path(source), origin=origin, root=ROOT, listener=display.progress
@@ -921,7 +959,7 @@ def _source(source: str, origin: Any, display: Any) -> Any:
 
 def _each(chosen: list[variants.Variant], action: Callable[[variants.Variant], None]) -> None:
     """Acts on every variant, whether or not another one fails, and names those that did."""
-    from base_images import report
+    from base_images.cli import views
 
     if len(chosen) == 1:
         action(chosen[0])
@@ -933,7 +971,7 @@ def _each(chosen: list[variants.Variant], action: Callable[[variants.Variant], N
         except (BaseImagesError, Exit) as error:
             failed.append(one.name)
             if isinstance(error, BaseImagesError):
-                report.complain(f"{one.name}: {report.failure(error)}")
+                views.complain(f"{one.name}: {views.failure(error)}")
     if failed:
         done = ", ".join(one.name for one in chosen if one.name not in failed) or "none"
         raise Exit(f"error: failed: {', '.join(failed)} (see above); done: {done}.", 1)
@@ -950,7 +988,7 @@ _Wanted = list[tuple[variants.Variant, list[variants.Platform]]]
 
 def _wanted(variant: list[str], platform: list[str]) -> _Wanted:
     """Returns the variants with their platforms; of variants that nobody named, those that are for one of them."""
-    from base_images import plan
+    from base_images.build import plan
 
     chosen = [_platform(name) for name in platform]
     for one in map(variants.find, variant):
@@ -968,11 +1006,12 @@ def _platform(name: str) -> variants.Platform:
 
 
 def _matrix(wanted: _Wanted) -> dict[str, Any]:
-    from base_images import ci_matrix, repository
+    from base_images.adapters import repository
+    from base_images.release import matrix
 
     version = repository.head(repository.open_repository(ROOT)).version
-    runners = os.environ.get(ci_matrix.RUNNERS_VARIABLE, "")
-    return ci_matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
+    runners = os.environ.get(matrix.RUNNERS_VARIABLE, "")
+    return matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
 
 
 def _plans(
@@ -985,10 +1024,11 @@ def _plans(
     packages: bool,
 ) -> list[Any]:
     """Returns plans on the bases that registries have now; else, where `packages` may stand in, on the engine's."""
-    from base_images import build, report
-    from base_images import source as sources
+    from base_images.build import local
+    from base_images.build import source as sources
+    from base_images.build.bases import Origin
+    from base_images.cli import views
     from base_images.errors import SourceError
-    from base_images.origin import Origin
 
     where = _origin(origin)
     if where is Origin.PACKAGES:
@@ -1001,20 +1041,21 @@ def _plans(
         return [
             made
             for one, platforms in wanted
-            for made in build.foresee(
+            for made in local.foresee(
                 one, platforms, settings=chosen, root=ROOT, source=found, architectures=arch, slim=slim
             )
         ]
     except SourceError as error:
         if where is Origin.REGISTRIES or not packages:
             raise
-        report.complain(f"note: {error} What follows is what this machine's engine would build.")
+        views.complain(f"note: {error} What follows is what this machine's engine would build.")
         return _prepared_plans(wanted, arch, source, origin, slim=slim)
 
 
 def _prepared_plans(wanted: _Wanted, arch: list[str], source: str, origin: str, *, slim: bool) -> list[Any]:
     """Returns plans on bases that the engine has afterwards, for its own platform."""
-    from base_images import engine, report
+    from base_images.adapters import engine
+    from base_images.cli import views
 
     where = _origin(origin)
     connected = engine.connect()
@@ -1022,7 +1063,7 @@ def _prepared_plans(wanted: _Wanted, arch: list[str], source: str, origin: str, 
     chosen = [one for one, platforms in wanted if here in platforms]
     if not chosen:
         raise UsageError(f"This engine builds for {here.docker}: choose that, or another engine with DOCKER_HOST.")
-    with report.Display(report.Mode.QUIET) as display:
+    with views.Display(views.Mode.QUIET) as display:
         found = _source(source, where, display)
         return [_prepare(connected, one, found, where, display, arch, slim=slim).plan for one in chosen]
 
@@ -1037,9 +1078,9 @@ def _prepare(
     *,
     slim: bool,
 ) -> Any:
-    from base_images import build
+    from base_images.build import local
 
-    return build.prepare(
+    return local.prepare(
         connected,
         variant,
         settings=settings.load(ROOT),
@@ -1058,7 +1099,7 @@ def _path(text: str) -> Path | None:
 
 
 def _origin(name: str) -> Any:
-    from base_images.origin import Origin
+    from base_images.build.bases import Origin
 
     try:
         return Origin(name)
@@ -1069,17 +1110,20 @@ def _origin(name: str) -> Any:
 def _check(
     connected: Any, reference: str, variant: variants.Variant | None, *, json: bool, record: Path | None = None
 ) -> None:
-    from base_images import contract, evidence, report, smoke_report
+    from base_images.cli import views
+    from base_images.contract import judge
+    from base_images.release import evidence
+    from base_images.smoke import report as smoke_report
 
-    result = contract.check(connected, reference, variant)
+    result = judge.check(connected, reference, variant)
     if record:
         smoke_report.write_json(result.as_dict(), record / f"contract-{result.variant}.json")
         if seen := evidence.of_contract(connected.image(result.image_id), settings.load(ROOT).registry, result):
             evidence.write(seen, record)
     if json:
-        report.print_json(result.as_dict())
+        views.print_json(result.as_dict())
     else:
-        report.print_contract(result)
+        views.print_contract(result)
     if not result.ok:
         raise Exit(code=1)
 
@@ -1095,8 +1139,12 @@ def _smoke_image(
     json: bool,
     model_file: Path | None,
 ) -> Any:
-    from base_images import device as devices
-    from base_images import engine, evidence, launch, report, smoke_command
+    from base_images.adapters import engine
+    from base_images.cli import views
+    from base_images.release import evidence
+    from base_images.smoke import command as smoke_command
+    from base_images.smoke import device as devices
+    from base_images.smoke import launch
 
     connected = engine.connect()
     granted = devices.to_test(variant, where, runtimes=connected.runtimes())
@@ -1106,10 +1154,10 @@ def _smoke_image(
         image,
         checkout=ROOT,
         listener=display.progress,
-        notice=report.complain if json else display.notice,
+        notice=views.complain if json else display.notice,
     )
     if not json:
-        report.print_doctor(_examine([variant], by_name=True, image=found.id))
+        views.print_doctor(_examine([variant], by_name=True, image=found.id))
     kept = launch.Kept() if keep else None
     try:
         tested = smoke_command.smoke_image(
@@ -1127,11 +1175,11 @@ def _smoke_image(
         return tested
     finally:
         if kept and kept.removal:
-            report.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
+            views.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
 
 
 def _examine(chosen: list[variants.Variant], *, by_name: bool, image: str) -> Any:
-    from base_images import doctor
+    from base_images.doctor import doctor
 
     registry = settings.load(ROOT).registry
     return doctor.examine(chosen, checkout=ROOT, registry=registry, by_name=by_name, image=image)
@@ -1139,11 +1187,11 @@ def _examine(chosen: list[variants.Variant], *, by_name: bool, image: str) -> An
 
 def _judge(tested: Any, *, json: bool) -> None:
     """Prints what a smoke test saw, and ends with 1 where something is wrong."""
-    from base_images import report
+    from base_images.cli import views
 
     if json:
-        report.print_json(tested.report.as_dict())
+        views.print_json(tested.report.as_dict())
     else:
-        report.print_smoke(tested.report)
+        views.print_smoke(tested.report)
     if not tested.report.ok:
         raise Exit(code=1)

@@ -1,7 +1,7 @@
 """BodhiApp as its images are made and started: Dockerfiles that say what our data says, and a stand-in for its program.
 
-Written from the data (`base_images.consumer`), so that the data is what is tried: the stand-in starts llama-server with
-the arguments in /app/defaults.yaml, as `bodhi` does.
+Written from the data (`base_images.recipes.consumer`), so that the data is what is tried: the stand-in starts
+llama-server with the arguments in /app/defaults.yaml, as `bodhi` does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from base_images import buildkit, consumer, launch, model, smoke
-from base_images.engine import ContainerSpec, Engine, Image
-from base_images.model import TensorType
-from base_images.smoke import Target
+from base_images.adapters import buildkit
+from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.recipes import consumer
+from base_images.smoke import checks_http, launch, model
+from base_images.smoke.checks_http import Target
+from base_images.smoke.model import TensorType
 
 DATA = consumer.load()
 MODEL = "/model.gguf"
@@ -278,7 +280,7 @@ def served(
         )
         assert spec.publish
         target = Target(url=launch.url(container, spec.publish), alias="bodhi", answer=answer)
-        for check in (smoke.check_chat, smoke.check_embeddings, smoke.check_completion):
+        for check in (checks_http.check_chat, checks_http.check_embeddings, checks_http.check_completion):
             check(target)
         healthy = container.execute(image.healthcheck)
         assert healthy.exit_code == 0, healthy.output

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from base_images.engine import Engine
+from base_images.adapters.engine import Engine
 
 # BuildKit's protocol for generators: scan what BUILDKIT_SCAN_SOURCE names, write in-toto statements to the other.
 GENERATOR = """\

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import git
 
-from base_images import mirror, settings, source
-from base_images.origin import Origin
+from base_images import settings
+from base_images.build import source
+from base_images.build.bases import Origin
 from base_images.progress import silent
+from base_images.recipes import mirror
 
 
 def environment(directory: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from base_images.engine import Image
+from base_images.adapters.engine import Image
 
 LOADER = b"/lib64/ld-linux-x86-64.so.2"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from base_images.engine import Image
+from base_images.adapters.engine import Image
 
 PLAIN = Image(
     id="sha256:1",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from base_images.labels import Label
-from base_images.smoke_report import CheckResult, Device, ServerReport, SmokeReport, Speed, Status
+from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Speed, Status
 
 DIGEST = "sha256:8552ea04e516804d743574ed8f312ec2385476cae871f85a81760c10d192c9ce"
 

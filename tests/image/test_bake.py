@@ -17,16 +17,19 @@ from typing import Any
 import git
 import pytest
 
-from base_images import bake, build, publish, registry, settings, source, variants, versions
-from base_images.actions import Outcome
-from base_images.buildkit import Event, StepFinished
-from base_images.engine import Engine, Image
+from base_images import settings, variants, versions
+from base_images.adapters import registry
+from base_images.adapters.buildkit import Event, StepFinished
+from base_images.adapters.engine import Engine, Image
+from base_images.adapters.registry import Manifest, Repository
+from base_images.build import bakefile, local, source
+from base_images.build.bases import Origin
+from base_images.build.plan import BuildPlan
 from base_images.errors import BuildError, EngineError, UsageError
 from base_images.labels import Label
-from base_images.origin import Origin
-from base_images.plan import BuildPlan
 from base_images.progress import silent
-from base_images.registry import Manifest, Repository
+from base_images.release import publish
+from base_images.release.actions import Outcome
 from base_images.variants import Platform
 from tests import builders
 from tests.registries import Registry
@@ -84,7 +87,7 @@ class Checkout:
 def invoke(checkout: Checkout, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     known = {
         settings.REGISTRY_VARIABLE: checkout.repository.name,
-        bake.SBOM_GENERATOR_VARIABLE: checkout.generator,
+        bakefile.SBOM_GENERATOR_VARIABLE: checkout.generator,
         "COLUMNS": "200",
     }
     return subprocess.run(
@@ -230,11 +233,11 @@ def test_every_step_is_cached_in_the_registry(checkout: Checkout, builder: str) 
 
 def run(checkout: Checkout, builder: str, events: list[Event]) -> dict[str, str]:
     tree = source.expected(PIN, path=None, root=checkout.root)
-    plans = build.foresee(CPU, [Platform.AMD64], settings=checkout.settings(), root=checkout.root, source=tree)
-    file = bake.bake_file(plans, checkout.repository.name, push=True)
+    plans = local.foresee(CPU, [Platform.AMD64], settings=checkout.settings(), root=checkout.root, source=tree)
+    file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
         target["attest"] = [one for one in target["attest"] if "sbom" not in one]
-    return bake.run(plans, file, root=checkout.root, builder=builder, on_event=events.append)
+    return bakefile.run(plans, file, root=checkout.root, builder=builder, on_event=events.append)
 
 
 def test_a_step_that_fails_is_said_with_its_log(checkout: Checkout, builder: str) -> None:
@@ -252,11 +255,11 @@ def test_the_local_engine_gets_the_image_and_its_tags(checkout: Checkout, engine
     tags = (f"{checkout.repository.name}:cpu-{checkout.version}", "llama-cpp-cpu:baked")
     tree = source.expected(PIN, path=None, root=checkout.root)
     here = engine.platform()
-    [plan] = build.foresee(CPU, [here], settings=checkout.settings(), root=checkout.root, source=tree)
-    file = bake.bake_file([plan], checkout.repository.name, push=False)
-    file["target"][bake.target(plan)]["tags"] = list(tags)  # not the tag that other tests take for theirs
+    [plan] = local.foresee(CPU, [here], settings=checkout.settings(), root=checkout.root, source=tree)
+    file = bakefile.bake_file([plan], checkout.repository.name, push=False)
+    file["target"][bakefile.target(plan)]["tags"] = list(tags)  # not the tag that other tests take for theirs
     try:
-        assert bake.run([plan], file, root=checkout.root, builder="", on_event=lambda _: None)
+        assert bakefile.run([plan], file, root=checkout.root, builder="", on_event=lambda _: None)
         image = engine.image(tags[0])
         assert image.labels[Label.GLIBC] == GLIBC
         assert {label for label in image.labels if label.startswith("bodhi.")} <= {label.value for label in Label}
@@ -270,13 +273,13 @@ def test_the_real_recipe_gives_the_image_that_the_other_executor_gives(engine: E
     root, known = settings.ROOT, settings.load()
     origin = Origin(cpu_image.labels[Label.BUILD_ORIGIN])
     tree = source.resolve(PIN, path=None, origin=origin, root=root, listener=silent)
-    prepared = build.prepare(engine, CPU, settings=known, root=root, source=tree, wanted=origin, listener=silent)
+    prepared = local.prepare(engine, CPU, settings=known, root=root, source=tree, wanted=origin, listener=silent)
     if prepared.plan.labels != {name: cpu_image.labels.get(name) for name in prepared.plan.labels}:
         pytest.skip("the local cpu image is not of this commit, so its steps may have to run again")
-    file = bake.bake_file([prepared.plan], known.registry, push=False)
-    [tag] = file["target"][bake.target(prepared.plan)]["tags"] = ["llama-cpp-cpu:baked"]
+    file = bakefile.bake_file([prepared.plan], known.registry, push=False)
+    [tag] = file["target"][bakefile.target(prepared.plan)]["tags"] = ["llama-cpp-cpu:baked"]
     try:
-        bake.run([prepared.plan], file, root=root, builder="", on_event=lambda _: None)
+        bakefile.run([prepared.plan], file, root=root, builder="", on_event=lambda _: None)
         baked = engine.image(tag)
         assert baked.diff_ids == cpu_image.diff_ids
         assert baked.labels == cpu_image.labels
@@ -287,9 +290,9 @@ def test_the_real_recipe_gives_the_image_that_the_other_executor_gives(engine: E
 
 def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder: str) -> None:
     tree = source.expected(PIN, path=None, root=checkout.root)
-    plans = build.foresee(CPU, CPU.platforms, settings=checkout.settings(), root=checkout.root, source=tree)
+    plans = local.foresee(CPU, CPU.platforms, settings=checkout.settings(), root=checkout.root, source=tree)
     checkout.write(RECIPE_WITHOUT_RUN)
-    file = bake.bake_file(plans, checkout.repository.name, push=True)
+    file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
         target["attest"] = [one for one in target["attest"] if "sbom" not in one]
     path, metadata = checkout.root / "build" / "bake.json", checkout.root / "build" / "metadata.json"
@@ -297,7 +300,7 @@ def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder:
     path.write_text(json.dumps(file))
     known = {"GLIBC_CPU_AMD64": "2.39", "GLIBC_CPU_ARM64": "2.40"}
     arguments = ["--builder", builder, "--file", str(path), "--metadata-file", str(metadata), "default"]
-    bake._bake(arguments, root=checkout.root, environment=known, on_event=lambda _: None)
+    bakefile._bake(arguments, root=checkout.root, environment=known, on_event=lambda _: None)
 
     said = json.loads(metadata.read_text())
     for platform in CPU.platforms:
@@ -325,7 +328,7 @@ def test_buildx_reads_the_file_of_every_variant_as_it_is_meant(
         lines = [f"ARG {role}_BASE_IMAGE={served.address}/ubuntu:24.04" for role in ("WEB", "BUILD", "RUNTIME")]
         text = re.sub(r"^ARG (WEB|BUILD|RUNTIME)_BASE_IMAGE=.*$", "", text, flags=re.MULTILINE)
         (checkout.root / variant.dockerfile).write_text("\n".join([*lines, text]))
-        plans += build.foresee(
+        plans += local.foresee(
             variant,
             variant.platforms,
             settings=checkout.settings(),
@@ -334,7 +337,7 @@ def test_buildx_reads_the_file_of_every_variant_as_it_is_meant(
         )
     path = checkout.root / "build" / "bake.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(bake.bake_file(plans, checkout.repository.name, push=push)))
+    path.write_text(json.dumps(bakefile.bake_file(plans, checkout.repository.name, push=push)))
     printed = subprocess.run(
         ["docker", "buildx", "bake", "--print", "--file", str(path), "default", "glibc"],
         cwd=checkout.root,
@@ -347,7 +350,7 @@ def test_buildx_reads_the_file_of_every_variant_as_it_is_meant(
 
     assert len(targets) == 2 * len(plans)
     for plan in plans:
-        read = targets[bake.target(plan)]
+        read = targets[bakefile.target(plan)]
         assert read["args"] == plan.arguments
         labels = {name: value for name, value in read["labels"].items() if name != Label.GLIBC}
         assert labels == plan.labels
@@ -357,11 +360,11 @@ def test_buildx_reads_the_file_of_every_variant_as_it_is_meant(
 
 def test_what_cannot_be_pushed_is_one_sentence(checkout: Checkout, builder: str) -> None:
     with pytest.raises(UsageError, match="buildx has no builder 'nowhere'"):
-        bake.require_builder("nowhere", push=False)
+        bakefile.require_builder("nowhere", push=False)
     with pytest.raises(EngineError, match="cannot push by digest: make another"):
-        bake.require_builder("default", push=True)
-    bake.require_builder("default", push=False)
-    bake.require_builder(builder, push=True)
+        bakefile.require_builder("default", push=True)
+    bakefile.require_builder("default", push=False)
+    bakefile.require_builder(builder, push=True)
     (checkout.root / "dirty").touch()
     done = invoke(checkout, "bake", "--variant", "cpu", "--push", "--builder", builder)
     assert done.returncode == 2
@@ -379,13 +382,13 @@ def test_the_plan_is_the_file_of_the_build_and_fetches_nothing(checkout: Checkou
     done = invoke(checkout, "plan", "--variant", "cpu", "--format", "bake", "--push", **nothing)
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(bake.SBOM_GENERATOR_VARIABLE, checkout.generator)
+        patch.setenv(bakefile.SBOM_GENERATOR_VARIABLE, checkout.generator)
         tree = source.expected(PIN, path=None, root=checkout.root)
         chosen = settings.Settings(
             registry=checkout.repository.name, release_branch="main", url=settings.load().url, pin=PIN
         )
-        plans = build.foresee(CPU, CPU.platforms, settings=chosen, root=checkout.root, source=tree)
-        assert json.loads(done.stdout) == bake.bake_file(plans, checkout.repository.name, push=True)
+        plans = local.foresee(CPU, CPU.platforms, settings=chosen, root=checkout.root, source=tree)
+        assert json.loads(done.stdout) == bakefile.bake_file(plans, checkout.repository.name, push=True)
     for form in ("table", "json"):
         done = invoke(checkout, "plan", "--variant", "cpu", "--format", form, **nothing)
         assert done.returncode == 0, done.stderr

@@ -16,10 +16,14 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import build, buildkit, engine, origin, progress, settings, source, variants, versions
+from base_images import progress, settings, variants, versions
+from base_images.adapters import buildkit, engine
+from base_images.build import bases as origin
+from base_images.build import local as build
+from base_images.build import source
+from base_images.build.bases import Origin
 from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
 from base_images.labels import Label
-from base_images.origin import Origin
 from tests.programs import need
 
 REGISTRY = "registry.example.org/base-images-test"

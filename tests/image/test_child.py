@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base_images.engine import Engine, Image
+from base_images.adapters.engine import Engine, Image
 from tests import bodhi
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import docker
 import pytest
 
-from base_images import clean, settings
-from base_images.engine import Engine, Image
+from base_images import settings
+from base_images.adapters.engine import Engine, Image
+from base_images.build import clean
 from base_images.labels import Label
 
 REGISTRY = "registry.example.org/clean-test"

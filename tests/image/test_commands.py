@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from base_images import engine as engines
 from base_images import settings, versions
-from base_images.engine import Engine, Image
+from base_images.adapters import engine as engines
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError
 from base_images.labels import Label
 

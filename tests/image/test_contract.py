@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import docker
 import pytest
 
-from base_images import contract
-from base_images.contract import Status
-from base_images.engine import Engine, Image, connect
+from base_images.adapters.engine import Engine, Image, connect
+from base_images.contract import judge
+from base_images.contract.judge import Status
 from base_images.errors import ImageNotFoundError
 from base_images.variants import find
 
@@ -47,12 +47,12 @@ def build(engine: Engine) -> Iterator[Build]:
     client.close()
 
 
-def failed(report: contract.ContractReport) -> dict[int, tuple[str, ...]]:
+def failed(report: judge.ContractReport) -> dict[int, tuple[str, ...]]:
     return {row.number: row.findings for row in report.rows if row.status is Status.FAIL}
 
 
 def test_the_cpu_image_keeps_every_row(engine: Engine, cpu_image: Image) -> None:
-    report = contract.check(engine, cpu_image.id)
+    report = judge.check(engine, cpu_image.id)
     assert failed(report) == {}
     assert [(row.number, row.status) for row in report.rows] == [(number, Status.PASS) for number in range(1, 19)]
     assert (report.variant, report.image_id, report.ok) == ("cpu", cpu_image.id, True)
@@ -149,7 +149,7 @@ def test_a_planted_defect_fails_its_rows_with_its_reason(
 ) -> None:
     defect = DEFECTS[name]
     user = "" if defect.dockerfile.startswith("USER") else f"USER {cpu_image.user}\n"
-    report = contract.check(engine, build(f"FROM {cpu_image.id}\nUSER root\n{defect.dockerfile}\n{user}"))
+    report = judge.check(engine, build(f"FROM {cpu_image.id}\nUSER root\n{defect.dockerfile}\n{user}"))
     findings = failed(report)
     assert set(findings) == defect.rows, findings
     assert any(re.search(defect.reason, finding) for texts in findings.values() for finding in texts), findings
@@ -157,7 +157,7 @@ def test_a_planted_defect_fails_its_rows_with_its_reason(
 
 def test_an_image_of_one_file_and_nothing_else(engine: Engine, build: Build) -> None:
     image_id = build("FROM scratch\nCOPY hello /hello\n", {"hello": b"hello"})
-    report = contract.check(engine, image_id)
+    report = judge.check(engine, image_id)
     assert [row.number for row in report.rows] == list(range(1, 19))
     assert set(failed(report)) == {1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 18}
 
@@ -175,17 +175,17 @@ def test_a_child_with_a_program_of_its_own_is_still_held_to_its_base(
         CMD ["serve"]
     """
     image_id = build(textwrap.dedent(dockerfile), {"bodhi": b"#!/bin/sh\nsleep 60\n"})
-    assert failed(contract.check(engine, image_id)) == {}
+    assert failed(judge.check(engine, image_id)) == {}
 
 
 def test_an_image_that_is_asked_for_as_another_variant(engine: Engine, cpu_image: Image) -> None:
-    report = contract.check(engine, cpu_image.id, find("vulkan"))
+    report = judge.check(engine, cpu_image.id, find("vulkan"))
     assert failed(report) == {7: ("The label bodhi.variant is 'cpu', but 'vulkan' was asked for.",)}
 
 
 def test_an_image_that_does_not_exist(engine: Engine) -> None:
     with pytest.raises(ImageNotFoundError, match="There is no image 'llama-cpp-cpu:no-such-tag'"):
-        contract.check(engine, "llama-cpp-cpu:no-such-tag")
+        judge.check(engine, "llama-cpp-cpu:no-such-tag")
 
 
 def test_a_tag_that_moves_meanwhile_changes_nothing(cpu_image: Image, build: Build) -> None:
@@ -204,7 +204,7 @@ def test_a_tag_that_moves_meanwhile_changes_nothing(cpu_image: Image, build: Bui
     engine = Moving(connect()._client)
     engine.tag(cpu_image.id, reference)
     try:
-        report = contract.check(engine, reference)
+        report = judge.check(engine, reference)
     finally:
         engine.remove_image(reference)
     assert (report.image_id, failed(report)) == (cpu_image.id, {})
@@ -212,7 +212,7 @@ def test_a_tag_that_moves_meanwhile_changes_nothing(cpu_image: Image, build: Bui
 
 def test_nothing_is_left_behind(engine: Engine, cpu_image: Image, build: Build) -> None:
     image_id = build(f"FROM {cpu_image.id}\nUSER root\nRUN rm {BIN}/libllama.so.0\n")
-    assert not contract.check(engine, image_id).ok
+    assert not judge.check(engine, image_id).ok
     client = docker.from_env()
     assert client.containers.list(all=True, filters={"ancestor": image_id}) == []
     client.close()

@@ -16,10 +16,11 @@ from typing import Any
 import docker
 import pytest
 
-from base_images import device, model, settings, smoke, variants, versions
-from base_images.engine import ContainerSpec, Engine, Image
+from base_images import settings, variants, versions
+from base_images.adapters.engine import ContainerSpec, Engine, Image
 from base_images.errors import DeviceError, EngineError
-from base_images.model import TensorType
+from base_images.smoke import checks_http, device, model
+from base_images.smoke.model import TensorType
 from base_images.variants import DeviceAccess
 from tests.programs import engine_sees, need
 
@@ -234,7 +235,7 @@ def test_a_server_by_compose(tagged: str, tmp_path: Path, compose: list[str], mo
         if "bind source path does not exist" in done.stderr:
             pytest.skip("the engine does not see this machine's files")
         assert done.returncode == 0, done.stderr
-        smoke.check_completion(smoke.Target(url=url, alias="/models/small.gguf", answer=answer))
+        checks_http.check_completion(checks_http.Target(url=url, alias="/models/small.gguf", answer=answer))
         container = script(f"{words} ps -q", tmp_path).stdout.strip()
         with contextlib.closing(docker.from_env().api) as api:
             host = api.inspect_container(container)["HostConfig"]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from base_images import doctor, settings, variants
-from base_images.engine import Engine, Image
+from base_images import settings, variants
+from base_images.adapters.engine import Engine, Image
+from base_images.doctor import doctor
 from base_images.errors import ImageNotFoundError
 from tests import machines
 

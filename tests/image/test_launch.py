@@ -11,12 +11,12 @@ import uuid
 import docker
 import pytest
 
-from base_images import launch
-from base_images.engine import ContainerSpec, Engine, Image
+from base_images.adapters.engine import ContainerSpec, Engine, Image
 from base_images.errors import EngineError, LaunchError
 from base_images.labels import RESOURCE
-from base_images.launch import check_sigterm
-from base_images.smoke import CheckFailedError
+from base_images.smoke import launch
+from base_images.smoke.checks_http import CheckFailedError
+from base_images.smoke.launch import check_sigterm
 
 SERVER = "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server"
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from base_images import mirror, recipe_facts, settings, source, variants
+from base_images import settings, variants
+from base_images.build import source
+from base_images.build.bases import Origin
 from base_images.errors import SourceError
-from base_images.origin import Origin
 from base_images.progress import silent
+from base_images.recipes import facts as recipe_facts
+from base_images.recipes import mirror
 from tests.unit.test_mirror import lost_words, unexplained
 
 

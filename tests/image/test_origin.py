@@ -16,16 +16,17 @@ from pathlib import Path
 import docker
 import pytest
 
-from base_images import origin as origins
-from base_images import packages as debian
-from base_images import settings, source, variants
-from base_images.download import host_certificates
-from base_images.engine import ContainerSpec, Engine
+from base_images import settings, variants
+from base_images.adapters.download import host_certificates
+from base_images.adapters.engine import ContainerSpec, Engine
+from base_images.build import bases as origins
+from base_images.build import packages as debian
+from base_images.build import source
+from base_images.build.bases import CERTIFICATES, Bases, Origin, ask_bases, resolve_bases
+from base_images.build.packages import Packages, Root
+from base_images.build.source import SourceKind
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
-from base_images.origin import CERTIFICATES, Bases, Origin, ask_bases, resolve_bases
-from base_images.packages import Packages, Root
 from base_images.progress import Progress, silent
-from base_images.source import SourceKind
 from tests.registries import Registry
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")

@@ -29,13 +29,16 @@ from typing import Any
 import git
 import pytest
 
-from base_images import actions, evidence, promote, publish, published, registry, settings, variants, versions
-from base_images.actions import Action, Outcome
-from base_images.engine import Engine
+from base_images import settings, variants, versions
+from base_images.adapters import registry
+from base_images.adapters.engine import Engine
+from base_images.adapters.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
 from base_images.errors import ImageNotFoundError, RegistryError, UsageError
-from base_images.evidence import Evidence, Kind
 from base_images.labels import Label
-from base_images.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
+from base_images.release import actions, evidence, promote, publish
+from base_images.release import status as published
+from base_images.release.actions import Action, Outcome
+from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform, Variant
 from base_images.versions import Foreign, Version
 from tests.registries import Registry, front, log_in, make_authority, small_disk

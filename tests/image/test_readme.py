@@ -16,10 +16,12 @@ import tasks
 from invoke.collection import Collection
 from invoke.parser import Parser
 
-from base_images import model, origin, progress, settings, variants, versions
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.origin import Origin
+from base_images import progress, settings, variants, versions
+from base_images.adapters.engine import Engine, Image
+from base_images.build import bases as origin
+from base_images.build.bases import Origin
+from base_images.smoke import model
+from base_images.smoke.model import TensorType
 from tests.programs import engine_sees
 
 README = (settings.ROOT / "README.md").read_text(encoding="utf-8")

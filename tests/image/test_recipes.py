@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from base_images import buildkit, context, settings
-from base_images.engine import ContainerSpec, Engine, Image
+from base_images import settings
+from base_images.adapters import buildkit
+from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.build import context
 from base_images.labels import Label
 
 

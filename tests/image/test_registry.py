@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from base_images import publish, registry, settings
+from base_images import settings
+from base_images.adapters import registry
+from base_images.adapters.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
-from base_images.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
+from base_images.release import publish
 from base_images.variants import Platform
 from tests.registries import PASSWORD, USER, Authority, Registry, front, log_in, make_authority
 

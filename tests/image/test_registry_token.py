@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from base_images import engine as engines
-from base_images import registry
+from base_images.adapters import engine as engines
+from base_images.adapters import registry
+from base_images.adapters.registry import OCI_MANIFEST, Repository, open_repository
 from base_images.errors import EngineError, RegistryError
-from base_images.registry import OCI_MANIFEST, Repository, open_repository
 from tests.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority, running
 from tests.token_server import LONG_SECONDS, READER, Asked, Forbidding, TokenServer
 

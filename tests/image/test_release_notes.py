@@ -15,10 +15,13 @@ import git
 import pytest
 from jsonschema import Draft202012Validator
 
-from base_images import evidence, promote, publish, registry, release_record, repository, settings, variants
-from base_images.evidence import Evidence, Kind
+from base_images import settings, variants
+from base_images.adapters import registry, repository
+from base_images.adapters.registry import OCI_MANIFEST
 from base_images.labels import Label
-from base_images.registry import OCI_MANIFEST
+from base_images.release import evidence, promote, publish
+from base_images.release import record as release_record
+from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform
 from base_images.versions import Version
 from tests import clones

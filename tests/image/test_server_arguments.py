@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import pytest
 
-from base_images import server_arguments, settings, source
-from base_images.engine import ContainerSpec, Engine, Image
+from base_images import settings
+from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.build import source
+from base_images.build.bases import Origin
 from base_images.labels import Label
-from base_images.origin import Origin
 from base_images.progress import silent
-from base_images.server_arguments import Argument
+from base_images.recipes import server_arguments
+from base_images.recipes.server_arguments import Argument
 
 HELP_COLUMN = 40
 """Where common_arg::to_string begins the help text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from base_images import settings
-from base_images.engine import ContainerSpec, Engine, Image
+from base_images.adapters.engine import ContainerSpec, Engine, Image
 from tests import bodhi
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from base_images import buildkit, settings
-from base_images.engine import ContainerSpec, Engine, Image
+from base_images import settings
+from base_images.adapters import buildkit
+from base_images.adapters.engine import ContainerSpec, Engine, Image
 from base_images.errors import BuildError
 from base_images.labels import Label
 

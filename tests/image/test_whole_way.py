@@ -17,7 +17,7 @@ import git
 import pytest
 
 from base_images import settings, versions
-from base_images.engine import Engine
+from base_images.adapters.engine import Engine
 from tests import clones
 from tests.image.test_readme import README, RELEASE, script
 from tests.registries import Registry

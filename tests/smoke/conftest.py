@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from base_images import launch, model
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.smoke import Target
+from base_images.adapters.engine import Engine, Image
+from base_images.smoke import launch, model
+from base_images.smoke.checks_http import Target
+from base_images.smoke.model import TensorType
 
 ANSWER = model.known_answer(TensorType.F32)
 

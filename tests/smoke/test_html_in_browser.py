@@ -16,7 +16,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from base_images.smoke_html import as_html
+from base_images.smoke.html import as_html
 from tests import smoke_reports
 from tests.programs import need
 

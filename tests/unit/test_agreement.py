@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from base_images import agreement
-from base_images.agreement import PAIRS, TOLERANCES, Comparison, Rest, Step, Tolerance, Transcript
-from base_images.model import TOKENS, TensorType
-from base_images.smoke import CheckFailedError
+from base_images.smoke import agreement
+from base_images.smoke.agreement import PAIRS, TOLERANCES, Comparison, Rest, Step, Tolerance, Transcript
+from base_images.smoke.checks_http import CheckFailedError
+from base_images.smoke.model import TOKENS, TensorType
 
 TOLERANCE = Tolerance(largest=0.1, mean=0.05)
 

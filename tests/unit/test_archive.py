@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
-from base_images import archive
-from base_images.archive import Entry, Kind
+from base_images.contract import layers as archive
+from base_images.contract.layers import Entry, Kind
 from base_images.errors import EngineError
 
 Member = tuple[tarfile.TarInfo, bytes]

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from base_images import bake, build
+from base_images.build import bakefile, local
+from base_images.build.bases import glibc_version
+from base_images.build.plan import BuildPlan
 from base_images.errors import EngineError, SourceError, UsageError
 from base_images.labels import Label
-from base_images.origin import glibc_version
-from base_images.plan import BuildPlan
 from base_images.settings import ROOT
 from base_images.variants import Platform, find
 from tests.unit.test_plan import BASES, SETTINGS, SOURCE, made
@@ -20,11 +20,11 @@ VULKAN = made(bases=BASES, variant=find("vulkan"))
 
 
 def file(*plans: BuildPlan, push: bool = False, dry_run: bool = False) -> dict[str, dict[str, dict[str, object]]]:
-    return bake.bake_file(plans, REGISTRY, push=push, dry_run=dry_run)
+    return bakefile.bake_file(plans, REGISTRY, push=push, dry_run=dry_run)
 
 
 def target(plan: BuildPlan, *, push: bool = False, dry_run: bool = False) -> dict[str, object]:
-    return file(plan, push=push, dry_run=dry_run)["target"][bake.target(plan)]
+    return file(plan, push=push, dry_run=dry_run)["target"][bakefile.target(plan)]
 
 
 def test_targets_and_groups_are_of_variants_and_platforms() -> None:
@@ -62,7 +62,7 @@ def test_the_local_engine_gets_tags_and_no_attestations() -> None:
 
 
 def test_a_push_is_by_digest_with_attestations_and_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(bake.SBOM_GENERATOR_VARIABLE, raising=False)
+    monkeypatch.delenv(bakefile.SBOM_GENERATOR_VARIABLE, raising=False)
     one = target(AMD64, push=True)
     assert "tags" not in one
     assert one["output"] == [
@@ -71,7 +71,7 @@ def test_a_push_is_by_digest_with_attestations_and_the_cache(monkeypatch: pytest
     assert one["attest"] == ["type=provenance,mode=max", "type=sbom"]
     assert one["cache-from"] == ["type=registry,ref=ghcr.io/x/y:cache-cpu-amd64"]
     assert one["cache-to"] == ["type=registry,ref=ghcr.io/x/y:cache-cpu-amd64,mode=max,ignore-error=true"]
-    monkeypatch.setenv(bake.SBOM_GENERATOR_VARIABLE, "mirror.example/scanner:1")
+    monkeypatch.setenv(bakefile.SBOM_GENERATOR_VARIABLE, "mirror.example/scanner:1")
     assert target(AMD64, push=True)["attest"] == [
         "type=provenance,mode=max",
         "type=sbom,generator=mirror.example/scanner:1",
@@ -106,24 +106,24 @@ def test_the_base_that_will_run_is_asked_for_its_glibc() -> None:
 
 def test_what_bake_would_replace_stands_for_itself() -> None:
     text = "${A} %{if} $B 100% $${C}"
-    assert bake._escaped({"a": text}) == {"a": "$${A} %%{if} $B 100% $$${C}"}
+    assert bakefile._escaped({"a": text}) == {"a": "$${A} %%{if} $B 100% $$${C}"}
 
 
 def test_without_buildx_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EngineError, match=r"`docker buildx` is missing: install it .* `invoke build-local`"):
-        bake.require_builder("", push=False)
+        bakefile.require_builder("", push=False)
 
 
 def test_another_source_than_the_checkouts_own_is_refused() -> None:
-    bake.require_own_source(ROOT / "llama.cpp", ROOT)
+    bakefile.require_own_source(ROOT / "llama.cpp", ROOT)
     with pytest.raises(UsageError, match="unset LLAMA_CPP_DIR"):
-        bake.require_own_source(ROOT / "other", ROOT)
+        bakefile.require_own_source(ROOT / "other", ROOT)
 
 
 def test_a_platform_that_the_variant_is_not_for_is_said_before_a_registry_is_asked() -> None:
     with pytest.raises(UsageError, match="cuda is not built for linux/arm64"):
-        build.foresee(find("cuda"), [Platform.ARM64], settings=SETTINGS, root=ROOT, source=SOURCE)
+        local.foresee(find("cuda"), [Platform.ARM64], settings=SETTINGS, root=ROOT, source=SOURCE)
 
 
 def test_a_base_without_glibc() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from base_images import buildkit
+from base_images.adapters import buildkit
 from base_images.errors import BuildError
 
 

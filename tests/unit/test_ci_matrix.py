@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from base_images import ci_matrix, versions
+from base_images import versions
 from base_images.errors import UsageError
+from base_images.release import matrix as ci_matrix
 from base_images.variants import VARIANTS, Platform, find
 
 VERSION = versions.parse("2508201420-abc1234")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from base_images import clean
-from base_images.engine import Image
+from base_images.adapters.engine import Image
+from base_images.build import clean
 from base_images.labels import Label
 from tests.images import image
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import consumer, consumer_checkout, contract, host, recipe, settings, variants, versions
-from base_images.consumer import Answer, Refusal, Refused
-from base_images.consumer_checkout import Change
+from base_images import settings, variants, versions
+from base_images.contract import judge
+from base_images.doctor import machine
 from base_images.errors import SourceError, UsageError
+from base_images.recipes import consumer, consumer_checkout, dockerfile
+from base_images.recipes.consumer import Answer, Refusal, Refused
+from base_images.recipes.consumer_checkout import Change
 from tests import bodhi
 
 DATA = consumer.load()
@@ -33,7 +36,7 @@ def test_every_variant_has_a_dockerfile_that_looks_where_the_table_says(variant:
 
 
 def test_the_volumes_belong_to_the_user_that_the_images_have() -> None:
-    assert DATA.volume_owner == contract.LLAMA_ID
+    assert DATA.volume_owner == judge.LLAMA_ID
     assert set(DATA.volumes) == {DATA.dockerfiles["cpu"].settings[name] for name in ("BODHI_HOME", "HF_HOME")}
 
 
@@ -345,12 +348,12 @@ def test_the_readme_has_the_table_of_arguments() -> None:
 def test_the_readme_has_the_drivers_that_the_recipes_need() -> None:
     readme = " ".join((settings.ROOT / "README.md").read_text(encoding="utf-8").split())
     for variant in variants.VARIANTS:
-        defaults = recipe.global_arguments(settings.ROOT / variant.dockerfile, {})
+        defaults = dockerfile.global_arguments(settings.ROOT / variant.dockerfile, {})
         if variant.device and variant.device.driver.oldest:
             version = defaults[variant.toolkit[variant.device.driver.toolkit]].rpartition(":")[2]
-            oldest = host.of_toolkit(variant.device.driver.oldest, version)
+            oldest = machine.of_toolkit(variant.device.driver.oldest, version)
             short = ".".join(version.split(".")[:2])
             assert re.search(rf"'s {re.escape(oldest)} for \w+ {re.escape(short)}\b", readme), variant.name
     for name, argument in (("intel", "ONEAPI_VERSION"), ("musa", "MUSA_VERSION")):
-        version = recipe.global_arguments(settings.ROOT / variants.find(name).dockerfile, {})[argument]
+        version = dockerfile.global_arguments(settings.ROOT / variants.find(name).dockerfile, {})[argument]
         assert re.search(rf"\b{re.escape(version[:6])}", readme), name

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from base_images import context, settings
+from base_images import settings
+from base_images.build import context
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from base_images import archive, contract
-from base_images.archive import Elf, Entry, Kind
-from base_images.consumer import Answer, Refused
-from base_images.contract import RowResult, Status
-from base_images.engine import Image, ProbeResult
-from base_images.image_facts import ImageFacts, Server, Shell, Start
+from base_images.adapters.engine import Image, ProbeResult
+from base_images.contract import judge
+from base_images.contract import layers as archive
+from base_images.contract.facts import ImageFacts, Server, Shell, Start
+from base_images.contract.judge import RowResult, Status
+from base_images.contract.layers import Elf, Entry, Kind
 from base_images.labels import Label
+from base_images.recipes.consumer import Answer, Refused
 from base_images.variants import Platform, find
 
 HOME = "/app/bin/x86_64-unknown-linux-gnu/cpu"
@@ -105,7 +106,7 @@ TOP = [
     elf(f"{HOME}/llama-server", "libllama.so.0", program=True),
     elf(f"{HOME}/libllama.so.0.5.0"),
     link(f"{HOME}/libllama.so.0", "libllama.so.0.5.0"),
-    *(elf(f"{HOME}/libggml-cpu-{name}.so") for name in contract.CPU_BACKENDS[Platform.AMD64]),
+    *(elf(f"{HOME}/libggml-cpu-{name}.so") for name in judge.CPU_BACKENDS[Platform.AMD64]),
     file("/app/version.json", json.dumps(VERSION).encode()),
     file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nllama:x:999:999::/home/llama:/bin/sh\n"),
     file("/etc/group", b"root:x:0:\nllama:x:999:\n"),
@@ -266,11 +267,11 @@ def runs_on(machine: str) -> ImageFacts:
 
 
 def row(facts: ImageFacts, number: int) -> RowResult:
-    return contract.judge(facts)[number - 1]
+    return judge.judge(facts)[number - 1]
 
 
 def test_a_good_image_passes_every_row_in_order_and_once() -> None:
-    rows = contract.judge(GOOD)
+    rows = judge.judge(GOOD)
     assert [row.number for row in rows] == list(range(1, 19))
     assert [(row.number, row.findings) for row in rows if row.status is not Status.PASS] == []
 
@@ -493,7 +494,7 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
         replace(entry, content=json.dumps(content).encode()) if entry.path == "/app/version.json" else entry
         for entry in rest
     ]
-    extra = [elf(f"{home}/{backend}", *contract.HOST_LIBRARIES.get(name, {}))] if backend else []
+    extra = [elf(f"{home}/{backend}", *judge.HOST_LIBRARIES.get(name, {}))] if backend else []
     own_server = replace(
         SERVER,
         path=f"{home}/llama-server",
@@ -509,7 +510,7 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
 
 
 def statuses(facts: ImageFacts) -> dict[int, Status]:
-    return {row.number: row.status for row in contract.judge(facts) if row.status is not Status.PASS}
+    return {row.number: row.status for row in judge.judge(facts) if row.status is not Status.PASS}
 
 
 def test_what_only_a_gpu_host_can_prove_names_the_test_that_does() -> None:
@@ -601,7 +602,7 @@ def test_a_refusal_that_is_known_is_an_exception_with_its_reason_and_what_works(
 def test_musas_old_glibc_is_a_known_exception_and_nobody_elses() -> None:
     musa = gpu("musa", backend="libggml-musa.so", glibc="2.35")
     assert row(musa, 16).status is Status.EXCEPTION
-    assert contract.ContractReport(reference="x", image_id="y", variant="musa", rows=contract.judge(musa)).ok
+    assert judge.ContractReport(reference="x", image_id="y", variant="musa", rows=judge.judge(musa)).ok
     assert row(gpu("vulkan", backend="libggml-vulkan.so", glibc="2.35"), 16).status is Status.FAIL
 
 
@@ -614,17 +615,17 @@ def test_an_image_of_nothing_has_all_rows_too() -> None:
         shell_error="no sleep",
         image=replace(IMAGE, labels={}, user="", working_directory="/", entrypoint=(), healthcheck=()),
     )
-    rows = contract.judge(empty)
+    rows = judge.judge(empty)
     assert [row.number for row in rows] == list(range(1, 19))
     assert {row.number for row in rows if row.status is not Status.FAIL} == {9, 10, 12, 17}
 
 
 def test_a_report_is_json_and_says_whether_all_is_well() -> None:
-    good = contract.ContractReport(reference="image", image_id="sha256:1", variant="cpu", rows=contract.judge(GOOD))
+    good = judge.ContractReport(reference="image", image_id="sha256:1", variant="cpu", rows=judge.judge(GOOD))
     assert good.ok
     said = json.loads(json.dumps(good.as_dict()))
     assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 18)
     assert set(said["rows"][0]) == {"number", "title", "status", "seen", "findings"}
-    bad = replace(good, rows=contract.judge(without(SERVER.path)))
+    bad = replace(good, rows=judge.judge(without(SERVER.path)))
     assert not bad.ok
     assert json.loads(json.dumps(bad.as_dict()))["rows"][0]["status"] == "fail"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from base_images import device, settings, variants
-from base_images.engine import ContainerSpec
+from base_images import settings, variants
+from base_images.adapters.engine import ContainerSpec
 from base_images.errors import DeviceError
+from base_images.smoke import device
 from base_images.variants import DeviceAccess, Variant
 
 KFD_GROUP, RENDER_GROUP = 4242, 4243

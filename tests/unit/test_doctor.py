@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from base_images import doctor, recipe, settings, variants
-from base_images.doctor import EngineFacts, Seen, VariantReport
-from base_images.engine import Image
+from base_images import settings, variants
+from base_images.adapters.engine import Image
+from base_images.doctor import doctor
+from base_images.doctor.doctor import EngineFacts, Seen, VariantReport
+from base_images.doctor.machine import Answer
 from base_images.errors import SourceError
-from base_images.host import Answer
+from base_images.recipes import dockerfile
 from base_images.variants import GIGABYTE
 from tests import images, machines
 
@@ -51,7 +53,7 @@ def seen(root: Path, **changes: Any) -> Seen:
 
 def judge(name: str, machine: Seen, toolkit: Mapping[str, str] | None = None, *, pulled: bool = False) -> VariantReport:
     variant = variants.find(name)
-    references = recipe.base_references(settings.ROOT / variant.dockerfile)
+    references = dockerfile.base_references(settings.ROOT / variant.dockerfile)
     return doctor.judge(variant, references, machine, image=image(toolkit or {}), pulled=pulled)
 
 
@@ -229,7 +231,7 @@ def test_ascend_s_driver_against_cann(tmp_path: Path) -> None:
 def test_without_an_image_no_driver_is_too_old(tmp_path: Path) -> None:
     machines.nvidia(tmp_path, "300.0")
     variant = variants.find("cuda")
-    references = recipe.base_references(settings.ROOT / variant.dockerfile)
+    references = dockerfile.base_references(settings.ROOT / variant.dockerfile)
     report = doctor.judge(variant, references, seen(tmp_path), image=None, pulled=False)
     assert report.no_device == ()
     assert (report.image, report.driver_needed, report.toolkit) == ("", "", {})

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from base_images import download as downloads
-from base_images.download import download
+from base_images.adapters import download as downloads
+from base_images.adapters.download import download
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
 
@@ -202,11 +202,11 @@ def test_a_server_that_is_not_there(target: Path) -> None:
 
 def test_two_processes_at_once_download_it_once(server: FileServer, target: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from base_images.download import download;"
+        "import sys; from pathlib import Path; from base_images.adapters.download import download;"
         "from base_images.progress import silent;"
         "download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], listener=silent)"
     )
-    scripts = Path(downloads.__file__).parents[1]
+    scripts = Path(downloads.__file__).parents[2]
     server.seconds = 2
     processes = [
         subprocess.Popen([sys.executable, "-c", code, server.url, str(target), SHA256], cwd=scripts) for _ in range(3)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from base_images import command, host, variants
-from base_images.host import Installed, Node
+from base_images import variants
+from base_images.adapters import programs
+from base_images.doctor import machine
+from base_images.doctor.machine import Installed, Node
 from base_images.variants import DeviceAccess
 from tests import machines
 
@@ -25,7 +27,7 @@ def access(name: str) -> DeviceAccess:
 
 
 def driver(name: str, root: Path) -> Installed | None:
-    return host.installed(access(name).driver, host.nodes(access(name), root), root)
+    return machine.installed(access(name).driver, machine.nodes(access(name), root), root)
 
 
 # --- the machine ---
@@ -38,7 +40,7 @@ def test_a_machine(tmp_path: Path) -> None:
         "MemTotal:       24684092 kB\nMemAvailable:   22854876 kB\nHugePages_Total:       0\n",
     )
     machines.put(tmp_path, "/proc/sys/kernel/osrelease", "6.8.0-45-generic\n")
-    found = host.machine(tmp_path)
+    found = machine.machine(tmp_path)
     assert (found.kernel, found.memory, found.memory_available) == (
         "6.8.0-45-generic",
         24684092 * 1024,
@@ -48,22 +50,23 @@ def test_a_machine(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_says_nothing(tmp_path: Path) -> None:
-    found = host.machine(tmp_path)
+    found = machine.machine(tmp_path)
     assert (found.kernel, found.memory, found.memory_available) == ("", 0, 0)
 
 
 def test_this_machine() -> None:
-    found = host.machine()
+    found = machine.machine()
     assert found.kernel == os.uname().release
     assert found.memory == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_programs_and_buildx() -> None:
-    assert host.programs(["sh", "no-such-program"]) == {"sh": command.find_program("sh"), "no-such-program": None}
+    assert machine.programs(["sh", "no-such-program"]) == {"sh": programs.find_program("sh"), "no-such-program": None}
     assert (
-        host.buildx_version("github.com/docker/buildx v0.13.1 788433953af10f2a698f5c07611dddce2e08c7a0\n") == "v0.13.1"
+        machine.buildx_version("github.com/docker/buildx v0.13.1 788433953af10f2a698f5c07611dddce2e08c7a0\n")
+        == "v0.13.1"
     )
-    assert host.buildx_version("") == ""
+    assert machine.buildx_version("") == ""
 
 
 # --- nodes ---
@@ -78,19 +81,19 @@ def test_nodes_have_their_group_and_their_driver(tmp_path: Path) -> None:
         Node(path="/dev/dri/renderD128", group=group, module="amdgpu"),
         Node(path="/dev/dri/renderD129", group=group, module="i915"),
     )
-    assert host.nodes(access("rocm"), tmp_path) == (Node(path="/dev/kfd", group=group), *gpus)
-    assert host.nodes(access("vulkan"), tmp_path) == gpus
-    assert host.nodes(access("cuda"), tmp_path) == ()
+    assert machine.nodes(access("rocm"), tmp_path) == (Node(path="/dev/kfd", group=group), *gpus)
+    assert machine.nodes(access("vulkan"), tmp_path) == gpus
+    assert machine.nodes(access("cuda"), tmp_path) == ()
 
 
 def test_a_variant_s_paths_go_below_a_root(tmp_path: Path) -> None:
     cann = variants.find("cann")
-    moved = host.rooted(cann, tmp_path).device
+    moved = machine.rooted(cann, tmp_path).device
     assert moved
     assert moved.nodes[0] == f"{tmp_path}/dev/davinci0"
     assert moved.group_nodes == (f"{tmp_path}/dev/davinci0",)
     assert moved.mounts[-1] == f"{tmp_path}/usr/local/dcmi"
-    assert host.rooted(cann, Path("/")) == cann
+    assert machine.rooted(cann, Path("/")) == cann
 
 
 # --- drivers ---
@@ -109,7 +112,7 @@ def test_a_variant_s_paths_go_below_a_root(tmp_path: Path) -> None:
     ],
 )
 def test_the_version_in_a_driver_s_own_words(text: str, version: str) -> None:
-    assert host.version_in(text) == version
+    assert machine.version_in(text) == version
 
 
 def test_no_driver(tmp_path: Path) -> None:
@@ -159,8 +162,8 @@ def test_moore_threads_and_ascend(tmp_path: Path) -> None:
 
 def test_versions_order_by_their_numbers() -> None:
     ordered = ["450.80.02", "525.60.13", "535.54.03", "535.104.05", "570.26", "570.124.06", "580"]
-    assert sorted(sorted(ordered), key=host.numbers) == ordered != sorted(ordered)
-    assert host.numbers("25.0.rc1.1") >= host.numbers("25.0") > host.numbers("24.1.rc3")
+    assert sorted(sorted(ordered), key=machine.numbers) == ordered != sorted(ordered)
+    assert machine.numbers("25.0.rc1.1") >= machine.numbers("25.0") > machine.numbers("24.1.rc3")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_versions_order_by_their_numbers() -> None:
     ],
 )
 def test_a_toolkit_is_looked_up_by_the_longest_beginning(toolkit: str, value: str) -> None:
-    assert host.of_toolkit({"12": "of 12", "12.4": "of 12.4"}, toolkit) == value
+    assert machine.of_toolkit({"12": "of 12", "12.4": "of 12.4"}, toolkit) == value
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_a_toolkit_is_looked_up_by_the_longest_beginning(toolkit: str, value: st
 )
 def test_what_vendors_publish(variant: str, toolkit: str, oldest: str, own: str) -> None:
     needed = access(variant).driver
-    assert (host.of_toolkit(needed.oldest, toolkit), host.of_toolkit(needed.own, toolkit)) == (oldest, own)
+    assert (machine.of_toolkit(needed.oldest, toolkit), machine.of_toolkit(needed.own, toolkit)) == (oldest, own)
 
 
 # --- registries ---
@@ -215,7 +218,7 @@ def test_what_vendors_publish(variant: str, toolkit: str, oldest: str, own: str)
     ],
 )
 def test_the_registry_of_a_reference(reference: str, registry: str) -> None:
-    assert host.registry(reference) == registry
+    assert machine.registry(reference) == registry
 
 
 @pytest.fixture
@@ -246,7 +249,7 @@ def answering() -> Iterator[tuple[str, list[int]]]:
 def test_who_answers(answering: tuple[str, list[int]], status: int, reached: bool, seen: str) -> None:
     address, statuses = answering
     statuses[0] = status
-    (answer,) = host.asking([address])()
+    (answer,) = machine.asking([address])()
     assert (answer.host, answer.reached) == (address, reached)
     assert seen in answer.seen
 
@@ -256,9 +259,9 @@ def test_who_does_not_answer() -> None:
         free.bind(("127.0.0.1", 0))  # and does not listen
         refused, mute = (f"127.0.0.1:{one.getsockname()[1]}" for one in (free, silent))
         started = time.monotonic()
-        answers = host.asking([refused, mute, "no-such-host.invalid", "not a host"])()
+        answers = machine.asking([refused, mute, "no-such-host.invalid", "not a host"])()
         seconds = time.monotonic() - started
     assert [answer.reached for answer in answers] == [False] * 4
     assert answers[0].seen == "connection refused"
     assert all(answer.seen for answer in answers)
-    assert seconds < host.ANSWER_SECONDS + 0.5
+    assert seconds < machine.ANSWER_SECONDS + 0.5

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from base_images import command, settings
+from base_images import settings
+from base_images.adapters import programs
 from base_images.variants import VARIANTS
 
 LISTED = subprocess.run(
@@ -84,7 +85,7 @@ def test_no_recipe_is_left_out(checkout: Path) -> None:
     assert [name for name in RECIPES if not re.search(rf"^{name}:\d+ DL3000 ", found, re.MULTILINE)] == []
 
 
-@pytest.mark.skipif(not command.find_program("shellcheck"), reason="needs shellcheck: install it")
+@pytest.mark.skipif(not programs.find_program("shellcheck"), reason="needs shellcheck: install it")
 def test_no_shell_script_is_left_out(checkout: Path) -> None:
     for name in SCRIPTS:
         with (checkout / name).open("a", encoding="utf-8") as script:
@@ -106,7 +107,7 @@ def test_no_shell_script_is_left_out(checkout: Path) -> None:
     ],
 )
 def test_a_defect_in_a_workflow(checkout: Path, name: str, line: str, defect: str, finding: str) -> None:
-    if finding == "SC2086" and not command.find_program("shellcheck"):
+    if finding == "SC2086" and not programs.find_program("shellcheck"):
         pytest.skip("needs shellcheck: install it")
     workflow = checkout / ".github" / "workflows" / f"{name}.yml"
     text, count = re.subn(line, defect, workflow.read_text(encoding="utf-8"))
@@ -126,7 +127,7 @@ def test_a_shell_script_that_is_not_formatted(checkout: Path) -> None:
 def test_what_is_ignored_has_a_reason_and_is_needed(tmp_path: Path) -> None:
     nothing_ignored = tmp_path / "hadolint.yaml"
     nothing_ignored.write_text("ignored: []\n", encoding="utf-8")
-    hadolint = command.find_program("hadolint")
+    hadolint = programs.find_program("hadolint")
     assert hadolint
     done = subprocess.run(
         [hadolint, "--config", nothing_ignored, "--no-fail", "--format", "json", *RECIPES],

@@ -11,10 +11,12 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import consumer, mirror, recipe, recipe_facts, settings
+from base_images import settings
 from base_images.errors import SourceError, UsageError
-from base_images.mirror import Record, Report, Status
-from base_images.recipe_facts import Fact
+from base_images.recipes import consumer, dockerfile, mirror
+from base_images.recipes import facts as recipe_facts
+from base_images.recipes.facts import Fact
+from base_images.recipes.mirror import Record, Report, Status
 from tests.unit.test_server_arguments import ARG_CPP, COMMON_H
 from tests.unit.test_tasks import fresh_copy, invoke
 
@@ -734,7 +736,7 @@ def test_our_own_records_and_recipes_can_be_read() -> None:
     assert records
     for name, text in texts.items():
         facts = recipe_facts.read(text, name)
-        assert lost_words(text, facts) <= {*recipe.BASE_ARGUMENTS.values(), "source=dockerfiles/version-json"}
+        assert lost_words(text, facts) <= {*dockerfile.BASE_ARGUMENTS.values(), "source=dockerfiles/version-json"}
         assert {"web", "build", "base", "runtime"} <= {fact.stage for fact in facts}
 
 

@@ -24,9 +24,18 @@ import gguf
 import numpy as np
 import pytest
 
-from base_images import model, reference
-from base_images.model import ARCHITECTURE, KnownAnswer, SeenStep, Tensor, TensorType, Verdict, compare, known_answer
-from base_images.reference import Architecture, Array
+from base_images.smoke import model, reference
+from base_images.smoke.model import (
+    ARCHITECTURE,
+    KnownAnswer,
+    SeenStep,
+    Tensor,
+    TensorType,
+    Verdict,
+    compare,
+    known_answer,
+)
+from base_images.smoke.reference import Architecture, Array
 
 SAMPLES = 3
 ALL_TYPES = pytest.mark.parametrize("tensor_type", list(TensorType))
@@ -94,10 +103,10 @@ def test_rounding_cannot_turn_a_token(tensor_type: TensorType) -> None:
 
 def test_the_bytes_are_the_same_in_every_process() -> None:
     program = (
-        "import hashlib; from base_images.model import TensorType, known_answer\n"
+        "import hashlib; from base_images.smoke.model import TensorType, known_answer\n"
         "for kind in TensorType: print(hashlib.sha256(known_answer(kind).gguf).hexdigest())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(model.__file__).parents[1]), "PYTHONHASHSEED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(model.__file__).parents[2]), "PYTHONHASHSEED": "1"}
     other = subprocess.run(
         [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
     ).stdout.split()

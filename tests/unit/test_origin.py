@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from base_images import origin, packages, variants
-from base_images.origin import apt_sources, base_key
-from base_images.packages import Root
+from base_images import variants
+from base_images.build import bases, packages
+from base_images.build.bases import apt_sources, base_key
+from base_images.build.packages import Root
 from base_images.progress import Progress
 from tests.images import image
 
 DIGEST = "sha256:" + "a" * 64
 CPU = packages.Packages()
-ROLES = origin._roots(CPU)
+ROLES = bases._roots(CPU)
 SIGNED = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
 
 
@@ -74,8 +75,8 @@ def test_the_host_certificates_decide_the_build_bases_and_never_the_runtime() ->
 
 
 def test_the_runtime_base_gets_neither_certificates_nor_a_label_that_its_children_would_inherit() -> None:
-    assert origin._changes("runtime") == ['CMD ["bash"]']
-    assert any("NODE_EXTRA_CA_CERTS=/usr/local/share/host-ca.pem" in change for change in origin._changes("web"))
+    assert bases._changes("runtime") == ['CMD ["bash"]']
+    assert any("NODE_EXTRA_CA_CERTS=/usr/local/share/host-ca.pem" in change for change in bases._changes("web"))
 
 
 @pytest.mark.parametrize(
@@ -91,25 +92,25 @@ def test_the_runtime_base_gets_neither_certificates_nor_a_label_that_its_childre
     ],
 )
 def test_the_repository_of_a_reference(reference: str, repository: str) -> None:
-    assert origin._repository(reference) == repository
+    assert bases._repository(reference) == repository
 
 
 def test_the_digest_is_that_of_the_reference_own_repository() -> None:
     pulled = image(repo_digests=(f"mirror.example/ubuntu@sha256:{'c' * 64}", f"ubuntu@{DIGEST}"))
 
-    assert origin._digest(pulled, "docker.io/ubuntu:24.04") == DIGEST
-    assert origin._digest(pulled, "docker.io/node:24") is None
-    assert origin._digest(image(), "ubuntu:24.04") is None
+    assert bases._digest(pulled, "docker.io/ubuntu:24.04") == DIGEST
+    assert bases._digest(pulled, "docker.io/node:24") is None
+    assert bases._digest(image(), "ubuntu:24.04") is None
 
 
 def test_a_tag_is_pinned_and_a_digest_stays() -> None:
-    assert origin._pinned("docker.io/ubuntu:24.04", DIGEST) == f"docker.io/ubuntu:24.04@{DIGEST}"
-    assert origin._pinned(f"ubuntu@{DIGEST}", DIGEST) == f"ubuntu@{DIGEST}"
+    assert bases._pinned("docker.io/ubuntu:24.04", DIGEST) == f"docker.io/ubuntu:24.04@{DIGEST}"
+    assert bases._pinned(f"ubuntu@{DIGEST}", DIGEST) == f"ubuntu@{DIGEST}"
 
 
 def test_the_layers_of_a_pull_are_added_up() -> None:
     seen: list[Progress] = []
-    on_message = origin.pull_progress("ubuntu:24.04", seen.append)
+    on_message = bases.pull_progress("ubuntu:24.04", seen.append)
     on_message({"status": "Pulling from library/ubuntu", "id": "24.04"})
     on_message({"status": "Downloading", "id": "a", "progressDetail": {"current": 10, "total": 100}})
     on_message({"status": "Downloading", "id": "b", "progressDetail": {"current": 1, "total": 50}})
@@ -129,7 +130,7 @@ def test_a_file_is_added_to_a_root_file_system(tmp_path: Path) -> None:
     tar = tmp_path / "root.tar"
     with tarfile.open(tar, "w") as archive:
         archive.addfile(tarfile.TarInfo("./etc/hosts"))
-    origin._add_file(tar, "/usr/local/share/host-ca.pem", b"authorities")
+    bases._add_file(tar, "/usr/local/share/host-ca.pem", b"authorities")
 
     with tarfile.open(tar) as archive:
         assert archive.getnames() == ["./etc/hosts", "./usr/local/share/host-ca.pem"]

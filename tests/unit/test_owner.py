@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from base_images import owner
+from base_images.adapters import ownership
 from base_images.settings import ROOT
 
-ASK = "from base_images import owner; print(owner.current(), flush=True); input()"
+ASK = "from base_images.adapters import ownership; print(ownership.current(), flush=True); input()"
 
 
 def started() -> tuple[subprocess.Popen[str], str]:
@@ -31,29 +31,29 @@ def started() -> tuple[subprocess.Popen[str], str]:
 def test_a_process_is_gone_when_it_has_ended_also_before_anybody_asked_for_its_exit_code() -> None:
     process, name = started()
     with process:
-        assert not owner.is_gone(name)
+        assert not ownership.is_gone(name)
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not waited for
         assert Path(f"/proc/{process.pid}").exists()
-        assert owner.is_gone(name)
+        assert ownership.is_gone(name)
     assert not Path(f"/proc/{process.pid}").exists()
-    assert owner.is_gone(name)
+    assert ownership.is_gone(name)
 
 
 def test_a_number_that_another_process_has_now() -> None:
-    own = owner.current()
-    assert not owner.is_gone(own)
-    assert owner.is_gone(f"{own.rpartition('.')[0]}.1")
+    own = ownership.current()
+    assert not ownership.is_gone(own)
+    assert ownership.is_gone(f"{own.rpartition('.')[0]}.1")
 
 
 @pytest.mark.parametrize("name", ["", "1", "a.b.c.d", "....", "000000000000.4026531836.999999999.1"])
 def test_what_cannot_be_known_is_not_gone(name: str) -> None:
-    assert not owner.is_gone(name)
+    assert not ownership.is_gone(name)
 
 
 def test_another_namespace_of_processes_is_not_looked_into() -> None:
-    boot, namespace, *rest = owner.current().split(".")
-    assert not owner.is_gone(".".join((boot, f"{namespace}1", *rest[:1], "1")))
+    boot, namespace, *rest = ownership.current().split(".")
+    assert not ownership.is_gone(".".join((boot, f"{namespace}1", *rest[:1], "1")))
 
 
 def test_directories_of_the_gone_go_and_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +63,10 @@ def test_directories_of_the_gone_go_and_of_others_stay(tmp_path: Path, monkeypat
     for path in (left, elsewhere):
         path.mkdir()
         (path / "model.gguf").touch()
-    with process, owner.temporary_directory() as one:
+    with process, ownership.temporary_directory() as one:
         assert left.exists()
         process.kill()
         process.wait()
-        with owner.temporary_directory() as other:
+        with ownership.temporary_directory() as other:
             assert sorted(tmp_path.iterdir()) == sorted((one, other, elsewhere))
     assert list(tmp_path.iterdir()) == [elsewhere]

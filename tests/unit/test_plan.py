@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from base_images import plan, settings, variants, versions
+from base_images import settings, variants, versions
+from base_images.adapters.repository import Head
+from base_images.build import plan
+from base_images.build.bases import BaseImage, Bases, Origin
+from base_images.build.source import Source, SourceKind
 from base_images.errors import UsageError
 from base_images.labels import Label
-from base_images.origin import BaseImage, Bases, Origin
-from base_images.repository import Head
-from base_images.source import Source, SourceKind
 from base_images.variants import Platform
 
 PIN = settings.load().pin

@@ -8,11 +8,12 @@ import re
 
 import pytest
 
-from base_images import promote, variants, versions
-from base_images.evidence import Attached, Evidence, Kind
+from base_images import variants, versions
 from base_images.labels import Label
-from base_images.promote import Candidate, Move
-from base_images.smoke_report import Device
+from base_images.release import promote
+from base_images.release.evidence import Attached, Evidence, Kind
+from base_images.release.promote import Candidate, Move
+from base_images.smoke.report import Device
 from base_images.variants import Variant
 from base_images.versions import Foreign, Version
 

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from base_images.errors import SourceError, UsageError
-from base_images.recipe import BASE_ARGUMENTS, base_arguments, base_references, global_arguments, slim_argument
+from base_images.recipes.dockerfile import (
+    BASE_ARGUMENTS,
+    base_arguments,
+    base_references,
+    global_arguments,
+    slim_argument,
+)
 
 RECIPE = """\
 # A recipe.

@@ -7,7 +7,9 @@ import subprocess
 
 import pytest
 
-from base_images import recipe, recipe_facts, settings, variants
+from base_images import settings, variants
+from base_images.recipes import dockerfile
+from base_images.recipes import facts as recipe_facts
 
 FILES = settings.ROOT / "dockerfiles"
 ENVIRONMENT = {
@@ -64,7 +66,7 @@ def test_a_toolkit_setting_may_be_any_text(value: str) -> None:
 def test_a_recipe_hands_on_the_toolkit_that_the_table_names(variant: variants.Variant) -> None:
     """As ARGs before the first FROM with a default, redeclared without one: a default in a stage would hide them."""
     path = settings.ROOT / variant.dockerfile
-    defaults = recipe.global_arguments(path, {})
+    defaults = dockerfile.global_arguments(path, {})
     said = {
         (fact.stage, fact.kind, fact.name): fact.value for fact in recipe_facts.read(path.read_text(), variant.name)
     }

@@ -14,10 +14,12 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import release, repository, settings, variants
+from base_images import settings, variants
+from base_images.adapters import repository
+from base_images.adapters.repository import Remote
 from base_images.errors import RepositoryError, SourceError
-from base_images.release import Plan, State, Status
-from base_images.repository import Remote
+from base_images.release import tag as release_tag
+from base_images.release.tag import Plan, State, Status
 
 NOW = datetime(2025, 9, 1, tzinfo=UTC)
 MERGED = "2025-08-20T14:20:30+0000"
@@ -97,17 +99,17 @@ def commit(made: git.Repo, name: str, date: str) -> str:
 
 def examine(site: Site, *, now: datetime = NOW, problem: str = "", seconds: float = 60) -> State:
     remote = Remote(clone=site.clone, seconds=seconds)
-    return release.examine(remote, "main", now=now, mirror_problem=lambda: problem)
+    return release_tag.examine(remote, "main", now=now, mirror_problem=lambda: problem)
 
 
 def planned(site: Site) -> Plan:
     state = examine(site)
     assert state.ok, state.checks
-    return release.plan(Remote(clone=site.clone), state, settings.load())
+    return release_tag.plan(Remote(clone=site.clone), state, settings.load())
 
 
 def publish(site: Site, plan: Plan, *, seconds: float = 60) -> None:
-    release.publish(Remote(clone=site.clone, seconds=seconds), plan)
+    release_tag.publish(Remote(clone=site.clone, seconds=seconds), plan)
 
 
 def failed(state: State) -> dict[str, str]:
@@ -236,7 +238,7 @@ def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> Non
     def cannot_be_had() -> str:
         raise SourceError("there is no source")
 
-    state = release.examine(Remote(clone=site.clone), "main", now=NOW, mirror_problem=cannot_be_had)
+    state = release_tag.examine(Remote(clone=site.clone), "main", now=NOW, mirror_problem=cannot_be_had)
     assert failed(state) == {"recipes mirror upstream": "there is no source"}
 
 
@@ -442,7 +444,7 @@ def test_the_same_tag_elsewhere_in_between_stops_the_release(site: Site) -> None
 
 def test_who_loses_the_race_for_the_same_commit_is_done_too(site: Site) -> None:
     plan = planned(site)
-    release.publish(Remote(clone=site.colleague), plan)
+    release_tag.publish(Remote(clone=site.colleague), plan)
     site.clone.git.execute(
         ["git", "tag", "-a", "-m", "ours", plan.tag], env={"GIT_COMMITTER_DATE": "2025-08-21T00:00:00+0000"}
     )

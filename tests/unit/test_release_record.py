@@ -13,13 +13,16 @@ import git
 import pytest
 from jsonschema import Draft202012Validator
 
-from base_images import evidence, release_notes, release_record, settings, variants, versions
+from base_images import settings, variants, versions
+from base_images.adapters.repository import Commits
 from base_images.errors import RepositoryError, UsageError
-from base_images.evidence import Attached, Evidence, Kind
 from base_images.labels import Label
-from base_images.promote import Candidate, Move
-from base_images.release_record import Found, LlamaCpp, Record, Released, Seen, Status
-from base_images.repository import Commits
+from base_images.release import evidence
+from base_images.release import notes as release_notes
+from base_images.release import record as release_record
+from base_images.release.evidence import Attached, Evidence, Kind
+from base_images.release.promote import Candidate, Move
+from base_images.release.record import Found, LlamaCpp, Record, Released, Seen, Status
 from base_images.versions import Foreign, Version
 
 SCHEMA = json.loads(release_record.SCHEMA.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import repository
+from base_images.adapters import repository
 from base_images.errors import RepositoryError
 
 AUGUST = "2025-08-20T14:20:30+0200"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from base_images import runner_disk
+from base_images.release import runner_disk
 from tests.unit.test_tasks import invoke
 
 

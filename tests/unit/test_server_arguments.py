@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from base_images import argument_changes, server_arguments
-from base_images.argument_changes import Source
 from base_images.errors import SourceError
-from base_images.server_arguments import DEFAULTS, FILES, Argument
+from base_images.recipes import argument_changes, server_arguments
+from base_images.recipes.argument_changes import Source
+from base_images.recipes.server_arguments import DEFAULTS, FILES, Argument
 
 COMMON_H = """
 enum common_mode { COMMON_MODE_NONE, COMMON_MODE_DRAFT_FAST, COMMON_MODE_COUNT };

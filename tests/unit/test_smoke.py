@@ -15,12 +15,16 @@ from xml.etree import ElementTree as ET
 import pytest
 import requests
 
-from base_images import consumer, device, launch, model, report, smoke, smoke_report, variants
-from base_images.engine import ContainerState
+from base_images import variants
+from base_images.adapters.engine import ContainerState
+from base_images.cli import views as report
 from base_images.errors import LaunchError, UsageError
-from base_images.model import TensorType
-from base_images.smoke import CheckFailedError, CheckSkippedError
-from base_images.smoke_report import CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.recipes import consumer
+from base_images.smoke import checks_http, device, launch, model
+from base_images.smoke import report as smoke_report
+from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError
+from base_images.smoke.model import TensorType
+from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
 
 CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
 
@@ -86,8 +90,8 @@ def test_every_tensor_type_is_tried_and_both_ways_are_thorough() -> None:
     servers = launch.plan(VULKAN)
     assert {server.tensor_type for server in servers} == set(TensorType)
     quick, bodhi = ({check for one in servers if one.is_bodhi is way for check in one.checks} for way in (False, True))
-    assert quick | bodhi >= set(smoke.CHECKS)
-    assert set(smoke.CHECKS) - bodhi == {"web page"}  # which BodhiApp's servers do not serve: --no-webui
+    assert quick | bodhi >= set(checks_http.CHECKS)
+    assert set(checks_http.CHECKS) - bodhi == {"web page"}  # which BodhiApp's servers do not serve: --no-webui
     assert all("completion" in server.checks and server.checks[-1] == "sigterm" for server in servers)
 
 
@@ -187,7 +191,7 @@ def ask_nobody() -> str:
     ],
 )
 def test_a_check_passes_fails_or_is_skipped(check: Callable[[], str], status: Status, seen: str) -> None:
-    result = smoke.perform("name", check)
+    result = checks_http.perform("name", check)
     assert (result.name, result.status) == ("name", status)
     assert result.seen.startswith(seen)
     assert result.seconds >= 0
@@ -198,11 +202,11 @@ def test_ctrl_c_is_no_failed_check() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        smoke.perform("name", interrupted)
+        checks_http.perform("name", interrupted)
 
 
 def test_nobody_there_is_not_healthy() -> None:
-    assert not smoke.is_healthy(CLOSED_PORT)
+    assert not checks_http.is_healthy(CLOSED_PORT)
 
 
 # --- reading answers ---
@@ -210,13 +214,13 @@ def test_nobody_there_is_not_healthy() -> None:
 
 def test_events_of_a_stream() -> None:
     stream = 'data: {"a": 1}\n\n: comment\n\ndata: {"b": "data: x"}\n\ndata: [DONE]\n\n'
-    assert smoke.read_events(stream) == ([{"a": 1}, {"b": "data: x"}], True)
+    assert checks_http.read_events(stream) == ([{"a": 1}, {"b": "data: x"}], True)
 
 
 @pytest.mark.parametrize("stream", ["", 'data: {"a": 1}\n\n', 'data: [DONE]\n\ndata: {"a": 1}\n\n'])
 def test_a_stream_that_is_not_done(stream: str) -> None:
     try:
-        _, done = smoke.read_events(stream)
+        _, done = checks_http.read_events(stream)
     except ValueError:
         return  # an event after [DONE] makes [DONE] an event, and that is not JSON
     assert not done
@@ -224,8 +228,8 @@ def test_a_stream_that_is_not_done(stream: str) -> None:
 
 def test_the_script_of_a_page() -> None:
     page = '<script>x = 1;\nimport("./_app/immutable/bundle.Ab_1.js").then((app) => app.start())</script>'
-    assert smoke.find_script(page) == "./_app/immutable/bundle.Ab_1.js"
-    assert smoke.find_script("<html><body>It works!</body></html>") is None
+    assert checks_http.find_script(page) == "./_app/immutable/bundle.Ab_1.js"
+    assert checks_http.find_script("<html><body>It works!</body></html>") is None
 
 
 def mapped(*paths: str) -> str:
@@ -433,7 +437,7 @@ def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_log_probability_of_null_is_a_wrong_one() -> None:
     answer = model.known_answer(TensorType.Q8_0)
     steps = [{"token": step.text, "logprob": step.log_probability, "top_logprobs": []} for step in answer.steps]
-    assert "All 16 tokens are right" in smoke._judge(answer, answer.text, steps)
+    assert "All 16 tokens are right" in checks_http._judge(answer, answer.text, steps)
     steps[3]["logprob"] = None
     with pytest.raises(CheckFailedError, match=r"Step 4 gives .* the log-probability nan"):
-        smoke._judge(answer, answer.text, steps)
+        checks_http._judge(answer, answer.text, steps)

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from base_images import smoke_html
-from base_images.smoke_html import KEPT_CHARACTERS, as_html
-from base_images.smoke_report import Device, SmokeReport, Speed, Status
+from base_images.smoke import html as smoke_html
+from base_images.smoke.html import KEPT_CHARACTERS, as_html
+from base_images.smoke.report import Device, SmokeReport, Speed, Status
 from tests import smoke_reports
 from tests.smoke_reports import HOSTILE, check, report, server
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import pypi_simple
 import pytest
 
-from base_images import source as sources
+from base_images.build import source as sources
+from base_images.build.bases import Origin
+from base_images.build.source import STAMP, Source, SourceKind, package_indexes, resolve, tree_digest
 from base_images.errors import SourceError
-from base_images.origin import Origin
 from base_images.progress import Progress, silent
 from base_images.settings import Pin
-from base_images.source import STAMP, Source, SourceKind, package_indexes, resolve, tree_digest
 
 FILES = {
     "CMakeLists.txt": 'cmake_minimum_required(VERSION 3.14)\nproject("llama.cpp" C CXX)\n',

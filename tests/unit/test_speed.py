@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from base_images import speed
-from base_images.smoke import CheckFailedError
-from base_images.speed import Measured, Rates
+from base_images.smoke import speed
+from base_images.smoke.checks_http import CheckFailedError
+from base_images.smoke.speed import Measured, Rates
 
 # Lines of llama-server b11312 at verbosity 4: what it plans twice while it starts, then what it had when it ended.
 LOG = """\

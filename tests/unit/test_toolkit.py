@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from base_images import toolkit, variants
+from base_images import variants
+from base_images.build import architectures as toolkit
 from base_images.errors import UsageError
 from base_images.variants import VARIANTS, Architectures
 

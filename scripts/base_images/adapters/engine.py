@@ -30,7 +30,7 @@ import docker.utils.build
 import requests
 from docker.context.config import get_current_context_name
 
-from base_images import owner
+from base_images.adapters import ownership
 from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError, RegistryError
 from base_images.labels import OWNER, RESOURCE
 from base_images.variants import Platform
@@ -532,7 +532,7 @@ class Engine:
             (volumes, "Name", self._remove_volume),
         ):
             for thing in things:
-                if owner.is_gone(thing["Labels"][OWNER]):
+                if ownership.is_gone(thing["Labels"][OWNER]):
                     # Another one that starts now may be about to remove the same; what stays, the next one removes.
                     with _uninterrupted(), contextlib.suppress(EngineError):
                         remove(thing[name])
@@ -693,7 +693,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def _labels(resource: str, *, keep: bool) -> dict[str, str]:
     """What is to be kept has no owner: nobody removes it when this process is gone."""
-    return {RESOURCE: resource} if keep else {RESOURCE: resource, OWNER: owner.current()}
+    return {RESOURCE: resource} if keep else {RESOURCE: resource, OWNER: ownership.current()}
 
 
 def _create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:

@@ -23,8 +23,8 @@ import requests
 from dxf import DXF, DXFBase
 from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError, DXFUnexpectedStatusCodeError
 
-from base_images import engine
-from base_images.download import host_certificates
+from base_images.adapters import engine
+from base_images.adapters.download import host_certificates
 from base_images.errors import RegistryError
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import git
 
-from base_images import command, versions
+from base_images import versions
+from base_images.adapters import programs
 from base_images.errors import RepositoryError
 from base_images.versions import Version
 
@@ -302,10 +303,12 @@ def _answer(repository: git.Repo, *arguments: str) -> str:
     return done.stdout
 
 
-def _git(repository: git.Repo, *arguments: str, seconds: float | None = None) -> command.Outcome:
+def _git(repository: git.Repo, *arguments: str, seconds: float | None = None) -> programs.Outcome:
     """Runs git in plain English and without questions."""
     environment = {**os.environ, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-    return command.run(["git", "-C", str(repository.working_dir), *arguments], environment=environment, timeout=seconds)
+    return programs.run(
+        ["git", "-C", str(repository.working_dir), *arguments], environment=environment, timeout=seconds
+    )
 
 
 _NOT_THE_REASON = (

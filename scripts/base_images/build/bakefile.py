@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from base_images import build, buildkit, command, origin, publish, recipe, versions
-from base_images.actions import Action, Outcome
-from base_images.context import SOURCE_DIRECTORY
+from base_images import versions
+from base_images.adapters import buildkit, programs
+from base_images.adapters.registry import Repository
+from base_images.build import bases, local
+from base_images.build.context import SOURCE_DIRECTORY
+from base_images.build.plan import BuildPlan
+from base_images.build.source import Source
 from base_images.errors import EngineError, UsageError
 from base_images.labels import Label
-from base_images.plan import BuildPlan
-from base_images.registry import Repository
+from base_images.recipes import dockerfile
+from base_images.release import publish
+from base_images.release.actions import Action, Outcome
 from base_images.settings import Settings
-from base_images.source import Source
 from base_images.variants import Platform, Variant
 from base_images.versions import Version
 
@@ -113,7 +117,7 @@ def bake(
         return
     tree = source()
     require_own_source(tree.path, root)
-    plans = build.foresee(variant, missing, settings=settings, root=root, source=tree)
+    plans = local.foresee(variant, missing, settings=settings, root=root, source=tree)
     if repository and any(plan.version != str(version) for plan in plans):
         raise UsageError(f"{tree.path} is not the pin as it was fetched, and only that is published: move it away.")
     file = bake_file(plans, settings.registry, push=repository is not None, dry_run=dry_run)
@@ -169,12 +173,12 @@ def require_builder(builder: str, *, push: bool) -> None:
         EngineError: buildx is missing, or the builder cannot push.
         UsageError: there is no such builder.
     """
-    if command.run(["docker", "buildx", "version"], timeout=_SECONDS).exit_code:
+    if programs.run(["docker", "buildx", "version"], timeout=_SECONDS).exit_code:
         raise EngineError(
             "`docker buildx` is missing: install it (docker-buildx-plugin or docker-buildx), or build with "
             "`invoke build-local`, which does not need it."
         )
-    seen = command.run(["docker", "buildx", "inspect", *([builder] if builder else [])], timeout=_SECONDS)
+    seen = programs.run(["docker", "buildx", "inspect", *([builder] if builder else [])], timeout=_SECONDS)
     if builder and "no builder" in seen.stderr:
         raise UsageError(f"buildx has no builder {builder!r}: `docker buildx ls` lists those that there are.")
     if seen.exit_code:
@@ -248,11 +252,11 @@ def _asking(plan: BuildPlan) -> Mapping[str, object]:
 
 def _read_glibc(plan: BuildPlan, root: Path) -> str:
     text = (root / GLIBC_DIRECTORY / target(plan)).read_text(encoding="utf-8")
-    return origin.glibc_version(text, _runtime_base(plan))
+    return bases.glibc_version(text, _runtime_base(plan))
 
 
 def _runtime_base(plan: BuildPlan) -> str:
-    return plan.arguments[recipe.base_arguments(plan.arguments)["runtime"]]
+    return plan.arguments[dockerfile.base_arguments(plan.arguments)["runtime"]]
 
 
 def _glibc_target(plan: BuildPlan) -> str:
@@ -289,7 +293,7 @@ def _bake(
         for event in progress.read(line):
             on_event(event)
 
-    done = command.run(
+    done = programs.run(
         ["docker", "buildx", "bake", "--progress", "rawjson", *arguments],
         environment={**os.environ, **environment},
         directory=root,

@@ -14,12 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import command, packages, registry
-from base_images.download import cache_directory, host_certificates, locked
-from base_images.engine import ContainerSpec, Engine, Image
+from base_images.adapters import programs, registry
+from base_images.adapters.download import cache_directory, host_certificates, locked
+from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.build import packages
+from base_images.build.packages import Packages, Root
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
-from base_images.packages import Packages, Root
 from base_images.progress import Listener, Progress
 from base_images.variants import Variant, gigabytes
 
@@ -414,10 +415,10 @@ def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
 def _index_targets(listener: Listener) -> str:
     """Returns `label|URI` lines of Debian's package lists on this machine, fetched first where there are none."""
     ask = ("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
-    targets = command.run(ask).stdout
+    targets = programs.run(ask).stdout
     if not apt_sources(targets, packages.WEB) and os.geteuid() == 0:
         _apt(("update",), listener)
-        targets = command.run(ask).stdout
+        targets = programs.run(ask).stdout
     if not apt_sources(targets, packages.WEB):
         raise SourceError(
             "The packages origin needs a Debian mirror in apt's configuration, and this machine has none (or its "
@@ -442,11 +443,11 @@ def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listen
     def note(line: str) -> None:
         listener(Progress(what=what, note=line.removeprefix("I: ")))
 
-    outcome = command.run(arguments, on_line=note)
-    if outcome.exit_code == command.NOT_INSTALLED and os.geteuid() == 0:
+    outcome = programs.run(arguments, on_line=note)
+    if outcome.exit_code == programs.NOT_INSTALLED and os.geteuid() == 0:
         _apt(("install", "--yes", "--no-install-recommends", "mmdebstrap"), listener)
-        outcome = command.run(arguments, on_line=note)
-    if outcome.exit_code == command.NOT_INSTALLED:
+        outcome = programs.run(arguments, on_line=note)
+    if outcome.exit_code == programs.NOT_INSTALLED:
         raise SourceError("The packages origin needs mmdebstrap: install it (`apt-get install mmdebstrap`).")
     if outcome.exit_code:
         raise SourceError(
@@ -461,7 +462,7 @@ def _apt(arguments: tuple[str, ...], listener: Listener) -> None:
     what = f"apt-get {' '.join(arguments)}"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     listener(Progress(what=what, note="as root, because it is needed and missing"))
-    outcome = command.run(("apt-get", "--quiet", *arguments), environment=environment)
+    outcome = programs.run(("apt-get", "--quiet", *arguments), environment=environment)
     if outcome.exit_code:
         raise SourceError(f"`{what}` failed: {outcome.last_words}", detail=outcome.stderr)
     listener(Progress(what=what, finished=True))

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from base_images import versions
-from base_images.engine import Engine, Image
+from base_images.adapters.engine import Engine, Image
+from base_images.build.bases import PACKAGES_REPOSITORY
 from base_images.errors import BaseImagesError, UsageError
 from base_images.labels import Label
-from base_images.origin import PACKAGES_REPOSITORY
 from base_images.variants import VARIANTS
 
 _LAST_INSTRUCTION = "/usr/local/bin/llama-entrypoint"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from base_images.engine import not_ignored
+from base_images.adapters.engine import not_ignored
 
 SOURCE_DIRECTORY = "llama.cpp"
 RECIPE_DIRECTORY = "dockerfiles"

@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from base_images import buildkit, context, origin, recipe, repository, toolkit
-from base_images.engine import ContainerSpec, Engine
+from base_images.adapters import buildkit, repository
+from base_images.adapters.engine import ContainerSpec, Engine
+from base_images.build import architectures as toolkit
+from base_images.build import bases as origin
+from base_images.build import context
+from base_images.build.bases import Bases, Origin
+from base_images.build.plan import BuildPlan, build_plan, require_platform
+from base_images.build.source import Source
 from base_images.errors import EngineError, SourceError, UsageError
-from base_images.origin import Bases, Origin
-from base_images.plan import BuildPlan, build_plan, require_platform
 from base_images.progress import Listener
+from base_images.recipes import dockerfile
 from base_images.settings import Settings
-from base_images.source import Source
 from base_images.variants import Platform, Variant
 
 
@@ -62,13 +66,13 @@ def prepare(
     """
     path = _recipe(variant, root)
     narrowed = toolkit.architecture_argument(variant, architectures)
-    chosen = {**narrowed, **(recipe.slim_argument(path) if slim else {})}
+    chosen = {**narrowed, **(dockerfile.slim_argument(path) if slim else {})}
     engine.require_buildkit()
     platform = engine.platform()
     require_platform(variant, platform)  # before anything large is fetched
     # An architecture can be part of a base image's name.
     bases = origin.resolve_bases(
-        engine, variant, recipe.base_references(path, chosen), origin=wanted, slim=slim, listener=listener
+        engine, variant, dockerfile.base_references(path, chosen), origin=wanted, slim=slim, listener=listener
     )
     if narrowed:
         _require_architectures(engine, variant, narrowed, bases.build.reference)
@@ -100,11 +104,11 @@ def foresee(
     path = _recipe(variant, root)
     chosen = {
         **toolkit.architecture_argument(variant, architectures),
-        **(recipe.slim_argument(path) if slim else {}),
+        **(dockerfile.slim_argument(path) if slim else {}),
     }
     for platform in platforms:
         require_platform(variant, platform)  # before any registry is asked
-    bases = origin.ask_bases(recipe.base_references(path, chosen))
+    bases = origin.ask_bases(dockerfile.base_references(path, chosen))
     return tuple(
         _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
         for platform in platforms
@@ -135,7 +139,7 @@ def _plan(
         head=repository.head(repository.open_repository(root)),
         source=source,
         bases=bases,
-        recipe_arguments=recipe.global_arguments(root / variant.dockerfile, {**bases.arguments, **chosen}),
+        recipe_arguments=dockerfile.global_arguments(root / variant.dockerfile, {**bases.arguments, **chosen}),
         chosen=chosen,
     )
 

@@ -8,13 +8,15 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from base_images import recipe, toolkit, versions
+from base_images import versions
+from base_images.adapters.repository import Head
+from base_images.build import architectures
+from base_images.build.bases import Bases
+from base_images.build.source import Source
 from base_images.errors import UsageError
 from base_images.labels import TOOLKIT_PREFIX, Label
-from base_images.origin import Bases
-from base_images.repository import Head
+from base_images.recipes import dockerfile as recipe
 from base_images.settings import Settings
-from base_images.source import Source
 from base_images.variants import Platform, Variant
 from base_images.versions import Version
 
@@ -61,7 +63,7 @@ def build_plan(
         UsageError: the variant is not published for the platform, or its recipe does not say a toolkit's version.
     """
     require_platform(variant, platform)
-    reported = toolkit.reported(variant, recipe_arguments)
+    reported = architectures.reported(variant, recipe_arguments)
     version = image_version(settings, head, source, narrowed=bool(chosen))
     tag = versions.image_tag(variant.name, version)
     references = {

@@ -25,10 +25,10 @@ import packaging.requirements
 import pypi_simple
 import requests
 
-from base_images import command
-from base_images.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked, session
+from base_images.adapters import programs
+from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked, session
+from base_images.build.bases import REACH_SECONDS, Origin
 from base_images.errors import SourceError
-from base_images.origin import REACH_SECONDS, Origin
 from base_images.progress import Listener, Progress
 from base_images.settings import Pin
 
@@ -351,11 +351,11 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
 
 def _git(
     *arguments: str, timeout: float | None = None, on_line: Callable[[str], None] | None = None
-) -> command.Outcome:
+) -> programs.Outcome:
     """Runs git in plain English, without questions, and not in the repository that a calling git hook points at."""
     environment = {name: value for name, value in os.environ.items() if name not in _GIT_LOCAL}
     environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-    return command.run(["git", *arguments], environment=environment, timeout=timeout, on_line=on_line)
+    return programs.run(["git", *arguments], environment=environment, timeout=timeout, on_line=on_line)
 
 
 _GIT_LOCAL = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"})
@@ -436,7 +436,7 @@ def package_indexes(environment: Mapping[str, str], pip_configuration: str) -> l
 
 def _pip_configuration() -> str:
     # An environment without pip has nothing configured.
-    return command.run([sys.executable, "-m", "pip", "config", "list"]).stdout
+    return programs.run([sys.executable, "-m", "pip", "config", "list"]).stdout
 
 
 def _sdist_url(name: str, version: str, indexes: list[str]) -> str:

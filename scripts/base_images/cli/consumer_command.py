@@ -6,9 +6,13 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from base_images import consumer, consumer_checkout, engine, image_facts, smoke_command, smoke_report
-from base_images.consumer_checkout import Report
+from base_images.adapters import engine
+from base_images.contract import facts as image_facts
 from base_images.progress import Listener, silent
+from base_images.recipes import consumer, consumer_checkout
+from base_images.recipes.consumer_checkout import Report
+from base_images.smoke import command as smoke_command
+from base_images.smoke import report as smoke_report
 
 
 def check(root: Path, *, source: Path | None, image: str, listener: Listener = silent) -> Report:

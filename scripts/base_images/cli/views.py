@@ -16,20 +16,22 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from base_images import buildkit, consumer, variants
+from base_images import variants
+from base_images.adapters import buildkit
 from base_images.errors import BaseImagesError
 from base_images.progress import Progress
+from base_images.recipes import consumer
 
 if TYPE_CHECKING:  # some import docker, and most of what is printed needs neither
-    from base_images.actions import Action
-    from base_images.consumer_checkout import Report as ConsumerReport
-    from base_images.contract import ContractReport
-    from base_images.doctor import Report as DoctorReport
-    from base_images.doctor import VariantReport
-    from base_images.mirror import RefsReport
-    from base_images.mirror import Report as MirrorReport
-    from base_images.release import Plan as ReleasePlan
-    from base_images.smoke_report import SmokeReport
+    from base_images.contract.judge import ContractReport
+    from base_images.doctor.doctor import Report as DoctorReport
+    from base_images.doctor.doctor import VariantReport
+    from base_images.recipes.consumer_checkout import Report as ConsumerReport
+    from base_images.recipes.mirror import RefsReport
+    from base_images.recipes.mirror import Report as MirrorReport
+    from base_images.release.actions import Action
+    from base_images.release.tag import Plan as ReleasePlan
+    from base_images.smoke.report import SmokeReport
 
 PLAIN_WIDTH = 160
 """Columns where there is no terminal: logs are read in wide windows."""

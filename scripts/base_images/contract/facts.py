@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from base_images import archive, consumer
-from base_images.archive import Entry, Kind, Layer
-from base_images.consumer import Answer, Consumer
-from base_images.engine import Container, ContainerSpec, Engine, Image, ProbeResult
+from base_images.adapters.engine import Container, ContainerSpec, Engine, Image, ProbeResult
+from base_images.contract import layers as archive
+from base_images.contract.layers import Entry, Kind, Layer
 from base_images.errors import EngineError, ImageNotFoundError
 from base_images.labels import Label
+from base_images.recipes import consumer
+from base_images.recipes.consumer import Answer, Consumer
 from base_images.variants import VARIANTS, Platform, Variant
 
 VERSION_JSON = "/app/version.json"

@@ -19,11 +19,10 @@ from typing import Any
 from packaging.version import InvalidVersion
 from packaging.version import Version as PackageVersion
 
-from base_images import archive, consumer, versions
-from base_images.archive import Entry, Kind
-from base_images.engine import Engine, ProbeResult
-from base_images.errors import UsageError
-from base_images.image_facts import (
+from base_images import versions
+from base_images.adapters.engine import Engine, ProbeResult
+from base_images.contract import layers
+from base_images.contract.facts import (
     ARBITRARY_USER,
     GROUP,
     PASSWD,
@@ -34,7 +33,10 @@ from base_images.image_facts import (
     gather,
     which,
 )
+from base_images.contract.layers import Entry, Kind
+from base_images.errors import UsageError
 from base_images.labels import TOOLKIT_PREFIX, Label
+from base_images.recipes import consumer
 from base_images.variants import Platform, Variant, megabytes
 
 LLAMA_USER = "llama"
@@ -207,7 +209,7 @@ def _layout(facts: ImageFacts) -> _Verdict:
     findings = []
     for directory in facts.directories:
         path = f"{directory}/llama-server"
-        entry = archive.resolve(facts.files, path)
+        entry = layers.resolve(facts.files, path)
         if entry is None:
             findings.append(f"There is no {path}.")
         elif entry.kind is not Kind.FILE or not entry.is_elf:
@@ -299,10 +301,10 @@ def _working_directory(facts: ImageFacts) -> _Verdict:
     findings = []
     if facts.image.working_directory != "/app":
         findings.append(f"The WORKDIR is {facts.image.working_directory} and not /app.")
-    app = archive.resolve(facts.files, "/app")
+    app = layers.resolve(facts.files, "/app")
     if app is None or app.kind is not Kind.DIRECTORY:
         findings.append("There is no directory /app.")
-    entry = archive.resolve(facts.files, VERSION_JSON)
+    entry = layers.resolve(facts.files, VERSION_JSON)
     if entry is None or entry.kind is not Kind.FILE:
         findings.append(f"There is no {VERSION_JSON}.")
     elif closed := _closed(facts.files, entry, 0o004):
@@ -363,7 +365,7 @@ def _tools(facts: ImageFacts) -> _Verdict:
             findings.append(f"Of coreutils {', '.join(facts.shell.missing_tools)} is missing.")
         if facts.shell.curl.exit_code:
             findings.append(f"curl does not run: {_last_line(facts.shell.curl)}")
-    stores = [archive.resolve(facts.files, path) for path in _CA_CERTIFICATES]
+    stores = [layers.resolve(facts.files, path) for path in _CA_CERTIFICATES]
     if not any(store and store.size for store in stores):
         findings.append(f"There are no CA certificates: neither {' nor '.join(_CA_CERTIFICATES)} holds any.")
     findings += _entrypoint_findings(facts)
@@ -419,12 +421,12 @@ def _misplaced(path: str, entry: Entry) -> str:
 
 
 def _all_of_base(facts: ImageFacts, kinds: Iterable[Iterable[str]]) -> bool:
-    base = archive.merge(facts.layers[: facts.base_layers])
+    base = layers.merge(facts.layers[: facts.base_layers])
     return all(path in base for paths in kinds for path in paths)
 
 
 def _privileges(facts: ImageFacts) -> _Verdict:
-    base = archive.merge(facts.layers[: facts.base_layers])
+    base = layers.merge(facts.layers[: facts.base_layers])
 
     def is_new(entry: Entry) -> bool:
         below = base.get(entry.path)
@@ -533,7 +535,7 @@ def _accelerator(facts: ImageFacts) -> _Verdict:
     if facts.variant is None or facts.variant.name not in ACCELERATOR_BACKENDS:
         return _Verdict(seen, findings)
     backend = f"{facts.directories[0]}/{ACCELERATOR_BACKENDS[facts.variant.name]}" if facts.directories else ""
-    if archive.resolve(facts.files, backend) is None:
+    if layers.resolve(facts.files, backend) is None:
         findings.append(f"There is no {backend}, which the accelerator is computed with.")
     return _Verdict(
         f"{seen}; {_DEVICE_TEST}",
@@ -641,7 +643,7 @@ def _missing_libraries(facts: ImageFacts) -> dict[str, list[str]]:
     missing: dict[str, set[str]] = defaultdict(set)
     for entry in facts.payload:
         for name in entry.elf.needed if entry.elf else ():
-            beside = archive.resolve(facts.files, posixpath.join(posixpath.dirname(entry.path), name))
+            beside = layers.resolve(facts.files, posixpath.join(posixpath.dirname(entry.path), name))
             if name not in system and (beside is None or beside.kind is not Kind.FILE):
                 missing[name].add(entry.path)
     for path, output in _ldd(facts).items():
@@ -685,14 +687,14 @@ def _closed(files: Mapping[str, Entry], entry: Entry, bit: int) -> Entry | None:
 
 def _table(facts: ImageFacts, path: str) -> list[list[str]]:
     """The lines of /etc/passwd or /etc/group as fields."""
-    entry = archive.resolve(facts.files, path)
+    entry = layers.resolve(facts.files, path)
     text = (entry.content or b"").decode("utf-8", errors="replace") if entry else ""
     return [line.split(":") for line in text.splitlines() if line]
 
 
 def _version_content(facts: ImageFacts) -> dict[str, Any] | str:
     """version.json as an object, or the sentence that says why there is none."""
-    entry = archive.resolve(facts.files, VERSION_JSON)
+    entry = layers.resolve(facts.files, VERSION_JSON)
     if entry is None or entry.content is None:
         return f"There is no {VERSION_JSON}."
     try:
@@ -812,10 +814,10 @@ def _cpu_backend_findings(facts: ImageFacts) -> Iterator[str]:
     for directory in sorted({posixpath.dirname(server.path) for server in facts.servers}):
         if posixpath.basename(directory) in STATIC_BACKENDS:
             continue
-        if archive.resolve(facts.files, f"{directory}/libggml-cpu.so"):
+        if layers.resolve(facts.files, f"{directory}/libggml-cpu.so"):
             yield f"{directory}/libggml-cpu.so is a CPU backend for one kind of processor, that of the build machine."
         wanted = CPU_BACKENDS[facts.platform] if facts.platform else ()
-        absent = [name for name in wanted if not archive.resolve(facts.files, f"{directory}/libggml-cpu-{name}.so")]
+        absent = [name for name in wanted if not layers.resolve(facts.files, f"{directory}/libggml-cpu-{name}.so")]
         if absent:
             yield f"{directory} lacks {len(absent)} of the {len(wanted)} portable CPU backends: {_some(absent)}."
 

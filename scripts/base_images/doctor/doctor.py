@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from base_images import device, engine, host, packages, recipe, versions
-from base_images.engine import Engine, Image
+from base_images import versions
+from base_images.adapters import engine
+from base_images.adapters.engine import Engine, Image
+from base_images.build import packages
+from base_images.build.bases import Origin
+from base_images.doctor import machine as host
+from base_images.doctor.machine import Answer, Installed, Machine, Node
 from base_images.errors import DeviceError, EngineError, ImageNotFoundError
-from base_images.host import Answer, Installed, Machine, Node
 from base_images.labels import TOOLKIT_PREFIX, Label
-from base_images.origin import Origin
+from base_images.recipes import dockerfile
+from base_images.smoke import device
 from base_images.variants import DeviceAccess, Platform, Variant, gigabytes
 
 NO_ENGINE = EngineError.exit_code
@@ -225,7 +230,7 @@ def _exit_code(seen: Seen, reports: Sequence[VariantReport], *, by_name: bool) -
 def _references(variant: Variant, checkout: Path) -> dict[str, str]:
     """Returns the bases that the recipe names by their role; none without a recipe."""
     path = checkout / variant.dockerfile
-    return recipe.base_references(path) if path.exists() else {}
+    return dockerfile.base_references(path) if path.exists() else {}
 
 
 # The engine.

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import requests
 
-from base_images import command, download
+from base_images.adapters import download
+from base_images.adapters import programs as command
 from base_images.variants import DeviceAccess, Driver, Variant
 
 ROOT = Path("/")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from base_images import consumer, server_arguments
 from base_images.errors import SourceError
-from base_images.server_arguments import Argument
+from base_images.recipes import consumer, server_arguments
+from base_images.recipes.server_arguments import Argument
 
 _SAME_WORDS = {"true": "enabled", "false": "disabled"}
 """What a help text says of the same value in other words."""

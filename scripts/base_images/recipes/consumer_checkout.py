@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from base_images import command, consumer, mirror, recipe_facts
-from base_images.consumer import NAME, Answer, Consumer, Dockerfile, Words
+from base_images.adapters import programs
 from base_images.errors import SourceError
+from base_images.recipes import consumer, mirror
+from base_images.recipes import facts as recipe_facts
+from base_images.recipes.consumer import NAME, Answer, Consumer, Dockerfile, Words
 from base_images.variants import Variant
 
 _DIRECTORY, _SUFFIX = "devops", ".Dockerfile"
@@ -79,7 +81,7 @@ def read(path: Path, known: Consumer) -> Checkout:
             dockerfiles[name] = _dockerfile(text, f"{_DIRECTORY}/{name}{_SUFFIX}")
         except SourceError as error:
             unreadable.append(str(error))
-    head = command.run(["git", "-C", str(path), "rev-parse", "HEAD"])
+    head = programs.run(["git", "-C", str(path), "rev-parse", "HEAD"])
     return Checkout(
         commit=head.stdout.strip() if head.exit_code == 0 else "",
         dockerfiles=dockerfiles,
@@ -181,7 +183,7 @@ def newest(repository: str) -> Iterator[Path]:
         ]
         files = ["-C", directory, "checkout", "--quiet", "HEAD", "--", _DIRECTORY, _SERVER_FILE]
         for arguments in (clone, files):
-            done = command.run(["git", *arguments], timeout=_FETCH_SECONDS)
+            done = programs.run(["git", *arguments], timeout=_FETCH_SECONDS)
             if done.exit_code:
                 raise SourceError(
                     f"{repository} cannot be fetched ({done.last_words}): give --source a checkout of {NAME}."

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
-from base_images import recipe_facts
 from base_images.errors import SourceError, UsageError
+from base_images.recipes import facts as recipe_facts
 
 BASE_ARGUMENTS = {"web": "WEB_BASE_IMAGE", "build": "BUILD_BASE_IMAGE", "runtime": "RUNTIME_BASE_IMAGE"}
 """The role of each base image and the global ARG that names it; the same in every recipe."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from dockerfile_parse.parser import DockerfileParser
 
-from base_images.command import find_program
+from base_images.adapters.programs import find_program
 from base_images.errors import SourceError
 
 GLOBAL = "global"

@@ -21,9 +21,12 @@ from typing import Any
 
 import git
 
-from base_images import argument_changes, command, consumer, recipe, recipe_facts, server_arguments, variants
+from base_images import variants
+from base_images.adapters import programs
 from base_images.errors import SourceError, UsageError
-from base_images.recipe_facts import Fact
+from base_images.recipes import argument_changes, consumer, dockerfile, server_arguments
+from base_images.recipes import facts as recipe_facts
+from base_images.recipes.facts import Fact
 from base_images.settings import Pin
 
 DIFFERENCES = "dockerfiles/differences.toml"
@@ -44,7 +47,7 @@ _OTHER_PROGRAMS = frozenset({"full", "light"})
 _CONTEXT = "llama.cpp"
 
 _PIN_ARGUMENTS = ("LLAMA_CPP_TAG", "LLAMA_CPP_COMMIT")
-_OUR_ARGUMENTS = frozenset({*recipe.BASE_ARGUMENTS.values(), *_PIN_ARGUMENTS})
+_OUR_ARGUMENTS = frozenset({*dockerfile.BASE_ARGUMENTS.values(), *_PIN_ARGUMENTS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -487,7 +490,7 @@ def tag_commit(repository: str, tag: str) -> str:
     Raises:
         SourceError: the repository does not answer, or has no such tag.
     """
-    listed = command.run(["git", "ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}"], timeout=60)
+    listed = programs.run(["git", "ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}"], timeout=60)
     if listed.exit_code:
         raise SourceError(f"{repository} cannot be asked for {tag} ({listed.last_words}): give --source a clone.")
     # The line that ends in ^{} is the commit of an annotated tag, and comes last.
@@ -503,7 +506,7 @@ def newest_tag(repository: str) -> str:
     Raises:
         SourceError: the repository does not answer, or has no such tag.
     """
-    listed = command.run(["git", "ls-remote", "--tags", "--refs", repository, "refs/tags/b*"], timeout=60)
+    listed = programs.run(["git", "ls-remote", "--tags", "--refs", repository, "refs/tags/b*"], timeout=60)
     if listed.exit_code:
         raise SourceError(f"{repository} cannot be asked for its tags ({listed.last_words}): give --source a clone.")
     numbers = [int(number) for number in re.findall(r"\trefs/tags/b(\d+)$", listed.stdout, re.MULTILINE)]
@@ -568,6 +571,6 @@ def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
     wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
     for arguments in (["init", "--quiet", "--bare", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
         extra = wanted if arguments[0] == "fetch" else []
-        done = command.run(["git", "-C", str(directory), *arguments, *extra])
+        done = programs.run(["git", "-C", str(directory), *arguments, *extra])
         if done.exit_code:
             raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.last_words}).")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from tree_sitter import Node
 
-from base_images import cpp_source
-from base_images.cpp_source import Code, Field, Scope, Value, children, code, every, part, shown, value_of
 from base_images.errors import SourceError
+from base_images.recipes import cpp_source
+from base_images.recipes.cpp_source import Code, Field, Scope, Value, children, code, every, part, shown, value_of
 
 ARGUMENTS, DEFAULTS = FILES = ("common/arg.cpp", "common/common.h")
 """The two files of llama.cpp that say it."""

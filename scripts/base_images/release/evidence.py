@@ -16,14 +16,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import smoke_report
-from base_images.actions import Action, Outcome
-from base_images.contract import ContractReport
-from base_images.engine import Image
+from base_images.adapters.engine import Image
+from base_images.adapters.registry import OCI_MANIFEST, Manifest, Repository
+from base_images.contract.judge import ContractReport
 from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
-from base_images.registry import OCI_MANIFEST, Manifest, Repository
-from base_images.smoke_report import Device, SmokeReport
+from base_images.release.actions import Action, Outcome
+from base_images.smoke import report as smoke_report
+from base_images.smoke.report import Device, SmokeReport
 
 FILE_SUFFIX = ".evidence.json"
 """Of the files that `attach-reports` takes."""

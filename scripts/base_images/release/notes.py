@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from base_images import consumer, variants
-from base_images.release_record import Record, Status
+from base_images import variants
+from base_images.recipes import consumer
+from base_images.release.record import Record, Status
 from base_images.settings import Settings
 
 FILE = "notes.md"

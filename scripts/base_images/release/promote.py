@@ -22,13 +22,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from base_images import evidence, publish, versions
-from base_images.actions import Action, Outcome
+from base_images import versions
+from base_images.adapters.registry import Manifest, Repository
 from base_images.errors import RegistryError
-from base_images.evidence import Attached, Kind
 from base_images.labels import Label
-from base_images.registry import Manifest, Repository
-from base_images.smoke_report import Device
+from base_images.release import evidence, publish
+from base_images.release.actions import Action, Outcome
+from base_images.release.evidence import Attached, Kind
+from base_images.smoke.report import Device
 from base_images.variants import Variant
 from base_images.versions import Foreign, Version
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from base_images import versions
-from base_images.actions import Action, Outcome
-from base_images.engine import Engine
+from base_images.adapters.engine import Engine
+from base_images.adapters.registry import OCI_INDEX, Manifest, Repository, is_loopback
+from base_images.build.bases import Origin
 from base_images.errors import ImageNotFoundError, RegistryError
 from base_images.labels import Label
-from base_images.origin import Origin
-from base_images.registry import OCI_INDEX, Manifest, Repository, is_loopback
+from base_images.release.actions import Action, Outcome
 from base_images.variants import Platform, Variant
 from base_images.versions import Version
 

@@ -17,15 +17,18 @@ from typing import Any
 
 import git
 
-from base_images import evidence, promote, repository, smoke_report, versions
+from base_images import versions
+from base_images.adapters import repository
+from base_images.adapters.registry import Manifest, Repository
+from base_images.adapters.repository import Commits
 from base_images.errors import RegistryError, RepositoryError, UsageError
-from base_images.evidence import Evidence
 from base_images.labels import TOOLKIT_PREFIX, Label
-from base_images.promote import Candidate, Move
-from base_images.registry import Manifest, Repository
-from base_images.repository import Commits
+from base_images.release import evidence, promote
+from base_images.release.evidence import Evidence
+from base_images.release.promote import Candidate, Move
 from base_images.settings import Settings
-from base_images.smoke_report import Device
+from base_images.smoke import report as smoke_report
+from base_images.smoke.report import Device
 from base_images.variants import Variant
 from base_images.versions import Version
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from base_images import command
+from base_images.adapters import programs
 from base_images.errors import UsageError
 
 TOOLCHAINS = (
@@ -52,7 +52,7 @@ def free(root: Path) -> Freed:
     if found:
         # They are root's, and a job runs as a user that may use sudo without a password.
         as_root = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
-        done = command.run([*as_root, "rm", "--recursive", "--force", "--", *map(str, found)])
+        done = programs.run([*as_root, "rm", "--recursive", "--force", "--", *map(str, found)])
         if done.exit_code:
             raise UsageError(f"The toolchains cannot be removed ({done.last_words}): run this as a user who may.")
     return Freed(removed=tuple(found), free=shutil.disk_usage(root).free)

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from base_images import promote, versions
+from base_images import versions
+from base_images.adapters.registry import Repository
 from base_images.errors import UsageError
 from base_images.labels import Label
-from base_images.registry import Repository
+from base_images.release import promote
 from base_images.variants import Variant
 from base_images.versions import Version
 

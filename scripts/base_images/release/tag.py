@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from base_images import repository, variants, versions
+from base_images import variants, versions
+from base_images.adapters import repository
+from base_images.adapters.repository import Commits, Head, Remote, Tag
 from base_images.errors import BaseImagesError, RepositoryError
-from base_images.repository import Commits, Head, Remote, Tag
 from base_images.settings import Pin, Settings
 from base_images.versions import Version
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from base_images import model, smoke
-from base_images.model import TensorType
-from base_images.smoke import ANSWER_SECONDS, CheckFailedError
+from base_images.smoke import checks_http, model
+from base_images.smoke.checks_http import ANSWER_SECONDS, CheckFailedError
+from base_images.smoke.model import TensorType
 
 STEPS = 64
 """Tokens that each prompt is continued by."""
@@ -115,7 +115,7 @@ SOFTWARE_PAIRS = (PAIRS[0], PAIRS[-1])
 """What is compared on a device in software, where each pair takes minutes: both ends of the list."""
 
 
-# --- The checks. As in `smoke.py` each returns what it saw, on one line, or raises CheckFailedError. ---
+# --- The checks. As in `checks_http.py` each returns what it saw, on one line, or raises CheckFailedError. ---
 
 
 def check_agreement(device: str, cpu: str, tolerance: Tolerance, *, patience: float = ANSWER_SECONDS) -> str:
@@ -309,7 +309,7 @@ def _ask(who: str, url: str, prompts: Sequence[Sequence[int]], steps: int, patie
         "cache_prompt": False,
         "ignore_eos": True,
     }
-    answers = smoke.post(f"{url}/completion", body, patience=patience)
+    answers = checks_http.post(f"{url}/completion", body, patience=patience)
     if len(prompts) == 1:  # b11312 answers a list of one prompt as it answers a prompt
         answers = [answers]
     transcripts = [read(who, answer) for answer in sorted(answers, key=lambda answer: int(answer["index"]))]

@@ -1,6 +1,7 @@
 """A conversation with a running llama-server as its users have it: by OpenAI's own Python client, streamed and not.
 
-`smoke.py` asks in plain HTTP, where each word of the answer is seen; the client shows that they are the words it needs.
+`checks_http.py` asks in plain HTTP, where each word of the answer is seen; the client shows that they are the words
+it needs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 
-from base_images import model
-from base_images.model import STEPS
-from base_images.smoke import CheckFailedError, CheckSkippedError, Target
+from base_images.smoke import model
+from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target
+from base_images.smoke.model import STEPS
 
 NOT_IMPLEMENTED = 501
 """What b11312 answers for embeddings when it was started without --embeddings."""

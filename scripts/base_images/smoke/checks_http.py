@@ -19,10 +19,10 @@ from urllib.parse import urljoin
 
 import requests
 
-from base_images import model
 from base_images.errors import BaseImagesError
-from base_images.model import STEPS, TOP, KnownAnswer, SeenStep, TensorType, Verdict
-from base_images.smoke_report import CheckResult, Status
+from base_images.smoke import model
+from base_images.smoke.model import STEPS, TOP, KnownAnswer, SeenStep, TensorType, Verdict
+from base_images.smoke.report import CheckResult, Status
 
 CONNECT_SECONDS = 3
 ANSWER_SECONDS = 30

@@ -6,26 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from base_images import (
-    launch,
-    model,
-    origin,
-    process,
-    repository,
-    running,
-    smoke_html,
-    smoke_report,
-    variants,
-    versions,
-)
-from base_images.device import Granted
-from base_images.engine import Engine, Image
+from base_images import variants, versions
+from base_images.adapters import repository
+from base_images.adapters.engine import Engine, Image
+from base_images.build import bases
 from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
 from base_images.labels import Label
-from base_images.launch import Kept
-from base_images.model import KnownAnswer, TensorType
 from base_images.progress import Listener, Progress, silent
-from base_images.smoke_report import SmokeReport
+from base_images.smoke import html as smoke_html
+from base_images.smoke import launch, model, process
+from base_images.smoke import report as smoke_report
+from base_images.smoke import url as running
+from base_images.smoke.device import Granted
+from base_images.smoke.launch import Kept
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import SmokeReport
 from base_images.variants import VARIANTS, Variant
 
 REGISTRY_SECONDS = 30
@@ -101,7 +96,7 @@ def pulled(engine: Engine, reference: str, *, listener: Listener = silent) -> Im
         return engine.image(reference)
     # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
     engine.ask_registry(reference, timeout=REGISTRY_SECONDS)
-    image = engine.pull(reference, origin.pull_progress(reference, listener))
+    image = engine.pull(reference, bases.pull_progress(reference, listener))
     listener(Progress(what=f"pull {reference}", finished=True))
     return image
 

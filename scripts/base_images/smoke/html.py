@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from base_images import variants
 from base_images.labels import Label
-from base_images.smoke_report import CheckResult, Device, SmokeReport, Status, finite
+from base_images.smoke.report import CheckResult, Device, SmokeReport, Status, finite
 
 TEMPLATE = "smoke.html.jinja"
 

@@ -17,19 +17,29 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from base_images import agreement, consumer, conversation, model, smoke_report, speed
-from base_images import device as devices
-from base_images.agreement import Pair
-from base_images.contract import STATIC_BACKENDS
-from base_images.device import Granted
-from base_images.engine import Container, ContainerSpec, ContainerState, Engine, Image, ProbeResult
+from base_images.adapters.engine import Container, ContainerSpec, ContainerState, Engine, Image, ProbeResult
+from base_images.contract.facts import ARBITRARY_USER, STOP_SECONDS, loaded_backends
+from base_images.contract.judge import STATIC_BACKENDS
 from base_images.errors import EngineError, LaunchError
-from base_images.image_facts import ARBITRARY_USER, STOP_SECONDS, loaded_backends
-from base_images.model import KnownAnswer, TensorType
 from base_images.progress import Listener, Progress, silent
-from base_images.smoke import ANSWER_SECONDS, CHECKS, CheckFailedError, CheckSkippedError, Target, is_healthy, perform
-from base_images.smoke_report import Device, ServerReport, SmokeReport, Speed, Status
-from base_images.speed import Measured
+from base_images.recipes import consumer
+from base_images.smoke import agreement, checks_client, model, speed
+from base_images.smoke import device as devices
+from base_images.smoke import report as smoke_report
+from base_images.smoke.agreement import Pair
+from base_images.smoke.checks_http import (
+    ANSWER_SECONDS,
+    CHECKS,
+    CheckFailedError,
+    CheckSkippedError,
+    Target,
+    is_healthy,
+    perform,
+)
+from base_images.smoke.device import Granted
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import Device, ServerReport, SmokeReport, Speed, Status
+from base_images.smoke.speed import Measured
 from base_images.variants import Platform, Variant
 
 READY_TIMEOUT_SECONDS = 60
@@ -311,7 +321,7 @@ def tail(log: str) -> str:
     return "\n".join(log.rstrip().splitlines()[-LOG_TAIL_LINES:]) or "(the log is empty)"
 
 
-# --- Checks that need what the server runs in; as in `smoke.py` each returns what it saw, on one line, or raises. ---
+# --- Checks that need what the server runs in; as in `checks_http.py` each returns what it saw, or raises. ---
 
 
 def check_starts(server: Server, port: int, timeout: float = READY_TIMEOUT_SECONDS) -> str:
@@ -472,7 +482,7 @@ def plan(
     checks of the device too. One more for each directory that BodhiApp falls back to is on the CPU in any case.
     """
     first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
-    thorough = (*CHECKS, *conversation.CHECKS)
+    thorough = (*CHECKS, *checks_client.CHECKS)
     # Only BodhiApp gives --embeddings; without it the server refuses to make any. It does without the web page.
     without_embeddings = tuple(name for name in thorough if "embeddings" not in name)
     without_page = tuple(name for name in thorough if name != "web page")
@@ -704,7 +714,7 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
             address = url(running, subject.port)
             target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
             checks: dict[str, Callable[[], str]] = {
-                **{name: partial(check, target) for name, check in {**CHECKS, **conversation.CHECKS}.items()},
+                **{name: partial(check, target) for name, check in {**CHECKS, **checks_client.CHECKS}.items()},
                 "backend": lambda: _check_backend_of(subject, accelerator),
                 "healthcheck": partial(check_healthcheck, running, subject.healthcheck),
                 "sigterm": partial(check_sigterm, running),

@@ -26,9 +26,9 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from base_images import reference
 from base_images.errors import UsageError
-from base_images.reference import Architecture, Array
+from base_images.smoke import reference
+from base_images.smoke.reference import Architecture, Array
 
 STEPS = 16
 """Tokens of the answer: what to ask for as `n_predict` or `max_tokens`."""

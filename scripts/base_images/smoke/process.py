@@ -12,14 +12,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from base_images import command, consumer, launch, owner
-from base_images.device import Granted
-from base_images.engine import ContainerState, ProbeResult
+from base_images.adapters import ownership, programs
+from base_images.adapters.engine import ContainerState, ProbeResult
 from base_images.errors import LaunchError, UsageError
-from base_images.launch import ServerPlan, Subject
-from base_images.model import KnownAnswer, TensorType
 from base_images.progress import Listener, silent
-from base_images.smoke_report import SmokeReport
+from base_images.recipes import consumer
+from base_images.smoke import launch
+from base_images.smoke.device import Granted
+from base_images.smoke.launch import ServerPlan, Subject
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import SmokeReport
 from base_images.variants import Variant
 
 # Becomes the server, and has the kernel kill that when this process ends in whatever way (prctl(2), PR_SET_PDEATHSIG).
@@ -90,7 +92,7 @@ class Process:
     def execute(self, arguments: Sequence[str], /) -> ProbeResult:
         """Runs a command in the server's environment and returns how it ended."""
         started = time.monotonic()
-        outcome = command.run(arguments, environment=self._environment, timeout=launch.DEVICE_TIMEOUT_SECONDS)
+        outcome = programs.run(arguments, environment=self._environment, timeout=launch.DEVICE_TIMEOUT_SECONDS)
         return ProbeResult(
             exit_code=outcome.exit_code,
             stdout=outcome.stdout,
@@ -166,7 +168,7 @@ def smoke(
     program = program.resolve()  # which is where the server finds its backends
     if not program.is_file() or not os.access(program, os.X_OK):
         raise UsageError(f"{program} is no program: name the llama-server to start.")
-    with owner.temporary_directory() as place:
+    with ownership.temporary_directory() as place:
         given = {"XDG_CACHE_HOME": str(place)} if device and device.software else {}
         environment = {
             # What a person told their own servers is not for this one.

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from base_images import smoke
-from base_images.smoke import ANSWER_SECONDS, CheckFailedError
-from base_images.smoke_report import Speed
+from base_images.smoke import checks_http
+from base_images.smoke.checks_http import ANSWER_SECONDS, CheckFailedError
+from base_images.smoke.report import Speed
 
 PROMPT_TOKENS = 384
 """Less than the 512 that the server takes at once by default."""
@@ -65,7 +65,7 @@ def measure(url: str, *, patience: float = ANSWER_SECONDS) -> Rates:
         CheckFailedError: the server refused, or did something else than asked.
         LookupError, TypeError, requests.RequestException: it answers otherwise than llama-server, or not at all.
     """
-    tokens = smoke.post(f"{url}/tokenize", {"content": TEXT}, patience=patience)["tokens"]
+    tokens = checks_http.post(f"{url}/tokenize", {"content": TEXT}, patience=patience)["tokens"]
     body = {
         "prompt": list(itertools.islice(itertools.cycle(tokens), PROMPT_TOKENS)),
         "n_predict": GENERATED_TOKENS,
@@ -73,7 +73,7 @@ def measure(url: str, *, patience: float = ANSWER_SECONDS) -> Rates:
         "cache_prompt": False,
         "ignore_eos": True,
     }
-    answers = [smoke.post(f"{url}/completion", body, patience=patience) for _ in range(1 + ROUNDS)]
+    answers = [checks_http.post(f"{url}/completion", body, patience=patience) for _ in range(1 + ROUNDS)]
     rounds = [rates_of(answer["timings"]) for answer in answers[1:]]
     return Rates(prompt=max(one.prompt for one in rounds), generated=max(one.generated for one in rounds))
 

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from base_images import conversation, launch, model, smoke, smoke_report
 from base_images.errors import UsageError
-from base_images.launch import DEVICE_CHECKS
-from base_images.smoke import CheckSkippedError, Target, perform
-from base_images.smoke_report import CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.smoke import checks_client, checks_http, launch, model
+from base_images.smoke import report as smoke_report
+from base_images.smoke.checks_http import CheckSkippedError, Target, perform
+from base_images.smoke.launch import DEVICE_CHECKS
+from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
 from base_images.variants import Variant
 
 WRITE_MODEL = "`invoke known-answer-model --type Q8_0 --output model.gguf`"
@@ -58,13 +59,13 @@ def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> 
 
 def _check(url: str, variant: Variant) -> list[CheckResult]:
     target = Target(url=url, alias="", answer=None, ours=False, patience=launch.DEVICE_TIMEOUT_SECONDS)
-    health = perform("health", lambda: smoke.check_health(target))
+    health = perform("health", lambda: checks_http.check_health(target))
     if health.status is not Status.PASS:
         return [health]
 
     def known_answer() -> str:
         nonlocal target
-        alias, tensor_type = smoke.find_model(url)
+        alias, tensor_type = checks_http.find_model(url)
         target = dataclasses.replace(target, alias=alias)
         if tensor_type is None:
             raise CheckSkippedError(
@@ -81,8 +82,8 @@ def _check(url: str, variant: Variant) -> list[CheckResult]:
     return [
         health,
         found,
-        *smoke.check_url(target, [name for name in smoke.CHECKS if name != "health"]),
-        *(perform(name, partial(check, target)) for name, check in conversation.CHECKS.items()),
+        *checks_http.check_url(target, [name for name in checks_http.CHECKS if name != "health"]),
+        *(perform(name, partial(check, target)) for name, check in checks_client.CHECKS.items()),
         *(_skip(name, "shown only by the server's log, which is not here") for name in ("backend", *DEVICE_CHECKS)),
         _skip("healthcheck", "the server's container is not here"),
         _skip("sigterm", "the server is somebody's: it is not ended"),
