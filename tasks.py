@@ -402,8 +402,7 @@ def plan(
     """What would be built. Fetches nothing, unless it is for `command` or the bases come from packages."""
     import dataclasses
 
-    from base_images.build import bakefile as bake
-    from base_images.build import plan
+    from base_images.build import bakefile, plan
     from base_images.cli import views
 
     if format not in ("table", "json", "command", "bake", "matrix"):
@@ -417,7 +416,7 @@ def plan(
     else:
         plans = _plans(wanted, arch, source, origin, slim=slim, packages=format != "bake")
     if format == "bake":
-        views.print_json(bake.bake_file(plans, settings.load(ROOT).registry, push=push))
+        views.print_json(bakefile.bake_file(plans, settings.load(ROOT).registry, push=push))
     elif format == "json":
         views.print_json([dataclasses.asdict(one) for one in plans])
     for one in plans:
@@ -452,16 +451,16 @@ def bake(
 ) -> None:
     """Builds by `docker buildx bake`, on any of buildx's builders: remote ones, Kubernetes, several platforms."""
     from base_images.adapters import engine, repository
-    from base_images.build import bakefile as bake
-    from base_images.build.bases import Origin
+    from base_images.build import bakefile
+    from base_images.build.inputs import Origin
     from base_images.cli import views
-    from base_images.release import actions
+    from base_images.release import actions, bake
 
     chosen = settings.load(ROOT)
     version = repository.head(repository.open_repository(ROOT)).version
     if push and version.dirty:
         raise UsageError("The tree has changes, and only a commit is published: commit them, or leave --push out.")
-    bake.require_builder(builder, push=push)
+    bakefile.require_builder(builder, push=push)
     if not push and not platform:
         platform = [engine.connect().platform().architecture]
     wanted = _wanted(variant, platform)
@@ -1026,7 +1025,7 @@ def _plans(
     """Returns plans on the bases that registries have now; else, where `packages` may stand in, on the engine's."""
     from base_images.build import local
     from base_images.build import source as sources
-    from base_images.build.bases import Origin
+    from base_images.build.inputs import Origin
     from base_images.cli import views
     from base_images.errors import SourceError
 
@@ -1099,7 +1098,7 @@ def _path(text: str) -> Path | None:
 
 
 def _origin(name: str) -> Any:
-    from base_images.build.bases import Origin
+    from base_images.build.inputs import Origin
 
     try:
         return Origin(name)

@@ -15,7 +15,7 @@ import git
 
 from base_images import settings
 from base_images.build import source
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.progress import silent
 from base_images.recipes import mirror
 

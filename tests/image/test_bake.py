@@ -23,7 +23,7 @@ from base_images.adapters.buildkit import Event, StepFinished
 from base_images.adapters.engine import Engine, Image
 from base_images.adapters.registry import Manifest, Repository
 from base_images.build import bakefile, local, source
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.build.plan import BuildPlan
 from base_images.errors import BuildError, EngineError, UsageError
 from base_images.labels import Label

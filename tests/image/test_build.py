@@ -21,7 +21,7 @@ from base_images.adapters import buildkit, engine
 from base_images.build import bases as origin
 from base_images.build import local as build
 from base_images.build import source
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
 from base_images.labels import Label
 from tests.programs import need

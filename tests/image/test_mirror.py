@@ -9,7 +9,7 @@ import pytest
 
 from base_images import settings, variants
 from base_images.build import source
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.errors import SourceError
 from base_images.progress import silent
 from base_images.recipes import facts as recipe_facts

@@ -22,9 +22,9 @@ from base_images.adapters.engine import ContainerSpec, Engine
 from base_images.build import bases as origins
 from base_images.build import packages as debian
 from base_images.build import source
-from base_images.build.bases import CERTIFICATES, Bases, Origin, ask_bases, resolve_bases
+from base_images.build.bases import CERTIFICATES, ask_bases, resolve_bases
+from base_images.build.inputs import Bases, Origin, SourceKind
 from base_images.build.packages import Packages, Root
-from base_images.build.source import SourceKind
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.progress import Progress, silent
 from tests.registries import Registry

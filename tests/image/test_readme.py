@@ -19,7 +19,7 @@ from invoke.parser import Parser
 from base_images import progress, settings, variants, versions
 from base_images.adapters.engine import Engine, Image
 from base_images.build import bases as origin
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.smoke import model
 from base_images.smoke.model import TensorType
 from tests.programs import engine_sees

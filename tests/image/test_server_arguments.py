@@ -11,7 +11,7 @@ import pytest
 from base_images import settings
 from base_images.adapters.engine import ContainerSpec, Engine, Image
 from base_images.build import source
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.labels import Label
 from base_images.progress import silent
 from base_images.recipes import server_arguments

@@ -24,7 +24,7 @@ from base_images.adapters import registry
 from base_images.adapters.engine import Engine, Image
 from base_images.build import bakefile
 from base_images.build import bases as origin
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.labels import Label
 from base_images.progress import silent
 from base_images.recipes import consumer, mirror

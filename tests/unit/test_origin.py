@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from base_images import variants
+from base_images.adapters.engine import pull_progress
 from base_images.build import bases, packages
 from base_images.build.bases import apt_sources, base_key
 from base_images.build.packages import Root
@@ -110,7 +111,7 @@ def test_a_tag_is_pinned_and_a_digest_stays() -> None:
 
 def test_the_layers_of_a_pull_are_added_up() -> None:
     seen: list[Progress] = []
-    on_message = bases.pull_progress("ubuntu:24.04", seen.append)
+    on_message = pull_progress("ubuntu:24.04", seen.append)
     on_message({"status": "Pulling from library/ubuntu", "id": "24.04"})
     on_message({"status": "Downloading", "id": "a", "progressDetail": {"current": 10, "total": 100}})
     on_message({"status": "Downloading", "id": "b", "progressDetail": {"current": 1, "total": 50}})

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from base_images import settings, variants, versions
-from base_images.adapters.repository import Head
 from base_images.build import plan
-from base_images.build.bases import BaseImage, Bases, Origin
-from base_images.build.source import Source, SourceKind
+from base_images.build.inputs import BaseImage, Bases, Origin, Source, SourceKind
 from base_images.errors import UsageError
 from base_images.labels import Label
 from base_images.variants import Platform
+from base_images.versions import Head
 
 PIN = settings.load().pin
 SETTINGS = settings.Settings(registry="ghcr.io/x/y", release_branch="main", url="https://example.org/x", pin=PIN)

@@ -19,8 +19,8 @@ import pypi_simple
 import pytest
 
 from base_images.build import source as sources
-from base_images.build.bases import Origin
-from base_images.build.source import STAMP, Source, SourceKind, package_indexes, resolve, tree_digest
+from base_images.build.inputs import Origin, Source, SourceKind
+from base_images.build.source import STAMP, package_indexes, resolve, tree_digest
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
 from base_images.settings import Pin

@@ -9,10 +9,10 @@ from packaging.version import Version as PackageVersion
 
 from base_images import settings, variants, versions
 from base_images.adapters.engine import Engine, Image
-from base_images.contract import facts as image_facts
 from base_images.contract import judge
 from base_images.contract import layers as archive
 from base_images.contract.layers import Kind
+from base_images.image import loaded_backends
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import consumer
 from base_images.smoke import checks_http, launch, model
@@ -40,7 +40,7 @@ def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:
 
 
 def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Variant, image: Image) -> None:
-    if variant.name in judge.STATIC_BACKENDS:
+    if variant.name in variants.STATIC_BACKENDS:
         pytest.skip("its cpu/ is a build of its own")
     layers = [archive.merge([one]) for one in archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=())]
     own, cpu = (home(image, directory) for directory in variant.directories)
@@ -72,7 +72,7 @@ def backends_of(engine: Engine, image: Image, directory: str) -> tuple[str, ...]
         checks_http.check_completion(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
         maps = container.maps()
     launch.check_backend(maps, "", home(image, directory))
-    return image_facts.loaded_backends(maps)
+    return loaded_backends(maps)
 
 
 def test_a_child_of_two_variants_starts_both(engine: Engine, variant: Variant, image: Image, cpu_image: Image) -> None:

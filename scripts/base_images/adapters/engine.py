@@ -33,6 +33,7 @@ from docker.context.config import get_current_context_name
 from base_images.adapters import ownership
 from base_images.errors import BaseImagesError, EngineError, ImageNotFoundError, RegistryError
 from base_images.labels import OWNER, RESOURCE
+from base_images.progress import Listener, Progress
 from base_images.variants import Platform
 
 REQUEST_TIMEOUT_SECONDS = 600
@@ -783,3 +784,17 @@ def _healthcheck(raw: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", errors="replace")
+
+
+def pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str, Any]], None]:
+    """Adds the layers' messages up to one figure."""
+    layers: dict[str, tuple[int, int]] = {}
+
+    def on_message(message: Mapping[str, Any]) -> None:
+        detail = message.get("progressDetail") or {}
+        if message.get("status") == "Downloading" and detail.get("total"):
+            layers[message["id"]] = (detail.get("current", 0), detail["total"])
+        done, total = sum(done for done, _ in layers.values()), sum(total for _, total in layers.values())
+        listener(Progress(what=f"pull {reference}", done=done, total=total or None, note=message.get("status", "")))
+
+    return on_message

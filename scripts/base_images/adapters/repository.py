@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,33 +13,17 @@ import git
 
 from base_images import versions
 from base_images.adapters import programs
-from base_images.errors import RepositoryError
-from base_images.versions import Version
+from base_images.errors import RepositoryError, SourceError
+from base_images.versions import Head, Version
+
+Clone = git.Repo
+"""What `open_repository` returns, for those who only hand it on: none but adapters import git."""
 
 DETACHED = "detached"
 """The branch of a detached HEAD that no branch and no environment variable names."""
 
 NETWORK_SECONDS = 60.0
 """How long a remote may take for one answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """The commit that is checked out.
-
-    Attributes:
-        commit: full hash.
-        time: its commit time, UTC.
-        branch: the branch; of a detached HEAD the one branch that points at it, else `detached`.
-        changes: paths, at most a few, that differ from the commit or that git does not know.
-        version: the version of what is checked out.
-    """
-
-    commit: str
-    time: datetime
-    branch: str
-    changes: tuple[str, ...]
-    version: Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,3 +314,19 @@ def _words(stderr: str) -> str:
     reasons = [line for line in lines if not line.startswith(_NOT_THE_REASON) and "atomic push failed" not in line]
     said = [line for line in (reason.removeprefix("remote:").strip() for reason in reasons) if line]
     return "; ".join(said[-_LINES_OF_REASON:]) or "git does not say why"
+
+
+@contextmanager
+def commit_of(clone: Path, ref: str) -> Iterator[git.Commit]:
+    """Yields the commit that a ref of a clone of llama.cpp names.
+
+    Raises:
+        SourceError: there is no clone, or it does not know the ref.
+    """
+    try:
+        with git.Repo(clone) as repository:
+            yield repository.commit(ref)
+    except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
+        raise SourceError(f"{clone} is not a git clone: give --source one of llama.cpp that has {ref}.") from error
+    except (ValueError, git.GitError, git.ODBError) as error:
+        raise SourceError(f"The clone {clone} has no ref {ref!r}: `git -C {clone} fetch --tags` may help.") from error

@@ -8,16 +8,14 @@ import os
 import platform
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from base_images.adapters import programs, registry
 from base_images.adapters.download import cache_directory, host_certificates, locked
-from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.adapters.engine import ContainerSpec, Engine, Image, pull_progress
 from base_images.build import packages
+from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.build.packages import Packages, Root
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
@@ -38,48 +36,6 @@ CERTIFICATES = "/usr/local/share/host-ca.pem"
 
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-class Origin(StrEnum):
-    """Where base images and llama.cpp's source come from; AUTO is the first that can be reached."""
-
-    AUTO = "auto"
-    REGISTRIES = "registries"
-    PACKAGES = "packages"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseImage:
-    """A base image that the engine has, or that it will pull by its digest.
-
-    Attributes:
-        reference: what FROM is given; it cannot come to mean another image.
-        name: what the label base.name says.
-        digest: what the label base.digest says; for a base that was made here, its image id.
-    """
-
-    reference: str
-    name: str
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bases:
-    """The base images of one build, all from the same origin: a program built on one glibc may not start on another.
-
-    Attributes:
-        glibc: the runtime base's glibc, such as `2.41`; empty where nobody has looked into the base yet.
-        arguments: ARGs of the recipe, other than the bases', that these bases need another value of.
-        notices: what a person must be told, such as a registry that could not be reached.
-    """
-
-    origin: Origin
-    web: BaseImage
-    build: BaseImage
-    runtime: BaseImage
-    glibc: str
-    arguments: Mapping[str, str]
-    notices: tuple[str, ...]
 
 
 def resolve_bases(
@@ -281,20 +237,6 @@ def _repository(reference: str) -> str:
     head, _, last = name.rpartition("/")
     name = f"{head}/{last.partition(':')[0]}".removeprefix("/")
     return name.removeprefix("docker.io/").removeprefix("library/")
-
-
-def pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str, Any]], None]:
-    """Adds the layers' messages up to one figure."""
-    layers: dict[str, tuple[int, int]] = {}
-
-    def on_message(message: Mapping[str, Any]) -> None:
-        detail = message.get("progressDetail") or {}
-        if message.get("status") == "Downloading" and detail.get("total"):
-            layers[message["id"]] = (detail.get("current", 0), detail["total"])
-        done, total = sum(done for done, _ in layers.values()), sum(total for _, total in layers.values())
-        listener(Progress(what=f"pull {reference}", done=done, total=total or None, note=message.get("status", "")))
-
-    return on_message
 
 
 # Packages.

@@ -13,9 +13,8 @@ from base_images.adapters.engine import ContainerSpec, Engine
 from base_images.build import architectures as toolkit
 from base_images.build import bases as origin
 from base_images.build import context
-from base_images.build.bases import Bases, Origin
+from base_images.build.inputs import Bases, Origin, Source
 from base_images.build.plan import BuildPlan, build_plan, require_platform
-from base_images.build.source import Source
 from base_images.errors import EngineError, SourceError, UsageError
 from base_images.progress import Listener
 from base_images.recipes import dockerfile

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from base_images import versions
-from base_images.adapters.repository import Head
 from base_images.build import architectures
-from base_images.build.bases import Bases
-from base_images.build.source import Source
+from base_images.build.inputs import Bases, Source
 from base_images.errors import UsageError
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import dockerfile as recipe
 from base_images.settings import Settings
 from base_images.variants import Platform, Variant
-from base_images.versions import Version
+from base_images.versions import Head, Version
 
 TARGET = "runtime"
 """The stage of every recipe that is published."""

@@ -16,8 +16,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -27,7 +26,8 @@ import requests
 
 from base_images.adapters import programs
 from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked, session
-from base_images.build.bases import REACH_SECONDS, Origin
+from base_images.build.bases import REACH_SECONDS
+from base_images.build.inputs import Origin, Source, SourceKind
 from base_images.errors import SourceError
 from base_images.progress import Listener, Progress
 from base_images.settings import Pin
@@ -41,36 +41,6 @@ _MARKS = ("CMakeLists.txt", ".devops", "ggml/CMakeLists.txt", "tools/server/CMak
 
 _SDIST_TREE = ("vendor", "llama.cpp")
 _TAG = re.compile(r"b(\d+)")
-
-
-class SourceKind(StrEnum):
-    """Where a tree comes from."""
-
-    GIT = "git"
-    SDIST = "sdist"
-    PATH = "path"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A llama.cpp tree whose commit is known.
-
-    Attributes:
-        tag: llama.cpp's own name of the commit, such as `b11312`.
-        build_number: the number in `tag`, which llama-server reports.
-        dirty: whether the files may differ from the commit's.
-        digest: SHA-256 (hexadecimal) over the path, executable bit and content of every file.
-        notices: what a person must be told about how it was had.
-    """
-
-    path: Path
-    tag: str
-    commit: str
-    build_number: int
-    kind: SourceKind
-    dirty: bool
-    digest: str
-    notices: tuple[str, ...] = ()
 
 
 def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener: Listener) -> Source:

@@ -6,7 +6,6 @@ Everything is run as the engine module runs it: hardened and without a network.
 from __future__ import annotations
 
 import posixpath
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from base_images.adapters.engine import Container, ContainerSpec, Engine, Image,
 from base_images.contract import layers as archive
 from base_images.contract.layers import Entry, Kind, Layer
 from base_images.errors import EngineError, ImageNotFoundError
+from base_images.image import ARBITRARY_USER, STOP_SECONDS, loaded_backends
 from base_images.labels import Label
 from base_images.recipes import consumer
 from base_images.recipes.consumer import Answer, Consumer
@@ -25,14 +25,10 @@ VERSION_JSON = "/app/version.json"
 PASSWD = "/etc/passwd"  # noqa: S105 - a file's name
 GROUP = "/etc/group"
 
-ARBITRARY_USER = "54321:54321"
-"""In no image's user table: hardened hosts choose a number of their own (CONTRACT row 11)."""
-
 PORT = 18099
 """Nobody's default: a health check with a port of its own is found out. No network, so it is free."""
 
 READY_SECONDS = 60
-STOP_SECONDS = 10  # CONTRACT row 15
 
 COREUTILS = ("cat", "chmod", "chown", "cp", "id", "ls", "mkdir", "mv", "rm", "sleep", "timeout")
 """A sample: what child images' scripts begin with. They are only ever missing together."""
@@ -232,18 +228,6 @@ def payload(files: Mapping[str, Entry]) -> tuple[Entry, ...]:
         for path, entry in files.items()
         if path.startswith("/app/bin/") or (path.startswith("/app/") and posixpath.dirname(path) in homes)
     )
-
-
-_BACKEND = re.compile(r"^\S+ +r-xp .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
-
-
-def loaded_backends(maps: str) -> tuple[str, ...]:
-    """Returns the paths of the ggml backends in what a process has mapped (proc(5)).
-
-    A backend that is loaded is a library without a version in its name. What the log says of it differs from one
-    version of llama.cpp to the next: b10454 says nothing.
-    """
-    return tuple(dict.fromkeys(_BACKEND.findall(maps)))
 
 
 def which(files: Mapping[str, Entry], command: str, search: str) -> Entry | None:

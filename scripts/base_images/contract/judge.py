@@ -22,22 +22,13 @@ from packaging.version import Version as PackageVersion
 from base_images import versions
 from base_images.adapters.engine import Engine, ProbeResult
 from base_images.contract import layers
-from base_images.contract.facts import (
-    ARBITRARY_USER,
-    GROUP,
-    PASSWD,
-    STOP_SECONDS,
-    VERSION_JSON,
-    ImageFacts,
-    Server,
-    gather,
-    which,
-)
+from base_images.contract.facts import GROUP, PASSWD, VERSION_JSON, ImageFacts, Server, gather, which
 from base_images.contract.layers import Entry, Kind
 from base_images.errors import UsageError
+from base_images.image import ARBITRARY_USER, STOP_SECONDS
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import consumer
-from base_images.variants import Platform, Variant, megabytes
+from base_images.variants import STATIC_BACKENDS, Platform, Variant, megabytes
 
 LLAMA_USER = "llama"
 LLAMA_ID = 999
@@ -64,9 +55,6 @@ ACCELERATOR_BACKENDS: Mapping[str, str] = {
     "intel": "libggml-sycl.so",
 }
 """Variant to the library that llama.cpp loads for its accelerator; cann is linked with its own."""
-
-STATIC_BACKENDS = frozenset({"cann"})
-"""Variants that upstream builds without loadable backends."""
 
 # llama.cpp b11312, ggml/src/CMakeLists.txt, the calls of ggml_add_cpu_backend_variant.
 CPU_BACKENDS: Mapping[Platform, tuple[str, ...]] = {

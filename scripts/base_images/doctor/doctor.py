@@ -18,7 +18,7 @@ from base_images import versions
 from base_images.adapters import engine
 from base_images.adapters.engine import Engine, Image
 from base_images.build import packages
-from base_images.build.bases import Origin
+from base_images.build.inputs import Origin
 from base_images.doctor import machine as host
 from base_images.doctor.machine import Answer, Installed, Machine, Node
 from base_images.errors import DeviceError, EngineError, ImageNotFoundError

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import git
-
 from base_images import variants
 from base_images.adapters import programs
+from base_images.adapters.repository import commit_of
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import argument_changes, consumer, dockerfile, server_arguments
 from base_images.recipes import facts as recipe_facts
@@ -212,7 +210,7 @@ def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.S
         SourceError: there is no clone, or it does not know the ref.
     """
     texts = {}
-    with _commit(clone, ref) as commit:
+    with commit_of(clone, ref) as commit:
         for path in server_arguments.FILES:
             try:
                 texts[path] = (commit.tree / path).data_stream.read().decode()
@@ -233,7 +231,7 @@ def _texts_of_directory(directory: Path) -> dict[str, str]:
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
-    with _commit(clone, ref) as commit:
+    with commit_of(clone, ref) as commit:
         try:
             directory = commit.tree / UPSTREAM_DIRECTORY
         except KeyError as error:
@@ -243,17 +241,6 @@ def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
             for blob in directory.blobs
             if blob.name.endswith(_SUFFIX)
         }
-
-
-@contextmanager
-def _commit(clone: Path, ref: str) -> Iterator[git.Commit]:
-    try:
-        with git.Repo(clone) as repository:
-            yield repository.commit(ref)
-    except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
-        raise SourceError(f"{clone} is not a git clone: give --source one of llama.cpp that has {ref}.") from error
-    except (ValueError, git.GitError, git.ODBError) as error:
-        raise SourceError(f"The clone {clone} has no ref {ref!r}: `git -C {clone} fetch --tags` may help.") from error
 
 
 def load_records(path: Path) -> tuple[Record, ...]:

@@ -15,8 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import git
-
 from base_images import versions
 from base_images.adapters import repository
 from base_images.adapters.registry import Manifest, Repository
@@ -199,7 +197,7 @@ class Record:
 # Looking.
 
 
-def released(clone: git.Repo, version: Version) -> Released:
+def released(clone: repository.Clone, version: Version) -> Released:
     """Returns what git says of a released version.
 
     Raises:
@@ -225,7 +223,7 @@ def released(clone: git.Repo, version: Version) -> Released:
     )
 
 
-def _pin(clone: git.Repo, commit: str) -> LlamaCpp:
+def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
     try:
         text = clone.commit(commit).tree["pyproject.toml"].data_stream.read().decode()
         pin = tomllib.loads(text)["tool"]["base-images"]["llama-cpp"]

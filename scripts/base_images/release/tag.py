@@ -14,10 +14,10 @@ from enum import StrEnum
 
 from base_images import variants, versions
 from base_images.adapters import repository
-from base_images.adapters.repository import Commits, Head, Remote, Tag
+from base_images.adapters.repository import Commits, Remote, Tag
 from base_images.errors import BaseImagesError, RepositoryError
 from base_images.settings import Pin, Settings
-from base_images.versions import Version
+from base_images.versions import Head, Version
 
 SUBJECTS = 20
 """How many of the released commits are named."""

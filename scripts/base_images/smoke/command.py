@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from base_images import variants, versions
+from base_images.adapters import engine as engines
 from base_images.adapters import repository
 from base_images.adapters.engine import Engine, Image
-from base_images.build import bases
 from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
 from base_images.labels import Label
 from base_images.progress import Listener, Progress, silent
@@ -96,7 +96,7 @@ def pulled(engine: Engine, reference: str, *, listener: Listener = silent) -> Im
         return engine.image(reference)
     # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
     engine.ask_registry(reference, timeout=REGISTRY_SECONDS)
-    image = engine.pull(reference, bases.pull_progress(reference, listener))
+    image = engine.pull(reference, engines.pull_progress(reference, listener))
     listener(Progress(what=f"pull {reference}", finished=True))
     return image
 

@@ -18,9 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from base_images.adapters.engine import Container, ContainerSpec, ContainerState, Engine, Image, ProbeResult
-from base_images.contract.facts import ARBITRARY_USER, STOP_SECONDS, loaded_backends
-from base_images.contract.judge import STATIC_BACKENDS
 from base_images.errors import EngineError, LaunchError
+from base_images.image import ARBITRARY_USER, STOP_SECONDS, loaded_backends
 from base_images.progress import Listener, Progress, silent
 from base_images.recipes import consumer
 from base_images.smoke import agreement, checks_client, model, speed
@@ -40,7 +39,7 @@ from base_images.smoke.device import Granted
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import Device, ServerReport, SmokeReport, Speed, Status
 from base_images.smoke.speed import Measured
-from base_images.variants import Platform, Variant
+from base_images.variants import STATIC_BACKENDS, Platform, Variant
 
 READY_TIMEOUT_SECONDS = 60
 """From the start of a container to its first healthy answer; two cores need less than one second."""
