@@ -124,6 +124,29 @@ def test_a_shell_script_that_is_not_formatted(checkout: Path) -> None:
     assert "+    true" in lint(checkout)
 
 
+@pytest.mark.parametrize(
+    ("module", "planted", "finding"),
+    [
+        ("recipes/mirror", "import git", "base_images.recipes.mirror -> git"),
+        (
+            "smoke/model",
+            "from base_images.contract import judge",
+            "base_images.smoke.model -> base_images.contract.judge",
+        ),
+        (
+            "build/plan",
+            "from base_images.adapters import registry",
+            "base_images.build.plan is not allowed to import dxf",
+        ),
+    ],
+)
+def test_an_import_against_the_direction_of_the_rooms(checkout: Path, module: str, planted: str, finding: str) -> None:
+    path = checkout / "scripts/base_images" / f"{module}.py"
+    path.write_text(f"{path.read_text(encoding='utf-8')}{planted}\n", encoding="utf-8")
+
+    assert finding in lint(checkout)
+
+
 def test_what_is_ignored_has_a_reason_and_is_needed(tmp_path: Path) -> None:
     nothing_ignored = tmp_path / "hadolint.yaml"
     nothing_ignored.write_text("ignored: []\n", encoding="utf-8")
