@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base_images.adapters.engine import Engine, Image
-from tests import bodhi
+from tests.support import bodhi
 
 
 def test_bodhi_on_the_cpu_image_answers(engine: Engine, cpu_image: Image) -> None:

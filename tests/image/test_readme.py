@@ -22,7 +22,7 @@ from base_images.build import bases as origin
 from base_images.build.inputs import Origin
 from base_images.smoke import model
 from base_images.smoke.model import TensorType
-from tests.programs import engine_sees
+from tests.support.programs import engine_sees
 
 README = (settings.ROOT / "README.md").read_text(encoding="utf-8")
 RELEASE = README[README.index("\n## Release\n") : README.index("\n## Coming from make\n")]

@@ -6,7 +6,7 @@ import pytest
 
 from base_images import settings
 from base_images.adapters.engine import ContainerSpec, Engine, Image
-from tests import bodhi
+from tests.support import bodhi
 
 
 def made_on(engine: Engine, base: Image, *commands: str) -> list[str]:

@@ -18,9 +18,9 @@ import pytest
 
 from base_images import settings, versions
 from base_images.adapters.engine import Engine
-from tests import clones
 from tests.image.test_readme import README, RELEASE, script
-from tests.registries import Registry
+from tests.support import clones
+from tests.support.registries import Registry
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", RELEASE, re.MULTILINE | re.DOTALL)
 EXAMPLE = "2508201420-abc1234"

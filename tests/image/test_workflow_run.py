@@ -30,8 +30,8 @@ from base_images.progress import silent
 from base_images.recipes import consumer, mirror
 from base_images.recipes.dockerfile import BASE_ARGUMENTS
 from base_images.versions import Version
-from tests import bodhi, builders, clones, workflows
-from tests.registries import Registry
+from tests.support import bodhi, builders, clones, workflows
+from tests.support.registries import Registry
 
 GOOD, BAD = "cpu", "musa"
 COSIGN = '#!/bin/sh\necho "$*" >>"$SIGNED"\n'

@@ -21,7 +21,7 @@ from base_images.smoke import device, launch, process
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Device, SmokeReport, Status
-from tests import host_server
+from tests.support import host_server
 
 CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
 

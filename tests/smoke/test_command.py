@@ -26,8 +26,8 @@ from base_images.smoke import command as smoke_command
 from base_images.smoke import url as running
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
-from tests.image.test_origin import references, registry  # noqa: F401 - a fixture
-from tests.registries import Registry
+from tests.image.build.test_bases import references, registry  # noqa: F401 - a fixture
+from tests.support.registries import Registry
 
 CPU, CUDA = variants.find("cpu"), variants.find("cuda")
 

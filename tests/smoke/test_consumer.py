@@ -16,7 +16,7 @@ from base_images.recipes import consumer
 from base_images.smoke import launch
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
-from tests import bodhi
+from tests.support import bodhi
 
 ACCELERATORS = [variant for variant in variants.VARIANTS if variant.device]
 

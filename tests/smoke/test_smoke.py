@@ -24,8 +24,8 @@ from base_images.smoke import checks_http, launch, model
 from base_images.smoke.checks_http import CheckFailedError, Target
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
-from tests import bodhi
 from tests.smoke.conftest import ANSWER
+from tests.support import bodhi
 
 CPU = variants.find("cpu")
 CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]

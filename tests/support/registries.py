@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import need
+from tests.support.programs import need
 
 USER = "releaser"
 PASSWORD = "open sesame"  # noqa: S105 - of registries that live for a test

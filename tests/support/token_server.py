@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from tests.registries import PASSWORD, USER, Authority, Front, encrypt
+from tests.support.registries import PASSWORD, USER, Authority, Front, encrypt
 
 READER = "reader"
 LONG_SECONDS = 300

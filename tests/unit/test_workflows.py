@@ -17,8 +17,8 @@ from invoke.parser import Parser
 from base_images import settings, variants, versions
 from base_images.release import matrix
 from base_images.variants import VARIANTS
-from tests import workflows
-from tests.workflows import DIRECTORY, OWN_WORKFLOW, Step, UnknownExpressionError
+from tests.support import workflows
+from tests.support.workflows import DIRECTORY, OWN_WORKFLOW, Step, UnknownExpressionError
 
 FILES = sorted(DIRECTORY.glob("*.yml"))
 PARSED = {path.name: workflows.load(path) for path in FILES}

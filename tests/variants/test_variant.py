@@ -19,7 +19,7 @@ from base_images.smoke import checks_http, launch, model
 from base_images.smoke.checks_http import Target
 from base_images.smoke.model import TensorType
 from base_images.variants import Variant
-from tests import bodhi
+from tests.support import bodhi
 
 
 def home(image: Image, directory: str) -> str:

@@ -25,7 +25,7 @@ from base_images.contract import judge
 from base_images.smoke import launch
 from base_images.smoke.model import TensorType
 from base_images.variants import STATIC_BACKENDS, Variant
-from tests import bodhi
+from tests.support import bodhi
 
 BOOKWORM = Root(suite="bookworm")  # glibc 2.36; upstream's base for musa is Ubuntu 22.04, glibc 2.35
 NEAREST = {

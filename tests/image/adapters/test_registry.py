@@ -25,7 +25,7 @@ from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import publish
 from base_images.variants import Platform
-from tests.registries import PASSWORD, USER, Authority, Registry, front, log_in, make_authority
+from tests.support.registries import PASSWORD, USER, Authority, Registry, front, log_in, make_authority
 
 MISSING = f"sha256:{'0' * 64}"
 LAYER = b"not really a layer"

@@ -16,8 +16,8 @@ from base_images.adapters import engine as engines
 from base_images.adapters import registry
 from base_images.adapters.registry import OCI_MANIFEST, Repository, open_repository
 from base_images.errors import EngineError, RegistryError
-from tests.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority, running
-from tests.token_server import LONG_SECONDS, READER, Asked, Forbidding, TokenServer
+from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority, running
+from tests.support.token_server import LONG_SECONDS, READER, Asked, Forbidding, TokenServer
 
 LIFETIME_SECONDS = 2
 UNTIL_EXPIRED_SECONDS = LIFETIME_SECONDS + 1.1

@@ -31,8 +31,8 @@ from base_images.progress import silent
 from base_images.release import publish
 from base_images.release.actions import Outcome
 from base_images.variants import Platform
-from tests import builders
-from tests.registries import Registry
+from tests.support import builders
+from tests.support.registries import Registry
 
 CPU = variants.find("cpu")
 PIN = settings.load().pin

@@ -27,7 +27,7 @@ from base_images.build.inputs import Bases, Origin, SourceKind
 from base_images.build.packages import Packages, Root
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.progress import Progress, silent
-from tests.registries import Registry
+from tests.support.registries import Registry
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
 NOWHERE = {"web": "127.0.0.1:1/node:24", "build": "127.0.0.1:1/ubuntu:24.04", "runtime": "127.0.0.1:1/ubuntu:24.04"}

@@ -24,7 +24,7 @@ from base_images.build import source
 from base_images.build.inputs import Origin
 from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
 from base_images.labels import Label
-from tests.programs import need
+from tests.support.programs import need
 
 REGISTRY = "registry.example.org/base-images-test"
 HEAD = """\

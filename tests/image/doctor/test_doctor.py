@@ -19,7 +19,7 @@ from base_images import settings, variants
 from base_images.adapters.engine import Engine, Image
 from base_images.doctor import doctor
 from base_images.errors import ImageNotFoundError
-from tests import machines
+from tests.support import machines
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
 CUDA_IMAGE = "bodhi-doctor-test:cuda"

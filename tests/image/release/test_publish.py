@@ -41,7 +41,7 @@ from base_images.release.actions import Action, Outcome
 from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform, Variant
 from base_images.versions import Foreign, Version
-from tests.registries import Registry, front, log_in, make_authority, small_disk
+from tests.support.registries import Registry, front, log_in, make_authority, small_disk
 
 CPU = variants.find("cpu")
 CUDA = variants.find("cuda")

@@ -15,7 +15,7 @@ import git
 import pytest
 
 from base_images import settings
-from tests import clones
+from tests.support import clones
 
 COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
 

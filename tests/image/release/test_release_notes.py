@@ -24,8 +24,8 @@ from base_images.release import record as release_record
 from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform
 from base_images.versions import Version
-from tests import clones
-from tests.registries import Registry
+from tests.support import clones
+from tests.support.registries import Registry
 
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 CONFIGURATION_TYPE = "application/vnd.oci.image.config.v1+json"

@@ -22,7 +22,7 @@ from base_images.errors import DeviceError, EngineError
 from base_images.smoke import checks_http, device, model
 from base_images.smoke.model import TensorType
 from base_images.variants import DeviceAccess
-from tests.programs import engine_sees, need
+from tests.support.programs import engine_sees, need
 
 PROJECT = "bodhi-device-test"
 GROUP = 4242

@@ -11,7 +11,7 @@ from base_images.errors import EngineError, SourceError, UsageError
 from base_images.labels import Label
 from base_images.settings import ROOT
 from base_images.variants import Platform, find
-from tests.unit.test_plan import BASES, SETTINGS, SOURCE, made
+from tests.unit.build.test_plan import BASES, SETTINGS, SOURCE, made
 
 REGISTRY = "ghcr.io/x/y"
 AMD64 = made(bases=BASES)

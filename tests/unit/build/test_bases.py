@@ -12,7 +12,7 @@ from base_images.build import bases, packages
 from base_images.build.bases import apt_sources, base_key
 from base_images.build.packages import Root
 from base_images.progress import Progress
-from tests.images import image
+from tests.support.images import image
 
 DIGEST = "sha256:" + "a" * 64
 CPU = packages.Packages()

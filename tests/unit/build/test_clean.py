@@ -7,7 +7,7 @@ import pytest
 from base_images.adapters.engine import Image
 from base_images.build import clean
 from base_images.labels import Label
-from tests.images import image
+from tests.support.images import image
 
 REGISTRY = "ghcr.io/bodhisearch/llama.cpp"
 OURS = image(

@@ -6,7 +6,7 @@ import pytest
 
 from base_images.adapters import buildkit
 from base_images.cli import views
-from tests import smoke_reports
+from tests.support import smoke_reports
 
 
 def test_a_compilation_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:

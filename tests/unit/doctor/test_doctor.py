@@ -18,7 +18,7 @@ from base_images.doctor.machine import Answer
 from base_images.errors import SourceError
 from base_images.recipes import dockerfile
 from base_images.variants import GIGABYTE
-from tests import images, machines
+from tests.support import images, machines
 
 ENGINE = EngineFacts(
     name="Engine",

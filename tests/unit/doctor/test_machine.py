@@ -17,7 +17,7 @@ from base_images.adapters import programs
 from base_images.doctor import machine
 from base_images.doctor.machine import Installed, Node
 from base_images.variants import DeviceAccess
-from tests import machines
+from tests.support import machines
 
 
 def access(name: str) -> DeviceAccess:

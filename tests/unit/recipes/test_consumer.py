@@ -17,7 +17,7 @@ from base_images.errors import SourceError, UsageError
 from base_images.recipes import consumer, consumer_checkout, dockerfile
 from base_images.recipes.consumer import Answer, Refusal, Refused
 from base_images.recipes.consumer_checkout import Change
-from tests import bodhi
+from tests.support import bodhi
 
 DATA = consumer.load()
 VARIANTS = pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)

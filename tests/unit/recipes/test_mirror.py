@@ -17,8 +17,8 @@ from base_images.recipes import consumer, dockerfile, mirror
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.facts import Fact
 from base_images.recipes.mirror import Record, Report, Status
-from tests.unit.test_server_arguments import ARG_CPP, COMMON_H
-from tests.unit.test_tasks import fresh_copy, invoke
+from tests.unit.cli.test_tasks import fresh_copy, invoke
+from tests.unit.recipes.test_server_arguments import ARG_CPP, COMMON_H
 
 UPSTREAM = (Path(__file__).parent / "upstream/cuda.Dockerfile").read_text(encoding="utf-8")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from base_images.release import runner_disk
-from tests.unit.test_tasks import invoke
+from tests.unit.cli.test_tasks import invoke
 
 
 def test_the_toolchains_go_and_nothing_else_does(tmp_path: Path) -> None:

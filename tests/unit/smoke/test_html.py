@@ -10,8 +10,8 @@ import pytest
 from base_images.smoke import html as smoke_html
 from base_images.smoke.html import KEPT_CHARACTERS, as_html
 from base_images.smoke.report import Device, SmokeReport, Speed, Status
-from tests import smoke_reports
-from tests.smoke_reports import HOSTILE, check, report, server
+from tests.support import smoke_reports
+from tests.support.smoke_reports import HOSTILE, check, report, server
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
