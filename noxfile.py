@@ -11,8 +11,8 @@ import nox
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from base_images import packages  # noqa: E402
-from base_images.command import find_program  # noqa: E402
+from base_images.adapters.programs import find_program  # noqa: E402
+from base_images.build import packages  # noqa: E402
 from base_images.variants import VARIANTS, Variant  # noqa: E402
 
 # One locked environment for everything (scripts/bootstrap.sh): no session resolves packages of its own.
@@ -26,14 +26,14 @@ def run(session: nox.Session, *command: str) -> None:
     session.run(sys.executable, "-m", *command)
 
 
-def run_program(session: nox.Session, name: str, *arguments: str, silent: bool = False) -> str:
+def run_program(session: nox.Session, name: str, *arguments: str, silent: bool = False, **environment: str) -> str:
     """Runs a program of the environment that nox is in, else of the machine, and returns what it prints."""
-    return str(session.run(find_program(name) or name, *arguments, silent=silent))
+    return str(session.run(find_program(name) or name, *arguments, silent=silent, env=environment))
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Common mistakes and style of the recipes, the shell scripts, the workflows and the Python, and its types."""
+    """Mistakes and style of the recipes, the shell scripts, the workflows and the Python, its types and its imports."""
     recipes = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("dockerfiles/*.Dockerfile"))
     run_program(session, "hadolint", "--no-color", *recipes)  # .hadolint.yaml says what is ignored, and why
     scripts = run_program(session, "shfmt", "--find", ".ci", "dockerfiles", "scripts", silent=True).split()
@@ -43,6 +43,7 @@ def lint(session: nox.Session) -> None:
     else:
         run_program(session, "shellcheck", *scripts)
     lint_workflows(session)
+    run_program(session, "lint-imports", "--no-cache", "--no-logo", PYTHONPATH="scripts")
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "mypy")

@@ -107,7 +107,7 @@ ARG BUILD_TIMESTAMP=""
 RUN --mount=type=bind,source=dockerfiles/version-json,target=/mnt/version-json \
     sh /mnt/version-json variant=cpu variants=cpu > version.json
 
-# The rest of the labels is the plan's (scripts/base_images/plan.py); these are upstream's.
+# The rest of the labels is the plan's (scripts/base_images/build/plan.py); these are upstream's.
 LABEL org.opencontainers.image.version=$BUILD_VERSION \
       org.opencontainers.image.revision=$BUILD_COMMIT \
       org.opencontainers.image.title="llama.cpp cpu" \

@@ -53,7 +53,8 @@ make_environment() {
 engine_answers() {
     PYTHONPATH=$root/scripts "$environment/bin/python" -c '
 import sys
-from base_images import engine, errors
+from base_images import errors
+from base_images.adapters import engine
 try:
     engine.connect()
 except errors.EngineError as error:

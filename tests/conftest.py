@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from base_images import engine as engines
 from base_images import versions
+from base_images.adapters import engine as engines
 from base_images.errors import BaseImagesError
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

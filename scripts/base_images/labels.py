@@ -37,7 +37,7 @@ RESOURCE = "bodhi.resource"
 """On containers, volumes and base images that this project makes, with what they are for; never on a built image."""
 
 OWNER = "bodhi.owner"
-"""On containers and volumes that have to go, with the process that made them, as `owner.py` names it."""
+"""On containers and volumes that have to go, with the process that made them, as `adapters/ownership.py` names it."""
 
 TOOLKIT_PREFIX = "bodhi.toolkit."
 """Followed by a toolkit's name as version.json has it, such as `bodhi.toolkit.cuda`; the value is its version."""

@@ -1,4 +1,4 @@
-"""What long work says while it runs; `report.py` decides how a person sees it."""
+"""What long work says while it runs; `cli/views.py` decides how a person sees it."""
 
 from __future__ import annotations
 

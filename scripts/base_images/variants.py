@@ -369,6 +369,9 @@ VARIANTS: tuple[Variant, ...] = (
     ),
 )
 
+STATIC_BACKENDS = frozenset({"cann"})
+"""Variants that upstream builds without loadable backends."""
+
 
 def megabytes(size: int) -> str:
     """Returns a size in bytes as a person reads it, such as `42.1 MB` (1 MB is 1,000,000 bytes)."""

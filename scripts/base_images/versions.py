@@ -83,6 +83,25 @@ class Foreign:
         return isinstance(other, Version) or self.name < other.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The commit that is checked out.
+
+    Attributes:
+        commit: full hash.
+        time: its commit time, UTC.
+        branch: the branch; of a detached HEAD the one branch that points at it, else `detached`.
+        changes: paths, at most a few, that differ from the commit or that git does not know.
+        version: the version of what is checked out.
+    """
+
+    commit: str
+    time: datetime
+    branch: str
+    changes: tuple[str, ...]
+    version: Version
+
+
 def of_commit(commit: str, seconds: int, *, dirty: bool) -> Version:
     """Returns the version of a commit, given its full hash and its time as Unix seconds.
 

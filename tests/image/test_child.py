@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from base_images.engine import Engine, Image
-from tests import bodhi
+from base_images.adapters.engine import Engine, Image
+from tests.support import bodhi
 
 
 def test_bodhi_on_the_cpu_image_answers(engine: Engine, cpu_image: Image) -> None:

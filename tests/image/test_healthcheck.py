@@ -10,7 +10,7 @@ from typing import Any
 import docker
 import pytest
 
-from base_images.engine import Image
+from base_images.adapters.engine import Image
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - in a container without a network
 CHECK = ["/usr/local/bin/llama-healthcheck"]

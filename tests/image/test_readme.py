@@ -16,12 +16,14 @@ import tasks
 from invoke.collection import Collection
 from invoke.parser import Parser
 
-from base_images import model, origin, progress, settings, variants, versions
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.origin import Origin
-from tests import documents
-from tests.programs import engine_sees
+from base_images import progress, settings, variants, versions
+from base_images.adapters.engine import Engine, Image
+from base_images.build import bases as origin
+from base_images.build.inputs import Origin
+from base_images.smoke import model
+from base_images.smoke.model import TensorType
+from tests.support import documents
+from tests.support.programs import engine_sees
 
 RELEASING = documents.TEXTS["docs/releasing.md"]
 """Its blocks are run where a release does no harm: tests/image/test_whole_way.py."""

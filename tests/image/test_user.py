@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from base_images import settings
-from base_images.engine import ContainerSpec, Engine, Image
-from tests import bodhi
+from base_images.adapters.engine import ContainerSpec, Engine, Image
+from tests.support import bodhi
 
 
 def made_on(engine: Engine, base: Image, *commands: str) -> list[str]:

@@ -17,10 +17,10 @@ import git
 import pytest
 
 from base_images import settings, versions
-from base_images.engine import Engine
-from tests import clones, documents
+from base_images.adapters.engine import Engine
 from tests.image.test_readme import RELEASING, script
-from tests.registries import Registry
+from tests.support import clones, documents
+from tests.support.registries import Registry
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", RELEASING, re.MULTILINE | re.DOTALL)
 EXAMPLE = "2508201420-abc1234"

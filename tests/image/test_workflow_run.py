@@ -19,15 +19,19 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import bake, consumer, mirror, origin, registry, settings, variants, versions
-from base_images.engine import Engine, Image
+from base_images import settings, variants, versions
+from base_images.adapters import registry
+from base_images.adapters.engine import Engine, Image
+from base_images.build import bakefile
+from base_images.build import bases as origin
+from base_images.build.inputs import Origin
 from base_images.labels import Label
-from base_images.origin import Origin
 from base_images.progress import silent
-from base_images.recipe import BASE_ARGUMENTS
+from base_images.recipes import consumer, mirror
+from base_images.recipes.dockerfile import BASE_ARGUMENTS
 from base_images.versions import Version
-from tests import bodhi, builders, clones, workflows
-from tests.registries import Registry
+from tests.support import bodhi, builders, clones, workflows
+from tests.support.registries import Registry
 
 GOOD, BAD = "cpu", "musa"
 COSIGN = '#!/bin/sh\necho "$*" >>"$SIGNED"\n'
@@ -156,7 +160,7 @@ def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFa
                 subprocess.run(["docker", "buildx", "use", name], check=True)
                 generator = f"{host.address}/generator:1"
                 builders.push_generator(engine, generator, tmp_path, file="/etc/debian_version")
-                environment |= {"BUILDX_CONFIG": str(tmp_path / "buildx"), bake.SBOM_GENERATOR_VARIABLE: generator}
+                environment |= {"BUILDX_CONFIG": str(tmp_path / "buildx"), bakefile.SBOM_GENERATOR_VARIABLE: generator}
             if cpu_image.labels[Label.BUILD_ORIGIN] == Origin.PACKAGES:
                 serve_bases(engine, Path(clone.working_dir), host.address)
                 clone.git.commit("--all", "--message", "Bases that can be had here")

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import docker
 import pytest
 
-from base_images import launch, model, owner
-from base_images.engine import Engine, Image
+from base_images.adapters import ownership as owner
+from base_images.adapters.engine import Engine, Image
 from base_images.labels import OWNER, RESOURCE
-from base_images.model import TensorType
-from base_images.smoke import Target
+from base_images.smoke import launch, model
+from base_images.smoke.checks_http import Target
+from base_images.smoke.model import TensorType
 
 ANSWER = model.known_answer(TensorType.F32)
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from base_images import agreement, device, launch, model, variants, versions
-from base_images.agreement import PAIRS, TOLERANCES, Pair
-from base_images.device import Granted
-from base_images.engine import Container, Engine, Image
+from base_images import variants, versions
+from base_images.adapters.engine import Container, Engine, Image
 from base_images.errors import BaseImagesError
-from base_images.model import Tensor, TensorType
-from base_images.smoke import CheckFailedError
+from base_images.smoke import agreement, device, launch, model
+from base_images.smoke.agreement import PAIRS, TOLERANCES, Pair
+from base_images.smoke.checks_http import CheckFailedError
+from base_images.smoke.device import Granted
+from base_images.smoke.model import Tensor, TensorType
 
 BIN = "/app/bin/x86_64-unknown-linux-gnu"
 LAVAPIPE = device.in_software(variants.find("vulkan"))

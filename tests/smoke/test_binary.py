@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from base_images import device, launch, process, settings, variants
-from base_images.engine import Image
+from base_images import settings, variants
+from base_images.adapters.engine import Image
 from base_images.errors import LaunchError
-from base_images.model import TensorType
-from base_images.smoke import CheckFailedError
-from base_images.smoke_report import Device, SmokeReport, Status
-from tests import host_server
-from tests.programs import is_alive, wait_until_gone
+from base_images.smoke import device, launch, process
+from base_images.smoke.checks_http import CheckFailedError
+from base_images.smoke.model import TensorType
+from base_images.smoke.report import Device, SmokeReport, Status
+from tests.support import host_server
+from tests.support.programs import is_alive, wait_until_gone
 
 CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
 

@@ -16,15 +16,18 @@ from xml.etree import ElementTree as ET
 import docker
 import pytest
 
-from base_images import launch, model, progress, running, settings, smoke, smoke_command, variants
-from base_images.engine import Engine, Image
+from base_images import progress, settings, variants
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError, ImageNotFoundError, UsageError
 from base_images.labels import OWNER, RESOURCE, Label
-from base_images.model import TensorType
-from base_images.smoke_report import Status
-from tests.image.test_origin import references, registry  # noqa: F401 - a fixture
-from tests.registries import Registry
+from base_images.smoke import checks_http, launch, model
+from base_images.smoke import command as smoke_command
+from base_images.smoke import url as running
+from base_images.smoke.model import TensorType
+from base_images.smoke.report import Status
+from tests.image.build.test_bases import references, registry  # noqa: F401 - a fixture
 from tests.smoke.conftest import made_by, things
+from tests.support.registries import Registry
 
 CPU, CUDA = variants.find("cpu"), variants.find("cuda")
 
@@ -47,8 +50,10 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 
 def python(script: str) -> subprocess.Popen[str]:
     """Starts a script that has a connected engine and the image, and waits until it has printed a line."""
+    imports = "from base_images import variants\nfrom base_images.adapters import engine\n"
+    imports += "from base_images.smoke import launch, model\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from base_images import engine, launch, variants, model\n{script}"],
+        [sys.executable, "-c", imports + script],
         env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -238,7 +243,7 @@ def test_every_known_answer_model_is_told_by_what_the_server_says(
     engine: Engine, cpu_image: Image, tensor_type: TensorType
 ) -> None:
     with serving(engine, cpu_image, model.known_answer(tensor_type).gguf, embeddings=False) as url:
-        assert smoke.find_model(url) == ("/models/mine.gguf", tensor_type)
+        assert checks_http.find_model(url) == ("/models/mine.gguf", tensor_type)
 
 
 def test_a_running_server_with_a_wrong_answer(engine: Engine, cpu_image: Image) -> None:

@@ -9,11 +9,14 @@ import sys
 
 import pytest
 
-from base_images import consumer, image_facts, launch, settings, variants
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.smoke_report import Status
-from tests import bodhi
+from base_images import settings, variants
+from base_images.adapters.engine import Engine, Image
+from base_images.contract import facts as image_facts
+from base_images.recipes import consumer
+from base_images.smoke import launch
+from base_images.smoke.model import TensorType
+from base_images.smoke.report import Status
+from tests.support import bodhi
 
 ACCELERATORS = [variant for variant in variants.VARIANTS if variant.device]
 

@@ -16,9 +16,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from base_images.smoke_html import as_html
-from tests import smoke_reports
-from tests.programs import need
+from base_images.smoke.html import as_html
+from tests.support import smoke_reports
+from tests.support.programs import need
 
 PAGES = {
     "passed": as_html(smoke_reports.passed(), labels=smoke_reports.LABELS),

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from base_images import agreement, device, launch, model, variants
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.smoke_report import SmokeReport, Status
+from base_images import variants
+from base_images.adapters.engine import Engine, Image
+from base_images.smoke import agreement, device, launch, model
+from base_images.smoke.model import TensorType
+from base_images.smoke.report import SmokeReport, Status
 
 # An image without the backend, as one is whose library was lost.
 WITHOUT_BACKEND = dataclasses.replace(variants.find("vulkan"), name="cpu", directories=("cpu", "cpu"))

@@ -12,29 +12,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 
-from base_images import conversation, launch, model
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.smoke import CheckFailedError, CheckSkippedError, Target, perform
-from base_images.smoke_report import Status
+from base_images.adapters.engine import Engine, Image
+from base_images.smoke import checks_client, launch, model
+from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, perform
+from base_images.smoke.model import TensorType
+from base_images.smoke.report import Status
 from tests.smoke.conftest import ANSWER
 
 
-@pytest.mark.parametrize("name", conversation.CHECKS)
+@pytest.mark.parametrize("name", checks_client.CHECKS)
 def test_check(target: Target, name: str) -> None:
-    result = perform(name, lambda: conversation.CHECKS[name](target))
+    result = perform(name, lambda: checks_client.CHECKS[name](target))
     assert result.status is Status.PASS, result.seen
 
 
 def test_what_was_seen(target: Target) -> None:
-    assert conversation.check_models(target) == f"offers {target.alias}"
-    assert conversation.check_chat(target) == (f"{ANSWER.text!r}, and the same in 16 pieces; length, 32 + 16 tokens")
-    assert conversation.check_completion(target) == f"{ANSWER.text!r}; length, 32 + 16 tokens"
+    assert checks_client.check_models(target) == f"offers {target.alias}"
+    assert checks_client.check_chat(target) == (f"{ANSWER.text!r}, and the same in 16 pieces; length, 32 + 16 tokens")
+    assert checks_client.check_completion(target) == f"{ANSWER.text!r}; length, 32 + 16 tokens"
 
 
-@pytest.mark.parametrize("name", conversation.CHECKS)
+@pytest.mark.parametrize("name", checks_client.CHECKS)
 def test_a_model_whose_answer_is_not_known(target: Target, name: str) -> None:
-    result = perform(name, lambda: conversation.CHECKS[name](dataclasses.replace(target, answer=None)))
+    result = perform(name, lambda: checks_client.CHECKS[name](dataclasses.replace(target, answer=None)))
     assert result.status is Status.PASS, result.seen
 
 
@@ -44,19 +44,19 @@ def test_another_answer_than_expected(target: Target, name: str) -> None:
     # The question stays, so that only what comes back is another.
     wrong = dataclasses.replace(ANSWER, text=other.text, embedding=other.embedding)
     with pytest.raises(CheckFailedError, match=r"The answer is '.*' where '.*' is right|cosine distance"):
-        conversation.CHECKS[name](dataclasses.replace(target, answer=wrong))
+        checks_client.CHECKS[name](dataclasses.replace(target, answer=wrong))
 
 
 def test_another_name_than_the_model_has(target: Target) -> None:
     with pytest.raises(CheckFailedError, match=rf"offered \['{target.alias}'\] and not 'other'"):
-        conversation.check_models(dataclasses.replace(target, alias="other"))
+        checks_client.check_models(dataclasses.replace(target, alias="other"))
 
 
-@pytest.mark.parametrize("name", conversation.CHECKS)
+@pytest.mark.parametrize("name", checks_client.CHECKS)
 def test_no_server(name: str) -> None:
     nobody = Target(url="http://127.0.0.1:9", alias="model", answer=ANSWER)
     with pytest.raises(CheckFailedError, match="OpenAI's client ends with APIConnectionError"):
-        conversation.CHECKS[name](nobody)
+        checks_client.CHECKS[name](nobody)
 
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
@@ -64,11 +64,11 @@ def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
     with launch.prepared(engine, way, ANSWER.gguf) as container:
         launch.start(container, way.port)
         target = Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
-        conversation.check_chat(target)
+        checks_client.check_chat(target)
         with pytest.raises(CheckFailedError, match="does not support embeddings"):
-            conversation.check_embeddings(target)
+            checks_client.check_embeddings(target)
         with pytest.raises(CheckSkippedError, match="started without --embeddings"):
-            conversation.check_embeddings(dataclasses.replace(target, ours=False))
+            checks_client.check_embeddings(dataclasses.replace(target, ours=False))
 
 
 @contextlib.contextmanager
@@ -136,8 +136,8 @@ def without_a_role(body: bytes) -> bytes:
 )
 def test_an_answer_that_is_changed_on_its_way(target: Target, change: Callable[[bytes], bytes], reason: str) -> None:
     with relay(target.url, lambda body: body) as url:
-        conversation.check_chat(dataclasses.replace(target, url=url))
+        checks_client.check_chat(dataclasses.replace(target, url=url))
     with relay(target.url, change) as url:
-        result = perform("chat", lambda: conversation.check_chat(dataclasses.replace(target, url=url)))
+        result = perform("chat", lambda: checks_client.check_chat(dataclasses.replace(target, url=url)))
     assert result.status is Status.FAIL
     assert re.search(reason, result.seen), result.seen

@@ -14,14 +14,15 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from base_images import launch, model, smoke, variants
-from base_images.engine import Engine, Image
-from base_images.model import KnownAnswer, TensorType
+from base_images import variants
+from base_images.adapters.engine import Engine, Image
 from base_images.settings import ROOT
-from base_images.smoke import CheckFailedError, Target
-from base_images.smoke_report import SmokeReport, Status
-from tests import bodhi
+from base_images.smoke import checks_http, launch, model
+from base_images.smoke.checks_http import CheckFailedError, Target
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import SmokeReport, Status
 from tests.smoke.conftest import ANSWER, made_by
+from tests.support import bodhi
 
 CPU = variants.find("cpu")
 CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
@@ -83,7 +84,7 @@ def test_everything_is_on_record(recorded: Recorded) -> None:
 
 
 def failures(target: Target) -> dict[str, str]:
-    return {result.name: result.seen for result in smoke.check_url(target) if result.status is not Status.PASS}
+    return {result.name: result.seen for result in checks_http.check_url(target) if result.status is not Status.PASS}
 
 
 def test_a_server_that_runs_anyway_can_be_checked_by_its_url(target: Target) -> None:
@@ -138,7 +139,7 @@ def test_another_model_name_than_expected(target: Target) -> None:
 
 def test_a_server_that_is_not_there(target: Target) -> None:
     failed = failures(dataclasses.replace(target, url="http://127.0.0.1:1"))
-    assert set(failed) == set(smoke.CHECKS)
+    assert set(failed) == set(checks_http.CHECKS)
     assert failed["health"].startswith("The server gave no answer: ")
 
 
@@ -155,7 +156,7 @@ def test_a_damaged_weight(engine: Engine, cpu_image: Image) -> None:
         launch.start(container, way.port)
         target = Target(url=launch.url(container, way.port), alias=way.alias, answer=answer)
         with pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$"):
-            smoke.check_completion(target)
+            checks_http.check_completion(target)
 
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
@@ -199,7 +200,9 @@ def test_an_argument_of_bodhi_s_that_the_server_refuses_is_named(engine: Engine,
 def test_ctrl_c_leaves_nothing_behind(cpu_image: Image, check: str) -> None:
     script = f"""
 import time
-from base_images import engine, launch, variants
+from base_images import variants
+from base_images.adapters import engine
+from base_images.smoke import launch
 def listener(progress):
     while progress.note.endswith(": {check}"):
         print("there", flush=True)

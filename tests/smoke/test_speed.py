@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from base_images import launch, model, speed
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.speed import Measured
+from base_images.adapters.engine import Engine, Image
+from base_images.smoke import launch, model, speed
+from base_images.smoke.model import TensorType
+from base_images.smoke.speed import Measured
 
 
 def test_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:

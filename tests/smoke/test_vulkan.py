@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from base_images import device, launch, model, smoke, variants, versions
-from base_images.engine import Container, Engine, Image
+from base_images import variants, versions
+from base_images.adapters.engine import Container, Engine, Image
 from base_images.errors import BaseImagesError
-from base_images.launch import Way
-from base_images.model import KnownAnswer, TensorType
-from base_images.smoke import CheckFailedError, Target
-from base_images.smoke_report import Status
+from base_images.smoke import checks_http, device, launch, model
+from base_images.smoke.checks_http import CheckFailedError, Target
+from base_images.smoke.launch import Way
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import Status
 
 pytestmark = pytest.mark.lavapipe
 VULKAN = variants.find("vulkan")
@@ -64,7 +65,7 @@ def offloading(image: Image, cache: str, layers: str) -> Way:
 
 def test_no_layer_on_the_device(engine: Engine, vulkan_image: Image, cache: str) -> None:
     with started(engine, offloading(vulkan_image, cache, "0")) as (container, target):
-        smoke.check_completion(target)  # right, and not the device's
+        checks_http.check_completion(target)  # right, and not the device's
         launch.check_list_devices(container, SERVER, "Vulkan")
         with pytest.raises(CheckFailedError, match="Only 0 of 3 layers are on the device"):
             launch.check_offloaded(container.logs())
@@ -84,7 +85,7 @@ def test_a_device_that_is_hidden(engine: Engine, vulkan_image: Image, cache: str
         launch.quick_start(vulkan_image.id, "model"), dataclasses.replace(LAVAPIPE, environment={}), cache
     )
     with started(engine, way) as (container, target):
-        smoke.check_completion(target)
+        checks_http.check_completion(target)
         with pytest.raises(CheckFailedError, match="names no device where Vulkan0 is right"):
             launch.check_list_devices(container, SERVER, "Vulkan")
         with pytest.raises(CheckFailedError, match="any layer is on a device"):
@@ -100,7 +101,7 @@ def test_a_backend_that_is_missing(engine: Engine, vulkan_image: Image, cache: s
     directory = f"{DIRECTORY.rpartition('/')[0]}/cpu"
     way = launch.on_device(launch.as_bodhi(vulkan_image.id, "model", directory), LAVAPIPE, cache)
     with started(engine, way) as (container, target):
-        smoke.check_completion(target)
+        checks_http.check_completion(target)
         with pytest.raises(CheckFailedError, match="names no device where Vulkan0 is right"):
             launch.check_list_devices(container, f"{directory}/llama-server", "Vulkan")
         with pytest.raises(CheckFailedError, match="any layer is on a device"):
@@ -116,7 +117,7 @@ def test_a_device_that_computes_something_else(engine: Engine, vulkan_image: Ima
         launch.check_offloaded(container.logs())
         launch.check_buffers(container.logs(), "Vulkan")
         with pytest.raises(CheckFailedError, match=r"^Step \d+ "):
-            smoke.check_completion(target)
+            checks_http.check_completion(target)
 
 
 def test_without_a_device_the_report_says_who_answered(engine: Engine, vulkan_image: Image) -> None:

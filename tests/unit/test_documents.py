@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from base_images import contract, errors, settings
+from base_images import errors, settings
+from base_images.contract import judge
 from base_images.errors import BaseImagesError
-from tests import documents
+from tests.support import documents
 
 ENVIRONMENT = documents.TEXTS["docs/environment.md"]
 
@@ -38,7 +39,7 @@ def test_the_readme_is_short_and_leads_to_every_other_document() -> None:
 
 def test_the_contract_has_the_rows_that_are_checked() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", documents.TEXTS["docs/contract.md"], re.MULTILINE)
-    assert rows == [(str(number), title) for number, (title, _) in enumerate(contract._ROWS, start=1)]
+    assert rows == [(str(number), title) for number, (title, _) in enumerate(judge._ROWS, start=1)]
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:

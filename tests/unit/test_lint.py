@@ -8,13 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import noxfile
 import pytest
 import yaml
 
-from base_images import command, settings
+from base_images import settings
+from base_images.adapters import programs
 from base_images.variants import VARIANTS
 
 LISTED = subprocess.run(
@@ -86,7 +88,7 @@ def test_no_recipe_is_left_out(checkout: Path) -> None:
     assert [name for name in RECIPES if not re.search(rf"^{name}:\d+ DL3000 ", found, re.MULTILINE)] == []
 
 
-@pytest.mark.skipif(not command.find_program("shellcheck"), reason="needs shellcheck: install it")
+@pytest.mark.skipif(not programs.find_program("shellcheck"), reason="needs shellcheck: install it")
 def test_no_shell_script_is_left_out(checkout: Path) -> None:
     for name in SCRIPTS:
         with (checkout / name).open("a", encoding="utf-8") as script:
@@ -108,7 +110,7 @@ def test_no_shell_script_is_left_out(checkout: Path) -> None:
     ],
 )
 def test_a_defect_in_a_workflow(checkout: Path, name: str, line: str, defect: str, finding: str) -> None:
-    if finding == "SC2086" and not command.find_program("shellcheck"):
+    if finding == "SC2086" and not programs.find_program("shellcheck"):
         pytest.skip("needs shellcheck: install it")
     workflow = checkout / ".github" / "workflows" / f"{name}.yml"
     text, count = re.subn(line, defect, workflow.read_text(encoding="utf-8"))
@@ -125,10 +127,33 @@ def test_a_shell_script_that_is_not_formatted(checkout: Path) -> None:
     assert "+    true" in lint(checkout)
 
 
+@pytest.mark.parametrize(
+    ("module", "planted", "finding"),
+    [
+        ("recipes/mirror", "import git", "base_images.recipes.mirror -> git"),
+        (
+            "smoke/model",
+            "from base_images.contract import judge",
+            "base_images.smoke.model -> base_images.contract.judge",
+        ),
+        (
+            "build/plan",
+            "from base_images.adapters import registry",
+            "base_images.build.plan is not allowed to import dxf",
+        ),
+    ],
+)
+def test_an_import_against_the_direction_of_the_rooms(checkout: Path, module: str, planted: str, finding: str) -> None:
+    path = checkout / "scripts/base_images" / f"{module}.py"
+    path.write_text(f"{path.read_text(encoding='utf-8')}{planted}\n", encoding="utf-8")
+
+    assert finding in lint(checkout)
+
+
 def test_what_is_ignored_has_a_reason_and_is_needed(tmp_path: Path) -> None:
     nothing_ignored = tmp_path / "hadolint.yaml"
     nothing_ignored.write_text("ignored: []\n", encoding="utf-8")
-    hadolint = command.find_program("hadolint")
+    hadolint = programs.find_program("hadolint")
     assert hadolint
     done = subprocess.run(
         [hadolint, "--config", nothing_ignored, "--no-fail", "--format", "json", *RECIPES],
@@ -150,11 +175,13 @@ class Session:
     def __init__(self) -> None:
         self.ran: dict[tuple[str, ...], set[str]] = {}
 
-    def run(self, *words: str, silent: bool = False) -> str:
+    def run(self, *words: str, silent: bool = False, env: Mapping[str, str] | None = None) -> str:
         if silent:
             return subprocess.run(words, cwd=settings.ROOT, capture_output=True, text=True, check=True).stdout
         files = {word for word in words if word in FILES}
         shown = [program(word) for word in words if word not in {sys.executable, "-m", ".", *files}]
+        variables = [f"{name}={value}" for name, value in (env or {}).items()]
+        shown = ["env", *variables, *shown] if variables else shown
         self.ran[tuple(shown)] = files or {name for name in FILES if name.endswith(".py")}
         return ""
 
@@ -164,7 +191,7 @@ def program(word: str) -> str:
     return Path(word).name if Path(word).parent.name == "bin" else word
 
 
-@pytest.mark.skipif(not command.find_program("shellcheck"), reason="needs shellcheck: install it")
+@pytest.mark.skipif(not programs.find_program("shellcheck"), reason="needs shellcheck: install it")
 def test_pre_commit_runs_what_lint_runs() -> None:
     session = Session()
     noxfile.lint(session)

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from base_images import settings
-from tests import documents
+from tests.support import documents
 
 LOCK = (settings.ROOT / "requirements.lock").read_text(encoding="utf-8")
 

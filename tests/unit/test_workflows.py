@@ -14,10 +14,11 @@ import tasks
 from invoke.collection import Collection
 from invoke.parser import Parser
 
-from base_images import ci_matrix, settings, variants, versions
+from base_images import settings, variants, versions
+from base_images.release import matrix
 from base_images.variants import VARIANTS
-from tests import workflows
-from tests.workflows import DIRECTORY, OWN_WORKFLOW, Step, UnknownExpressionError
+from tests.support import workflows
+from tests.support.workflows import DIRECTORY, OWN_WORKFLOW, Step, UnknownExpressionError
 
 FILES = sorted(DIRECTORY.glob("*.yml"))
 PARSED = {path.name: workflows.load(path) for path in FILES}
@@ -97,7 +98,7 @@ def walk(
         step.succeeded = not fails(step)
         if "--format matrix" in step.run:
             wanted = [(one, one.platforms) for one in (GPU, CPU)]
-            plan = ci_matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment["RUNNERS"])
+            plan = matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment["RUNNERS"])
             step.outputs["matrix"] = json.dumps(plan)
         elif "image-digest" in step.run:
             step.outputs["digest"] = DIGEST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from base_images import variants, versions
-from base_images.engine import Engine, Image
+from base_images.adapters.engine import Engine, Image
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,14 +7,19 @@ import re
 import pytest
 from packaging.version import Version as PackageVersion
 
-from base_images import archive, consumer, contract, image_facts, launch, model, settings, smoke, variants, versions
-from base_images.archive import Kind
-from base_images.engine import Engine, Image
+from base_images import settings, variants, versions
+from base_images.adapters.engine import Engine, Image
+from base_images.contract import judge
+from base_images.contract import layers as archive
+from base_images.contract.layers import Kind
+from base_images.image import loaded_backends
 from base_images.labels import TOOLKIT_PREFIX, Label
-from base_images.model import TensorType
-from base_images.smoke import Target
+from base_images.recipes import consumer
+from base_images.smoke import checks_http, launch, model
+from base_images.smoke.checks_http import Target
+from base_images.smoke.model import TensorType
 from base_images.variants import Variant
-from tests import bodhi, documents
+from tests.support import bodhi, documents
 
 
 def home(image: Image, directory: str) -> str:
@@ -24,8 +29,8 @@ def home(image: Image, directory: str) -> str:
 
 
 def test_the_contract(engine: Engine, variant: Variant, image: Image) -> None:
-    report = contract.check(engine, image.id, variant)
-    assert [(row.number, row.findings) for row in report.rows if row.status is contract.Status.FAIL] == []
+    report = judge.check(engine, image.id, variant)
+    assert [(row.number, row.findings) for row in report.rows if row.status is judge.Status.FAIL] == []
 
 
 def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:
@@ -35,7 +40,7 @@ def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:
 
 
 def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Variant, image: Image) -> None:
-    if variant.name in contract.STATIC_BACKENDS:
+    if variant.name in variants.STATIC_BACKENDS:
         pytest.skip("its cpu/ is a build of its own")
     layers = [archive.merge([one]) for one in archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=())]
     own, cpu = (home(image, directory) for directory in variant.directories)
@@ -47,7 +52,7 @@ def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Vari
     only_own = {path.rpartition("/")[2] for path in layer if path.startswith(f"{own}/")} - {
         path.rpartition("/")[2] for path in layer if path.startswith(f"{cpu}/")
     }
-    assert only_own == {contract.ACCELERATOR_BACKENDS[variant.name]}
+    assert only_own == {judge.ACCELERATOR_BACKENDS[variant.name]}
 
 
 def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, variant: Variant, image: Image) -> None:
@@ -64,10 +69,10 @@ def backends_of(engine: Engine, image: Image, directory: str) -> tuple[str, ...]
     way = launch.as_bodhi(image.id, "model", home(image, directory))
     with launch.prepared(engine, way, answer.gguf) as container:
         launch.start(container, way.port)
-        smoke.check_completion(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
+        checks_http.check_completion(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
         maps = container.maps()
     launch.check_backend(maps, "", home(image, directory))
-    return image_facts.loaded_backends(maps)
+    return loaded_backends(maps)
 
 
 def test_a_child_of_two_variants_starts_both(engine: Engine, variant: Variant, image: Image, cpu_image: Image) -> None:

@@ -15,13 +15,17 @@ from pathlib import Path
 import git
 import pytest
 
-from base_images import build, buildkit, contract, launch, packages, progress, settings, source
-from base_images.engine import Engine, Image
-from base_images.model import TensorType
-from base_images.origin import Origin
-from base_images.packages import Packages, Root
-from base_images.variants import Variant
-from tests import bodhi
+from base_images import progress, settings
+from base_images.adapters import buildkit
+from base_images.adapters.engine import Engine, Image
+from base_images.build import local, packages, source
+from base_images.build.inputs import Origin
+from base_images.build.packages import Packages, Root
+from base_images.contract import judge
+from base_images.smoke import launch
+from base_images.smoke.model import TensorType
+from base_images.variants import STATIC_BACKENDS, Variant
+from tests.support import bodhi
 
 BOOKWORM = Root(suite="bookworm")  # glibc 2.36; upstream's base for musa is Ubuntu 22.04, glibc 2.35
 NEAREST = {
@@ -87,7 +91,7 @@ def image(engine: Engine, variant: Variant, root: Path) -> Iterator[Image]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "_TOOLKITS", NEAREST)
-        prepared = build.prepare(
+        prepared = local.prepare(
             engine,
             variant,
             settings=settings.Settings(
@@ -104,17 +108,17 @@ def image(engine: Engine, variant: Variant, root: Path) -> Iterator[Image]:
     # Not the tags of a real image of the variant.
     plan = dataclasses.replace(prepared.plan, tags=prepared.plan.tags[:1])
     events: list[buildkit.Event] = []
-    built = build.build(engine, dataclasses.replace(prepared, plan=plan), root=root, on_event=events.append)
+    built = local.build(engine, dataclasses.replace(prepared, plan=plan), root=root, on_event=events.append)
     yield engine.image(built.image_id)
     engine.remove_image(plan.tags[0])
 
 
 def test_all_of_the_contract_but_the_accelerator_holds(engine: Engine, variant: Variant, image: Image) -> None:
-    report = contract.check(engine, image.id, variant)
-    findings = {row.number: row.findings for row in report.rows if row.status is contract.Status.FAIL}
-    if variant.name not in contract.STATIC_BACKENDS:
+    report = judge.check(engine, image.id, variant)
+    findings = {row.number: row.findings for row in report.rows if row.status is judge.Status.FAIL}
+    if variant.name not in STATIC_BACKENDS:
         [finding] = findings.pop(14)
-        assert contract.ACCELERATOR_BACKENDS[variant.name] in finding
+        assert judge.ACCELERATOR_BACKENDS[variant.name] in finding
     assert findings == {}
 
 

@@ -1,0 +1,1 @@
+"""What talks to the world outside: the container engine, BuildKit, registries, git, programs and downloads."""

@@ -1,0 +1,237 @@
+"""The same plan by `docker buildx bake`: on any builder, with provenance, SBOM, registry cache and several platforms.
+
+A bake file has a target for each variant and platform, such as `cpu-arm64`, and groups of them. Beside each stands
+`glibc-cpu-arm64`, which asks the runtime base for its glibc: only a program in there can say it, and the base need not
+be on this machine. It runs first, on the same builder, and the label takes its answer from a variable of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from base_images.adapters import buildkit, programs
+from base_images.build import bases
+from base_images.build.context import SOURCE_DIRECTORY
+from base_images.build.plan import BuildPlan
+from base_images.errors import EngineError, UsageError
+from base_images.labels import Label
+from base_images.recipes import dockerfile
+
+SBOM_GENERATOR_VARIABLE = "BASE_IMAGES_SBOM_GENERATOR"
+"""Names the image that makes the SBOM, for networks that mirror it; without it buildx takes its own default."""
+
+GLIBC_DIRECTORY = "build/glibc"
+"""Where a target's answer is put, below the checkout."""
+
+_SECONDS = 60
+"""For what buildx does without building."""
+
+
+def target(plan: BuildPlan) -> str:
+    """Returns the name of a plan's target, such as `cpu-arm64`."""
+    return f"{plan.variant}-{_architecture(plan)}"
+
+
+def bake_file(plans: Sequence[BuildPlan], registry: str, *, push: bool, dry_run: bool = False) -> dict[str, Any]:
+    """Returns the bake file of plans, as JSON has it; its paths are below the root of the checkout.
+
+    Args:
+        plans: what to build.
+        registry: the repository that images and cache are pushed to.
+        push: whether the images go there, by digest and with attestations; else the local engine gets them.
+        dry_run: whether all is built and the result goes nowhere.
+    """
+    variants: dict[str, list[str]] = {}
+    for plan in plans:
+        variants.setdefault(plan.variant, []).append(target(plan))
+    return {
+        "group": {
+            "default": {"targets": list(variants)},
+            **{variant: {"targets": targets} for variant, targets in variants.items()},
+            "glibc": {"targets": [_glibc_target(plan) for plan in plans]},
+        },
+        "variable": {_glibc_variable(plan): {"default": ""} for plan in plans},
+        "target": {
+            **{_glibc_target(plan): _asking(plan) for plan in plans},
+            **{target(plan): _building(plan, registry, push=push, dry_run=dry_run) for plan in plans},
+        },
+    }
+
+
+def run(
+    plans: Sequence[BuildPlan],
+    file: Mapping[str, Any],
+    *,
+    root: Path,
+    builder: str,
+    on_event: Callable[[buildkit.Event], None],
+) -> dict[str, str]:
+    """Builds plans as a bake file of them says and returns the digest of each target that was pushed.
+
+    With attestations a digest is that of an index, of the image and of what is attested of it.
+
+    Args:
+        plans: what to build.
+        file: what `bake_file` returns for them.
+        root: the checkout, with the source in `llama.cpp/`.
+        builder: buildx's name of the builder; empty for the current one.
+        on_event: gets the steps of the build.
+
+    Raises:
+        BuildError: a step failed; the detail is the tail of its log.
+        SourceError: a runtime base has no glibc.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        written, metadata = Path(directory) / "bake.json", Path(directory) / "metadata.json"
+        written.write_text(json.dumps(file), encoding="utf-8")
+        options = [*_of_builder(builder), "--file", str(written)]
+        _bake([*options, "glibc"], root=root, environment={}, on_event=on_event)
+        known = {_glibc_variable(plan): _read_glibc(plan, root) for plan in plans}
+        options += ["--metadata-file", str(metadata)]
+        _bake([*options, *map(target, plans)], root=root, environment=known, on_event=on_event)
+        said = json.loads(metadata.read_text(encoding="utf-8"))
+    digests = {name: said.get(name, {}).get("containerimage.digest") for name in map(target, plans)}
+    return {name: digest for name, digest in digests.items() if digest}
+
+
+def require_builder(builder: str, *, push: bool) -> None:
+    """Returns when buildx is there and has the builder, and the builder can push by digest if it has to.
+
+    Raises:
+        EngineError: buildx is missing, or the builder cannot push.
+        UsageError: there is no such builder.
+    """
+    if programs.run(["docker", "buildx", "version"], timeout=_SECONDS).exit_code:
+        raise EngineError(
+            "`docker buildx` is missing: install it (docker-buildx-plugin or docker-buildx), or build with "
+            "`invoke build-local`, which does not need it."
+        )
+    seen = programs.run(["docker", "buildx", "inspect", *([builder] if builder else [])], timeout=_SECONDS)
+    if builder and "no builder" in seen.stderr:
+        raise UsageError(f"buildx has no builder {builder!r}: `docker buildx ls` lists those that there are.")
+    if seen.exit_code:
+        raise EngineError(f"buildx cannot look at the builder {builder or 'it would use'}: {seen.last_words}.")
+    driver = re.search(r"^Driver:\s+(\S+)", seen.stdout, re.MULTILINE)
+    if push and driver and driver[1] == "docker":
+        # buildx 0.29 refuses: "push-by-digest is currently not implemented for docker driver".
+        raise EngineError(
+            "The engine's own builder cannot push by digest: make another with `docker buildx create --name release`, "
+            "and name it with --builder release."
+        )
+
+
+def require_own_source(source: Path, root: Path) -> None:
+    """Returns when the source is the checkout's own `llama.cpp/`, which is what a bake file's context holds.
+
+    Raises:
+        UsageError: it is elsewhere.
+    """
+    if source != root / SOURCE_DIRECTORY:
+        raise UsageError(f"Bake builds the checkout's llama.cpp/, and not {source}: unset LLAMA_CPP_DIR.")
+
+
+def _building(plan: BuildPlan, registry: str, *, push: bool, dry_run: bool) -> Mapping[str, object]:
+    # The variable stands for what nobody knows yet, so it is not escaped.
+    labels = {**_escaped(plan.labels), Label.GLIBC.value: f"${{{_glibc_variable(plan)}}}"}
+    if push:
+        # store=false: a builder with an image store would keep them there, all under one name.
+        output = f"type=image,name={registry},push-by-digest=true,name-canonical=true,push=true,store=false"
+        generator = f",generator={image}" if (image := os.environ.get(SBOM_GENERATOR_VARIABLE)) else ""
+        attestations = ["type=provenance,mode=max", f"type=sbom{generator}"]
+    else:
+        # Engines without the containerd store cannot keep attestations, and buildx refuses to build with them there.
+        output, attestations = "type=docker", _NO_ATTESTATIONS
+    cache = f"type=registry,ref={registry}:cache-{target(plan)}"
+    return {
+        "context": ".",
+        "dockerfile": plan.dockerfile,
+        "target": plan.target,
+        "platforms": [plan.platform],
+        "args": _escaped(plan.arguments),
+        "labels": labels,
+        "output": ["type=cacheonly" if dry_run else output],
+        "attest": attestations,
+        **({} if push or dry_run else {"tags": list(plan.tags)}),
+        **({"cache-from": [cache]} if push else {}),
+        # ignore-error: a cache that cannot be written is no reason to throw an image away.
+        **({"cache-to": [f"{cache},mode=max,ignore-error=true"]} if push and not dry_run else {}),
+    }
+
+
+_NO_ATTESTATIONS = ["type=provenance,disabled=true", "type=sbom,disabled=true"]
+
+
+def _asking(plan: BuildPlan) -> Mapping[str, object]:
+    """Returns the target whose result is one file that says the runtime base's glibc."""
+    lines = (
+        f"FROM {_runtime_base(plan)} AS base",
+        "RUN getconf GNU_LIBC_VERSION > /glibc",
+        "FROM scratch",
+        f"COPY --from=base /glibc /{target(plan)}",
+    )
+    return {
+        "context": ".",
+        "dockerfile-inline": "".join(f"{line}\n" for line in lines),
+        "platforms": [plan.platform],
+        "output": [f"type=local,dest={GLIBC_DIRECTORY}"],
+        "attest": _NO_ATTESTATIONS,
+    }
+
+
+def _read_glibc(plan: BuildPlan, root: Path) -> str:
+    text = (root / GLIBC_DIRECTORY / target(plan)).read_text(encoding="utf-8")
+    return bases.glibc_version(text, _runtime_base(plan))
+
+
+def _runtime_base(plan: BuildPlan) -> str:
+    return plan.arguments[dockerfile.base_arguments(plan.arguments)["runtime"]]
+
+
+def _glibc_target(plan: BuildPlan) -> str:
+    return f"glibc-{target(plan)}"
+
+
+def _glibc_variable(plan: BuildPlan) -> str:
+    return _glibc_target(plan).upper().replace("-", "_")
+
+
+def _architecture(plan: BuildPlan) -> str:
+    return plan.platform.rpartition("/")[2]
+
+
+def _escaped(values: Mapping[str, str]) -> dict[str, str]:
+    """Bake reads `${…}` and `%{…}` in every text, as HCL does; doubled, their first character stands for itself."""
+    return {name: re.sub(r"[$%](?=\{)", r"\g<0>\g<0>", value) for name, value in values.items()}
+
+
+def _of_builder(builder: str) -> list[str]:
+    return ["--builder", builder] if builder else []
+
+
+def _bake(
+    arguments: Sequence[str],
+    *,
+    root: Path,
+    environment: Mapping[str, str],
+    on_event: Callable[[buildkit.Event], None],
+) -> None:
+    progress = buildkit.RawProgress()
+
+    def read(line: str) -> None:
+        for event in progress.read(line):
+            on_event(event)
+
+    done = programs.run(
+        ["docker", "buildx", "bake", "--progress", "rawjson", *arguments],
+        environment={**os.environ, **environment},
+        directory=root,
+        on_line=read,
+    )
+    if done.exit_code:
+        raise progress.failure()

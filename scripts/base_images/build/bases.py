@@ -1,0 +1,418 @@
+"""Where base images come from: container registries, or Debian's packages from the machine's own apt mirror."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from base_images.adapters import programs, registry
+from base_images.adapters.download import cache_directory, host_certificates, locked
+from base_images.adapters.engine import ContainerSpec, Engine, Image, pull_progress
+from base_images.build import packages
+from base_images.build.inputs import BaseImage, Bases, Origin
+from base_images.build.packages import Packages, Root
+from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
+from base_images.labels import RESOURCE
+from base_images.progress import Listener, Progress
+from base_images.variants import Variant, gigabytes
+
+REACH_SECONDS = 15
+"""How long a registry or a git host may take to answer before it counts as unreachable."""
+
+PACKAGES_REPOSITORY = "llama-cpp-packages-origin"
+"""The repository of the bases that are made here; every image in it is ours, and may be removed."""
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Debian's archive keys, at the same place on the host and in the base."""
+
+CERTIFICATES = "/usr/local/share/host-ca.pem"
+"""Where the host's certificate authorities are in the bases that only build. Never in the runtime's."""
+
+_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS")
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def resolve_bases(
+    engine: Engine,
+    variant: Variant,
+    references: Mapping[str, str],
+    *,
+    origin: Origin,
+    listener: Listener,
+    slim: bool = False,
+) -> Bases:
+    """Returns base images that the engine has afterwards.
+
+    Args:
+        engine: pulls or imports them.
+        variant: what they are for: where packages stand in, and how much disk its toolkit takes.
+        references: what the recipe names for the roles `web`, `build` and `runtime`.
+        origin: AUTO asks the registries, then takes images that were pulled before, then makes them from packages.
+        listener: gets the progress.
+        slim: whether the runtime gets what it needs of the toolkit from the build, and not from its base.
+
+    Raises:
+        ImageNotFoundError: a registry answered that it has no such image.
+        SourceError: an image cannot be had from the origin that was asked for.
+        EngineError: the engine's disk is too small for the toolkit.
+    """
+    notices: list[str] = []
+    digests = None
+    if origin is not Origin.PACKAGES:
+        try:
+            digests = _pull(engine, variant, references, listener)
+        except SourceError as error:
+            if origin is Origin.REGISTRIES:
+                raise
+            digests = _pulled_before(engine, references)
+            debian = packages.of_variant(variant)
+            if digests is None and debian is None:
+                raise SourceError(f"{error} {_no_packages(variant)}", detail=error.detail) from error
+            instead = "images that were pulled before" if digests or not debian else _what(debian.build)
+            notices.append(f"{error} This build uses {instead} instead; it cannot be released.")
+    arguments: Mapping[str, str] = {}
+    if digests is None:
+        debian = packages.of_variant(variant)
+        if debian is None:
+            raise SourceError(f"{_no_packages(variant)} Use --origin registries.")
+        try:
+            origin, bases = Origin.PACKAGES, _make(engine, variant, debian.slim() if slim else debian, listener)
+            arguments = {**debian.arguments, **_versions(engine, bases["build"].reference, debian)}
+        except SourceError as error:
+            raise SourceError(" ".join((*notices, str(error))), detail=error.detail) from error
+    else:
+        origin, bases = Origin.REGISTRIES, _by_digest(references, digests)
+    return Bases(
+        origin=origin,
+        **bases,
+        glibc=_glibc(engine, bases["runtime"].reference),
+        arguments=arguments,
+        notices=tuple(notices),
+    )
+
+
+def ask_bases(references: Mapping[str, str]) -> Bases:
+    """Returns the base images that the registries have now, without an engine and without fetching one.
+
+    Their glibc is not known: only a program in the runtime base can say it. `references` are what the recipe names
+    for the roles `web`, `build` and `runtime`.
+
+    Raises:
+        ImageNotFoundError: a registry answered that it has no such image.
+        SourceError: a registry does not answer, or lets nobody see the image.
+    """
+    digests = {reference: _asked(reference) for reference in dict.fromkeys(references.values())}
+    bases = _by_digest(references, digests)
+    return Bases(origin=Origin.REGISTRIES, **bases, glibc="", arguments={}, notices=())
+
+
+def _by_digest(references: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, BaseImage]:
+    """Returns the base of each role, given the digest of each reference."""
+    return {
+        role: BaseImage(reference=_pinned(name, digests[name]), name=name, digest=digests[name])
+        for role, name in references.items()
+    }
+
+
+def _asked(reference: str) -> str:
+    """Returns the digest that a reference stands for at its registry."""
+    name, _, digest = reference.partition("@")
+    if digest:
+        return digest
+    tag = name.rpartition("/")[2].partition(":")[2] or "latest"
+    try:
+        found = registry.open_repository(_repository(reference)).digest(tag)
+    except RegistryError as error:
+        raise SourceError(f"The base image {reference} cannot be looked up ({str(error).rstrip('.')}).") from error
+    if found is None:
+        raise ImageNotFoundError(f"No registry has the image {reference!r}: check its name and tag in the recipe.")
+    return found
+
+
+def _glibc(engine: Engine, reference: str) -> str:
+    result = engine.probe(ContainerSpec(image=reference, entrypoint=("getconf", "GNU_LIBC_VERSION")))
+    return glibc_version(result.output, reference)
+
+
+def glibc_version(said: str, reference: str) -> str:
+    """Returns the version in what `getconf GNU_LIBC_VERSION` printed in a runtime base, such as `glibc 2.41`.
+
+    Raises:
+        SourceError: the base has another C library, or none.
+    """
+    name, _, version = said.strip().partition(" ")
+    if name != "glibc" or not version:
+        raise SourceError(
+            f"The runtime base {reference} does not say its glibc version ({said.strip()!r}): "
+            "llama-server needs a base with glibc."
+        )
+    return version
+
+
+def require_disk(engine: Engine, variant: Variant, size: int) -> None:
+    """Returns when the engine's disk has room for a variant's bases, or cannot be looked at from here.
+
+    Raises:
+        EngineError: it has not.
+    """
+    free = engine.free_disk()
+    if free is not None and free < size:
+        raise EngineError(
+            f"The base images of {variant.name} take about {gigabytes(size)} and the engine's disk has "
+            f"{gigabytes(free)} free: make room (`docker system df` says what takes it) or build on another machine."
+        )
+
+
+# Registries.
+
+
+def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], listener: Listener) -> dict[str, str]:
+    """Pulls each image and returns the digest of each reference."""
+    digests: dict[str, str] = {}
+    for reference in dict.fromkeys(references.values()):
+        try:
+            # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
+            pinned = _pinned(reference, engine.ask_registry(reference, timeout=REACH_SECONDS))
+        except EngineError as error:
+            raise _cannot_be_had(variant, reference, error) from error
+        if reference != references["web"] and not engine.has_image(pinned):
+            require_disk(engine, variant, variant.toolkit_size)
+        try:
+            digest = _digest(engine.pull(reference, pull_progress(reference, listener)), reference)
+        except EngineError as error:
+            raise _cannot_be_had(variant, reference, error) from error
+        if digest is None:
+            raise SourceError(f"The engine pulled {reference} and does not say its digest: pull it by hand and look.")
+        listener(Progress(what=f"pull {reference}", finished=True))
+        digests[reference] = digest
+    return digests
+
+
+def _cannot_be_had(variant: Variant, reference: str, error: EngineError) -> SourceError:
+    instead = ", or use --origin packages" if packages.of_variant(variant) else ""
+    return SourceError(
+        f"The base image {reference} cannot be had from its registry: check the network and the engine's "
+        f"proxy or mirror settings{instead}. The reason: {str(error).rstrip('.')}."
+    )
+
+
+def _pulled_before(engine: Engine, references: Mapping[str, str]) -> dict[str, str] | None:
+    """Returns the digest of each reference as it was pulled earlier; None when one was not."""
+    digests: dict[str, str] = {}
+    for reference in references.values():
+        try:
+            digest = _digest(engine.image(reference), reference)
+        except ImageNotFoundError:
+            return None
+        if digest is None:
+            return None
+        digests[reference] = digest
+    return digests
+
+
+def _pinned(reference: str, digest: str) -> str:
+    """`name:tag` → `name:tag@sha256:…`: a tag that moves while the build runs does no harm."""
+    return reference if "@" in reference else f"{reference}@{digest}"
+
+
+def _digest(image: Image, reference: str) -> str | None:
+    """Returns the digest under which the reference's own repository has the image."""
+    wanted = _repository(reference)
+    for entry in image.repo_digests:
+        name, _, digest = entry.partition("@")
+        if _repository(name) == wanted:
+            return digest
+    return None
+
+
+def _repository(reference: str) -> str:
+    """`docker.io/library/ubuntu:24.04` → `ubuntu`, the way docker shortens it in its digests."""
+    name = reference.partition("@")[0]
+    head, _, last = name.rpartition("/")
+    name = f"{head}/{last.partition(':')[0]}".removeprefix("/")
+    return name.removeprefix("docker.io/").removeprefix("library/")
+
+
+# Packages.
+
+
+def _no_packages(variant: Variant) -> str:
+    return f"No Debian package has the compiler of {variant.title}, so {variant.name} is built from a registry alone."
+
+
+def _what(root: Root) -> str:
+    return f"bases made of Debian {root.suite}'s packages"
+
+
+def _roots(debian: Packages) -> dict[str, Root]:
+    return {"runtime": debian.runtime, "build": debian.build, "web": packages.WEB}
+
+
+def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener) -> dict[str, BaseImage]:
+    """Makes the bases that the engine does not have yet and returns all of them."""
+    architecture = _MACHINES.get(platform.machine(), platform.machine())
+    if engine.info().architecture != architecture:
+        raise SourceError(
+            f"The packages origin makes bases for this machine ({architecture}), and the engine runs on "
+            f"{engine.info().architecture}: use --origin registries."
+        )
+    certificates = host_certificates()
+    if certificates is None:
+        raise SourceError("This machine has no bundle of certificate authorities: install ca-certificates.")
+    targets = _index_targets(listener)
+    content = certificates.read_bytes()
+    roots = _roots(debian)
+    names = {
+        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, architecture)}"
+        for role, root in roots.items()
+    }
+    cache = cache_directory()
+    with locked(cache):
+        missing = {role: roots[role] for role, name in names.items() if not engine.has_image(name)}
+        if missing.keys() - {"web"}:
+            require_disk(engine, variant, debian.size)
+        # Roles of one root share it; the certificates, which the runtime's must not have, are added at the end.
+        for root in dict.fromkeys(missing.values()):
+            with tempfile.TemporaryDirectory(dir=cache, prefix="root-") as directory:
+                tar = Path(directory) / "root.tar"
+                _bootstrap(tar, root, apt_sources(targets, root), listener)
+                for role in (role for role, of_role in missing.items() if of_role == root):
+                    if role != "runtime":
+                        _add_file(tar, CERTIFICATES, content)
+                    engine.import_filesystem(tar, names[role], _changes(role))
+    return {role: BaseImage(reference=name, name=name, digest=engine.image(name).id) for role, name in names.items()}
+
+
+def _versions(engine: Engine, build_base: str, debian: Packages) -> dict[str, str]:
+    """Returns the recipe's ARGs for the toolkit's version, as the packages in the build base have it."""
+    found = {}
+    for argument, package in debian.versions.items():
+        query = ContainerSpec(image=build_base, entrypoint=("dpkg-query", "--show", "--showformat=${Version}", package))
+        result = engine.probe(query)
+        if result.exit_code:
+            raise SourceError(f"The base {build_base} does not say the version of {package}: {result.output.strip()}")
+        found[argument] = packages.upstream_version(result.stdout.strip())
+    return found
+
+
+def base_key(role: str, root: Root, sources: tuple[str, ...], certificates: bytes, architecture: str) -> str:
+    """Returns a short name of everything that decides what a base holds."""
+    parts = [root.suite, architecture, *sources, *root.packages, *_changes(role), *_OPTIONS]
+    digest = hashlib.sha256("\0".join(parts).encode())
+    if role != "runtime":
+        digest.update(certificates)
+    return digest.hexdigest()[:12]
+
+
+def _changes(role: str) -> list[str]:
+    """Returns the Dockerfile instructions that an import applies.
+
+    The runtime base carries no label of ours: images built from it would inherit it. It is known by its repository.
+    """
+    if role == "runtime":
+        return ['CMD ["bash"]']
+    variables = " ".join(f"{name}={CERTIFICATES}" for name in _CERTIFICATE_VARIABLES)
+    return ['CMD ["bash"]', f"ENV {variables}", f"LABEL {RESOURCE}=origin"]
+
+
+_OPTIONS = (
+    "--variant=minbase",
+    # As in Docker's own Debian and Ubuntu images: no fsync for each file, here and in the recipes' apt-get.
+    "--dpkgopt=force-unsafe-io",
+    # mmdebstrap copies these two from the host.
+    '--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"',
+)
+
+
+def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
+    """Returns the lines of a sources.list for a root on this machine's own mirrors; empty without a Debian mirror.
+
+    Args:
+        index_targets: lines of `label|URI` of the machine's package lists, as apt has them.
+        root: what they are for.
+    """
+    mirrors: dict[str, str] = {}
+    for line in index_targets.splitlines():
+        label, _, uri = line.partition("|")
+        mirrors.setdefault(label, uri)
+    suites: dict[str, tuple[str, ...]] = {"Debian": (root.suite,)}
+    if root.suite != packages.UNSTABLE:  # which has its updates in itself
+        suites = {"Debian": (root.suite, f"{root.suite}-updates"), "Debian-Security": (f"{root.suite}-security",)}
+    if "Debian" not in mirrors:
+        return ()
+    return tuple(
+        f"deb [signed-by={KEYRING}] {mirrors[label]} {suite} {' '.join(root.components)}"
+        for label, names in suites.items()
+        if label in mirrors
+        for suite in names
+    )
+
+
+def _index_targets(listener: Listener) -> str:
+    """Returns `label|URI` lines of Debian's package lists on this machine, fetched first where there are none."""
+    ask = ("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
+    targets = programs.run(ask).stdout
+    if not apt_sources(targets, packages.WEB) and os.geteuid() == 0:
+        _apt(("update",), listener)
+        targets = programs.run(ask).stdout
+    if not apt_sources(targets, packages.WEB):
+        raise SourceError(
+            "The packages origin needs a Debian mirror in apt's configuration, and this machine has none (or its "
+            "lists were never fetched: `apt-get update`): use --origin registries."
+        )
+    return targets
+
+
+def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listener) -> None:
+    """Writes the tar of a Debian root file system."""
+    what = f"make a Debian {root.suite} base" + (f" with {', '.join(root.packages)}" if root.packages else "")
+    if not KEYRING.is_file():
+        raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
+    arguments = ["mmdebstrap", "--format=tar", *_OPTIONS]
+    if root.suite == packages.UNSTABLE:
+        # A mirror's copy may be older than its Release file allows; the setting stays, for the recipe's apt-get.
+        arguments.append('--aptopt=Acquire::Check-Valid-Until "false"')
+    if root.packages:
+        arguments.append(f"--include={','.join(root.packages)}")
+    arguments += [root.suite, str(tar), *sources]
+
+    def note(line: str) -> None:
+        listener(Progress(what=what, note=line.removeprefix("I: ")))
+
+    outcome = programs.run(arguments, on_line=note)
+    if outcome.exit_code == programs.NOT_INSTALLED and os.geteuid() == 0:
+        _apt(("install", "--yes", "--no-install-recommends", "mmdebstrap"), listener)
+        outcome = programs.run(arguments, on_line=note)
+    if outcome.exit_code == programs.NOT_INSTALLED:
+        raise SourceError("The packages origin needs mmdebstrap: install it (`apt-get install mmdebstrap`).")
+    if outcome.exit_code:
+        raise SourceError(
+            "mmdebstrap could not make a Debian base: run this as root, or allow unprivileged user namespaces, and "
+            "check the apt mirror.",
+            detail="\n".join(outcome.stderr.splitlines()[-20:]),
+        )
+    listener(Progress(what=what, finished=True))
+
+
+def _apt(arguments: tuple[str, ...], listener: Listener) -> None:
+    what = f"apt-get {' '.join(arguments)}"
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    listener(Progress(what=what, note="as root, because it is needed and missing"))
+    outcome = programs.run(("apt-get", "--quiet", *arguments), environment=environment)
+    if outcome.exit_code:
+        raise SourceError(f"`{what}` failed: {outcome.last_words}", detail=outcome.stderr)
+    listener(Progress(what=what, finished=True))
+
+
+def _add_file(tar: Path, path: str, content: bytes) -> None:
+    """Adds a file that all may read, owned by root, to a tar."""
+    entry = tarfile.TarInfo(f".{path}")
+    entry.size, entry.mode = len(content), 0o644
+    with tarfile.open(tar, "a", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(entry, io.BytesIO(content))

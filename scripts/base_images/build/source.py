@@ -1,0 +1,436 @@
+"""llama.cpp's source tree: the pinned one that this project fetches, or one that the user has, with its commit known.
+
+The managed tree is `llama.cpp/` in the checkout. It appears by one rename, with a stamp that says what it is and a
+digest of every file, so that a tree that is half written or was edited is never taken for the pin.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import packaging.requirements
+import pypi_simple
+import requests
+
+from base_images.adapters import programs
+from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked, session
+from base_images.build.bases import REACH_SECONDS
+from base_images.build.inputs import Origin, Source, SourceKind
+from base_images.errors import SourceError
+from base_images.progress import Listener, Progress
+from base_images.settings import Pin
+
+SOURCE_VARIABLE = "LLAMA_CPP_DIR"
+DIRECTORY = "llama.cpp"
+STAMP = ".base-images-source.json"
+
+_MARKS = ("CMakeLists.txt", ".devops", "ggml/CMakeLists.txt", "tools/server/CMakeLists.txt", "tools/ui/package.json")
+"""What a build reads; together with CMake's project name they tell llama.cpp from its forks and neighbours."""
+
+_SDIST_TREE = ("vendor", "llama.cpp")
+_TAG = re.compile(r"b(\d+)")
+
+
+def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener: Listener) -> Source:
+    """Returns the source to build: `path`, else LLAMA_CPP_DIR's, else the managed tree, fetched if it is not the pin.
+
+    Args:
+        pin: the commit that the managed tree has to be.
+        path: a tree of the user's; it is only read.
+        origin: whether the pin comes from git, from the sdist, or from whichever can be had.
+        root: the checkout, which holds the managed tree.
+        listener: gets the progress of a download.
+
+    Raises:
+        SourceError: a tree is not llama.cpp, or its commit is not known, or the pin cannot be had.
+    """
+    if given := _given(path):
+        return _inspect(given, pin)
+    with locked(root):
+        return _managed(pin, origin, root / DIRECTORY, listener)
+
+
+def expected(pin: Pin, *, path: Path | None, root: Path) -> Source:
+    """Returns the source that `resolve` would return, without fetching it: the pin, where it would be fetched.
+
+    Raises:
+        SourceError: a tree of the user's is not llama.cpp, or its commit is not known.
+    """
+    tree = root / DIRECTORY
+    if given := _given(path):
+        return _inspect(given, pin)
+    if tree.exists() and not _is_empty(tree):
+        found = _stamped(tree, pin) if (tree / STAMP).exists() else _inspect(tree, pin)
+        if found.commit == pin.commit:
+            return found
+    return _source(tree, tag=pin.tag, commit=pin.commit, dirty=False, digest="", kind=SourceKind.GIT)
+
+
+def _given(path: Path | None) -> Path | None:
+    if path is None and os.environ.get(SOURCE_VARIABLE):
+        path = Path(os.environ[SOURCE_VARIABLE])
+    return path.expanduser().resolve() if path else None
+
+
+def tree_digest(tree: Path, files: list[str] | None = None) -> str:
+    """Returns the digest of a tree: of `files` below it, or of all of them but `.git` and the stamp."""
+    digest = hashlib.sha256()
+    for name in sorted(_files(tree) if files is None else files):
+        file = tree / name
+        if file.is_symlink():
+            mode, content = "link", os.fsencode(file.readlink())
+        else:
+            mode, content = "executable" if file.stat().st_mode & 0o100 else "file", file.read_bytes()
+        digest.update(f"{mode} {len(content)} {name}\0".encode("utf-8", "surrogateescape"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _files(tree: Path) -> Iterator[str]:
+    for directory, subdirectories, names in os.walk(tree):
+        below = Path(directory)
+        links = [name for name in subdirectories if (below / name).is_symlink()]
+        subdirectories[:] = [name for name in subdirectories if name != ".git"]
+        for name in (*names, *links):
+            if name not in {".git", STAMP}:
+                yield (below / name).relative_to(tree).as_posix()
+
+
+# A tree of the user's.
+
+
+def _inspect(tree: Path, pin: Pin) -> Source:
+    """Returns what a tree that somebody else put there is."""
+    _require_llama_cpp(tree)
+    if (tree / STAMP).exists():
+        return _stamped(tree, pin, SourceKind.PATH)
+    if (tree / ".git").exists():
+        return _git_checkout(tree, pin)
+    if tree.parts[-2:] == _SDIST_TREE and (tree.parents[1] / "PKG-INFO").is_file():
+        return _unpacked_sdist(tree, pin)
+    raise SourceError(
+        f"{tree} is llama.cpp, but of which commit cannot be told: it is neither a git checkout nor in an unpacked "
+        "llama-cpp-python sdist. Use a git clone of llama.cpp, or leave out --source to build the pin."
+    )
+
+
+def _require_llama_cpp(tree: Path) -> None:
+    if not tree.is_dir():
+        raise SourceError(f"{tree} is not a directory: give the path of a llama.cpp source tree.")
+    missing = [mark for mark in _MARKS if not (tree / mark).exists()]
+    if missing:
+        inner = tree.joinpath(*_SDIST_TREE)
+        hint = f" Did you mean {inner}?" if inner.is_dir() else ""
+        raise SourceError(f"{tree} is not llama.cpp's source tree: it has no {', '.join(missing)}.{hint}")
+    cmake = (tree / "CMakeLists.txt").read_text(encoding="utf-8", errors="replace")
+    if not re.search(r'^\s*project\(\s*"?llama\.cpp"?[\s)]', cmake, re.MULTILINE):
+        raise SourceError(f'{tree} is not llama.cpp: its CMakeLists.txt does not say project("llama.cpp").')
+
+
+def _git_checkout(tree: Path, pin: Pin) -> Source:
+    def git(*arguments: str) -> str:
+        outcome = _git("-C", str(tree), *arguments)
+        if outcome.exit_code:
+            raise SourceError(f"git cannot say which commit {tree} is: {outcome.last_words}.")
+        return outcome.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    tags = [tag for tag in git("tag", "--points-at", "HEAD").split() if _TAG.fullmatch(tag)]
+    if commit == pin.commit:
+        tag = pin.tag
+    elif tags:
+        tag = tags[0]
+    elif git("rev-parse", "--is-shallow-repository") == "true":
+        raise SourceError(
+            f"{tree} is a shallow clone without a tag on {commit[:9]}, so its build number cannot be told: run "
+            f"`git -C {tree} fetch --unshallow`, or fetch the tag of that commit."
+        )
+    else:
+        # llama.cpp's own rule: the build number is the number of commits (cmake/build-info.cmake).
+        tag = f"b{git('rev-list', '--count', 'HEAD')}"
+    names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    present = [name for name in names if name and ((tree / name).is_file() or (tree / name).is_symlink())]
+    return _source(
+        tree,
+        tag=tag,
+        commit=commit,
+        dirty=bool(git("status", "--porcelain", "--untracked-files=normal")),
+        digest=tree_digest(tree, present),
+    )
+
+
+def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
+    top = tree.parents[1]
+    metadata = importlib.metadata.PathDistribution(top).metadata
+    version = metadata["Version"] or ""
+    try:
+        changelog = (top / "CHANGELOG.md").read_text(encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"{top} is no llama-cpp-python sdist: CHANGELOG.md is missing.") from error
+    commit = _changelog_commit(changelog, version)
+    if not commit or not pin.commit.startswith(commit):
+        raise SourceError(
+            f"The llama-cpp-python {version} at {top} vendors llama.cpp {commit or 'of an unknown commit'}, not the "
+            f"pin {pin.commit[:9]}: an sdist of another commit does not say its build number; use a git clone."
+        )
+    # Without git or a stamp nothing shows that the files were left alone, and what is not known is not clean.
+    return _source(tree, tag=pin.tag, commit=pin.commit, dirty=True, digest=tree_digest(tree))
+
+
+def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
+    """Returns what a tree with our stamp is; it is dirty when a file is not as it was fetched."""
+    try:
+        stamp = json.loads((tree / STAMP).read_text(encoding="utf-8"))
+        tag, commit, digest = stamp["tag"], stamp["commit"], stamp["digest"]
+        fetched = SourceKind(stamp["kind"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{tree / STAMP} is damaged: remove {tree}, and it will be fetched again.") from error
+    actual = tree_digest(tree)
+    tag = pin.tag if commit == pin.commit else tag
+    return _source(tree, tag=tag, commit=commit, dirty=actual != digest, digest=actual, kind=kind or fetched)
+
+
+def _source(
+    tree: Path, *, tag: str, commit: str, dirty: bool, digest: str, kind: SourceKind = SourceKind.PATH
+) -> Source:
+    match = _TAG.fullmatch(tag)
+    if not match:
+        raise SourceError(f"{tag!r} is not a tag of llama.cpp: they are b and a number, such as b11312.")
+    return Source(path=tree, tag=tag, commit=commit, build_number=int(match[1]), kind=kind, dirty=dirty, digest=digest)
+
+
+# The managed tree.
+
+
+def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source:
+    """Returns the managed tree, which is the pin afterwards; the caller holds the lock."""
+    if tree.is_symlink() or (tree.exists() and not _is_empty(tree)):
+        ours = (tree / STAMP).exists()
+        try:
+            found = _stamped(tree, pin) if ours else _inspect(tree, pin)
+        except SourceError as error:
+            raise SourceError(f"{error} It stands where the pin {pin.tag} is fetched to: move it away.") from error
+        if found.commit == pin.commit:
+            changed = f"{tree} is {pin.tag} with changes of yours: this build has them, and cannot be released."
+            return replace(found, notices=(changed,)) if found.dirty else found
+        if found.dirty or not ours:
+            raise SourceError(
+                f"{tree} is llama.cpp {found.tag} as you changed it or put it there, and the pin is {pin.tag}: "
+                f"move it away (`mv {tree} ../`), or build it with --source."
+            )
+    partial, old = tree.with_name(f"{DIRECTORY}.partial"), tree.with_name(f"{DIRECTORY}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        kind, notices = _fetch(pin, origin, partial, listener)
+        _require_llama_cpp(partial)
+        digest = tree_digest(partial)
+        stamp = {"tag": pin.tag, "commit": pin.commit, "kind": kind.value, "digest": digest}
+        (partial / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+        if tree.exists():
+            tree.rename(old)
+        partial.rename(tree)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return Source(
+        path=tree,
+        tag=pin.tag,
+        commit=pin.commit,
+        build_number=int(pin.tag.removeprefix("b")),
+        kind=kind,
+        dirty=False,
+        digest=digest,
+        notices=notices,
+    )
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
+def _fetch(pin: Pin, origin: Origin, target: Path, listener: Listener) -> tuple[SourceKind, tuple[str, ...]]:
+    """Puts the pin's files into `target`; returns how, and what a person must be told."""
+    notices: tuple[str, ...] = ()
+    if origin is not Origin.PACKAGES:
+        try:
+            _fetch_git(pin, target, listener)
+        except _UnreachableError as error:
+            if origin is Origin.REGISTRIES:
+                raise
+            notices = (f"{error} The source comes from the sdist {pin.sdist} of the package index instead.",)
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            return SourceKind.GIT, notices
+    try:
+        _fetch_sdist(pin, target, listener)
+    except SourceError as error:
+        raise SourceError(" ".join((*notices, str(error)))) from error
+    return SourceKind.SDIST, notices
+
+
+class _UnreachableError(SourceError):
+    """The git host does not answer, or stopped answering."""
+
+
+def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
+    """Fetches the one commit, without history; `.git` goes afterwards, so that the tree is the same from any origin."""
+    what = f"fetch llama.cpp {pin.tag}"
+
+    def note(line: str) -> None:
+        listener(Progress(what=what, note=line))
+
+    note(f"asking {pin.repository}")
+    # A host that swallows packets would hold git for minutes.
+    reach = _git("ls-remote", "--quiet", pin.repository, "HEAD", timeout=REACH_SECONDS)
+    if reach.exit_code:
+        reason = f"no answer within {REACH_SECONDS} s" if reach.timed_out else reach.last_words
+        raise _UnreachableError(f"llama.cpp's git repository {pin.repository} cannot be reached ({reason}).")
+    # No template: a user's hooks have no business here.
+    _git("init", "--quiet", "--template=", str(target))
+    here = ("-C", str(target), "-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
+    stall = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60")
+    fetched = _git(
+        *here, *stall, "fetch", "--progress", "--depth=1", "--no-tags", pin.repository, pin.commit, on_line=note
+    )
+    if "not our ref" in fetched.stderr or "couldn't find remote ref" in fetched.stderr:
+        raise SourceError(
+            f"{pin.repository} has no commit {pin.commit}: correct the pin (tag {pin.tag}) in pyproject.toml."
+        )
+    if fetched.exit_code:
+        raise _UnreachableError(f"The fetch from {pin.repository} broke off ({fetched.last_words}).")
+    checkout = _git(*here, "checkout", "--quiet", "FETCH_HEAD")
+    head = _git(*here, "rev-parse", "HEAD").stdout.strip()
+    if checkout.exit_code or head != pin.commit:
+        raise SourceError(f"The checkout of llama.cpp {pin.commit} failed: {checkout.last_words}; HEAD is {head!r}.")
+    shutil.rmtree(target / ".git")
+    listener(Progress(what=what, finished=True))
+
+
+def _git(
+    *arguments: str, timeout: float | None = None, on_line: Callable[[str], None] | None = None
+) -> programs.Outcome:
+    """Runs git in plain English, without questions, and not in the repository that a calling git hook points at."""
+    environment = {name: value for name, value in os.environ.items() if name not in _GIT_LOCAL}
+    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+    return programs.run(["git", *arguments], environment=environment, timeout=timeout, on_line=on_line)
+
+
+_GIT_LOCAL = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"})
+
+
+# The sdist.
+
+
+def _fetch_sdist(pin: Pin, target: Path, listener: Listener) -> None:
+    """Downloads the sdist, or takes it from the cache, and unpacks the llama.cpp in it."""
+    requirement = packaging.requirements.Requirement(pin.sdist)
+    version = next(iter(requirement.specifier)).version
+    archive = cache_directory() / f"{requirement.name}-{version}.tar.gz"
+    if not is_valid(archive, pin.sdist_sha256):
+        url = _sdist_url(requirement.name, version, package_indexes(os.environ, _pip_configuration()))
+        download(url, archive, sha256=pin.sdist_sha256, listener=listener)
+    try:
+        changelog = _unpack(archive, target, listener)
+    except tarfile.TarError as error:
+        raise SourceError(f"The sdist {archive} cannot be unpacked safely ({error}): correct the pin.") from error
+    commit = _changelog_commit(changelog, version)
+    if not commit or not pin.commit.startswith(commit):
+        raise SourceError(
+            f"{pin.sdist} vendors llama.cpp {commit or 'of an unknown commit'}, but the pin is {pin.commit[:9]}: "
+            "correct the pin in pyproject.toml."
+        )
+
+
+def _unpack(archive: Path, target: Path, listener: Listener) -> str:
+    """Unpacks the vendored tree of an sdist to `target` and returns the sdist's changelog."""
+    what = f"unpack {archive.name}"
+    changelog, done = "", 0
+    target.mkdir()
+    with tarfile.open(archive, "r:gz") as members:
+        for member in members:
+            inside = PurePosixPath(member.name).parts[1:]
+            if inside == ("CHANGELOG.md",) and (stream := members.extractfile(member)):
+                changelog = stream.read().decode("utf-8")
+            # `.git` there is a file that points at the sdist's own repository.
+            if inside[:2] != _SDIST_TREE or inside[2:] in {(), (".git",)}:
+                continue
+            relative = str(PurePosixPath(*inside[2:]))
+            members.extract(member.replace(name=relative, deep=False), target, filter="data")
+            done += member.size
+            listener(Progress(what=what, done=done))
+    listener(Progress(what=what, done=done, finished=True))
+    return changelog
+
+
+def _changelog_commit(changelog: str, version: str) -> str:
+    """Returns the llama.cpp commit, shortened as it is there, that llama-cpp-python's changelog names for a version.
+
+    The newest entry of a section comes first; empty when the version is not there or names none.
+    """
+    section = re.search(rf"^## \[{re.escape(version)}\]$(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    commit = re.search(r"llama\.cpp@([0-9a-f]{7,40})\b", section[1]) if section else None
+    return commit[1] if commit else ""
+
+
+def package_indexes(environment: Mapping[str, str], pip_configuration: str) -> list[str]:
+    """Returns the package indexes that pip would ask, the main one first.
+
+    Args:
+        environment: PIP_INDEX_URL and PIP_EXTRA_INDEX_URL win over the configuration, as in pip.
+        pip_configuration: what `pip config list` prints.
+    """
+    configured: dict[str, str] = {}
+    for line in pip_configuration.splitlines():
+        key, _, value = line.partition("=")
+        if value:
+            section, _, option = key.partition(".")
+            if section in {"global", "download"}:
+                configured[option] = ast.literal_eval(value)
+    main = environment.get("PIP_INDEX_URL") or configured.get("index-url") or pypi_simple.PYPI_SIMPLE_ENDPOINT
+    extra = environment.get("PIP_EXTRA_INDEX_URL") or configured.get("extra-index-url", "")
+    return [main, *extra.split()]
+
+
+def _pip_configuration() -> str:
+    # An environment without pip has nothing configured.
+    return programs.run([sys.executable, "-m", "pip", "config", "list"]).stdout
+
+
+def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
+    """Returns where the first index that has the sdist keeps it."""
+    problems = []
+    for index in indexes:
+        if not index.startswith(("http://", "https://")):
+            continue
+        host = urlsplit(index).hostname
+        try:
+            with pypi_simple.PyPISimple(index, session=session()) as client:
+                packages = client.get_project_page(name, timeout=TIMEOUT_SECONDS).packages
+        except (
+            requests.RequestException,
+            pypi_simple.NoSuchProjectError,
+            pypi_simple.UnsupportedContentTypeError,
+        ) as error:
+            problems.append(f"{host}: {type(error).__name__}")
+            continue
+        for package in packages:
+            if package.package_type == "sdist" and package.version == version:
+                return package.url
+        problems.append(f"{host}: no sdist of {version}")
+    raise SourceError(
+        f"The sdist {name} {version} is on no package index that can be reached ({'; '.join(problems)}): check "
+        f"pip's index-url, or give a tree with --source."
+    )

@@ -1,0 +1,1 @@
+"""The front doors: how results are shown, and commands that join several rooms."""

@@ -1,0 +1,318 @@
+"""Commands that build on the local engine or by bake, say what would be built, and clean up."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from base_images import settings, variants
+from base_images.cli.contract import check
+from base_images.cli.front_door import RECORD_DIRECTORY, RELEASE_DIRECTORY, command, each
+from base_images.cli.options import (
+    BUILD_HELP,
+    SOURCE_HELP,
+    Wanted,
+    caller_path,
+    open_registry,
+    parse_origin,
+    resolve_source,
+    variants_of,
+    wanted_platforms,
+)
+from base_images.cli.smoke import judge
+from base_images.errors import UsageError
+from base_images.settings import ROOT
+
+
+@command(help={**SOURCE_HELP, "quiet": "say nothing but the result"})
+def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool = False) -> None:
+    """Puts llama.cpp's pinned source into llama.cpp/, or looks at the tree of --source."""
+    from base_images.cli import views
+
+    with views.Display(views.mode(quiet=quiet)) as display:
+        found = resolve_source(source, parse_origin(origin), display)
+    dirty = ", with changes" if found.dirty else ""
+    views.say(f"llama.cpp {found.tag} ({found.commit[:9]}{dirty}) is in {found.path}")
+
+
+@command(
+    iterable=["variant", "arch"],
+    help={
+        **BUILD_HELP,
+        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
+        "smoke": "check the built image against the contract, then start it and ask it for the known answer",
+        "quiet": "say nothing but the result",
+    },
+)
+def build_local(
+    _: Context,
+    variant: list[str],
+    arch: list[str],
+    source: str = "",
+    origin: str = "auto",
+    slim: bool = False,
+    smoke: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Builds images on the local engine with this commit's version; exit code 1 names those that failed."""
+    from base_images.adapters import engine
+    from base_images.build import architectures, local
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
+
+    where = parse_origin(origin)
+    for one in map(variants.find, variant):
+        architectures.architecture_argument(one, arch)
+    connected = engine.connect()
+    platform = connected.platform()
+    how = views.mode(quiet=quiet)
+    with views.Display(how) as display:
+        found = resolve_source(source, where, display)
+
+    def build_one(one: variants.Variant) -> None:
+        with views.Display(how) as display:
+            prepared = _prepare(connected, one, found, where, display, arch, slim=slim)
+            for notice in prepared.notices:
+                display.notice(notice)
+            built = local.build(connected, prepared, root=ROOT, on_event=display.event)
+        views.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
+        if smoke:
+            check(connected, built.image_id, one, json=False)
+            outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
+            image = connected.image(built.image_id)
+            judge(smoke_command.smoke_image(connected, image, one, device=None, outputs=outputs), json=False)
+
+    each([one for one in variants_of(variant) if variant or platform in one.platforms], build_one)
+
+
+@command(
+    iterable=["variant", "platform", "arch"],
+    help={
+        **BUILD_HELP,
+        "variant": "which image; default: all of them",
+        "platform": "amd64 or arm64; default: all that a variant is published for",
+        "push": "bake: the file of `invoke bake --push`, which publishes what it builds",
+        "format": "table, json, command (of docker, by hand), bake (the file of `invoke bake`) or matrix (CI's jobs)",
+    },
+)
+def plan(
+    _: Context,
+    variant: list[str],
+    platform: list[str],
+    arch: list[str],
+    source: str = "",
+    origin: str = "auto",
+    slim: bool = False,
+    push: bool = False,
+    format: str = "table",  # noqa: A002
+) -> None:
+    """What would be built. Fetches nothing, unless it is for `command` or the bases come from packages."""
+    import dataclasses
+
+    from base_images.build import bakefile, plan
+    from base_images.cli import views
+
+    if format not in ("table", "json", "command", "bake", "matrix"):
+        raise UsageError(f"There is no format {format!r}: choose table, json, command, bake or matrix.")
+    wanted = wanted_platforms(variant, platform)
+    if format == "matrix":
+        views.print_json(_matrix(wanted), one_line=True)
+        return
+    if format == "command":
+        plans = _prepared_plans(wanted, arch, source, origin, slim=slim)
+    else:
+        plans = _plans(wanted, arch, source, origin, slim=slim, packages=format != "bake")
+    if format == "bake":
+        views.print_json(bakefile.bake_file(plans, settings.load(ROOT).registry, push=push))
+    elif format == "json":
+        views.print_json([dataclasses.asdict(one) for one in plans])
+    for one in plans:
+        if format == "command":
+            views.say(plan.as_command(one))
+        elif format == "table":
+            rows = [("recipe", one.dockerfile), ("platform", one.platform), *(("tag", tag) for tag in one.tags)]
+            rows += [(f"arg {name}", value) for name, value in one.arguments.items()]
+            rows += [(f"label {name}", value) for name, value in one.labels.items()]
+            views.print_table(f"{one.variant} {one.version} for {one.platform}", ["what", "value"], rows)
+
+
+@command(
+    iterable=["variant", "platform"],
+    help={
+        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
+        "platform": "amd64 or arm64; default: the engine's, or with --push all that a variant is published for",
+        "builder": "buildx's name of the builder; default: the current one",
+        "push": "publish what is built, by digest, with provenance and SBOM, and cache the steps in the registry",
+        "dry_run": "build all and keep nothing of it; BASE_IMAGES_DRY_RUN=true says the same",
+        "quiet": "say nothing but the result",
+    },
+)
+def bake(
+    _: Context,
+    variant: list[str],
+    platform: list[str],
+    builder: str = "",
+    push: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Builds by `docker buildx bake`, on any of buildx's builders: remote ones, Kubernetes, several platforms."""
+    from base_images.adapters import engine, repository
+    from base_images.build import bakefile
+    from base_images.build.inputs import Origin
+    from base_images.cli import views
+    from base_images.release import actions, bake
+
+    chosen = settings.load(ROOT)
+    version = repository.head(repository.open_repository(ROOT)).version
+    if push and version.dirty:
+        raise UsageError("The tree has changes, and only a commit is published: commit them, or leave --push out.")
+    bakefile.require_builder(builder, push=push)
+    if not push and not platform:
+        platform = [engine.connect().platform().architecture]
+    wanted = wanted_platforms(variant, platform)
+    if not push and len({each for _, platforms in wanted for each in platforms}) > 1:
+        raise UsageError("A tag of the local engine is for one platform: choose one with --platform, or --push.")
+    published = open_registry() if push else None
+
+    def bake_one(one: variants.Variant) -> None:
+        done: list[actions.Action] = []
+        try:
+            with views.Display(views.mode(quiet=quiet)) as display:
+                done += bake.bake(
+                    one,
+                    next(platforms for other, platforms in wanted if other is one),
+                    settings=chosen,
+                    root=ROOT,
+                    version=version,
+                    repository=published,
+                    source=lambda: resolve_source("", Origin.AUTO, display),
+                    builder=builder,
+                    dry_run=dry_run or settings.dry_run(),
+                    on_event=display.event,
+                )
+        finally:
+            for action in done:
+                views.print_action(action)
+            if done:
+                actions.write("bake", done, ROOT / RELEASE_DIRECTORY)
+
+    each([one for one, _ in wanted], bake_one)
+
+
+@command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
+def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -> None:
+    """Removes the images that this project built, all versions, and nothing else."""
+    from base_images.adapters import engine
+    from base_images.build import clean
+    from base_images.build.bases import PACKAGES_REPOSITORY
+    from base_images.cli import views
+    from base_images.labels import Label
+
+    connected = engine.connect()
+    planned = clean.removals(connected.images(label=Label.VARIANT), settings.load(ROOT).registry)
+    if bases:
+        planned += clean.bases(connected.images(reference=PACKAGES_REPOSITORY))
+    for removal in planned:
+        kept = f" (the image stays: it is also {', '.join(removal.kept)})" if removal.kept else ""
+        views.say(f"{'would remove' if dry_run else 'remove'} {' '.join(removal.references)}{kept}")
+    if dry_run or not planned:
+        views.say(f"{len(planned)} images of this project, nothing removed")
+        return
+    cleaned = clean.apply(connected, planned)
+    for reference, why in cleaned.failed:
+        views.say(f"kept {reference}: {why}")
+    views.say(f"removed {len(cleaned.removed)} references, freed {variants.megabytes(cleaned.freed)}")
+    if cleaned.failed:
+        raise Exit(code=1)
+
+
+def _matrix(wanted: Wanted) -> dict[str, Any]:
+    from base_images.adapters import repository
+    from base_images.release import matrix
+
+    version = repository.head(repository.open_repository(ROOT)).version
+    runners = os.environ.get(matrix.RUNNERS_VARIABLE, "")
+    return matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
+
+
+def _plans(
+    wanted: Wanted,
+    arch: list[str],
+    source: str,
+    origin: str,
+    *,
+    slim: bool,
+    packages: bool,
+) -> list[Any]:
+    """Returns plans on the bases that registries have now; else, where `packages` may stand in, on the engine's."""
+    from base_images.build import local
+    from base_images.build import source as sources
+    from base_images.build.inputs import Origin
+    from base_images.cli import views
+    from base_images.errors import SourceError
+
+    where = parse_origin(origin)
+    if where is Origin.PACKAGES:
+        if not packages:
+            raise UsageError("Bake builds on bases of registries alone, wherever its builder is: leave --origin out.")
+        return _prepared_plans(wanted, arch, source, origin, slim=slim)
+    chosen = settings.load(ROOT)
+    found = sources.expected(chosen.pin, path=caller_path(source), root=ROOT)
+    try:
+        return [
+            made
+            for one, platforms in wanted
+            for made in local.foresee(
+                one, platforms, settings=chosen, root=ROOT, source=found, architectures=arch, slim=slim
+            )
+        ]
+    except SourceError as error:
+        if where is Origin.REGISTRIES or not packages:
+            raise
+        views.complain(f"note: {error} What follows is what this machine's engine would build.")
+        return _prepared_plans(wanted, arch, source, origin, slim=slim)
+
+
+def _prepared_plans(wanted: Wanted, arch: list[str], source: str, origin: str, *, slim: bool) -> list[Any]:
+    """Returns plans on bases that the engine has afterwards, for its own platform."""
+    from base_images.adapters import engine
+    from base_images.cli import views
+
+    where = parse_origin(origin)
+    connected = engine.connect()
+    here = connected.platform()
+    chosen = [one for one, platforms in wanted if here in platforms]
+    if not chosen:
+        raise UsageError(f"This engine builds for {here.docker}: choose that, or another engine with DOCKER_HOST.")
+    with views.Display(views.Mode.QUIET) as display:
+        found = resolve_source(source, where, display)
+        return [_prepare(connected, one, found, where, display, arch, slim=slim).plan for one in chosen]
+
+
+def _prepare(
+    connected: Any,
+    variant: variants.Variant,
+    found: Any,
+    origin: Any,
+    display: Any,
+    arch: list[str],
+    *,
+    slim: bool,
+) -> Any:
+    from base_images.build import local
+
+    return local.prepare(
+        connected,
+        variant,
+        settings=settings.load(ROOT),
+        root=ROOT,
+        source=found,
+        wanted=origin,
+        listener=display.progress,
+        architectures=arch,
+        slim=slim,
+    )

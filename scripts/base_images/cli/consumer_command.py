@@ -1,0 +1,58 @@
+"""What `invoke check-consumer` looks at: a checkout of BodhiApp, an image, or both."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from base_images.adapters import engine
+from base_images.contract import facts as image_facts
+from base_images.progress import Listener, silent
+from base_images.recipes import consumer, consumer_checkout
+from base_images.recipes.consumer_checkout import Report
+from base_images.smoke import command as smoke_command
+from base_images.smoke import report as smoke_report
+
+
+def check(root: Path, *, source: Path | None, image: str, listener: Listener = silent) -> Report:
+    """Returns how BodhiApp stands to our data, and an image to BodhiApp.
+
+    Args:
+        root: our checkout, which has the data.
+        source: a checkout of BodhiApp; an image is asked with its arguments then. None: the data's, and without an
+            image the newest commit is fetched and compared.
+        image: a tag, a digest or an id; empty for none.
+        listener: told of a pull.
+
+    Raises:
+        SourceError: `source` is no checkout of BodhiApp, or its repository cannot be fetched.
+        UsageError: the image does not say its variant, or BodhiApp has no Dockerfile on such images.
+        ImageNotFoundError: neither the engine nor a registry has the image.
+        EngineError: no engine answers.
+    """
+    known = consumer.load(root)
+    checkout = None
+    with contextlib.ExitStack() as stack:
+        if source is None and not image:
+            source = stack.enter_context(consumer_checkout.newest(known.repository))
+        if source:
+            checkout = consumer_checkout.read(source, known)
+    if not image:
+        return consumer_checkout.report(known, checkout)
+    connected = engine.connect()
+    found = smoke_command.pulled(connected, image, listener=listener)
+    variant = smoke_command.variant_of(found)
+    passed = dataclasses.replace(known, dockerfiles=checkout.dockerfiles) if checkout else known
+    answers = image_facts.ask_arguments(connected, found, variant, passed)
+    return consumer_checkout.report(known, checkout, image=image, variant=variant, answers=answers)
+
+
+def add_to(path: Path, seen: Report) -> None:
+    """Adds what was seen to a file, as Markdown.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    before = f"{path.read_text(encoding='utf-8').rstrip()}\n\n" if path.is_file() else ""
+    smoke_report.write_file(path, f"{before}{consumer_checkout.markdown(seen)}")

@@ -1,0 +1,58 @@
+"""The command that checks an image against the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from base_images import settings, variants
+from base_images.cli.front_door import command
+from base_images.cli.options import caller_path
+from base_images.settings import ROOT
+
+
+@command(
+    positional=["image"],
+    help={
+        "image": "reference or id, pulled if the engine does not have it",
+        "variant": "of an image that does not say it",
+        "record": "directory for the report; of an image in the registry also for `attach-reports`",
+        "json": "print JSON",
+    },
+)
+def check_image(_: Context, image: str, variant: str = "", record: str = "", json: bool = False) -> None:
+    """Checks an image, ours or not, against the contract: one line per row, exit code 1 on a finding."""
+    from base_images.adapters import engine
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
+
+    known = variants.find(variant) if variant else None
+    connected = engine.connect()
+    with views.Display(views.mode(quiet=json)) as display:
+        smoke_command.pulled(connected, image, listener=display.progress)
+    check(connected, image, known, json=json, record=caller_path(record))
+
+
+def check(
+    connected: Any, reference: str, variant: variants.Variant | None, *, json: bool, record: Path | None = None
+) -> None:
+    """Checks an image against the contract, prints and records the report, and ends with 1 on a finding."""
+    from base_images.cli import views
+    from base_images.contract import judge
+    from base_images.release import evidence
+    from base_images.smoke import report as smoke_report
+
+    result = judge.check(connected, reference, variant)
+    if record:
+        smoke_report.write_json(result.as_dict(), record / f"contract-{result.variant}.json")
+        if seen := evidence.of_contract(connected.image(result.image_id), settings.load(ROOT).registry, result):
+            evidence.write(seen, record)
+    if json:
+        views.print_json(result.as_dict())
+    else:
+        views.print_contract(result)
+    if not result.ok:
+        raise Exit(code=1)

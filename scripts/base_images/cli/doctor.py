@@ -1,0 +1,42 @@
+"""The command that says what this machine is ready for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from base_images import settings, variants
+from base_images.cli.front_door import command
+from base_images.cli.options import variants_of
+from base_images.errors import UsageError
+from base_images.settings import ROOT
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "variant": "whose device has to be ready; may be given several times; default: all, and cpu has to build",
+        "image": "an image of that one variant; default: the local build",
+        "json": "print JSON",
+    },
+)
+def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) -> None:
+    """What this machine, its engine and its devices are ready for, and what they lack; 3 without an engine."""
+    from base_images.cli import views
+
+    if image and len(variant) != 1:
+        raise UsageError("--image is of one variant: name that with --variant.")
+    result = examine(variants_of(variant), by_name=bool(variant), image=image)
+    views.print_json(result.as_dict()) if json else views.print_doctor(result)
+    if result.exit_code:
+        raise Exit(code=result.exit_code)
+
+
+def examine(chosen: list[variants.Variant], *, by_name: bool, image: str) -> Any:
+    """Returns the doctor's report; `by_name`: somebody named the variants; `image`: instead of the local build."""
+    from base_images.doctor import doctor
+
+    registry = settings.load(ROOT).registry
+    return doctor.examine(chosen, checkout=ROOT, registry=registry, by_name=by_name, image=image)

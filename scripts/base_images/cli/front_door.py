@@ -1,0 +1,112 @@
+"""What every command has: errors in one sentence with their exit code, one variant after another, a question."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from base_images import variants
+from base_images.errors import BaseImagesError, UsageError
+from base_images.settings import ROOT
+
+_MACHINE_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+"""A full disk, or a place that may not be written: a person's to mend, wherever it happens."""
+
+
+INTERRUPTED = 130
+"""The exit code of a process that Ctrl-C ended, as shells have it."""
+
+
+RECORD_DIRECTORY = "build/smoke"
+
+
+RELEASE_DIRECTORY = "build/release"
+
+
+def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], Any]:
+    """Returns a decorator like invoke's `task` under which our errors end in one sentence and their exit code."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        @functools.wraps(function)
+        def run(*values: Any, **named: Any) -> None:
+            # CI cancels with SIGTERM: it shall clean up as Ctrl-C does.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                function(*values, **named)
+            except BaseImagesError as error:
+                from base_images.cli import views
+
+                raise Exit(views.failure(error), error.exit_code) from error
+            except KeyboardInterrupt as error:
+                raise Exit(
+                    "Interrupted: nothing is left running; the same command starts again.", INTERRUPTED
+                ) from error
+            except BrokenPipeError as error:
+                sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader, such as `head`, is gone
+                raise Exit(code=0) from error
+            except OSError as error:
+                if error.errno not in _MACHINE_REFUSES:
+                    raise
+                where = f"{error.filename}: " if error.filename else ""
+                raise Exit(f"error: {where}{error.strerror}: mend that and run the same command again.", 1) from error
+
+        return task(*arguments, **options)(run)
+
+    return decorate
+
+
+def each(chosen: list[variants.Variant], action: Callable[[variants.Variant], None]) -> None:
+    """Acts on every variant, whether or not another one fails, and names those that did."""
+    from base_images.cli import views
+
+    if len(chosen) == 1:
+        action(chosen[0])
+        return
+    failed = []
+    for one in chosen:
+        try:
+            action(one)
+        except (BaseImagesError, Exit) as error:
+            failed.append(one.name)
+            if isinstance(error, BaseImagesError):
+                views.complain(f"{one.name}: {views.failure(error)}")
+    if failed:
+        done = ", ".join(one.name for one in chosen if one.name not in failed) or "none"
+        raise Exit(f"error: failed: {', '.join(failed)} (see above); done: {done}.", 1)
+
+
+def act(name: str, chosen: list[variants.Variant], action: Callable[[variants.Variant], Any]) -> None:
+    """Acts on the registry for every variant, prints what was done and keeps it in a file; ends with 1 on a refusal."""
+    from base_images.cli import views
+    from base_images.release import actions
+
+    done = []
+    try:
+        for one in actions.of_each(chosen, name, action):
+            done.append(one)
+            views.print_action(one)
+    finally:
+        actions.write(name, done, ROOT / RELEASE_DIRECTORY)
+    if not all(one.ok for one in done):
+        failed = ", ".join(dict.fromkeys(one.variant for one in done if not one.ok))
+        raise Exit(f"error: {name}: not done for {failed}: see above.", 1)
+
+
+def agree(question: str) -> None:
+    """Returns when a person says yes, and ends the command when they do not or there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError("There is no terminal to ask on, so nothing was done: run it with --yes, or with --dry-run.")
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in {"y", "yes"}:
+        raise Exit("Nothing was done.", 1)

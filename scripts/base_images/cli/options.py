@@ -1,0 +1,96 @@
+"""What commands are told, parsed: paths, platforms, variants, where source and base images come from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from base_images import settings, variants
+from base_images.errors import UsageError
+from base_images.settings import ROOT
+
+SOURCE_HELP = {
+    "source": "llama.cpp's source tree; default: LLAMA_CPP_DIR, else the pin, fetched into llama.cpp/",
+    "origin": "where base images and source come from: auto, registries or packages",
+}
+
+
+BUILD_HELP = {
+    **SOURCE_HELP,
+    "arch": "compile the backend for this device architecture alone, such as 90 or gfx1100; may be given several times",
+    "slim": "rocm and intel: put what the server needs of the toolkit on a small base, instead of upstream's base",
+}
+
+
+def caller_path(text: str) -> Path | None:
+    """Returns the path that a person typed, absolute; None where they typed none."""
+    # bootstrap.sh changes into the checkout; what a person typed is relative to where they were.
+    return Path(os.environ.get("BASE_IMAGES_CALLER_DIRECTORY", ""), text).absolute() if text else None
+
+
+def parse_origin(name: str) -> Any:
+    """Returns the origin of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from base_images.build.inputs import Origin
+
+    try:
+        return Origin(name)
+    except ValueError as error:
+        raise UsageError(f"There is no origin {name!r}: choose one of {', '.join(Origin)}.") from error
+
+
+def resolve_source(source: str, origin: Any, display: Any) -> Any:
+    """Returns llama.cpp's source, fetched where it is missing, and shows what has to be told about it."""
+    from base_images.build import source as sources
+
+    found = sources.resolve(
+        settings.load(ROOT).pin, path=caller_path(source), origin=origin, root=ROOT, listener=display.progress
+    )
+    for notice in found.notices:
+        display.notice(notice)
+    return found
+
+
+def open_registry() -> Any:
+    """Returns the repository in the registry that this checkout publishes to."""
+    from base_images.adapters import registry
+
+    return registry.open_repository(settings.load(ROOT).registry)
+
+
+def variants_of(names: list[str]) -> list[variants.Variant]:
+    """Returns the variants of these names; without names, all that there is a recipe of."""
+    if names:
+        return [variants.find(name) for name in names]
+    return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
+
+
+def parse_platform(name: str) -> variants.Platform:
+    """Returns the platform that Docker or Debian calls so.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for platform in variants.Platform:
+        if name in (platform.docker, platform.architecture):
+            return platform
+    raise UsageError(f"There is no platform {name!r}: choose amd64 or arm64.")
+
+
+Wanted = list[tuple[variants.Variant, list[variants.Platform]]]
+
+
+def wanted_platforms(variant: list[str], platform: list[str]) -> Wanted:
+    """Returns the variants with their platforms; of variants that nobody named, those that are for one of them."""
+    from base_images.build import plan
+
+    chosen = [parse_platform(name) for name in platform]
+    for one in map(variants.find, variant):
+        for each in chosen:
+            plan.require_platform(one, each)
+    wanted = [(one, [each for each in one.platforms if each in chosen or not chosen]) for one in variants_of(variant)]
+    return [(one, platforms) for one, platforms in wanted if platforms]

@@ -1,0 +1,158 @@
+"""Commands for the recipes: what upstream and the consumer changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from base_images import settings
+from base_images.cli.front_door import command
+from base_images.cli.options import caller_path, parse_origin, resolve_source
+from base_images.errors import UsageError
+from base_images.settings import ROOT
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "variant": "which recipes; default: every one that there is",
+        "source": "a tree of llama.cpp, with --ref, --from and --to a clone of it; default: the pin",
+        "ref": "compare with this ref of the clone",
+        "from": "the older of two refs of the clone, to see what upstream changed",
+        "to": "the newer one",
+        "json": "print JSON",
+    },
+)
+def check_upstream(
+    _: Context,
+    variant: list[str],
+    source: str = "",
+    ref: str = "",
+    from_: str = "",
+    to: str = "",
+    json: bool = False,
+) -> None:
+    """Compares our recipes with upstream's: exit code 1 on a difference that is not intended."""
+    from base_images.cli import views
+    from base_images.recipes import consumer, mirror
+
+    if bool(from_) != bool(to) or (ref and to):
+        raise UsageError("--from and --to name two refs of upstream and go together, without --ref.")
+    tree = caller_path(source) or _pinned_tree()
+    if to:
+        changed = mirror.compare_refs(
+            mirror.upstream_texts(tree, from_),
+            mirror.upstream_texts(tree, to),
+            variant,
+            sources=(mirror.argument_source(tree, from_), mirror.argument_source(tree, to)),
+            used=consumer.load(ROOT).options,
+        )
+        views.print_json(changed.as_dict()) if json else views.print_refs(changed, from_, to)
+        return
+    records = mirror.load_records(ROOT / mirror.DIFFERENCES)
+    result = mirror.check(mirror.upstream_texts(tree, ref), mirror.our_texts(ROOT), records, variant)
+    if json:
+        views.print_json(result.as_dict())
+    else:
+        views.print_mirror(result)
+    if not result.ok:
+        raise Exit(code=1)
+
+
+@command(
+    help={
+        "to": "the tag to move to, such as b11400, or newest",
+        "source": "a clone that has it; default: fetched",
+        "report": "write what upstream changed, and what our recipes lack of it, to this file as Markdown",
+    }
+)
+def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> None:
+    """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles and arguments."""
+    import tempfile
+
+    from base_images.adapters import repository
+    from base_images.cli import views
+    from base_images.recipes import consumer, mirror
+    from base_images.smoke import report as smoke_report
+
+    pin = settings.load(ROOT).pin
+    if repository.head(repository.open_repository(ROOT)).changes:
+        raise UsageError("The tree has changes: commit or stash them first, a bump is a commit of its own.")
+    clone, written = caller_path(source), caller_path(report)
+    if to == "newest":
+        to = mirror.newest_tag(str(clone or pin.repository))
+        if int(to[1:]) <= int(pin.tag[1:]):
+            said = f"The pin is {pin.tag} and the newest tag of llama.cpp is {to}: nothing to move."
+            if written:
+                smoke_report.write_file(written, f"{said}\n")
+            views.say(said)
+            return
+    commit = mirror.tag_commit(str(clone or pin.repository), to)
+    with tempfile.TemporaryDirectory() as directory:
+        if not clone:
+            clone = Path(directory)
+            mirror.fetch_refs(pin.repository, [pin.commit, to], clone)
+        newer = mirror.upstream_texts(clone, to)
+        changed = mirror.compare_refs(
+            mirror.upstream_texts(clone, pin.commit),
+            newer,
+            sources=(mirror.argument_source(clone, pin.commit, pin.tag), mirror.argument_source(clone, to)),
+            used=consumer.load(ROOT).options,
+        )
+    lacking = mirror.check(newer, mirror.our_texts(ROOT), mirror.load_records(ROOT / mirror.DIFFERENCES))
+    said = (
+        f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "
+        "with its hash, in pyproject.toml, or only git has the source."
+    )
+    if written:
+        smoke_report.write_file(written, f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}")
+    for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
+        (ROOT / path).write_text(text, encoding="utf-8")
+    views.print_refs(changed, pin.tag, to)
+    views.say(said)
+
+
+@command(
+    help={
+        "source": "a checkout of BodhiApp; default: its newest commit, fetched, unless --image is given",
+        "image": "ask this image, pulled if the engine does not have it, which of BodhiApp's arguments it refuses",
+        "report": "add what was seen to this file, as Markdown",
+        "json": "print JSON",
+    }
+)
+def check_consumer(_: Context, source: str = "", image: str = "", report: str = "", json: bool = False) -> None:
+    """What BodhiApp does by now that our data of it does not say, and what an image refuses: exit code 1 on either."""
+    from base_images.cli import consumer_command, views
+
+    with views.Display(views.mode(quiet=json)) as display:
+        seen = consumer_command.check(ROOT, source=caller_path(source), image=image, listener=display.progress)
+    views.print_json(seen.as_dict()) if json else views.print_consumer(seen)
+    if written := caller_path(report):
+        consumer_command.add_to(written, seen)
+    if not seen.ok:
+        raise Exit(code=1)
+
+
+def mirror_problem() -> str:
+    """Returns why the recipes do not mirror the pin and what to do; empty where they do."""
+    from base_images.cli import views
+    from base_images.recipes import mirror
+
+    pin = settings.load(ROOT).pin
+    with views.Display(views.mode(quiet=False)) as display:
+        found = resolve_source("", parse_origin("auto"), display)
+    if found.dirty or found.commit != pin.commit:
+        return f"{found.path} is not llama.cpp {pin.tag} as it is pinned: move it away, or unset LLAMA_CPP_DIR"
+    records = mirror.load_records(ROOT / mirror.DIFFERENCES)
+    result = mirror.check(mirror.upstream_texts(found.path), mirror.our_texts(ROOT), records)
+    return "" if result.ok else "a difference is not intended: `invoke check-upstream` shows it"
+
+
+def _pinned_tree() -> Path:
+    from base_images.cli import views
+
+    with views.Display(views.Mode.QUIET) as display:
+        tree: Path = resolve_source("", parse_origin("auto"), display).path
+    return tree

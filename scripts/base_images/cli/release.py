@@ -1,0 +1,297 @@
+"""Commands that release a commit: version, tag, publish, reports, promotion, notes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from base_images import settings, variants
+from base_images.cli.front_door import act, agree, command
+from base_images.cli.options import caller_path, open_registry, variants_of
+from base_images.cli.recipes import mirror_problem
+from base_images.errors import RegistryError, UsageError
+from base_images.settings import ROOT
+
+
+@command(aliases=["check-base-images-version"], help={"json": "print JSON"})
+def check_version(_: Context, json: bool = False) -> None:
+    """This commit's version, the newest released one, the llama.cpp pin, and what the registry has of each variant."""
+    from datetime import UTC, datetime
+
+    from base_images.adapters import registry, repository
+    from base_images.cli import views
+    from base_images.release import status as published
+
+    chosen = settings.load(ROOT)
+    opened = repository.open_repository(ROOT)
+    head, releases = repository.head(opened), repository.releases(opened)
+    found: list[published.Published] = []
+    unreachable = ""
+    try:
+        found = published.look(
+            registry.open_repository(chosen.registry, patient=False), variants.VARIANTS, releases.newest
+        )
+    except RegistryError as error:
+        unreachable = str(error)
+    if json:
+        facts = {
+            "version": str(head.version),
+            "commit": head.commit,
+            "branch": head.branch,
+            "released": releases.head is not None,
+            "newest_release": str(releases.newest) if releases.newest else None,
+            "commits_since_release": releases.commits_since,
+            "shallow": releases.shallow,
+            "llama_cpp": {"tag": chosen.pin.tag, "commit": chosen.pin.commit},
+            "registry": {"name": chosen.registry, "error": unreachable, "variants": [one.as_dict() for one in found]},
+        }
+        views.print_json(facts)
+        return
+    newest = str(releases.newest) if releases.newest else "none"
+    if releases.shallow:
+        newest += " (this clone is shallow: `git fetch --unshallow --tags` to be sure)"
+    since = "unknown" if releases.commits_since is None else str(releases.commits_since)
+    views.print_pairs(
+        {
+            "this commit": str(head.version),
+            "released": "yes" if releases.head else "no",
+            "newest release": newest,
+            "commits since": since if releases.newest else "-",
+            "llama.cpp": f"{chosen.pin.tag} ({chosen.pin.commit[:9]})",
+        }
+    )
+    if unreachable:
+        views.say(f"note: what is published cannot be seen: {unreachable}")
+    else:
+        columns = ["variant", "tag", "version", "llama.cpp", "age", "digest", "note"]
+        views.print_table(chosen.registry, columns, published.rows(found, datetime.now(UTC)))
+
+
+@command(help={"json": "print JSON"})
+def show_git_info(_: Context, json: bool = False) -> None:
+    """What git says of this checkout, and the version and tags that follow from it."""
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.cli import views
+
+    head = repository.head(repository.open_repository(ROOT))
+    registry = settings.load(ROOT).registry
+    image_tags = [f"{registry}:{versions.image_tag(variant.name, head.version)}" for variant in variants.VARIANTS]
+    facts = {
+        "commit": head.commit,
+        "time": head.time.isoformat(),
+        "branch": head.branch,
+        "clean": not head.changes,
+        "version": str(head.version),
+        "git_tag": head.version.git_tag,
+        "image_tags": image_tags,
+    }
+    if json:
+        views.print_json({**facts, "changes": head.changes})
+        return
+    changes = ", ".join(head.changes[:5]) + (" …" if len(head.changes) > 5 else "")  # noqa: PLR2004 - as many as fit
+    views.print_pairs(
+        {
+            "commit": head.commit,
+            "time": f"{head.time:%Y-%m-%d %H:%M:%S} UTC",
+            "branch": head.branch,
+            "tree": f"dirty: {changes}" if head.changes else "clean",
+            "version": str(head.version),
+            "git tag": head.version.git_tag,
+            "image tags": "\n".join(image_tags),
+        }
+    )
+
+
+@command(help={"yes": "do not ask", "dry_run": "stop after the plan; BASE_IMAGES_DRY_RUN=true says the same"})
+def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) -> None:
+    """Checks whether this commit may be released, shows what that makes, and pushes its tag: CI does the rest."""
+    from datetime import UTC, datetime
+
+    from base_images.adapters import repository
+    from base_images.cli import views
+    from base_images.release import tag as release
+
+    chosen = settings.load(ROOT)
+    remote = repository.Remote(clone=repository.open_repository(ROOT))
+    state = release.examine(remote, chosen.release_branch, now=datetime.now(UTC), mirror_problem=mirror_problem)
+    if state.released:
+        views.say(f"already released: {state.version.git_tag} is at {remote.name}, on {state.commit}")
+        return
+    rows = [(check.name, check.status.value, check.seen) for check in state.checks]
+    views.print_table(f"may {state.version} be released?", ["precondition", "is", "seen"], rows)
+    if not state.ok:
+        raise Exit("error: nothing was released: mend what failed above and run the same command again.", 1)
+    planned = release.plan(remote, state, chosen)
+    views.print_release(planned)
+    if dry_run or settings.dry_run():
+        views.say("dry run: nothing was changed")
+        return
+    if not yes:
+        agree("Release it?")
+    release.publish(remote, planned)
+    views.say(f"released: {planned.tag} is at {remote.name}, on {planned.commit}")
+
+
+@command()
+def free_runner_disk(_: Context) -> None:
+    """Removes the toolchains that fill the disk of GitHub's own runners; on any other machine it does nothing."""
+    from base_images.cli import views
+    from base_images.release import runner_disk
+
+    if not runner_disk.is_hosted(os.environ):
+        views.say("This is none of GitHub's own runners (RUNNER_ENVIRONMENT is not github-hosted): nothing removed.")
+        return
+    freed = runner_disk.free(Path("/"))
+    for path in freed.removed:
+        views.say(f"removed {path}")
+    views.say(f"{variants.gigabytes(freed.free)} are free")
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
+        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
+    """Pushes the local build of this released commit, and makes one image of all platforms once they are there."""
+    from base_images.adapters import engine, repository
+    from base_images.release import publish
+
+    opened = repository.open_repository(ROOT)
+    head, releases = repository.head(opened), repository.releases(opened)
+    dry_run = dry_run or settings.dry_run()
+    if not dry_run and releases.head != head.version:
+        raise UsageError(
+            f"{head.version} is not released, so it cannot be published: run `invoke release-base-images` in a clean "
+            "tree, or `git fetch --tags` if somebody else did, or look with --dry-run."
+        )
+    where = open_registry()
+    act(
+        "publish",
+        variants_of(variant),
+        lambda one: publish.publish(
+            where, one, version=head.version, commit=head.commit, connect=engine.connect, dry_run=dry_run
+        ),
+    )
+
+
+@command(
+    positional=["directory"],
+    help={
+        "directory": "where `check-image` and `smoke` wrote their evidence (--record), at any depth",
+        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
+    """Attaches reports to the images that they are of, in the registry: what `promote` asks for."""
+    from base_images.release import evidence
+
+    found = list(evidence.read_files(caller_path(directory) or ROOT))
+    where = open_registry()
+    dry_run = dry_run or settings.dry_run()
+    chosen = [variants.find(name) for name in dict.fromkeys(report.variant for report in found)]
+    act(
+        "attach-reports",
+        chosen,
+        lambda one: (
+            evidence.attach_file(where, report, dry_run=dry_run) for report in found if report.variant == one.name
+        ),
+    )
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "version": "which version; default: this commit's",
+        "variant": "which image; may be given several times; default: all, each whether or not another is refused",
+        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = False) -> None:
+    """Points latest-<variant> at a version that was checked and smoke-tested; refuses any other, and says why."""
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.release import promote
+
+    opened = repository.open_repository(ROOT)
+    wanted = versions.parse(version) if version else repository.head(opened).version
+    commit = repository.released_commit(opened, wanted)
+    where = open_registry()
+    dry_run = dry_run or settings.dry_run()
+    act("promote", variants_of(variant), lambda one: promote.promote(where, one, wanted, commit, dry_run=dry_run))
+
+
+@command(
+    help={
+        "variant": "which image",
+        "to": "what to go back to: a version that was latest before, or the digest of an image that says none",
+        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true says the same",
+    },
+)
+def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
+    """Points latest-<variant> back at a version that was latest before."""
+    from base_images import versions
+    from base_images.release import promote
+
+    one, wanted, where = variants.find(variant), versions.parse_any(to), open_registry()
+    dry_run = dry_run or settings.dry_run()
+    act("rollback", [one], lambda one: promote.roll_back(where, one, wanted, dry_run=dry_run))
+
+
+@command(help={"variant": "which image", "version": "which version; default: this commit's"})
+def image_digest(_: Context, variant: str, version: str = "") -> None:
+    """Prints the digest of a published version, to pin a FROM with or to sign."""
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.cli import views
+
+    one = variants.find(variant)
+    wanted = versions.parse(version) if version else repository.head(repository.open_repository(ROOT)).version
+    where, tag = open_registry(), versions.image_tag(one.name, wanted)
+    digest = where.digest(tag)
+    if digest is None:
+        raise RegistryError(f"{where.name} has no {tag}: publish it first.")
+    views.say(digest)
+
+
+@command(
+    help={
+        "version": "which release; default: this commit's",
+        "output": "write release.json, notes.md and the attached reports into this directory: the release's files",
+        "dry_run": "write no file, only print",
+        "json": "print release.json",
+    }
+)
+def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool = False, json: bool = False) -> None:
+    """What a release is and what became of each variant, for people or as JSON: from git and the registry, any time."""
+    from datetime import UTC, datetime
+
+    from base_images import versions
+    from base_images.adapters import repository
+    from base_images.cli import views
+    from base_images.release import notes as release_notes
+    from base_images.release import record as release_record
+    from base_images.smoke import report as smoke_report
+
+    opened = repository.open_repository(ROOT)
+    wanted = versions.parse(version) if version else repository.head(opened).version
+    release = release_record.released(opened, wanted)
+    chosen = settings.load(ROOT)
+    seen = release_record.look(open_registry(), variants.VARIANTS, wanted)
+    told = release_record.record(release, seen, chosen, now=datetime.now(UTC))
+    notes = release_notes.as_markdown(told, chosen)
+    directory = None if dry_run else caller_path(output)
+    if directory:
+        written = release_record.write(told, seen, directory)
+        smoke_report.write_file(directory / release_notes.FILE, notes)
+        views.say(f"{directory}: {len(written) + 1} files, for {told.git_tag}")
+    if json:
+        views.print_json(told.as_dict())
+    elif not directory:
+        views.say(notes.rstrip())

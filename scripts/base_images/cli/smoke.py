@@ -1,0 +1,242 @@
+"""Commands that start llama-server and ask it for the known answer, and what they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from base_images import settings, variants
+from base_images.cli.doctor import examine
+from base_images.cli.front_door import RECORD_DIRECTORY, command, each
+from base_images.cli.options import caller_path
+from base_images.errors import UsageError
+from base_images.settings import ROOT
+
+
+@command(
+    iterable=["variant"],
+    help={
+        "image": "image reference or id; default: the local build",
+        "variant": "which variants; default: every one that there is a local build of",
+        "device": "on this host's accelerator; fails where it is not used or computes something else",
+        "software_device": "on an accelerator that the CPU imitates; vulkan has one",
+        "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
+        "json": "print JSON",
+    },
+)
+def test_local_images(
+    _: Context,
+    variant: list[str],
+    image: str = "",
+    device: bool = False,
+    software_device: bool = False,
+    record: str = "",
+    json: bool = False,
+) -> None:
+    """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
+    if device and software_device:
+        raise UsageError("--device and --software-device exclude each other: choose the one that the host has.")
+    from base_images.adapters import engine
+    from base_images.smoke import device as devices
+
+    connected = engine.connect()
+
+    def grant(one: variants.Variant) -> devices.Granted | None:
+        if device:
+            return devices.of_host(one, connected.runtimes())
+        return devices.in_software(one) if software_device else None
+
+    named = [variants.find(name) for name in variant]
+    for one in named:
+        grant(one)  # what the host lacks is said before the slow imports
+    from base_images.smoke import command as smoke_command
+
+    if image and not named:
+        named = [smoke_command.variant_of(connected.image(image))]
+
+    def test_one(one: variants.Variant) -> None:
+        granted = grant(one)
+        found = connected.image(image) if image else smoke_command.local_build(connected, one)
+        outputs = smoke_command.Outputs(record=caller_path(record) or ROOT / RECORD_DIRECTORY)
+        judge(smoke_command.smoke_image(connected, found, one, device=granted, outputs=outputs), json=json)
+
+    each(named or smoke_command.local_variants(connected), test_one)
+
+
+@command(
+    help={
+        "variant": "which accelerator",
+        "image": "tag, digest or id, pulled if the engine does not have it; default: the local build of this commit",
+        "url": "check a llama-server that already runs, such as http://127.0.0.1:8080",
+        "binary": "start this llama-server of the host instead: needs no engine",
+        "software_device": "the same as --on software",
+        "on": "host: its accelerator; software: one that the CPU imitates, vulkan has one; nothing: the CPU alone",
+        "keep": "leave the containers, and say how to remove them",
+        "model": "measure the speed on this GGUF file, and not on a known-answer model",
+        "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
+        "junit": "write JUnit XML to this file too",
+        "html": "write one HTML page for people to this file",
+        "json": "print JSON",
+    },
+)
+def smoke(
+    _: Context,
+    variant: str,
+    image: str = "",
+    url: str = "",
+    binary: str = "",
+    software_device: bool = False,
+    on: str = "",
+    keep: bool = False,
+    model: str = "",
+    record: str = "",
+    junit: str = "",
+    html: str = "",
+    json: bool = False,
+) -> None:
+    """Whether llama-server computes right on this host's accelerator: an image's, a host's own, or one that runs."""
+    one = variants.find(variant)
+    if sum(map(bool, (image, url, binary))) > 1:
+        raise UsageError("--image, --url and --binary exclude each other: choose what is to be tested.")
+    if on and software_device:
+        raise UsageError("--software-device is short for --on software: leave one of them out.")
+    if url and (on or software_device):
+        raise UsageError("--on, or --software-device, is for a server that is started here: leave it out with --url.")
+    if keep and (url or binary):
+        raise UsageError("--keep leaves containers, and there are none with --url or --binary: leave it out.")
+    model_file = caller_path(model)
+    if model_file and (url or not model_file.is_file()):
+        raise UsageError(
+            f"--model {model} cannot be used: name a GGUF file of this host, and leave it out with --url, whose server "
+            "has loaded one."
+        )
+    from base_images.smoke import device as devices
+
+    # What the host lacks is said before anything is looked for, and before the slow imports.
+    where = devices.where(on or ("software" if software_device else "host"))
+    granted = None if url else devices.to_test(one, where)
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
+
+    outputs = smoke_command.Outputs(
+        record=caller_path(record) or ROOT / RECORD_DIRECTORY, junit=caller_path(junit), html=caller_path(html)
+    )
+    if url:
+        judge(smoke_command.smoke_url(url, one, outputs=outputs), json=json)
+        return
+    with views.Display(views.mode(quiet=json)) as display:
+        if path := caller_path(binary):
+            tested = smoke_command.smoke_program(
+                path, one, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
+            )
+        else:
+            tested = _smoke_image(
+                one, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
+            )
+    judge(tested, json=json)
+
+
+@command(
+    help={
+        "type": "how its weights are stored: F32, F16, Q8_0, Q4_0 or Q4_K",
+        "output": "the file to write, such as model.gguf",
+    },
+)
+def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # noqa: A002
+    """Writes the model of the smoke test, whose right answer is known, for a server that you start yourself."""
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
+
+    path = caller_path(output)
+    answer = smoke_command.write_model(type, path) if path else None
+    if answer is None:
+        raise UsageError("--output names no file.")
+    views.say(f"{path}: {variants.megabytes(len(answer.gguf))}; to {answer.prompt!r} the answer is {answer.text!r}")
+    views.say("check the server that loads it with `invoke smoke --variant NAME --url http://127.0.0.1:8080`")
+
+
+@command()
+def compose(_: Context) -> None:
+    """Prints compose.yaml, which is made from the table of variants."""
+    from base_images.cli import views
+    from base_images.smoke import device
+
+    views.say(device.compose(settings.load(ROOT).registry).rstrip())
+
+
+@command()
+def search_model_seeds(_: Context) -> None:
+    """Searches the seeds of the known-answer models again; exit code 1 when one is not what model.py has."""
+    from base_images.cli import views
+    from base_images.smoke import model
+
+    found = list(model.search_seeds())
+    rows = [(one.tensor_type, str(one.seed), str(one.committed), f"{one.margin:.3f} nats") for one in found]
+    views.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
+    if any(one.seed != one.committed for one in found):
+        raise Exit(code=1)
+
+
+def _smoke_image(
+    variant: variants.Variant,
+    image: str,
+    outputs: Any,
+    display: Any,
+    *,
+    where: Any,
+    keep: bool,
+    json: bool,
+    model_file: Path | None,
+) -> Any:
+    from base_images.adapters import engine
+    from base_images.cli import views
+    from base_images.release import evidence
+    from base_images.smoke import command as smoke_command
+    from base_images.smoke import device as devices
+    from base_images.smoke import launch
+
+    connected = engine.connect()
+    granted = devices.to_test(variant, where, runtimes=connected.runtimes())
+    found = smoke_command.image_under_test(
+        connected,
+        variant,
+        image,
+        checkout=ROOT,
+        listener=display.progress,
+        notice=views.complain if json else display.notice,
+    )
+    if not json:
+        views.print_doctor(examine([variant], by_name=True, image=found.id))
+    kept = launch.Kept() if keep else None
+    try:
+        tested = smoke_command.smoke_image(
+            connected,
+            found,
+            variant,
+            device=granted,
+            outputs=outputs,
+            listener=display.progress,
+            kept=kept,
+            model_file=model_file,
+        )
+        if seen := evidence.of_smoke(found, settings.load(ROOT).registry, tested.report):
+            evidence.write(seen, outputs.record)
+        return tested
+    finally:
+        if kept and kept.removal:
+            views.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
+
+
+def judge(tested: Any, *, json: bool) -> None:
+    """Prints what a smoke test saw, and ends with 1 where something is wrong."""
+    from base_images.cli import views
+
+    if json:
+        views.print_json(tested.report.as_dict())
+    else:
+        views.print_smoke(tested.report)
+    if not tested.report.ok:
+        raise Exit(code=1)

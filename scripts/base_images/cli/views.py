@@ -1,0 +1,382 @@
+"""Everything a person sees: one line errors, tables, JSON, and the progress of long work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from base_images import variants
+from base_images.adapters import buildkit
+from base_images.errors import BaseImagesError
+from base_images.progress import Progress
+from base_images.recipes import consumer
+
+if TYPE_CHECKING:  # some import docker, and most of what is printed needs neither
+    from base_images.contract.judge import ContractReport
+    from base_images.doctor.doctor import Report as DoctorReport
+    from base_images.doctor.doctor import VariantReport
+    from base_images.recipes.consumer_checkout import Report as ConsumerReport
+    from base_images.recipes.mirror import RefsReport
+    from base_images.recipes.mirror import Report as MirrorReport
+    from base_images.release.actions import Action
+    from base_images.release.tag import Plan as ReleasePlan
+    from base_images.smoke.report import SmokeReport
+
+PLAIN_WIDTH = 160
+"""Columns where there is no terminal: logs are read in wide windows."""
+
+STEP_NAME_WIDTH = 100
+LIVE_NAME_WIDTH = 36
+LIVE_NOTE_WIDTH = 20
+"""With the spinner, the bar and the clock these fill 80 columns."""
+
+PLAIN_PERCENT = 10
+"""Without a terminal a percentage is worth a line when it grew by this much."""
+
+
+class Mode(Enum):
+    """How much is shown of long work."""
+
+    LIVE = "live"
+    PLAIN = "plain"
+    QUIET = "quiet"
+
+
+_COLOURS = {
+    **dict.fromkeys(("pass", "intended", "ready"), "green"),
+    **dict.fromkeys(("fail", "not ported", "not intended", "not ready"), "bold red"),
+    **dict.fromkeys(("skip", "exception"), "yellow"),
+}
+"""Of the words that say how a check ended."""
+
+
+def mode(*, quiet: bool) -> Mode:
+    """Returns how to show progress: live on a terminal, plain lines elsewhere and in CI."""
+    if quiet:
+        return Mode.QUIET
+    return Mode.LIVE if sys.stdout.isatty() and not os.environ.get("CI") else Mode.PLAIN
+
+
+def console() -> Console:
+    """Returns a console on standard output; without a terminal it is wide enough for a table's sentences."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+
+def failure(error: BaseImagesError) -> str:
+    """Returns what a person reads of an error: its detail, such as a log's tail, and then its sentence."""
+    detail = f"{error.detail.rstrip()}\n" if error.detail else ""
+    return f"{detail}error: {error}"
+
+
+def say(text: str) -> None:
+    """Prints one line."""
+    console().print(escape(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Prints lines to the error stream, for a failure that does not end the command."""
+    sys.stderr.write(f"{text}\n")
+
+
+def print_json(value: Any, *, one_line: bool = False) -> None:
+    """Prints a value as JSON."""
+    sys.stdout.write(json.dumps(value, indent=None if one_line else 2) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table; a cell that says how a check ended is coloured on a terminal."""
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_coloured(cell) for cell in row))
+    console().print(table)
+
+
+def _coloured(cell: str) -> str:
+    colour = _COLOURS.get(cell)
+    return f"[{colour}]{cell}[/{colour}]" if colour else escape(cell)
+
+
+class Display:
+    """Shows downloads, pulls and build steps while they run; use it in a `with` block."""
+
+    def __init__(self, how: Mode) -> None:
+        self._how = how
+        self._console = console()
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=how is not Mode.LIVE,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._percent: dict[str, int] = {}
+        self._compiled: dict[str, buildkit.Compiled] = {}
+        self._names: dict[str, str] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def notice(self, text: str) -> None:
+        """Shows a line that must not be missed, whatever the mode."""
+        self._console.print(f"[bold yellow]note:[/bold yellow] {escape(text)}", soft_wrap=True)
+
+    def progress(self, moment: Progress) -> None:
+        """Shows a moment of a download, a pull or the making of a base image."""
+        percent = 100 * moment.done // moment.total if moment.done is not None and moment.total else None
+        self._step(moment.what, moment.what, percent, moment.note)
+        if moment.finished:
+            self._end(moment.what, moment.what, moment.note or "done")
+
+    def event(self, event: buildkit.Event) -> None:
+        """Shows a step of a build; BuildKit's own housekeeping steps are left out."""
+        match event:
+            case buildkit.StepStarted(step=step, name=name) if not buildkit.is_internal(name):
+                self._names[step] = name
+                self._step(step, name, None, "")
+            case buildkit.StepLog(step=step, line=line) if step in self._names:
+                said = buildkit.compile_percentage(line)
+                if said is not None:
+                    compiled = buildkit.next_percentage(self._compiled.get(step, buildkit.Compiled()), said)
+                    self._compiled[step] = compiled
+                    self._step(step, self._names[step], compiled.percent, line.partition("]")[2].strip())
+            case buildkit.StepFinished(step=step, name=name, cached=cached) if not buildkit.is_internal(name):
+                how = "failed" if event.error else "cached" if cached else f"{event.seconds:.1f} s"
+                self._end(step, name, how)
+            case _:
+                pass
+
+    def _step(self, key: str, name: str, percent: int | None, note: str) -> None:
+        if self._how is Mode.LIVE:
+            if key not in self._tasks:
+                self._tasks[key] = self._bars.add_task(_short(name, LIVE_NAME_WIDTH), total=None, note="")
+            total = None if percent is None else 100
+            said = note if percent is None else f"{percent:3d} % {note}"
+            self._bars.update(self._tasks[key], note=_short(said, LIVE_NOTE_WIDTH), completed=percent, total=total)
+        elif self._how is Mode.PLAIN:
+            previous = self._percent.setdefault(key, 0)
+            # It falls where a step compiles a second project.
+            if percent is not None and (percent >= previous + PLAIN_PERCENT or percent < previous):
+                self._percent[key] = percent
+                self._line(f"{percent:3d} %", name)
+
+    def _end(self, key: str, name: str, how: str) -> None:
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        if self._how is not Mode.QUIET:
+            self._line(how, name)
+
+    def _line(self, how: str, name: str) -> None:
+        elapsed = time.monotonic() - self._started
+        self._console.print(f"{elapsed:7.1f} s  {how:>9}  {escape(_short(name, STEP_NAME_WIDTH))}", soft_wrap=True)
+
+
+def _short(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def print_pairs(pairs: Mapping[str, str]) -> None:
+    """Prints names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        table.add_row(escape(name), escape(value))
+    console().print(table)
+
+
+def print_release(planned: ReleasePlan) -> None:
+    """Prints what a release makes, and what is new since the last one."""
+    pairs = {
+        "version": str(planned.version),
+        "git tag": f"{planned.tag} on {planned.commit}",
+        "llama.cpp": f"{planned.pin.tag} ({planned.pin.commit[:9]})",
+        "images": "\n".join(planned.images),
+    }
+    if planned.commits is None:
+        news = "not known: the commit of the last release is not in this clone"
+    else:
+        more = planned.commits.count - len(planned.commits.subjects)
+        news = "\n".join((*planned.commits.subjects, *([f"… and {more} more"] if more else [])))
+    print_pairs({**pairs, f"new since {planned.last}" if planned.last else "new, all": news})
+
+
+def print_action(action: Action) -> None:
+    """Prints one thing that was done to a registry, or why it was not."""
+    about = " ".join(filter(None, (action.target, action.digest)))
+    say(f"{action.outcome.value:>8}  {action.what} {action.variant}: {about}".rstrip(": "))
+    for line in action.reason.splitlines():
+        say(f"{'':>8}  {line}")
+
+
+def print_contract(result: ContractReport) -> None:
+    """Prints one line per row of the contract, with the findings of those that have some."""
+    rows = [(str(row.number), row.title, row.status.value, "\n".join((row.seen, *row.findings))) for row in result.rows]
+    print_table(f"contract of {result.reference} ({result.image_id})", ["row", "must hold", "is", "seen"], rows)
+
+
+def print_smoke(result: SmokeReport) -> None:
+    """Prints one line per check; of those that failed, what would help to mend it comes after the table."""
+    rows = [(row.server, row.check, row.status.value, row.seen, f"{row.seconds:.2f} s") for row in result.rows]
+    verdict = "pass" if result.ok else "fail"
+    title = f"{result.name} ({result.image}): {verdict} in {result.seconds:.1f} s"
+    print_table(title, ["server", "check", "is", "seen", "took"], rows)
+    for server in result.servers:
+        for check in server.checks:
+            if check.detail and check.status.value == "fail":
+                say(f"{server.name}, {check.name}:\n{check.detail}")
+    if any(one.device for one in result.speeds):
+        rows = [
+            (one.name, one.unit, _number(one.device), _number(one.cpu), _number(one.ratio)) for one in result.speeds
+        ]
+        print_table("speed, a number and no verdict", ["measured", "in", "device", "cpu/", "device ÷ cpu/"], rows)
+    access = variants.find(result.variant).device
+    if access and result.device == "no device":
+        say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")
+    elif access and result.device == "unknown device":
+        say(f"note: the server was running already, so nothing here shows that the {access.name} device is used.")
+
+
+def print_doctor(result: DoctorReport) -> None:
+    """Prints what the machine and its engine have, one line per variant, and then what is missing of each."""
+    print_pairs(_machine(result))
+    rows = [_variant(one) for one in result.variants]
+    print_table("", ["variant", "device (its group)", "driver", "image", "build", "smoke test"], rows)
+    for sentence in result.missing:
+        say(f"missing: {sentence}")
+    for one in result.variants:
+        missing = dict.fromkeys((*one.no_build, *one.no_device, *one.no_smoke))
+        for sentence in missing:
+            if sentence not in result.missing:
+                say(f"{one.variant}: {sentence}")
+        for sentence in one.notes:
+            say(f"{one.variant}: note: {sentence}")
+
+
+def _machine(result: DoctorReport) -> dict[str, str]:
+    machine, engine = result.machine, result.engine
+    size = variants.gigabytes
+    pairs = {
+        "machine": f"{machine.architecture}, Linux {machine.kernel}, {machine.cores} cores, {size(machine.memory)} of "
+        f"memory, {size(machine.memory_available)} of it free",
+        "engine": "none answers",
+    }
+    if engine:
+        where = f" at {engine.where}" if engine.where else ""
+        free = f"{size(engine.free_disk)} free" if engine.free_disk is not None else "cannot be seen from here"
+        pairs |= {
+            "engine": f"{engine.name} {engine.version}{where}, API {engine.api_version}, {engine.architecture}",
+            "images": f"kept by {engine.storage_driver}; disk: {free}",
+            "runtimes": ", ".join(engine.runtimes),
+            "BuildKit": "yes" if engine.buildkit else "no",
+        }
+    reached = (f"{answer.host} {'answers' if answer.reached else f'({answer.seen})'}" for answer in result.registries)
+    return {
+        **pairs,
+        "buildx": result.buildx or "no; only `invoke bake` and commands typed by hand need it",
+        "programs": ", ".join(f"{name} {'yes' if path else 'no'}" for name, path in result.programs.items()),
+        "registries": ", ".join(reached),
+    }
+
+
+def _variant(one: VariantReport) -> tuple[str, ...]:
+    nodes = (f"{node.path} ({', '.join(filter(None, (node.module, str(node.group))))})" for node in one.nodes)
+    devices = [*nodes, *([f"by the runtime {one.runtime}"] if one.runtime else [])]
+    driver = " ".join(filter(None, (one.driver.module, one.driver.version))) if one.driver else "-"
+    toolkit = "".join(f"\n{name} {value}" for name, value in one.toolkit.items())
+    return (
+        one.variant,
+        "\n".join(devices) or "-",
+        f"{driver}\nat least {one.driver_needed}" if one.driver_needed else driver,
+        f"{one.image_version or one.image}{toolkit}" if one.image else "-",
+        f"ready: {one.origin}" if one.builds else "not ready",
+        "ready" if one.smokes else "not ready",
+    )
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count, or as many as are before the point."""
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
+
+
+def print_mirror(result: MirrorReport) -> None:
+    """Prints one line per difference, those that somebody has to act on first, and what only one side has."""
+    for comparison in result.comparisons:
+        keys: dict[tuple[str, str], list[str]] = {}
+        for finding in sorted(comparison.findings, key=lambda finding: finding.reason):
+            keys.setdefault((finding.status.value, finding.reason), []).append(finding.difference.key)
+        rows = [(status, "\n".join(same), reason) for (status, reason), same in keys.items()]
+        print_table(f"{comparison.variant}: {comparison.same} facts the same", ["is", "difference", "because"], rows)
+    for record in result.stale:
+        say(f"stale: the record {record.key!r} of {record.variant} matches no difference any more: remove it")
+    for what, names in (
+        ("recipes that upstream has no file for (any more)", result.gone),
+        ("upstream also has", result.upstream_only),
+        ("without a recipe here yet", result.without_recipe),
+    ):
+        if names:
+            say(f"{what}: {', '.join(names)}")
+
+
+def print_consumer(result: ConsumerReport) -> None:
+    """Prints what BodhiApp does otherwise than our data says, and what an image refuses of its arguments."""
+    if checkout := result.checkout:
+        rows = [(", ".join(one.where), one.what, one.before or "none", one.after or "none") for one in result.changes]
+        commit = f" {checkout.commit[:9]}" if checkout.commit else ""
+        title = f"{consumer.NAME}{commit} against {consumer.FILE}, read at {result.data_commit[:9]}"
+        if rows:
+            print_table(title, ["where", "what", "our data", "now"], rows)
+        elif not result.unreadable:
+            say(f"{title}: the same")
+        for sentence in result.unreadable:
+            say(f"cannot be read: {sentence}")
+    if result.image:
+        passed = [(one.directory, " ".join(one.arguments)) for one in result.answers]
+        print_table(f"what {consumer.NAME} passes to the servers of {result.image}", ["server", "arguments"], passed)
+        for what, sentences in (("wrong", result.findings), ("known", result.known)):
+            for sentence in sentences:
+                say(f"{what}: {sentence}")
+        if not result.findings and not result.known:
+            say("it takes all of them")
+
+
+def print_refs(result: RefsReport, before: str, after: str) -> None:
+    """Prints what upstream changed in each variant's Dockerfile, and of llama-server's arguments."""
+    rows = [(variant, one.key) for variant, differences in result.changes.items() for one in differences]
+    rows += [(variant, "new at upstream") for variant in result.appeared]
+    rows += [(variant, "gone at upstream") for variant in result.disappeared]
+    if rows:
+        print_table(f"llama.cpp {before} to {after}", ["variant", "- gone, + new, ! changed"], rows)
+    else:
+        say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")
+    if result.arguments and result.arguments.changes:
+        listed = [
+            (consumer.NAME if one.used else "", one.kind.value, "\n".join(one.names), one.detail)
+            for one in result.arguments.changes
+        ]
+        print_table("llama-server's arguments and variables", ["used by", "is", "what", "how"], listed)
+        if result.arguments.warning:
+            complain(f"warning: {result.arguments.warning}")
+    elif result.arguments:
+        say(result.arguments.not_compared or f"llama-server takes the same in {before} and {after}.")

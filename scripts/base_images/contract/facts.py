@@ -1,0 +1,363 @@
+"""What can be known of an image: its configuration, what its layers store, and how what is in it behaves.
+
+Everything is run as the engine module runs it: hardened and without a network.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from base_images.adapters.engine import Container, ContainerSpec, Engine, Image, ProbeResult
+from base_images.contract import layers as archive
+from base_images.contract.layers import Entry, Kind, Layer
+from base_images.errors import EngineError, ImageNotFoundError
+from base_images.image import ARBITRARY_USER, STOP_SECONDS, loaded_backends
+from base_images.labels import Label
+from base_images.recipes import consumer
+from base_images.recipes.consumer import Answer, Consumer
+from base_images.variants import VARIANTS, Platform, Variant
+
+VERSION_JSON = "/app/version.json"
+PASSWD = "/etc/passwd"  # noqa: S105 - a file's name
+GROUP = "/etc/group"
+
+PORT = 18099
+"""Nobody's default: a health check with a port of its own is found out. No network, so it is free."""
+
+READY_SECONDS = 60
+
+COREUTILS = ("cat", "chmod", "chown", "cp", "id", "ls", "mkdir", "mv", "rm", "sleep", "timeout")
+"""A sample: what child images' scripts begin with. They are only ever missing together."""
+
+_SHELL_SECONDS = 300
+_COMMAND_SECONDS = 60
+
+_LDD = 'ldd --version >/dev/null || exit; for file; do echo "== $file"; ldd -r "$file" 2>&1; done; exit 0'
+_MISSING = 'for tool; do command -v "$tool" >/dev/null || echo "$tool"; done'
+_COPY = (
+    'cp -RP "$1" /tmp/copy && /tmp/copy/llama-server -lv 5 --list-devices; status=$?; rm -rf /tmp/copy; exit $status'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A llama-server that was started without a model, as an arbitrary user, and then asked to stop.
+
+    Attributes:
+        ready: whether it came to listen within READY_SECONDS.
+        log: everything it said.
+        backends: the backends that it had loaded, as `loaded_backends` has them; none when it was not ready.
+        health: the image's health check, run beside it; None without one, or when the server was not ready.
+        exit_code: None when it still ran STOP_SECONDS after SIGTERM; meaningless when it was not ready.
+        stop_seconds: how long it took to end.
+    """
+
+    ready: bool
+    log: str
+    backends: tuple[str, ...]
+    health: ProbeResult | None
+    exit_code: int | None
+    stop_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A llama-server of the image, started by its path from another working directory.
+
+    Attributes:
+        path: where it is.
+        version: what `--version` said.
+        start: how it runs.
+        copied: `--list-devices` of a copy of its directory; None when the image has nothing to copy it with.
+    """
+
+    path: str
+    version: ProbeResult
+    start: Start
+    copied: ProbeResult | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shell:
+    """What commands of the image say, run as the image's own user.
+
+    Attributes:
+        runs: how `sh -c true` ended.
+        version_json: how `cat /app/version.json` ended.
+        curl: how `curl --version` ended.
+        missing_tools: those of COREUTILS that are not there.
+        glibc: the version that getconf names, such as `2.41`; empty when it names none.
+        ldd: payload file to what `ldd -r` says of it; None when ldd does not run.
+        health: the health check beside a first process that is not llama-server; None when the image has none.
+    """
+
+    runs: ProbeResult
+    version_json: ProbeResult
+    curl: ProbeResult
+    missing_tools: tuple[str, ...]
+    glibc: str
+    ldd: Mapping[str, str] | None
+    health: ProbeResult | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Everything that the contract's rows are judged by.
+
+    Attributes:
+        reference: how the image was asked for.
+        image: what the engine says of it.
+        variant: by its label, else by its directories, else as asked; None when nothing says.
+        asked: the variant the caller takes it for, if any.
+        platform: None when it is not one that this project builds for.
+        layers: what each layer stores, lowest first.
+        files: the file system that a container sees.
+        base_layers: how many of the layers, from the lowest, are the base image's.
+        base: what tells so, for people.
+        servers: every file named llama-server; those at BodhiApp's paths first.
+        answers: what the servers say to the arguments that BodhiApp gives them; none where the variant is unknown.
+        shell: None when the image could not run `sleep`.
+        shell_error: the engine's reason then.
+    """
+
+    reference: str
+    image: Image
+    variant: Variant | None
+    asked: Variant | None
+    platform: Platform | None
+    layers: tuple[Layer, ...]
+    files: Mapping[str, Entry]
+    base_layers: int
+    base: str
+    servers: tuple[Server, ...]
+    answers: tuple[Answer, ...]
+    shell: Shell | None
+    shell_error: str
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """Where BodhiApp looks for llama-server, the variant's own directory first; none when that is unknown."""
+        if self.platform is None or self.variant is None:
+            return ()
+        return tuple(f"/app/bin/{self.platform.triple}/{name}" for name in self.variant.directories)
+
+    @property
+    def payload(self) -> tuple[Entry, ...]:
+        """What is below /app/bin, and in any other directory below /app that holds a llama-server."""
+        return payload(self.files)
+
+
+def gather(engine: Engine, reference: str, asked: Variant | None = None) -> ImageFacts:
+    """Returns the facts of the image that `reference` names now; a tag that moves meanwhile changes nothing.
+
+    Raises:
+        ImageNotFoundError: the engine has no such image.
+        EngineError: the engine failed, or sent an archive that cannot be read.
+    """
+    image = engine.image(reference)
+    layers = archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=(VERSION_JSON, PASSWD, GROUP))
+    files = archive.merge(layers)
+    base_layers, base = _base(engine, image)
+    platform = Platform.of_architecture(image.architecture)
+    paths = sorted(
+        (path for path, entry in files.items() if _is_server(entry)),
+        key=lambda path: (not path.startswith("/app/bin/"), path),
+    )
+    shell, copies, shell_error = _ask_shell(engine, image, files, paths)
+    variant = _variant(image, files, platform) or asked
+    return ImageFacts(
+        reference=reference,
+        image=image,
+        variant=variant,
+        asked=asked,
+        platform=platform,
+        layers=layers,
+        files=files,
+        base_layers=base_layers,
+        base=base,
+        servers=tuple(
+            Server(
+                path=path,
+                version=engine.probe(_server_spec(image, path, "--version"), timeout=_COMMAND_SECONDS),
+                start=_start(engine, image, files, path),
+                copied=copies.get(path),
+            )
+            for path in paths
+        ),
+        answers=ask_arguments(engine, image, variant, consumer.load()) if variant and paths else (),
+        shell=shell,
+        shell_error=shell_error,
+    )
+
+
+def ask_arguments(engine: Engine, image: Image, variant: Variant, known: Consumer) -> tuple[Answer, ...]:
+    """Returns what an image's servers say to the arguments that BodhiApp gives them, as its own user.
+
+    Raises:
+        UsageError: no child of BodhiApp's starts from images of this variant.
+        EngineError: the engine failed.
+    """
+    platform = Platform.of_architecture(image.architecture)
+    triple = platform.triple if platform else image.architecture
+
+    def server(path: str, words: tuple[str, ...]) -> tuple[int, str]:
+        spec = ContainerSpec(image=image.id, entrypoint=(path,), command=(*words, "--version"))
+        result = engine.probe(spec, timeout=_COMMAND_SECONDS)
+        return result.exit_code, result.output
+
+    return tuple(
+        consumer.ask(
+            directory,
+            arguments,
+            known.refusals_of(variant.name),
+            partial(server, f"/app/bin/{triple}/{directory}/llama-server"),
+        )
+        for directory, arguments in known.starts(variant.name)
+    )
+
+
+def payload(files: Mapping[str, Entry]) -> tuple[Entry, ...]:
+    """Returns the entries below /app/bin, and those in any other directory below /app that holds a llama-server."""
+    homes = {posixpath.dirname(path) for path, entry in files.items() if _is_server(entry)}
+    return tuple(
+        entry
+        for path, entry in files.items()
+        if path.startswith("/app/bin/") or (path.startswith("/app/") and posixpath.dirname(path) in homes)
+    )
+
+
+def which(files: Mapping[str, Entry], command: str, search: str) -> Entry | None:
+    """Returns the file that `command` names, looked up in the PATH `search` when it is a bare name; None: no file."""
+    candidates = [command] if "/" in command else [f"{directory}/{command}" for directory in search.split(":")]
+    found = (archive.resolve(files, path) for path in candidates)
+    return next((entry for entry in found if entry is not None and entry.kind is Kind.FILE), None)
+
+
+def _is_server(entry: Entry) -> bool:
+    return entry.kind is Kind.FILE and posixpath.basename(entry.path) == "llama-server"
+
+
+def _variant(image: Image, files: Mapping[str, Entry], platform: Platform | None) -> Variant | None:
+    by_name = {variant.name: variant for variant in VARIANTS}
+    if image.labels.get(Label.VARIANT) in by_name:
+        return by_name[image.labels[Label.VARIANT]]
+    present = [variant for variant in VARIANTS if platform and f"/app/bin/{platform.triple}/{variant.name}" in files]
+    # Every image has the cpu directory, so another one says more.
+    return max(present, key=lambda variant: len(variant.directories), default=None)
+
+
+def _base(engine: Engine, image: Image) -> tuple[int, str]:
+    """Believes the base labels only as far as the layers bear them out; never asks a registry."""
+    name = image.labels.get(Label.BASE_NAME, "")
+    digest = image.labels.get(Label.BASE_DIGEST, "")
+    for reference in (f"{name}@{digest}" if name and digest else "", name, digest):
+        if not reference:
+            continue
+        try:
+            base = engine.image(reference)
+        except ImageNotFoundError:
+            continue
+        count = len(base.diff_ids)
+        if 0 < count < len(image.diff_ids) and image.diff_ids[:count] == base.diff_ids:
+            return count, f"the base is {name or reference}"
+    return 1, "the base is taken to be the first layer, as no base image that its labels name is here"
+
+
+def _bounded(files: Mapping[str, Entry], image: Image, command: Sequence[str]) -> tuple[str, ...]:
+    """The command under `timeout`, where the image has that: nothing else ends a command inside a container."""
+    bound = ("timeout", str(_COMMAND_SECONDS)) if which(files, "timeout", image.environment.get("PATH", "")) else ()
+    return (*bound, *command)
+
+
+def _ask_shell(
+    engine: Engine, image: Image, files: Mapping[str, Entry], servers: Sequence[str]
+) -> tuple[Shell | None, dict[str, ProbeResult], str]:
+    spec = ContainerSpec(
+        image=image.id,
+        entrypoint=("sleep", str(_SHELL_SECONDS)),
+        working_directory="/",
+        tmpfs={"/tmp": "exec,mode=1777"},  # noqa: S108 - inside the container
+    )
+    elves = [entry.path for entry in payload(files) if entry.is_elf]
+    try:
+        with engine.container(spec) as container:
+            container.start()
+
+            def ask(*command: str) -> ProbeResult:
+                return container.execute(_bounded(files, image, command))
+
+            health = image.healthcheck
+            shell = Shell(
+                runs=ask("sh", "-c", "true"),
+                version_json=ask("cat", VERSION_JSON),
+                curl=ask("curl", "--version"),
+                missing_tools=tuple(ask("sh", "-c", _MISSING, "sh", *COREUTILS).stdout.split()),
+                glibc=_glibc(ask("getconf", "GNU_LIBC_VERSION")),
+                ldd=_ldd(ask("sh", "-c", _LDD, "sh", *elves)),
+                health=ask(*health) if health else None,
+            )
+            copies = {path: ask("sh", "-c", _COPY, "sh", posixpath.dirname(path)) for path in servers}
+    except EngineError as error:
+        return None, {}, str(error)
+    return shell, copies, ""
+
+
+def _glibc(getconf: ProbeResult) -> str:
+    name, _, version = getconf.stdout.strip().partition(" ")
+    return version if getconf.exit_code == 0 and name == "glibc" else ""
+
+
+def _ldd(result: ProbeResult) -> dict[str, str] | None:
+    if result.exit_code:
+        return None
+    blocks = ("\n" + result.stdout).split("\n== ")[1:]
+    return dict(block.partition("\n")[::2] for block in blocks)
+
+
+def _server_spec(image: Image, path: str, *arguments: str) -> ContainerSpec:
+    return ContainerSpec(
+        image=image.id, entrypoint=(path,), command=arguments, user=ARBITRARY_USER, working_directory="/"
+    )
+
+
+def _start(engine: Engine, image: Image, files: Mapping[str, Entry], path: str) -> Start:
+    spec = _server_spec(image, path, "--host", "127.0.0.1", "--port", str(PORT), "-lv", "5")
+    health = image.healthcheck
+    with engine.container(spec) as container:
+        try:
+            container.start()
+        except EngineError as error:
+            return Start(ready=False, log=str(error), backends=(), health=None, exit_code=127, stop_seconds=0)
+        ready = _listens(container)
+        healthy = container.execute(_bounded(files, image, health)) if ready and health else None
+        backends = loaded_backends(container.maps()) if ready else ()
+        asked = time.monotonic()
+        code: int | None = container.state().exit_code
+        if ready:
+            container.signal("SIGTERM")
+            code = container.wait(STOP_SECONDS)
+        stopped = time.monotonic()
+        return Start(
+            ready=ready,
+            log=container.logs(),
+            backends=backends,
+            health=healthy,
+            exit_code=code,
+            stop_seconds=stopped - asked,
+        )
+
+
+def _listens(container: Container) -> bool:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        running = container.state().running
+        if f"listening on http://127.0.0.1:{PORT}" in container.logs():
+            return running
+        if not running:
+            return False
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,1 @@
+"""What this machine, its engine and its devices are ready for."""

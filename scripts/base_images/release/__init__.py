@@ -1,0 +1,1 @@
+"""From a commit to published images: tag, push, evidence, promotion, record and notes."""

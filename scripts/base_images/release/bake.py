@@ -1,0 +1,76 @@
+"""A variant by `docker buildx bake`, where it is to be published only for the platforms that the registry lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from base_images import versions
+from base_images.adapters import buildkit
+from base_images.adapters.registry import Repository
+from base_images.build import bakefile, local
+from base_images.build.inputs import Source
+from base_images.errors import UsageError
+from base_images.release import publish
+from base_images.release.actions import Action, Outcome
+from base_images.settings import Settings
+from base_images.variants import Platform, Variant
+from base_images.versions import Version
+
+
+def bake(
+    variant: Variant,
+    platforms: Sequence[Platform],
+    *,
+    settings: Settings,
+    root: Path,
+    version: Version,
+    repository: Repository | None,
+    source: Callable[[], Source],
+    builder: str,
+    dry_run: bool,
+    on_event: Callable[[buildkit.Event], None],
+) -> Iterator[Action]:
+    """Builds a variant, where it is to be published only for platforms for which it is not yet; yields what was done.
+
+    Args:
+        variant: which image.
+        platforms: what for.
+        settings: the registry's name, and the pin.
+        root: the checkout.
+        version: HEAD's.
+        repository: where it is published; None loads it into the local engine instead.
+        source: gives llama.cpp's source; not asked when there is nothing to build.
+        builder: buildx's name of the builder; empty for the current one.
+        dry_run: whether to build all and keep nothing of it.
+        on_event: gets the steps of the build.
+
+    Raises:
+        UsageError: the source is not the checkout's own, or not one that is published.
+        SourceError: a base image cannot be had, or a runtime base has no glibc.
+        BuildError: a step failed.
+        RegistryError: the registry refuses.
+    """
+    missing = []
+    for platform in platforms:
+        tag = versions.platform_tag(variant.name, version, platform.architecture)
+        if repository and (digest := repository.digest(tag)):
+            target_name = f"{repository.name}:{tag}"
+            yield Action(variant=variant.name, what="bake", target=target_name, outcome=Outcome.ALREADY, digest=digest)
+        else:
+            missing.append(platform)
+    if not missing:
+        return
+    tree = source()
+    bakefile.require_own_source(tree.path, root)
+    plans = local.foresee(variant, missing, settings=settings, root=root, source=tree)
+    if repository and any(plan.version != str(version) for plan in plans):
+        raise UsageError(f"{tree.path} is not the pin as it was fetched, and only that is published: move it away.")
+    file = bakefile.bake_file(plans, settings.registry, push=repository is not None, dry_run=dry_run)
+    digests = bakefile.run(plans, file, root=root, builder=builder, on_event=on_event)
+    for platform, plan in zip(missing, plans, strict=True):
+        if repository and not dry_run:
+            yield publish.anchor(repository, variant, version, platform, digests[bakefile.target(plan)])
+        else:
+            outcome = Outcome.WOULD if dry_run else Outcome.DONE
+            yield Action(variant=variant.name, what="bake", target=plan.tags[0], outcome=outcome, reason=plan.platform)

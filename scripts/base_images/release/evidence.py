@@ -1,0 +1,226 @@
+"""What was shown of an image, attached to its digest in the registry: the reports that a promotion asks for.
+
+A report is an OCI artifact whose `subject` is the image of one platform (image-spec v1.1, "Associated with an image"),
+so that `oras discover` and the like show it where the registry has the referrers API. GHCR and many others have not, so
+each also has a tag of its own, `sha256-<digest>.<kind>`, as cosign names its signatures. The specification's own
+substitute is one tag that all share, which two jobs that attach at the same time would overwrite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from base_images.adapters.engine import Image
+from base_images.adapters.registry import OCI_MANIFEST, Manifest, Repository
+from base_images.contract.judge import ContractReport
+from base_images.errors import RegistryError, UsageError
+from base_images.labels import Label
+from base_images.release.actions import Action, Outcome
+from base_images.smoke import report as smoke_report
+from base_images.smoke.report import Device, SmokeReport
+
+FILE_SUFFIX = ".evidence.json"
+"""Of the files that `attach-reports` takes."""
+
+ARTIFACT_TYPE = "application/vnd.bodhi.base-images.{kind}.v1+json"
+_EMPTY = b"{}"
+_EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+
+
+class Kind(StrEnum):
+    """What a report is of; a later report of the same kind replaces the earlier one."""
+
+    CONTRACT = "contract"
+    SMOKE = "smoke"
+    SMOKE_ON_SOFTWARE_DEVICE = "smoke-on-software-device"
+    SMOKE_ON_DEVICE = "smoke-on-device"
+
+
+KIND_OF_DEVICE = {
+    Device.NONE: Kind.SMOKE,
+    Device.SOFTWARE: Kind.SMOKE_ON_SOFTWARE_DEVICE,
+    Device.HOST: Kind.SMOKE_ON_DEVICE,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One report of one image.
+
+    Attributes:
+        subject: the image as the registry knows it, such as `ghcr.io/bodhisearch/llama.cpp@sha256:…`.
+        platform: the image's own, such as `linux/amd64`; the subject may be an index of several.
+        version: what the image says it is.
+        made: RFC 3339, UTC, by the clock of the machine that made it: to be read by people, compared with nothing.
+        ok: whether the image passed.
+        report: the report itself.
+    """
+
+    kind: Kind
+    subject: str
+    platform: str
+    variant: str
+    version: str
+    made: str
+    ok: bool
+    report: Mapping[str, Any]
+
+    @property
+    def failed(self) -> str:
+        """What failed first, as the report says it; empty where it does not say so in the form that is known here."""
+        try:
+            if self.kind is Kind.CONTRACT:
+                row = next(row for row in self.report["rows"] if row["status"] == "fail")
+                return f"row {row['number']}, {row['findings'][0]}"
+            checks = [(server["name"], check) for server in self.report["servers"] for check in server["checks"]]
+            server, check = next((server, check) for server, check in checks if check["status"] == "fail")
+            return f"{server}, {check['name']}: {check['seen']}"
+        except (LookupError, TypeError, StopIteration):
+            return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """Evidence in the registry, and the digest of the artifact that holds it."""
+
+    evidence: Evidence
+    digest: str
+
+
+def of_contract(image: Image, repository: str, report: ContractReport) -> Evidence | None:
+    """Returns the evidence that a check of the contract is; None for an image that the registry does not have."""
+    return _of(image, repository, Kind.CONTRACT, ok=report.ok, report=report.as_dict())
+
+
+def of_smoke(image: Image, repository: str, report: SmokeReport) -> Evidence | None:
+    """Returns the evidence that a smoke test is; None for an image that the registry does not have."""
+    return _of(image, repository, KIND_OF_DEVICE[report.device], ok=report.ok, report=report.as_dict())
+
+
+def _of(image: Image, repository: str, kind: Kind, *, ok: bool, report: Mapping[str, Any]) -> Evidence | None:
+    subject = next((name for name in image.repo_digests if name.partition("@")[0] == repository), None)
+    if subject is None:
+        return None
+    return Evidence(
+        kind=kind,
+        subject=subject,
+        platform=f"linux/{image.architecture}",
+        variant=image.labels.get(Label.VARIANT, ""),
+        version=image.labels.get(Label.VERSION, ""),
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        ok=ok,
+        report=report,
+    )
+
+
+def write(evidence: Evidence, directory: Path) -> Path:
+    """Writes `<kind>-<variant>-<architecture>.evidence.json` and returns its path.
+
+    Raises:
+        UsageError: the directory cannot be written.
+    """
+    architecture = evidence.platform.rpartition("/")[2]
+    path = directory / f"{evidence.kind}-{evidence.variant}-{architecture}{FILE_SUFFIX}"
+    smoke_report.write_json(asdict(evidence), path)
+    return path
+
+
+def read_files(directory: Path) -> Iterator[Evidence]:
+    """Yields the evidence in the files below a directory, in the order of their paths.
+
+    Raises:
+        UsageError: there is none, or a file is not evidence.
+    """
+    paths = sorted(directory.rglob(f"*{FILE_SUFFIX}"))
+    if not paths:
+        raise UsageError(
+            f"Nothing below {directory} ends in {FILE_SUFFIX}: `check-image` and `smoke` write such files to --record, "
+            "of an image that the registry has."
+        )
+    for path in paths:
+        try:
+            yield _parse(path.read_bytes())
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{path} is no evidence that this version can read: make it again.") from error
+
+
+def attach(repository: Repository, evidence: Evidence) -> Attached:
+    """Attaches evidence to the image that it is of, and returns it with the artifact's digest; again is the same.
+
+    Raises:
+        RegistryError: the registry has no such image, or refused.
+    """
+    name, _, digest = evidence.subject.partition("@")
+    if name != repository.name:
+        raise RegistryError(f"The report is of an image in {name}, and {repository.name} is what is published to.")
+    subject = repository.platform_manifests(digest).get(evidence.platform)
+    if subject is None:
+        raise RegistryError(f"{evidence.subject} has no image for {evidence.platform}: publish it first.")
+    artifact_type = ARTIFACT_TYPE.format(kind=evidence.kind)
+    content = json.dumps(asdict(evidence), indent=2).encode()
+    manifest = store_document(repository, subject, artifact_type, content)
+    return Attached(evidence=evidence, digest=repository.put_manifest(_tag(subject.digest, evidence.kind), manifest))
+
+
+def attach_file(repository: Repository, evidence: Evidence, *, dry_run: bool) -> Action:
+    """Attaches evidence that came in a file, and returns what was done."""
+    what = f"attach {evidence.kind} {'pass' if evidence.ok else 'fail'}"
+    target = f"{evidence.subject} ({evidence.platform})"
+    if dry_run:
+        return Action(variant=evidence.variant, what=what, target=target, outcome=Outcome.WOULD)
+    digest = attach(repository, evidence).digest
+    return Action(variant=evidence.variant, what=what, target=target, outcome=Outcome.DONE, digest=digest)
+
+
+def store_document(repository: Repository, subject: Manifest, artifact_type: str, content: bytes) -> bytes:
+    """Stores a JSON document, and returns the manifest of the artifact of a subject that it becomes with a tag."""
+    layer = {"mediaType": artifact_type, "digest": repository.put_blob(content), "size": len(content)}
+    config = {"mediaType": _EMPTY_TYPE, "digest": repository.put_blob(_EMPTY), "size": len(_EMPTY)}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": artifact_type,
+        "config": config,
+        "layers": [layer],
+        "subject": {"mediaType": subject.media_type, "digest": subject.digest, "size": len(subject.content)},
+    }
+    return json.dumps(manifest).encode()
+
+
+def attached(repository: Repository, subject: str) -> dict[Kind, Attached]:
+    """Returns the evidence that is attached to the image of one platform, given its digest.
+
+    Raises:
+        RegistryError: what is there is not of this image, or cannot be read.
+    """
+    found = {}
+    for kind in Kind:
+        manifest = repository.manifest(_tag(subject, kind))
+        if manifest is None:
+            continue
+        tag = f"{repository.name}:{_tag(subject, kind)}"
+        document = manifest.document
+        try:
+            evidence = _parse(repository.blob(document["layers"][0]["digest"]))
+            belongs = document["subject"]["digest"] == subject and evidence.kind is kind
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise RegistryError(f"{tag} is no report that this version can read: attach it again.") from error
+        if not belongs:
+            raise RegistryError(f"{tag} is of another image, or of another kind: attach the right report.")
+        found[kind] = Attached(evidence=evidence, digest=manifest.digest)
+    return found
+
+
+def _parse(content: bytes) -> Evidence:
+    fields = json.loads(content)
+    return Evidence(**{**fields, "kind": Kind(fields["kind"])})
+
+
+def _tag(digest: str, kind: Kind) -> str:
+    return f"{digest.replace(':', '-')}.{kind}"

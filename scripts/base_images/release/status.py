@@ -1,0 +1,184 @@
+"""What the registry has of each variant: the latest, the newest, and whether the one lags behind the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from base_images import versions
+from base_images.adapters.registry import Repository
+from base_images.errors import UsageError
+from base_images.labels import Label
+from base_images.release import promote
+from base_images.variants import Variant
+from base_images.versions import Version
+
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
+"""As much of a digest as a table has room for, and the rest; JSON has all of it."""
+
+_HOUR = 3600
+_DAY = 24 * _HOUR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged:
+    """What a tag points at, as the image says it.
+
+    Attributes:
+        version: empty for an image that does not say it.
+        llama_cpp: the tag of the llama.cpp in it; empty likewise.
+        created: RFC 3339, UTC; likewise.
+    """
+
+    tag: str
+    digest: str
+    version: str
+    llama_cpp: str
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One variant in the registry.
+
+    Attributes:
+        latest: what `latest-<variant>` points at; None when there is no such tag.
+        newest: the newest published version; None when there is none.
+        before: what was latest before, to go back to: a version, or the digest of what was there before the first
+            promotion; empty for none.
+        notes: a sentence for each thing that a person may want to act on.
+    """
+
+    variant: str
+    latest: Tagged | None
+    newest: Tagged | None
+    before: str
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns it for JSON."""
+        return asdict(self)
+
+
+def look(repository: Repository, variants: Iterable[Variant], released: Version | None) -> list[Published]:
+    """Returns what the registry has of each variant.
+
+    Args:
+        repository: where.
+        variants: of which images.
+        released: the newest released version that this clone knows; None when there is none.
+
+    Raises:
+        RegistryError: the registry does not answer, or refuses.
+    """
+    tags = repository.tags()
+    return [_look(repository, variant, tags, released) for variant in variants]
+
+
+def age(created: str, now: datetime) -> str:
+    """Returns how long ago something was made, for a person, such as `3 days`."""
+    try:
+        seconds = (now - datetime.fromisoformat(created)).total_seconds()
+    except (ValueError, TypeError):
+        return "unknown"
+    if seconds < 0:
+        return "in the future: one of the clocks is wrong"
+    number, unit = (seconds // _DAY, "day") if seconds >= _DAY else (seconds // _HOUR, "hour")
+    return f"{number:.0f} {unit}{'' if number == 1 else 's'}"
+
+
+def _look(repository: Repository, variant: Variant, tags: Sequence[str], released: Version | None) -> Published:
+    known = [
+        version
+        for tag in tags
+        if (parsed := versions.parse_image_tag(tag))
+        for name, version in [parsed]
+        if name == variant.name
+    ]
+    newest_version = max(known, default=None)
+    moves = promote.moves(tags, variant.name)
+    before = [move.version for move in moves if move.version != moves[-1].version]
+    latest = _tagged(repository, versions.latest_tag(variant.name))
+    newest = _tagged(repository, versions.image_tag(variant.name, newest_version)) if newest_version else None
+    return Published(
+        variant=variant.name,
+        latest=latest,
+        newest=newest,
+        before=str(before[-1]) if before else "",
+        notes=tuple(_notes(repository, moves, latest, newest, released)),
+    )
+
+
+def _notes(
+    repository: Repository,
+    moves: Sequence[promote.Move],
+    latest: Tagged | None,
+    newest: Tagged | None,
+    released: Version | None,
+) -> Iterable[str]:
+    if newest is None:
+        yield "not published yet"
+    elif released and newest.version != str(released) and _is_older(newest.version, released):
+        yield f"lags: {released} is released and not published"
+    if latest is None:
+        if newest:
+            yield "published and never promoted"
+        return
+    made = moves[-1] if moves and moves[-1].number else None
+    if made and latest.digest != promote.recorded_digest(repository, made):
+        yield f"{latest.tag} is not {made.version}, which was made latest: run that promote or rollback again"
+    elif made and made.rollback:
+        yield f"rolled back to {made.version}"
+    elif newest and newest.digest != latest.digest:
+        yield f"lags: {newest.version} is published and not promoted"
+
+
+def _is_older(version: str, than: Version) -> bool:
+    try:
+        return versions.parse(version) < than
+    except UsageError:
+        return False
+
+
+def _tagged(repository: Repository, tag: str) -> Tagged | None:
+    digest = repository.digest(tag)
+    if digest is None:
+        return None
+    images = repository.platform_manifests(digest)
+    labels = repository.labels(next(iter(images.values()))) if images else {}
+    return Tagged(
+        tag=tag,
+        digest=digest,
+        version=labels.get(Label.VERSION, ""),
+        llama_cpp=labels.get(Label.LLAMA_CPP_TAG, ""),
+        created=labels.get(Label.CREATED, ""),
+    )
+
+
+def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]:
+    """Returns a table's rows: variant, tag, version, llama.cpp, age, digest, notes."""
+    found: list[tuple[str, ...]] = []
+    for one in published:
+        notes = [*one.notes, *([f"latest before: {one.before}"] if one.before else [])]
+        for number, tagged in enumerate(filter(None, (one.latest, one.newest if one.newest != one.latest else None))):
+            found.append(
+                (
+                    one.variant,
+                    tagged.tag,
+                    tagged.version or "unknown",
+                    tagged.llama_cpp or "unknown",
+                    age(tagged.created, now),
+                    _short(tagged.digest),
+                    _short("\n".join(notes)) if number == 0 else "",
+                )
+            )
+        if one.latest is None and one.newest is None:
+            found.append((one.variant, "-", "-", "-", "-", "-", "\n".join(notes)))
+    return found
+
+
+def _short(text: str) -> str:
+    return _DIGEST.sub(r"\1", text)

@@ -1,0 +1,159 @@
+"""A conversation with a running llama-server as its users have it: by OpenAI's own Python client, streamed and not.
+
+`checks_http.py` asks in plain HTTP, where each word of the answer is seen; the client shows that they are the words
+it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import openai
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletionMessageParam
+
+from base_images.smoke import model
+from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target
+from base_images.smoke.model import STEPS
+
+NOT_IMPLEMENTED = 501
+"""What b11312 answers for embeddings when it was started without --embeddings."""
+
+
+def check_models(target: Target) -> str:
+    """The model is offered under its alias, and is found by it."""
+    with _client(target) as client:
+        names = [one.id for one in client.models.list()]
+    if target.alias not in names:
+        raise CheckFailedError(f"The client is offered {names} and not {target.alias!r}.")
+    return f"offers {', '.join(names)}"
+
+
+def check_chat(target: Target) -> str:
+    """A chat of several turns is answered, and the same in pieces that add up to it."""
+    with _client(target) as client:
+        whole = client.chat.completions.create(
+            model=target.alias,
+            messages=turns(target.prompt),
+            max_tokens=STEPS,
+            temperature=0,
+            extra_body={"cache_prompt": False},
+        )
+        chunks = list(
+            client.chat.completions.create(
+                model=target.alias,
+                messages=turns(target.prompt),
+                max_tokens=STEPS,
+                temperature=0,
+                extra_body={"cache_prompt": False},
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+    text = whole.choices[0].message.content or ""
+    _expect_end(target, text, whole.choices[0].finish_reason, whole.usage)
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    pieces = [choice.delta.content for choice in choices if choice.delta.content]
+    if "".join(pieces) != text:
+        raise CheckFailedError(f"The pieces of the stream add up to {''.join(pieces)!r} where {text!r} is right.")
+    if len(text) > 1 and len(pieces) == 1:
+        raise CheckFailedError("The stream comes in one piece.")
+    if choices[0].delta.role != "assistant":
+        raise CheckFailedError(f"The stream begins with the role {choices[0].delta.role!r} instead of 'assistant'.")
+    ends = [choice.finish_reason for choice in choices if choice.finish_reason]
+    if len(ends) != 1 or choices[-1].finish_reason is None:
+        raise CheckFailedError(f"The stream ends with {ends} instead of one reason, in its last piece.")
+    _expect_end(target, text, ends[0], chunks[-1].usage)
+    return f"{text!r}, and the same in {len(pieces)} pieces; {ends[0]}, {_counts(whole.usage)}"
+
+
+def check_completion(target: Target) -> str:
+    """A text is continued."""
+    with _client(target) as client:
+        answer = client.completions.create(
+            model=target.alias,
+            prompt=target.prompt,
+            max_tokens=STEPS,
+            temperature=0,
+            extra_body={"cache_prompt": False},
+        )
+    choice = answer.choices[0]
+    _expect_end(target, choice.text, choice.finish_reason, answer.usage)
+    return f"{choice.text!r}; {choice.finish_reason}, {_counts(answer.usage)}"
+
+
+def check_embeddings(target: Target) -> str:
+    """An embedding comes as the client wants it: unless it is told otherwise it asks for base64 and unpacks it."""
+    try:
+        with _client(target) as client:
+            embedding = client.embeddings.create(model=target.alias, input=target.prompt).data[0].embedding
+    except CheckFailedError as error:
+        cause = error.__cause__
+        if isinstance(cause, openai.APIStatusError) and cause.status_code == NOT_IMPLEMENTED and not target.ours:
+            raise CheckSkippedError("the server was started without --embeddings") from error
+        raise
+    if target.answer is None:
+        if not embedding or not all(map(math.isfinite, embedding)):
+            raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
+        return f"{len(embedding)} numbers, not judged"
+    verdict = model.compare_embedding(target.answer, embedding)
+    if not verdict.ok:
+        raise CheckFailedError(verdict.reason)
+    return verdict.reason
+
+
+CHECKS: Mapping[str, Callable[[Target], str]] = {
+    "client: models": check_models,
+    "client: chat": check_chat,
+    "client: completion": check_completion,
+    "client: embeddings": check_embeddings,
+}
+"""Every check with OpenAI's client; the last needs a server that was started with --embeddings."""
+
+
+def turns(prompt: str) -> list[ChatCompletionMessageParam]:
+    """Returns the prompt as three turns of a chat; the known-answer models' template joins them to the prompt again."""
+    third = len(prompt) // 3
+    return [
+        {"role": "user", "content": prompt[:third]},
+        {"role": "assistant", "content": prompt[third : 2 * third]},
+        {"role": "user", "content": prompt[2 * third :]},
+    ]
+
+
+@contextlib.contextmanager
+def _client(target: Target) -> Iterator[openai.OpenAI]:
+    """Yields a client that asks once; its errors are failed checks."""
+    try:
+        with openai.OpenAI(
+            base_url=f"{target.url}/v1",
+            api_key="none",  # the client wants one, the server does not
+            timeout=target.patience,
+            max_retries=0,
+            # A proxy that the environment names has no way to a server on this machine.
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+        ) as client:
+            yield client
+    except openai.OpenAIError as error:
+        raise CheckFailedError(f"OpenAI's client ends with {type(error).__name__}: {error}") from error
+
+
+def _expect_end(target: Target, text: str, reason: str | None, usage: CompletionUsage | None) -> None:
+    if usage is None:
+        raise CheckFailedError("The answer does not say how many tokens were used.")
+    if usage.total_tokens != usage.prompt_tokens + usage.completion_tokens or usage.completion_tokens > STEPS:
+        raise CheckFailedError(f"The tokens used do not add up: {_counts(usage)}.")
+    if reason not in {"length", "stop"}:
+        raise CheckFailedError(f"The answer ends for the reason {reason!r}.")
+    if target.answer is None:
+        return
+    if text != target.answer.text:
+        raise CheckFailedError(f"The answer is {text!r} where {target.answer.text!r} is right.")
+    if (reason, usage.prompt_tokens, usage.completion_tokens) != ("length", len(target.answer.prompt_tokens), STEPS):
+        raise CheckFailedError(f"The answer ends for the reason {reason!r} after {_counts(usage)}.")
+
+
+def _counts(usage: CompletionUsage | None) -> str:
+    return f"{usage.prompt_tokens} + {usage.completion_tokens} tokens" if usage else "tokens not told"

@@ -1,0 +1,380 @@
+"""Smoke checks: does a running llama-server do its work, and give the known answer?
+
+The checks take a URL and know nothing of containers; `launch.py` starts the servers of an image and applies them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urljoin
+
+import requests
+
+from base_images.errors import BaseImagesError
+from base_images.smoke import model
+from base_images.smoke.model import STEPS, TOP, KnownAnswer, SeenStep, TensorType, Verdict
+from base_images.smoke.report import CheckResult, Status
+
+CONNECT_SECONDS = 3
+ANSWER_SECONDS = 30
+"""Between two bytes of an answer."""
+
+REQUESTS_AT_ONCE = 8
+
+ANY_PROMPT = "Once upon a time"
+"""For a model whose answer is not known."""
+
+MINIMAL_SCRIPT_BYTES = 100_000
+"""The web page's one script has 2.6 MB compressed at b11312; anything this small is a stub."""
+
+MALFORMED: Mapping[str, tuple[int, ...]] = {
+    '{"messages": [': (400, 500),  # b11312 calls JSON that it cannot parse an error of the server
+    '{"messages": "hello"}': (400,),
+    '{"messages": [{"role": "user", "content": "hello"}], "max_tokens": "many"}': (400,),
+    "{}": (400,),
+}
+"""Bodies for the chat endpoint that make no sense, and the status codes that may refuse them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A running llama-server and what it must say.
+
+    Attributes:
+        url: without a slash at the end.
+        alias: the name under which it offers the model.
+        answer: what the model that it loaded must answer; None: nobody knows, and only the answer's form is checked.
+        patience: seconds to wait between two bytes of an answer.
+        ours: whether it was started for these checks; what another's owner switched off is no defect.
+    """
+
+    url: str
+    alias: str
+    answer: KnownAnswer | None
+    patience: float = ANSWER_SECONDS
+    ours: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """What to ask."""
+        return self.answer.prompt if self.answer else ANY_PROMPT
+
+
+class CheckFailedError(Exception):
+    """A check saw something wrong; its text is one line, `detail` is more of it."""
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class CheckSkippedError(Exception):
+    """A check does not apply; its text says why."""
+
+
+def perform(name: str, check: Callable[[], str]) -> CheckResult:
+    """Returns how a check ended; a check returns what it saw, or raises."""
+    started = time.monotonic()
+    detail = ""
+    try:
+        status, seen = Status.PASS, check()
+    except CheckSkippedError as error:
+        status, seen = Status.SKIP, str(error)
+    except (CheckFailedError, BaseImagesError) as error:
+        status, seen, detail = Status.FAIL, str(error), error.detail
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # requests' own JSONDecodeError is one too
+        status, seen = Status.FAIL, f"The answer has another shape than expected: {type(error).__name__}: {error}"
+    except requests.RequestException as error:
+        status, seen = Status.FAIL, f"The server gave no answer: {error}"
+    return CheckResult(name=name, status=status, seen=seen, seconds=time.monotonic() - started, detail=detail)
+
+
+# --- The checks. Each returns what it saw, on one line, or raises. ---
+
+
+def check_health(target: Target) -> str:
+    """`/health` answers 200 and `{"status": "ok"}`."""
+    answer = _expect_ok(_request("GET", f"{target.url}/health")).json()
+    if answer != {"status": "ok"}:
+        raise CheckFailedError(f"/health answers {answer}.")
+    return f"200, {json.dumps(answer)}"
+
+
+def check_models(target: Target) -> str:
+    """`/v1/models` offers the model under its alias, and, if it is our server, nothing else."""
+    answer = _expect_ok(_request("GET", f"{target.url}/v1/models")).json()
+    names = [entry["id"] for entry in answer["data"]]
+    if names != [target.alias] and (target.ours or target.alias not in names):
+        raise CheckFailedError(f"/v1/models offers {names} instead of {target.alias!r}.")
+    return f"offers {', '.join(names)}"
+
+
+def check_completion(target: Target) -> str:
+    """`/completion`, llama-server's own interface, gives the known answer."""
+    answer = _post(
+        target,
+        "/completion",
+        {"prompt": target.prompt, "n_predict": STEPS, "n_probs": TOP, **_greedy()},
+    )
+    return _judge(target.answer, answer["content"], answer["completion_probabilities"])
+
+
+def check_openai_completion(target: Target) -> str:
+    """`/v1/completions` gives the known answer."""
+    answer = _post(
+        target,
+        "/v1/completions",
+        {
+            "model": target.alias,
+            "prompt": target.prompt,
+            "max_tokens": STEPS,
+            "logprobs": TOP,
+            **_greedy(),
+        },
+    )
+    choice = answer["choices"][0]
+    return _judge(target.answer, choice["text"], choice["logprobs"]["content"])
+
+
+def check_chat(target: Target) -> str:
+    """`/v1/chat/completions` gives the known answer."""
+    choice = _post(target, "/v1/chat/completions", _chat(target))["choices"][0]
+    return _judge(target.answer, choice["message"]["content"], choice["logprobs"]["content"])
+
+
+def check_chat_streamed(target: Target) -> str:
+    """`/v1/chat/completions` with `stream` gives the known answer in pieces, and says that it is done."""
+    response = _expect_ok(
+        _request(
+            "POST",
+            f"{target.url}/v1/chat/completions",
+            patience=target.patience,
+            json={**_chat(target), "stream": True},
+        ),
+        "text/event-stream",
+    )
+    events, done = read_events(response.content.decode())
+    if not done:
+        raise CheckFailedError("The stream ends without [DONE].", detail=_excerpt(response))
+    choices = [choice for event in events for choice in event["choices"]]
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    steps = [step for choice in choices for step in (choice.get("logprobs") or {"content": []})["content"]]
+    return f"{_judge(target.answer, text, steps)} {len(events)} events and [DONE]."
+
+
+def check_embeddings(target: Target) -> str:
+    """`/v1/embeddings` gives the reference's embedding of the prompt."""
+    response = _request(
+        "POST",
+        f"{target.url}/v1/embeddings",
+        patience=target.patience,
+        json={"model": target.alias, "input": target.prompt},
+    )
+    if response.status_code == requests.codes.not_implemented and not target.ours:
+        raise CheckSkippedError("the server was started without --embeddings")
+    embedding = _expect_ok(response).json()["data"][0]["embedding"]
+    if target.answer:
+        return _expect(model.compare_embedding(target.answer, embedding))
+    if not embedding or not all(map(math.isfinite, embedding)):
+        raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
+    return f"{len(embedding)} numbers, not judged"
+
+
+def check_at_once(target: Target) -> str:
+    """Eight requests at the same time each get the known answer."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        requested = [pool.submit(check_completion, target) for _ in range(REQUESTS_AT_ONCE)]
+    wrong = [str(error) for future in requested if (error := future.exception())]
+    if wrong:
+        raise CheckFailedError(
+            f"{len(wrong)} of {REQUESTS_AT_ONCE} requests at once went wrong, such as: {wrong[0]}",
+            detail="\n".join(wrong),
+        )
+    return f"{_what_came(target)} {REQUESTS_AT_ONCE} times"
+
+
+def check_web_page(target: Target) -> str:
+    """`/` is the real web page, and the script that makes it is there."""
+    # Both are stored compressed and refused to a client that does not take gzip; requests takes it and unpacks.
+    response = _request("GET", f"{target.url}/")
+    if response.status_code == requests.codes.not_found and not target.ours:
+        raise CheckSkippedError("the server was started without its web page")
+    page = _expect_ok(response, "text/html")
+    script = find_script(page.text)
+    if script is None:
+        raise CheckFailedError("The page at / imports no script: it is not the web UI.", detail=_excerpt(page))
+    code = _expect_ok(_request("GET", urljoin(f"{target.url}/", script)), "javascript").content
+    if len(code) < MINIMAL_SCRIPT_BYTES:
+        raise CheckFailedError(f"{script} has only {len(code):,} bytes.")
+    return f"HTML of {len(page.content):,} bytes, {PurePosixPath(script).name} of {len(code):,}"
+
+
+def check_malformed(target: Target) -> str:
+    """Requests that make no sense are refused with a reason, and the next one still gets the known answer."""
+    codes = []
+    for body, allowed in MALFORMED.items():
+        response = _request(
+            "POST", f"{target.url}/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
+        )
+        codes.append(response.status_code)
+        if response.status_code not in allowed or not response.json()["error"]["message"]:
+            raise CheckFailedError(
+                f"The malformed request {body} is answered with {response.status_code}.", detail=_excerpt(response)
+            )
+    check_completion(target)
+    return f"refused with {', '.join(map(str, codes))}; then {_what_came(target)}"
+
+
+CHECKS: Mapping[str, Callable[[Target], str]] = {
+    "health": check_health,
+    "models": check_models,
+    "completion": check_completion,
+    "openai completion": check_openai_completion,
+    "chat": check_chat,
+    "chat streamed": check_chat_streamed,
+    "embeddings": check_embeddings,
+    "eight at once": check_at_once,
+    "web page": check_web_page,
+    "malformed request": check_malformed,
+}
+"""Every check that needs no more than a URL."""
+
+
+def find_model(url: str) -> tuple[str, TensorType | None]:
+    """Returns the name of the model that a running server offers first, and which known-answer model it is, or None.
+
+    What tells it is what the server says of the model's size and type (`/v1/models`, b11312).
+
+    Raises:
+        CheckFailedError: the server offers no model, or does not answer as llama-server does.
+    """
+    response = _request("GET", f"{url}/v1/models")
+    if response.status_code == requests.codes.unauthorized:
+        raise CheckFailedError("The server asks for an API key: start one without --api-key to check it.")
+    offered = _expect_ok(response).json()["data"]
+    if not offered:
+        raise CheckFailedError("The server offers no model.")
+    meta = offered[0].get("meta") or {}
+    size = (meta.get("n_vocab"), meta.get("n_embd"), meta.get("n_ctx_train"))
+    words = re.findall(r"\w+", str(meta.get("ftype")))
+    known = next((one for one in TensorType if one in words), None)
+    return offered[0]["id"], known if size == (len(model.TOKENS), model.WIDTH, model.CONTEXT) else None
+
+
+def check_url(target: Target, names: Iterable[str] = tuple(CHECKS)) -> list[CheckResult]:
+    """Returns how the named checks of a running server ended; one that fails does not stop the next."""
+    return [perform(name, partial(CHECKS[name], target)) for name in names]
+
+
+# --- Asking and reading. ---
+
+
+def is_healthy(url: str) -> bool:
+    """Returns whether a server is ready; while it loads its model it answers 503, before that nothing."""
+    try:
+        return _request("GET", f"{url}/health").ok
+    except requests.RequestException:
+        return False
+
+
+def read_events(stream: str) -> tuple[list[dict[str, Any]], bool]:
+    """Returns the events of a stream as OpenAI's interface sends them, and whether `[DONE]` was the last.
+
+    Raises:
+        ValueError: an event is not JSON.
+    """
+    data = [line.removeprefix("data: ") for line in stream.split("\n") if line.startswith("data: ")]
+    done = data[-1:] == ["[DONE]"]
+    return [json.loads(event) for event in (data[:-1] if done else data)], done
+
+
+def find_script(page: str) -> str | None:
+    """Returns the address of the script that SvelteKit's page imports to start itself, None when there is none."""
+    found = re.search(r"""import\(["']([^"']+\.js)["']\)""", page)
+    return found[1] if found else None
+
+
+def post(url: str, body: Mapping[str, Any], *, patience: float = ANSWER_SECONDS) -> Any:
+    """Returns what a POST of `body` as JSON is answered with, from JSON; an answer other than 200 is a failed check."""
+    return _expect_ok(_request("POST", url, patience=patience, json=body)).json()
+
+
+def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **arguments: Any) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy that the environment names has no way to a server on this machine
+        return session.request(method, url, timeout=(CONNECT_SECONDS, patience), **arguments)
+
+
+def _post(target: Target, path: str, body: Mapping[str, Any]) -> Any:
+    return post(f"{target.url}{path}", body, patience=target.patience)
+
+
+def _expect_ok(response: requests.Response, content_type: str = "") -> requests.Response:
+    if response.status_code != requests.codes.ok:
+        raise CheckFailedError(f"{response.url} answers {response.status_code}.", detail=_excerpt(response))
+    if content_type not in (seen := response.headers.get("Content-Type", "")):
+        raise CheckFailedError(f"{response.url} is {seen} instead of {content_type}.", detail=_excerpt(response))
+    return response
+
+
+def _excerpt(response: requests.Response) -> str:
+    return response.text[:2000]
+
+
+def _greedy() -> dict[str, Any]:
+    """Returns what makes an answer depend on the model alone: no chance, no reuse of an earlier prompt's work."""
+    return {"temperature": 0, "cache_prompt": False}
+
+
+def _chat(target: Target) -> dict[str, Any]:
+    return {
+        "model": target.alias,
+        "messages": [{"role": "user", "content": target.prompt}],
+        "max_tokens": STEPS,
+        "logprobs": True,
+        "top_logprobs": TOP,
+        **_greedy(),
+    }
+
+
+def _number(said: float | None) -> float:
+    # JSON has no not-a-number: a broken kernel's log-probability arrives as null, and must not pass for "not asked".
+    return math.nan if said is None else said
+
+
+def _what_came(target: Target) -> str:
+    return "the known answer" if target.answer else "an answer"
+
+
+def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, Any]]) -> str:
+    seen = [
+        SeenStep(
+            text=step["token"],
+            log_probability=_number(step["logprob"]),
+            top=tuple((entry["token"], _number(entry["logprob"])) for entry in step["top_logprobs"]),
+        )
+        for step in steps
+    ]
+    if answer is None:
+        if not seen or not all(math.isfinite(_number(step.log_probability)) for step in seen):
+            raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is no number.")
+        return f"{len(seen)} tokens with their log-probabilities, not judged."
+    reason = _expect(model.compare(answer, seen))
+    if text != answer.text:
+        raise CheckFailedError(f"The text is {text!r} where {answer.text!r} is right, though its tokens are.")
+    return reason
+
+
+def _expect(verdict: Verdict) -> str:
+    if not verdict.ok:
+        raise CheckFailedError(verdict.reason)
+    return verdict.reason

@@ -1,0 +1,226 @@
+"""What `invoke smoke` and `invoke test-local-images` test, and where they put what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from base_images import variants, versions
+from base_images.adapters import engine as engines
+from base_images.adapters import repository
+from base_images.adapters.engine import Engine, Image
+from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
+from base_images.labels import Label
+from base_images.progress import Listener, Progress, silent
+from base_images.smoke import html as smoke_html
+from base_images.smoke import launch, model, process
+from base_images.smoke import report as smoke_report
+from base_images.smoke import url as running
+from base_images.smoke.device import Granted
+from base_images.smoke.launch import Kept
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import SmokeReport
+from base_images.variants import VARIANTS, Variant
+
+REGISTRY_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where the report goes; None: it is not written there.
+
+    Attributes:
+        record: a directory for JSON, JUnit XML and the servers' logs.
+        junit: a file for JUnit XML.
+        html: a file for the page.
+    """
+
+    record: Path | None
+    junit: Path | None = None
+    html: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What was seen, and the labels of the image that it was seen of; empty without an image."""
+
+    report: SmokeReport
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def image_under_test(
+    engine: Engine,
+    variant: Variant,
+    reference: str,
+    *,
+    checkout: Path,
+    listener: Listener = silent,
+    notice: Callable[[str], None],
+) -> Image:
+    """Returns the image that a person named, pulled if the engine does not have it; without a name the local build.
+
+    Args:
+        engine: where it is.
+        variant: what it has to be of.
+        reference: tag, digest or id; empty for the local build.
+        checkout: the repository; a local build of another commit than its HEAD is worth a notice.
+        listener: told of a pull.
+        notice: gets that sentence.
+
+    Raises:
+        ImageNotFoundError: neither the engine nor a registry has it.
+        EngineError: the pull failed.
+        UsageError: it is of another variant.
+    """
+    if not reference:
+        image = local_build(engine, variant)
+        if difference := _other_commit(image, checkout):
+            notice(f"{versions.local_reference(variant.name)} {difference}")
+        return image
+    image = pulled(engine, reference, listener=listener)
+    of = image.labels.get(Label.VARIANT, variant.name)
+    if of != variant.name:
+        raise UsageError(f"The image {reference} is of {of}, not of {variant.name}: name that with --variant.")
+    return image
+
+
+def pulled(engine: Engine, reference: str, *, listener: Listener = silent) -> Image:
+    """Returns the image of a tag, a digest or an id, pulled if the engine does not have it.
+
+    Raises:
+        ImageNotFoundError: neither the engine nor a registry has it.
+        EngineError: the pull failed.
+    """
+    if "/" not in reference or engine.has_image(reference):  # without a registry's name it is a local one
+        return engine.image(reference)
+    # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
+    engine.ask_registry(reference, timeout=REGISTRY_SECONDS)
+    image = engine.pull(reference, engines.pull_progress(reference, listener))
+    listener(Progress(what=f"pull {reference}", finished=True))
+    return image
+
+
+def local_build(engine: Engine, variant: Variant) -> Image:
+    """Returns the newest local build of a variant.
+
+    Raises:
+        ImageNotFoundError: there is none.
+    """
+    try:
+        return engine.image(versions.local_reference(variant.name))
+    except ImageNotFoundError as error:
+        raise ImageNotFoundError(
+            f"There is no local build of {variant.name}: make one with `invoke build-local --variant {variant.name}`, "
+            "or name an image with --image."
+        ) from error
+
+
+def local_variants(engine: Engine) -> list[Variant]:
+    """Returns the variants that the engine has a local build of.
+
+    Raises:
+        ImageNotFoundError: there is none.
+    """
+    found = [variant for variant in VARIANTS if engine.has_image(versions.local_reference(variant.name))]
+    if not found:
+        raise ImageNotFoundError(
+            "There is no local build of any variant on this engine: make one, such as with "
+            "`invoke build-local --variant cpu`."
+        )
+    return found
+
+
+def variant_of(image: Image) -> Variant:
+    """Returns the variant that an image says it is of.
+
+    Raises:
+        UsageError: it says none.
+    """
+    name = image.labels.get(Label.VARIANT)
+    if name is None:
+        raise UsageError("The image does not say which variant it is of: name that with --variant.")
+    return variants.find(name)
+
+
+def smoke_image(
+    engine: Engine,
+    image: Image,
+    variant: Variant,
+    *,
+    device: Granted | None,
+    outputs: Outputs,
+    listener: Listener = silent,
+    kept: Kept | None = None,
+    model_file: Path | None = None,
+) -> Tested:
+    """Puts an image through the smoke test, see `launch.smoke`, and writes what was seen."""
+    report = launch.smoke(
+        engine,
+        image.id,
+        variant,
+        device=device,
+        record_dir=outputs.record,
+        listener=listener,
+        kept=kept,
+        model_file=model_file,
+    )
+    return _written(Tested(report=report, labels=image.labels), outputs)
+
+
+def smoke_program(
+    program: Path,
+    variant: Variant,
+    *,
+    device: Granted | None,
+    outputs: Outputs,
+    listener: Listener = silent,
+    model_file: Path | None = None,
+) -> Tested:
+    """Puts a llama-server of this host through the smoke test, see `process.smoke`, and writes what was seen."""
+    report = process.smoke(
+        program, variant, device=device, record_dir=outputs.record, listener=listener, model_file=model_file
+    )
+    return _written(Tested(report=report), outputs)
+
+
+def smoke_url(url: str, variant: Variant, *, outputs: Outputs) -> Tested:
+    """Checks a server that runs already, see `running.smoke_url`, and writes what was seen."""
+    return _written(Tested(report=running.smoke_url(url, variant, record_dir=outputs.record)), outputs)
+
+
+def write_model(type_name: str, path: Path) -> KnownAnswer:
+    """Writes the known-answer model of a tensor type to a file, and returns it with its right answer.
+
+    Raises:
+        UsageError: there is no such type, or the file cannot be written.
+    """
+    try:
+        answer = model.known_answer(TensorType(type_name.upper()))
+    except ValueError as error:
+        raise UsageError(f"There is no type {type_name!r}: choose one of {', '.join(TensorType)}.") from error
+    try:
+        path.write_bytes(answer.gguf)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
+    return answer
+
+
+def _written(tested: Tested, outputs: Outputs) -> Tested:
+    if outputs.junit:
+        smoke_report.write_file(outputs.junit, smoke_report.as_junit(tested.report))
+    if outputs.html:
+        smoke_report.write_file(outputs.html, smoke_html.as_html(tested.report, labels=tested.labels))
+    return tested
+
+
+def _other_commit(image: Image, checkout: Path) -> str:
+    """Returns what is to be said of an image that was not built from the commit that is checked out; else nothing."""
+    try:
+        head = repository.head(repository.open_repository(checkout))
+    except RepositoryError:
+        return ""  # not a clone: there is nothing to compare with
+    revision = image.labels.get(Label.REVISION, "")
+    if revision == head.commit:
+        return ""
+    return f"was built from {revision[:7] or 'an unknown commit'}, and {head.commit[:7]} is checked out."

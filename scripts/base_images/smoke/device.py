@@ -1,0 +1,255 @@
+"""What a container is given so that its backend finds the accelerator: on this host, on a command line, by compose.
+
+All three come from `DeviceAccess` in the table of variants. Groups go by the host's number: their names may not exist
+in the image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import textwrap
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+from base_images import versions
+from base_images.adapters.engine import ContainerSpec
+from base_images.errors import DeviceError, UsageError
+from base_images.variants import VARIANTS, DeviceAccess, Variant
+
+PORT = 8080
+SERVER_ARGUMENTS = ("--host", "0.0.0.0", "--port", str(PORT), "--model")  # noqa: S104 - published on 127.0.0.1 alone
+
+COMPOSE_FILE = "compose.yaml"
+"""Below the checkout; its text is `compose`'s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Granted:
+    """A device as this host gives it to a container.
+
+    Attributes:
+        name: how llama-server calls such a device, before its index.
+        software: whether the CPU imitates it.
+        groups: the host's numbers of the groups that the process joins.
+    """
+
+    name: str
+    software: bool = False
+    nodes: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    gpus: bool = False
+    runtime: str = ""
+    mounts: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def of_host(variant: Variant, runtimes: Collection[str]) -> Granted:
+    """Returns the variant's device as this host has it.
+
+    Args:
+        variant: whose device.
+        runtimes: the container runtimes that the engine knows.
+
+    Raises:
+        DeviceError: the variant has no device, or the host lacks something that it needs.
+    """
+    access = _access(variant)
+    needed = dict.fromkeys((*access.nodes, *access.group_nodes, *access.mounts))
+    missing = [path for path in needed if not Path(path).exists()]
+    if access.driver_nodes and not any(Path(path).exists() for path in access.driver_nodes):
+        missing.append(" or ".join(access.driver_nodes))
+    if missing:
+        raise DeviceError(
+            f"This host has no {', no '.join(missing)}, which the {access.name} device of {variant.name} needs: "
+            f"install its driver until `{access.check}` shows it on the host."
+        )
+    if access.runtime and access.runtime not in runtimes:
+        raise DeviceError(
+            f"The engine does not know the container runtime {access.runtime}, which {variant.name} needs: install it "
+            "until `docker info` lists it."
+        )
+    return Granted(
+        name=access.name,
+        nodes=access.nodes,
+        groups=tuple(dict.fromkeys(os.stat(path).st_gid for path in access.group_nodes)),  # noqa: PTH116 - shorter
+        gpus=access.gpus,
+        runtime=access.runtime,
+        mounts=access.mounts,
+        environment=access.environment,
+    )
+
+
+def in_software(variant: Variant) -> Granted:
+    """Returns the variant's device as the CPU imitates it; any host has it.
+
+    Raises:
+        DeviceError: there is no such imitation.
+    """
+    access = _access(variant)
+    if not access.software:
+        having = ", ".join(one.name for one in VARIANTS if one.device and one.device.software)
+        raise DeviceError(f"No software imitates the {access.name} device of {variant.name}: only {having} has one.")
+    return Granted(name=access.name, software=True, environment=access.software)
+
+
+class Where(StrEnum):
+    """What a smoke test lets the server compute on."""
+
+    HOST = "host"
+    SOFTWARE = "software"
+    NOTHING = "nothing"
+
+
+def where(name: str) -> Where:
+    """Returns what a person calls so.
+
+    Raises:
+        UsageError: there is no such place.
+    """
+    try:
+        return Where(name)
+    except ValueError as error:
+        raise UsageError(f"A smoke test is not on {name!r}: choose one of {', '.join(Where)}.") from error
+
+
+def to_test(variant: Variant, on: Where, *, runtimes: Collection[str] | None = None) -> Granted | None:
+    """Returns the device that a smoke test of the variant is on; None for the CPU alone.
+
+    Args:
+        variant: whose device.
+        on: the host's, one that the CPU imitates, or nothing: then only the fall-back to the CPU is tested.
+        runtimes: the container runtimes that the engine knows; None: there is no engine, or it was not asked yet.
+
+    Raises:
+        DeviceError: this host lacks something, or no software imitates the device.
+    """
+    if on is Where.SOFTWARE:
+        return in_software(variant)
+    if on is Where.NOTHING or variant.device is None:
+        return None
+    return of_host(variant, (variant.device.runtime,) if runtimes is None else runtimes)
+
+
+def grant(spec: ContainerSpec, device: Granted) -> ContainerSpec:
+    """Returns the container with the device, and a /tmp for what drivers compile and keep."""
+    return dataclasses.replace(
+        spec,
+        devices=device.nodes,
+        groups=device.groups,
+        gpus=device.gpus,
+        runtime=device.runtime,
+        mounts=device.mounts,
+        environment={**spec.environment, **device.environment},
+        tmpfs={**spec.tmpfs, "/tmp": "mode=1777"},  # noqa: S108 - in the container
+    )
+
+
+def _access(variant: Variant) -> DeviceAccess:
+    if variant.device is None:
+        raise DeviceError(f"The variant {variant.name} uses no device: leave --device out.")
+    return variant.device
+
+
+# --- For people. ---
+
+
+def run_line(variant: Variant, image: str) -> str:
+    """Returns the `docker run` command that serves models/model.gguf, with the variant's device."""
+    return " ".join(
+        (
+            "docker run -d --rm --name llama",
+            *_run_options(variant.device),
+            f'-p 127.0.0.1:{PORT}:{PORT} -v "$PWD/models:/models:ro"',
+            image,
+            *SERVER_ARGUMENTS,
+            "/models/model.gguf",
+        )
+    )
+
+
+def run_lines(registry: str) -> str:
+    """Returns the README's commands, one for each variant that has a device."""
+    lines = [
+        f"# {variant.title}\n{run_line(variant, f'{registry}:{versions.latest_tag(variant.name)}')}\n"
+        for variant in VARIANTS
+        if variant.device
+    ]
+    return "".join(lines)
+
+
+def _run_options(access: DeviceAccess | None) -> Iterator[str]:
+    if access is None:
+        return
+    if access.gpus:
+        yield "--gpus all"
+    if access.runtime:
+        yield f"--runtime {access.runtime}"
+    for name, value in access.environment.items():
+        yield f"--env {name}={value}"
+    for node in access.nodes:
+        yield f"--device {node}"
+    for node in access.group_nodes:
+        yield f'--group-add "$(stat -c %g {node})"'
+    for path in access.mounts:
+        yield f"--mount type=bind,source={path},target={path},readonly"
+
+
+def compose(registry: str) -> str:
+    """Returns the compose file: one hardened service for each variant, chosen by the profile of its name.
+
+    Compose replaces the variables of every service, also of those that are not chosen (docker/compose issue 11977), so
+    a group's number may not be required with `:?`; without it the engine's error for that one service says what to do.
+    """
+    nodes = dict.fromkeys(node for one in VARIANTS if one.device for node in one.device.group_nodes)
+    exports = "".join(f'#   export {_variable(node)}="$(stat -c %g {node})"\n' for node in nodes)
+    model = '"/models/${MODEL:-model.gguf}"'
+    services = "".join(f"{line}\n" for variant in VARIANTS for line in _service(variant, registry))
+    return f"""\
+# Made by `invoke compose`. Each variant is a profile: `docker compose --profile cpu up`.
+# MODELS is the directory of the models, MODEL a file in it, PORT the port on this machine.
+# A device that belongs to a group of the host is used by that group's number:
+{exports}
+x-server: &server
+  command: [{", ".join(map(json.dumps, SERVER_ARGUMENTS))}, {model}]
+  ports: ["127.0.0.1:${{PORT:-{PORT}}}:{PORT}"]
+  read_only: true
+  tmpfs: [/tmp]
+  cap_drop: [ALL]
+  security_opt: ["no-new-privileges:true"]
+
+services:
+{textwrap.indent(services, "  ")}"""
+
+
+def _service(variant: Variant, registry: str) -> Iterator[str]:
+    access = variant.device
+    yield f"{variant.name}:"
+    yield "  <<: *server"
+    yield f"  profiles: [{variant.name}]"
+    yield f"  image: {registry}:{versions.latest_tag(variant.name)}"
+    yield "  volumes:"
+    yield '    - {type: bind, source: "${MODELS:-./models}", target: /models, read_only: true}'
+    if access is None:
+        return
+    for path in access.mounts:
+        yield f"    - {{type: bind, source: {path}, target: {path}, read_only: true}}"
+    if access.gpus:
+        yield "  deploy: {resources: {reservations: {devices: [{count: all, capabilities: [gpu]}]}}}"
+    if access.runtime:
+        yield f"  runtime: {access.runtime}"
+    if access.environment:
+        yield f"  environment: {json.dumps(access.environment)}"
+    if access.nodes:
+        yield f"  devices: {json.dumps(access.nodes)}"
+    if access.group_nodes:
+        names = map(_variable, access.group_nodes)
+        yield f"  group_add: {json.dumps([f'${{{name}:-{name} is not set, see {COMPOSE_FILE}}}' for name in names])}"
+
+
+def _variable(node: str) -> str:
+    """`/dev/dri/renderD128` → `RENDERD128_GROUP`."""
+    return f"{PurePosixPath(node).name.upper()}_GROUP"

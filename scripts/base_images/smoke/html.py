@@ -1,0 +1,167 @@
+"""A smoke report as one HTML page, for people: read in a browser or on a phone, printed, attached to a release.
+
+The page is `smoke.html.jinja` beside this module. It needs no script, no network and no second file.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from base_images import variants
+from base_images.labels import Label
+from base_images.smoke.report import CheckResult, Device, SmokeReport, Status, finite
+
+TEMPLATE = "smoke.html.jinja"
+
+KEPT_CHARACTERS = 200_000
+"""Of each log, the last ones are in the page; llama-server at verbosity 4 writes about 50,000 in a smoke test."""
+
+HEADLINES = (("Version", Label.VERSION), ("llama.cpp", Label.LLAMA_CPP_TAG), ("Platform", Label.PLATFORM))
+"""The labels that are worth a line at the top."""
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""How programs colour a terminal (ECMA-48, section 5.4)."""
+
+_NOT_IN_HTML = re.compile(
+    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
+    + "]"
+)
+"""What a page may not hold, not even escaped (HTML Standard, 13.2.3.5), and what UTF-8 cannot say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excerpt:
+    """The end of a log.
+
+    Attributes:
+        left_out: how much there was before; empty when nothing is missing.
+    """
+
+    text: str
+    left_out: str
+
+
+def as_html(report: SmokeReport, *, labels: Mapping[str, str]) -> str:
+    """Returns the report as a whole HTML page.
+
+    Args:
+        report: what was checked and seen.
+        labels: of the image; empty where there was no image.
+    """
+    started = dt.datetime.fromisoformat(report.started).astimezone(dt.UTC)
+    page = _ENVIRONMENT.get_template(TEMPLATE).render(
+        report=report,
+        verdict=verdict(report),
+        computed=what_computed(report),
+        caution=report.device is not Device.HOST and variants.find(report.variant).device is not None,
+        started=started,
+        headlines=HEADLINES,
+        labels=labels,
+        speeds=report.speeds,
+        checks=[check for server in report.servers for check in server.checks],
+        failures=[
+            (number, server, check)
+            for number, server in enumerate(report.servers, start=1)
+            for check in server.checks
+            if check.status is Status.FAIL
+        ],
+        longest_check=max((row.seconds for row in report.rows), default=0),
+        longest_server=max((server.seconds for server in report.servers), default=0),
+    )
+    return str(page)
+
+
+def verdict(report: SmokeReport) -> str:
+    """Returns one or two words; a report without any check that passed or failed proves nothing."""
+    if report.ok:
+        return "Passed"
+    return "Failed" if any(row.status is Status.FAIL for row in report.rows) else "Nothing proven"
+
+
+def what_computed(report: SmokeReport) -> str:
+    """Returns a sentence that says what the answers are worth: whether they came from the accelerator."""
+    access = variants.find(report.variant).device
+    if access is None:
+        return "This variant computes on the CPU."
+    match report.device:
+        case Device.HOST:
+            return f"The servers were given the {access.name} device of the host."
+        case Device.SOFTWARE:
+            return f"The CPU imitated the {access.name} device: its code is proven, no hardware is."
+        case Device.UNKNOWN:
+            return f"The server was running already, so nothing here shows that the {access.name} device is used."
+        case Device.NONE:
+            return f"No device was given, so nothing here shows that the {access.name} backend computes right."
+
+
+def tally(checks: Sequence[CheckResult]) -> str:
+    """Returns such as `12 of 14 checks passed, 1 failed, 1 skipped`."""
+    count = Counter(check.status for check in checks)
+    others = [(Status.FAIL, "failed"), (Status.SKIP, "skipped")]
+    words = [f"{count[status]} {word}" for status, word in others if count[status]]
+    return ", ".join((f"{count[Status.PASS]} of {_count(len(checks), 'check')} passed", *words))
+
+
+def excerpt(log: str) -> Excerpt:
+    """Returns the last `KEPT_CHARACTERS` of a log, from the beginning of a line where there is one."""
+    text = log[-KEPT_CHARACTERS:]
+    if len(text) < len(log):
+        text = text.partition("\n")[2] or text
+    before = log[: len(log) - len(text)]
+    left_out = f"{_count(before.count(chr(10)), 'line')} ({_count(len(before), 'character')})" if before else ""
+    return Excerpt(text=text, left_out=left_out)
+
+
+def duration(seconds: float) -> str:
+    """Returns such as `1.6 s` or `3 min 12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def amount(value: float | None) -> str:
+    """Returns a measured value with the digits that count, such as `1,234` or `4.44`, or that there is none."""
+    if value is None or not math.isfinite(value):
+        return "not measured"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2  # noqa: PLR2004
+    return f"{value:,.{digits}f}"
+
+
+def percent(value: float | None, whole: float) -> str:
+    """Returns the length of a bar for CSS, `whole` being all of its place; what takes next to nothing is still seen."""
+    length = finite(value)
+    return f"{max(0.5, 100 * length / whole) if length and whole else 0:.1f}%"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _printable(value: Any) -> Any:
+    """Every value that the template shows goes through here, before it is escaped; Markup is the template's own."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _NOT_IN_HTML.sub("\N{REPLACEMENT CHARACTER}", _ESCAPE_SEQUENCE.sub("", value))
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_printable,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.globals.update(
+    amount=amount, count=_count, duration=duration, excerpt=excerpt, percent=percent, tally=tally
+)

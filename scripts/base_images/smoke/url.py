@@ -1,0 +1,94 @@
+"""Checks a llama-server that already runs, whoever started it and whatever in, by its URL alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import time
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from base_images.errors import UsageError
+from base_images.smoke import checks_client, checks_http, launch, model
+from base_images.smoke import report as smoke_report
+from base_images.smoke.checks_http import CheckSkippedError, Target, perform
+from base_images.smoke.launch import DEVICE_CHECKS
+from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.variants import Variant
+
+WRITE_MODEL = "`invoke known-answer-model --type Q8_0 --output model.gguf`"
+
+
+def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> SmokeReport:
+    """Returns what was seen of a running server; what cannot be checked is in the report as skipped, with the reason.
+
+    Args:
+        url: where it is, such as `http://127.0.0.1:8080`.
+        variant: what it runs on; an accelerator's answers may differ a little more from the right ones than a CPU's.
+        record_dir: where to write the report; None: nowhere.
+
+    Raises:
+        UsageError: the URL is none, or `record_dir` cannot be written.
+    """
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.netloc:
+        raise UsageError(f"{url!r} is no URL of a server: write it as http://127.0.0.1:8080.")
+    url = url.rstrip("/")
+    started = dt.datetime.now(dt.UTC)
+    clock = time.monotonic()
+    server = ServerReport(
+        name=f"at {url}",
+        arguments="(somebody else's)",
+        checks=tuple(_check(url, variant)),
+        log="",
+        seconds=time.monotonic() - clock,
+    )
+    report = SmokeReport(
+        image=url,
+        variant=variant.name,
+        device=Device.UNKNOWN,
+        started=started.isoformat(timespec="seconds"),
+        seconds=server.seconds,
+        servers=(server,),
+    )
+    if record_dir:
+        smoke_report.write(report, record_dir)
+    return report
+
+
+def _check(url: str, variant: Variant) -> list[CheckResult]:
+    target = Target(url=url, alias="", answer=None, ours=False, patience=launch.DEVICE_TIMEOUT_SECONDS)
+    health = perform("health", lambda: checks_http.check_health(target))
+    if health.status is not Status.PASS:
+        return [health]
+
+    def known_answer() -> str:
+        nonlocal target
+        alias, tensor_type = checks_http.find_model(url)
+        target = dataclasses.replace(target, alias=alias)
+        if tensor_type is None:
+            raise CheckSkippedError(
+                f"nobody knows what {alias} has to answer; a server that loads the model which {WRITE_MODEL} writes "
+                "is judged by what it says"
+            )
+        answer = model.known_answer(tensor_type)
+        target = dataclasses.replace(target, answer=model.on_device(answer) if variant.device else answer)
+        return f"the model is the known-answer model of type {tensor_type}: its answers are judged"
+
+    found = perform("known answer", known_answer)
+    if not target.alias:
+        return [health, found]
+    return [
+        health,
+        found,
+        *checks_http.check_url(target, [name for name in checks_http.CHECKS if name != "health"]),
+        *(perform(name, partial(check, target)) for name, check in checks_client.CHECKS.items()),
+        *(_skip(name, "shown only by the server's log, which is not here") for name in ("backend", *DEVICE_CHECKS)),
+        _skip("healthcheck", "the server's container is not here"),
+        _skip("sigterm", "the server is somebody's: it is not ended"),
+    ]
+
+
+def _skip(name: str, why: str) -> CheckResult:
+    return CheckResult(name=name, status=Status.SKIP, seen=why, seconds=0)

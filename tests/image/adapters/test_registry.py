@@ -1,0 +1,399 @@
+"""The registry's client against real registries: what it finds, whom it trusts, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from base_images import settings
+from base_images.adapters import registry
+from base_images.adapters.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
+from base_images.errors import RegistryError
+from base_images.labels import Label
+from base_images.release import publish
+from base_images.variants import Platform
+from tests.support.registries import PASSWORD, USER, Authority, Registry, connections, front, log_in, make_authority
+
+MISSING = f"sha256:{'0' * 64}"
+LAYER = b"not really a layer"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registries:
+    """One of each kind."""
+
+    plain: Registry
+    password: Registry
+    tls: Registry
+    both: Registry
+
+
+@pytest.fixture(scope="module")
+def registries(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registries]:
+    directory = tmp_path_factory.mktemp("registries")
+    started: list[Registry] = []
+    try:
+        for name, password, tls in (
+            ("plain", False, None),
+            ("password", True, None),
+            ("tls", False, authority),
+            ("both", True, authority),
+        ):
+            started.append(Registry(directory / name, password=password, tls=tls))
+        plain, password_, tls_, both = started
+        yield Registries(plain=plain, password=password_, tls=tls_, both=both)
+    finally:
+        for one in started:
+            one.stop()
+
+
+@pytest.fixture
+def repository(registries: Registries, request: pytest.FixtureRequest) -> Repository:
+    return open_repository(f"{registries.plain.address}/{request.node.name.replace('[', '-').strip(']')}")
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's configuration of whoever runs the tests is not asked."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+
+
+def push(repository: Repository, tag: str, architecture: str = "amd64", **labels: str) -> str:
+    """Pushes an image of one layer and returns its digest."""
+    configuration = {"os": "linux", "architecture": architecture, "config": {"Labels": labels}}
+    content = json.dumps(configuration).encode()
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": len(content)}
+    layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "size": len(LAYER)}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {**config, "digest": repository.put_blob(content)},
+        "layers": [{**layer, "digest": repository.put_blob(LAYER)}],
+    }
+    return repository.put_manifest(tag, json.dumps(manifest).encode())
+
+
+def trust(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.authority))
+
+
+def test_nothing_was_pushed_yet(repository: Repository) -> None:
+    assert repository.tags() == []
+    assert repository.digest("latest-cpu") is None
+    assert repository.manifest("latest-cpu") is None
+    assert repository.manifest(MISSING) is None
+    assert repository.platform_manifests("latest-cpu") == {}
+    with pytest.raises(RegistryError, match="has lost the blob sha256:0000"):
+        repository.blob(MISSING)
+
+
+def test_what_was_pushed_is_found_by_its_tag_and_by_its_digest(repository: Repository) -> None:
+    digest = push(repository, "one", a="b")
+
+    assert repository.tags() == ["one"]
+    assert repository.digest("one") == repository.digest(digest) == digest
+    found = repository.manifest("one")
+    assert found
+    assert found == repository.manifest(digest)
+    assert (found.digest, found.media_type, found.is_index) == (digest, OCI_MANIFEST, False)
+    assert repository.labels(found) == {"a": "b"}
+    assert repository.blob(found.document["layers"][0]["digest"]) == LAYER
+    assert repository.platform_manifests("one") == {"linux/amd64": found}
+    assert push(repository, "one", a="b") == digest
+    other = push(repository, "one", a="c")
+    assert repository.digest("one") == other != digest
+    assert repository.digest(digest) == digest, "what a tag leaves stays"
+
+
+PAGES = {
+    b"GET /v2/x/tags/list?last=b ": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b'{"tags": ["c"]}',
+    b"GET /v2/x/tags/list ": b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+    b'Link: </v2/x/tags/list?last=b>; rel="next"\r\n\r\n{"tags": ["a", "b"]}',
+}
+
+
+def test_tags_come_in_pages() -> None:
+    """Debian's registry gives them all at once; others do not, and a move that is not seen would not count."""
+    with served(PAGES) as address:
+        assert open_repository(f"{address}/x").tags() == ["a", "b", "c"]
+
+
+def test_an_index_is_the_same_bytes_whenever_it_is_made_and_says_what_all_agree_on(repository: Repository) -> None:
+    images = {}
+    for platform in (Platform.AMD64, Platform.ARM64):
+        labels = {Label.TITLE: "llama.cpp cpu", Label.BASE_DIGEST: platform.architecture, "bodhi.variant": "cpu"}
+        digest = push(repository, f"x-{platform.architecture}", platform.architecture, **labels)
+        manifest = repository.manifest(digest)
+        assert manifest
+        images[platform] = manifest
+    content = publish.index(repository, images)
+    assert publish.index(repository, images) == content
+    digest = repository.put_manifest("x", content)
+    index = repository.manifest("x")
+    assert index
+    assert (index.digest, index.media_type, index.content) == (digest, OCI_INDEX, content)
+    assert index.document["annotations"] == {Label.TITLE: "llama.cpp cpu"}
+    assert repository.platform_manifests("x") == {one.docker: manifest for one, manifest in images.items()}
+
+
+def test_an_index_that_names_what_is_not_there_is_not_stored(repository: Repository) -> None:
+    digest = push(repository, "one")
+    manifest = repository.manifest(digest)
+    assert manifest
+    content = publish.index(repository, {Platform.AMD64: manifest}).replace(digest.encode(), MISSING.encode())
+    with pytest.raises(RegistryError, match=r"refused to point x at .*MANIFEST_BLOB_UNKNOWN|lacks something that x"):
+        repository.put_manifest("x", content)
+    assert repository.tags() == ["one"]
+    with pytest.raises(RegistryError, match="names no media type"):
+        repository.put_manifest("x", b"{}")
+
+
+def test_another_content_than_the_digest_says(registries: Registries, repository: Repository) -> None:
+    """A front that gives one manifest for another."""
+    right, wrong = push(repository, "right", c="only here"), push(repository, "wrong", a="b")
+    data = Path(registries.plain.configuration).parent / "data/docker/registry/v2/blobs/sha256"
+    stored = data / right[7:9] / right[7:] / "data"
+    stored.write_bytes((data / wrong[7:9] / wrong[7:] / "data").read_bytes())
+    with pytest.raises(RegistryError, match=f"answered {wrong} when asked for {right}: do not trust it"):
+        repository.manifest(right)
+
+
+def test_credentials_of_docker_login(
+    registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust(monkeypatch, authority)
+    log_in(tmp_path, registries.both.address)
+    repository = open_repository(f"{registries.both.address}/login")
+    digest = push(repository, "one")
+    assert repository.tags() == ["one"]
+    assert repository.digest("one") == digest
+
+
+HELPER = """\
+#!/bin/sh
+read server
+cat /proc/[0-9]*/cmdline > {seen} 2>/dev/null
+test "$1 $server" = "get {address}" || {{ echo "credentials not found in native keychain"; exit 1; }}
+echo '{{"ServerURL": "{address}", "Username": "{user}", "Secret": "{password}"}}'
+"""
+
+
+def test_a_credential_helper_is_asked_and_no_secret_is_seen(
+    registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a person types it: in the output, the errors and the arguments of any process there is no secret."""
+    address = registries.both.address
+    seen = tmp_path / "seen"
+    helper = tmp_path / "docker-credential-test"
+    helper.write_text(HELPER.format(address=address, user=USER, password=PASSWORD, seen=seen))
+    helper.chmod(0o755)
+    (tmp_path / "config.json").write_text(json.dumps({"credHelpers": {address: "test"}}))
+    trust(monkeypatch, authority)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    repository = open_repository(f"{address}/helper")
+    digest = push(repository, "cpu-2508201420-abc1234")
+
+    found = image_digest(repository.name)
+    assert (found.returncode, found.stdout) == (0, f"{digest}\n")
+    helper.write_text(helper.read_text().replace(PASSWORD, PASSWORD.upper()))
+    refused = image_digest(repository.name)
+    assert refused.returncode == RegistryError.exit_code
+    assert f"log in with `docker login {address}`" in refused.stderr
+    helper.write_text(f"#!/bin/sh\necho '{PASSWORD}'; exit 1\n")
+    broken = image_digest(repository.name)
+    assert broken.returncode == RegistryError.exit_code
+    assert "cannot be read: look at ~/.docker/config.json and its credential helper" in broken.stderr
+    encoded = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    said = "".join(one.stdout + one.stderr for one in (found, refused, broken)) + seen.read_text(errors="replace")
+    assert "image-digest" in said
+    for secret in (PASSWORD, PASSWORD.upper(), encoded):
+        assert secret not in said
+    assert "Traceback" not in said
+
+
+def image_digest(name: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", "image-digest", "--variant", "cpu", "--version", "2508201420-abc1234"],
+        cwd=settings.ROOT,
+        env={**os.environ, settings.REGISTRY_VARIABLE: name},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def test_who_is_not_logged_in_is_told_to(
+    registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust(monkeypatch, authority)
+    told = rf"did not let us list the tags of {registries.both.address}/x: log in with `docker login"
+    with pytest.raises(RegistryError, match=told) as without:
+        open_repository(f"{registries.both.address}/x").tags()
+    log_in(tmp_path, registries.both.address, password="wrong secret")  # noqa: S106
+    with pytest.raises(RegistryError, match=told) as wrong:
+        open_repository(f"{registries.both.address}/x").tags()
+    for caught in (without, wrong):
+        assert "secret" not in repr(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {registries.both.address: {"identitytoken": "t0ken"}}}))
+    with pytest.raises(RegistryError, match="docker holds no user name and password") as token:
+        open_repository(f"{registries.both.address}/x")
+    assert "t0ken" not in repr(token.value)
+    (tmp_path / "config.json").write_text('{"auths": {"secret": [}')
+    with pytest.raises(RegistryError, match=r"did not let us|cannot be read") as unreadable:
+        open_repository(f"{registries.both.address}/x").tags()
+    assert "[}" not in str(unreadable.value)
+
+
+def test_credentials_are_not_sent_in_the_clear(registries: Registries, tmp_path: Path) -> None:
+    log_in(tmp_path, registries.password.address)
+    with pytest.raises(RegistryError, match="wants credentials and speaks no TLS: they are not sent in the clear"):
+        open_repository(f"{registries.password.address}/x").tags()
+
+
+def test_an_authority_that_nobody_knows(registries: Registries) -> None:
+    address = registries.tls.address
+    with pytest.raises(RegistryError, match=rf"certificate that this machine does not trust: .*/{address}/ca.crt"):
+        open_repository(f"{address}/x").tags()
+
+
+def test_authorities_of_the_machine_and_of_docker(
+    registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = registries.tls.address
+    with monkeypatch.context() as patch:
+        trust(patch, authority)
+        assert open_repository(f"{address}/x").tags() == []
+    monkeypatch.setattr(registry, "CERTIFICATE_DIRECTORY", tmp_path)
+    (tmp_path / address).mkdir()
+    (tmp_path / address / "ca.crt").write_bytes(authority.authority.read_bytes())
+    assert open_repository(f"{address}/x").tags() == []
+
+
+def test_a_registry_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        name = f"127.0.0.1:{server.getsockname()[1]}/x"
+    for patient in (True, False):
+        with pytest.raises(RegistryError, match=r"does not answer \(ConnectionError\): check the network"):
+            open_repository(name, patient=patient).tags()
+
+
+def test_a_registry_that_never_answers_is_given_up_after_so_many_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "REACH_SECONDS", 0.3)
+    monkeypatch.setattr(registry, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for patient, attempts in ((True, registry.ATTEMPTS), (False, 1)):
+            with pytest.raises(RegistryError, match=r"does not answer \(ReadTimeout\)"):
+                open_repository(f"127.0.0.1:{server.getsockname()[1]}/x", patient=patient).tags()
+            assert connections(server) == 1 + attempts  # the first is to see whether it speaks TLS
+
+
+def test_a_registry_without_tls_may_drop_who_greets_with_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        thread = threading.Thread(target=drop, args=(server,))
+        thread.start()
+        assert not registry._speaks_tls(address)
+        thread.join()
+    assert registry._speaks_tls(address), "nothing listens: the first question says so"
+
+
+def drop(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by a reset
+    connection.recv(1)
+    connection.close()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_registry_is_asked_again(
+    registries: Registries, repository: Repository, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.01)
+    digest = push(repository, "one")
+    manifest = repository.manifest("one")
+    assert manifest
+    asked: list[str] = []
+
+    def twice_busy(method: str, path: str) -> int | None:
+        asked.append(f"{method} {path}")
+        return status if asked.count(asked[-1]) < registry.ATTEMPTS else None
+
+    with front(registries.plain.address, twice_busy) as address:
+        before = open_repository(repository.name.replace(registries.plain.address, address))
+        assert before.digest("one") == digest
+        assert before.put_manifest("two", manifest.content) == digest
+        with pytest.raises(RegistryError, match=rf"could not list the tags of .* \(HTTP status {status}\): run the"):
+            open_repository(before.name, patient=False).tags()
+    assert max(map(asked.count, asked)) == registry.ATTEMPTS
+
+
+def test_a_registry_that_refuses_is_not_asked_again(registries: Registries, repository: Repository) -> None:
+    asked: list[str] = []
+
+    def refuse(method: str, path: str) -> int | None:
+        asked.append(f"{method} {path}")
+        return 403 if method == "HEAD" else 405
+
+    with front(registries.plain.address, refuse) as address:
+        refusing = open_repository(repository.name.replace(registries.plain.address, address))
+        with pytest.raises(RegistryError, match=r"forbids to look at one of .*`docker login .*` as somebody who may"):
+            refusing.digest("one")
+        with pytest.raises(
+            RegistryError, match=r"refused to list the tags of .*\(HTTP status 405\): it gives no reason"
+        ):
+            refusing.tags()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("body", [b"<html>Sign in to the hotel's network</html>", b"[]", b"7", b"\xff\xfe"])
+def test_something_that_is_no_registry(body: bytes) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html\r\n\r\n" + body
+    with served({b"GET ": answer}) as address:
+        repository = open_repository(f"{address}/x")
+        for question in (repository.tags, lambda: repository.manifest("one")):
+            with pytest.raises(RegistryError, match="gave an answer that makes no sense to "):
+                question()
+
+
+@contextmanager
+def served(answers: Mapping[bytes, bytes]) -> Iterator[str]:
+    """Yields the address of a server that gives an answer by the beginning of the request; none for any other."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                request = connection.recv(1 << 16)
+                connection.sendall(next((answers[start] for start in answers if request.startswith(start)), b""))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()

@@ -1,0 +1,275 @@
+"""The registry's client where tokens are asked for, as at GHCR and Docker Hub: which, when, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from base_images.adapters import engine as engines
+from base_images.adapters import registry
+from base_images.adapters.registry import OCI_MANIFEST, Repository, open_repository
+from base_images.errors import EngineError, RegistryError
+from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority, running
+from tests.support.token_server import READER, Asked, Forbidding, TokenServer
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def serving(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TokenServer, Registry]]:
+    directory = tmp_path_factory.mktemp("registry")
+    with TokenServer(directory / "tokens", authority) as tokens, running(tokens):
+        registry = Registry(directory / "registry", more=tokens.registry_auth(), tls=authority)
+        try:
+            yield tokens, registry
+        finally:
+            registry.stop()
+
+
+@pytest.fixture(autouse=True)
+def tokens(
+    serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TokenServer:
+    """The token server, asked for nothing yet; nobody is logged in."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.authority))
+    monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.01)
+    found = serving[0]
+    found.asked.clear()
+    return found
+
+
+@pytest.fixture
+def name(serving: tuple[TokenServer, Registry], request: pytest.FixtureRequest) -> str:
+    return f"{serving[1].address}/{request.function.__name__}"
+
+
+def push(repository: Repository, tag: str) -> str:
+    """Pushes an image without layers, another for each tag, and returns its digest."""
+    return repository.put_manifest(tag, manifest(repository.put_blob(tag.encode()), tag))
+
+
+def manifest(configuration: str, tag: str) -> bytes:
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": len(tag), "digest": configuration}
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}).encode()
+
+
+def scope(name: str, actions: str) -> str:
+    return f"repository:{name.partition('/')[2]}:{actions}"
+
+
+def test_a_writer_asks_to_read_and_once_to_write(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+    log_in(tmp_path, name.partition("/")[0])
+    repository = open_repository(name)
+    assert repository.tags() == []
+    assert tokens.asked == [Asked(USER, scope(name, "pull"))]
+
+    one, two = push(repository, "one"), push(repository, "two")
+
+    assert tokens.asked == [Asked(USER, scope(name, "pull")), Asked(USER, scope(name, "pull,push"))]
+    assert (repository.digest("one"), repository.digest("two")) == (one, two)
+    assert len(tokens.asked) == 2
+
+
+@contextmanager
+def forbidding(
+    registry: Registry, authority: Authority, before: Callable[[str, str], int | None] = lambda *_: None
+) -> Iterator[Forbidding]:
+    with Forbidding(registry.address, authority, before) as server, running(server):
+        yield server
+
+
+def test_a_registry_that_forbids_to_write_with_a_token_to_read(
+    name: str, tokens: TokenServer, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
+) -> None:
+    with forbidding(serving[1], authority) as front:
+        log_in(tmp_path, front.address)
+        repository = open_repository(name.replace(serving[1].address, front.address))
+        assert repository.tags() == []
+        digest = push(repository, "one")
+        assert repository.digest("one") == digest
+        assert not front.forbidden
+    assert [one.scope for one in tokens.asked] == [scope(name, "pull"), scope(name, "pull,push")]
+
+
+def test_a_token_that_expired_is_renewed_for_what_it_was_for(
+    name: str, tokens: TokenServer, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
+) -> None:
+    """Between two writes, between two reads, and between the beginning of an upload and its content."""
+
+    def expire(repository: Repository, actions: str) -> None:
+        repository._client.token = tokens.token(USER, scope(repository.name, actions), lifetime=-1)
+
+    def expire_in_an_upload(method: str, path: str) -> None:
+        if method == "POST" and path.endswith(f"{uploads.name.partition('/')[2]}/blobs/uploads/"):
+            expire(uploads, "pull,push")
+
+    with forbidding(serving[1], authority, expire_in_an_upload) as front:
+        log_in(tmp_path, front.address)
+        names = [f"{front.address}/{name.partition('/')[2]}-{number}" for number in range(4)]
+        reads, writes, points, uploads = map(open_repository, names)
+        assert reads.tags() == []
+        push(writes, "one")
+        configuration = points.put_blob(b"two")
+        expire(reads, "pull")
+        expire(writes, "pull,push")
+        expire(points, "pull,push")
+        tokens.asked.clear()
+
+        assert uploads.blob(uploads.put_blob(b"one")) == b"one"
+        assert reads.tags() == []
+        assert push(writes, "two") == writes.digest("two")
+        assert points.point("two", manifest(configuration, "two")) == points.digest("two")
+
+        asked = [(names[3], "pull,push"), (names[3], "pull,push"), (names[0], "pull")]
+        asked += [(names[1], "pull,push"), (names[2], "pull,push")]
+        assert tokens.asked == [Asked(USER, scope(*one)) for one in asked]
+        assert not front.forbidden
+
+
+@pytest.mark.parametrize("forbids", [False, True])
+def test_a_reader_reads_and_is_told_to_be_somebody_else_to_write(
+    name: str,
+    serving: tuple[TokenServer, Registry],
+    authority: Authority,
+    tokens: TokenServer,
+    tmp_path: Path,
+    forbids: bool,
+) -> None:
+    host = serving[1].address
+    log_in(tmp_path, host)
+    digest = push(open_repository(name), "one")
+    with forbidding(serving[1], authority) as front:
+        if forbids:
+            host, name = front.address, name.replace(host, front.address)
+        log_in(tmp_path, host, user=READER)
+        reader = open_repository(name)
+        found = reader.manifest("one")
+        assert found
+        assert found.digest == digest
+        for write in (partial(reader.put_blob, b"new"), partial(reader.point, "two", found.content)):
+            with pytest.raises(RegistryError, match=rf"`docker login {host}` as somebody who may\.$") as told:
+                write()
+            says_no_secret(told.value, reader, tokens)
+        assert reader.tags() == ["one"]
+        assert bool(front.forbidden) == forbids
+
+
+def test_nobody_reads_and_is_told_to_log_in_to_write(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+    host = name.partition("/")[0]
+    log_in(tmp_path, host)
+    digest = push(open_repository(name), "one")
+    (tmp_path / "config.json").unlink()
+    nobody = open_repository(name)
+    tokens.asked.clear()
+    assert nobody.digest("one") == digest
+    assert tokens.asked == [Asked("", scope(name, "pull"))]
+    with pytest.raises(RegistryError, match=rf"did not let us push a blob of {name}: log in with `docker login {host}"):
+        nobody.put_blob(b"new")
+    assert nobody.tags() == ["one"]
+
+
+def test_a_wrong_password(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+    host = name.partition("/")[0]
+    log_in(tmp_path, host, "wrong secret")
+    repository = open_repository(name)
+    for question in (repository.tags, lambda: repository.put_blob(b"new")):
+        with pytest.raises(
+            RegistryError, match=rf"did not let us .* of {name}: log in with `docker login {host}"
+        ) as told:
+            question()
+        says_no_secret(told.value, repository, tokens)
+    assert not tokens.asked
+
+
+def test_a_token_of_docker_s_own(name: str, tmp_path: Path) -> None:
+    """What `docker login` leaves for some registries instead of a password."""
+    host = name.partition("/")[0]
+    entry = {"auth": "cmVsZWFzZXI6", "identitytoken": "t0ken"}
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {host: entry}}))
+    with pytest.raises(RegistryError, match=rf"no user name and password for {host}: log in with .* an access") as told:
+        open_repository(name)
+    assert "t0ken" not in repr(told.value)
+
+
+def test_a_registry_that_is_busy_when_asked_for_the_right_to_write(
+    name: str, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
+) -> None:
+    busy = [503, 429]
+    with forbidding(serving[1], authority, lambda _, path: busy.pop() if path == "/v2/" and busy else None) as front:
+        log_in(tmp_path, front.address)
+        assert push(open_repository(name.replace(serving[1].address, front.address)), "one")
+    assert not busy
+
+
+def test_a_blob_that_is_elsewhere_is_read_and_no_token_is_sent_there(
+    name: str, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
+) -> None:
+    """As GHCR and Docker Hub, which give a blob's address at another host."""
+    asked: list[str | None] = []
+
+    class Elsewhere(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    elsewhere = ThreadingHTTPServer(("127.0.0.1", 0), partial(Elsewhere, directory=str(tmp_path / "data")))
+    encrypt(elsewhere, authority)
+    base = f"https://127.0.0.1:{elsewhere.server_address[1]}/"
+    redirect = f"middleware: {{storage: [{{name: redirect, options: {{baseurl: '{base}'}}}}]}}"
+    registry = Registry(tmp_path, more=f"{serving[0].registry_auth()}\n{redirect}", tls=authority)
+    with elsewhere, running(elsewhere):
+        try:
+            log_in(tmp_path, registry.address)
+            repository = open_repository(name.replace(serving[1].address, registry.address))
+            assert repository.blob(repository.put_blob(b"one")) == b"one"
+        finally:
+            registry.stop()
+    assert asked == [None]
+
+
+def test_a_token_that_is_none(name: str, tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_in(tmp_path, name.partition("/")[0])
+    for given in ("s3cret\n", "s3cret\u20ac", "", 7):
+        monkeypatch.setattr(tokens, "grant", lambda *_, given=given: given)
+        with pytest.raises(RegistryError) as told:
+            open_repository(name).tags()
+        assert "s3cret" not in repr(told.value)
+
+
+def test_one_login_serves_the_engine_too(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+    log_in(tmp_path, name.partition("/")[0])
+    with closing(engines.connect()) as engine:
+        tokens.asked.clear()
+        (tmp_path / "root.tar").write_bytes(bytes(10240))
+        image = engine.import_filesystem(tmp_path / "root.tar", f"{name}:one", [])
+        try:
+            engine.push(f"{name}:one")
+        except EngineError as error:
+            if "x509" not in str(error):
+                raise
+            # With the containerd store, that a registry is on loopback does not excuse its token server.
+            pytest.skip("the engine does not trust the token server's certificate")
+        finally:
+            engine.remove_image(image.id)
+    assert {one.user for one in tokens.asked} == {USER}
+    assert open_repository(name).platform_manifests("one")
+
+
+def says_no_secret(error: RegistryError, repository: Repository, tokens: TokenServer) -> None:
+    said = f"{error} {error!r} {repository!r} {vars(repository)}"
+    for secret in (PASSWORD, "wrong secret", *tokens.tokens):
+        assert secret not in said
+    assert str(error).count("\n") == 0

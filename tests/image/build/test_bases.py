@@ -1,0 +1,271 @@
+"""Origins against a real engine: a registry on loopback, Debian's packages, and the machine's package index."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import docker
+import pytest
+
+from base_images import settings, variants
+from base_images.adapters.download import host_certificates
+from base_images.adapters.engine import ContainerSpec, Engine
+from base_images.build import bases as origins
+from base_images.build import packages as debian
+from base_images.build import source
+from base_images.build.bases import CERTIFICATES, ask_bases, resolve_bases
+from base_images.build.inputs import Bases, Origin, SourceKind
+from base_images.build.packages import Packages, Root
+from base_images.errors import EngineError, ImageNotFoundError, SourceError
+from base_images.progress import Listener, Progress, silent
+from tests.support.registries import Registry
+
+GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+NOWHERE = {"web": "127.0.0.1:1/node:24", "build": "127.0.0.1:1/ubuntu:24.04", "runtime": "127.0.0.1:1/ubuntu:24.04"}
+
+
+def write_glibc_root(tar: Path) -> Path:
+    """Writes the smallest root file system that can say its glibc version: this machine's getconf and what it loads."""
+    getconf = shutil.which("getconf") or ""
+    listing = subprocess.run(["ldd", getconf], check=True, capture_output=True, text=True).stdout
+    with tarfile.open(tar, "w") as archive:
+        for path in (getconf, *re.findall(r"(/\S+)", listing)):
+            archive.add(os.path.realpath(path), arcname=path)
+    return tar
+
+
+def references(registry: Registry) -> dict[str, str]:
+    """What the registry holds in these tests: two images."""
+    return {
+        "web": f"{registry.address}/node:24",
+        "build": f"{registry.address}/ubuntu:24.04",
+        "runtime": f"{registry.address}/ubuntu:24.04",
+    }
+
+
+@pytest.fixture
+def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(tmp_path / "registry")
+    try:
+        tar = write_glibc_root(tmp_path / "root.tar")
+        client = docker.from_env()
+        for reference in sorted(set(references(registry).values())):
+            # Another command in each, so that they are two images.
+            engine.import_filesystem(tar, reference, [f'CMD ["{reference}"]'])
+            messages = list(client.api.push(reference, stream=True, decode=True))
+            assert not [message for message in messages if "error" in message]
+            engine.remove_image(reference)
+        client.close()
+        yield registry
+    finally:
+        registry.stop()
+        for reference in references(registry).values():
+            if engine.has_image(reference):
+                engine.remove_image(engine.image(reference).id)
+
+
+def resolve(
+    engine: Engine, references: dict[str, str], origin: Origin, variant: str = "cpu", listener: Listener = silent
+) -> Bases:
+    return resolve_bases(engine, variants.find(variant), references, origin=origin, listener=listener)
+
+
+@pytest.mark.parametrize("origin", [Origin.REGISTRIES, Origin.AUTO])
+def test_bases_come_from_a_registry_that_answers(engine: Engine, registry: Registry, origin: Origin) -> None:
+    bases = resolve(engine, references(registry), origin)
+
+    assert (bases.origin, bases.notices, bases.glibc) == (Origin.REGISTRIES, (), GLIBC)
+    assert bases.runtime == bases.build
+    assert bases.runtime.name == references(registry)["runtime"]
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", bases.runtime.digest)
+    assert bases.runtime.reference == f"{bases.runtime.name}@{bases.runtime.digest}"
+    assert bases.web.digest != bases.runtime.digest
+    assert engine.has_image(bases.web.reference)
+
+
+def test_asking_says_the_same_as_pulling_and_leaves_nothing(engine: Engine, registry: Registry) -> None:
+    asked = ask_bases(references(registry))
+    assert not engine.has_image(asked.build.reference)
+    pulled = resolve(engine, references(registry), Origin.REGISTRIES)
+    assert asked == replace(pulled, glibc="")
+    pinned = {role: base.reference for role, base in (("web", asked.web), ("build", asked.build))}
+    assert ask_bases({**pinned, "runtime": asked.runtime.reference}).build.digest == asked.build.digest
+
+
+def test_what_cannot_be_asked_for_is_one_sentence(registry: Registry) -> None:
+    with pytest.raises(ImageNotFoundError, match=r"ubuntu:1\.04.*check its name and tag in the recipe"):
+        ask_bases(references(registry) | {"runtime": f"{registry.address}/ubuntu:1.04"})
+    registry.stop()
+    with pytest.raises(SourceError, match=f"{registry.address}/node:24 cannot be looked up"):
+        ask_bases(references(registry))
+
+
+def test_a_registry_that_is_down_is_said_with_the_image(engine: Engine, registry: Registry) -> None:
+    registry.stop()
+    with pytest.raises(SourceError, match=rf"{registry.address}/node:24 cannot be had .* --origin packages"):
+        resolve(engine, references(registry), Origin.REGISTRIES)
+
+
+def test_a_registry_that_went_down_leaves_what_was_pulled(engine: Engine, registry: Registry) -> None:
+    before = resolve(engine, references(registry), Origin.REGISTRIES)
+    registry.stop()
+    after = resolve(engine, references(registry), Origin.AUTO)
+
+    assert (after.runtime, after.web) == (before.runtime, before.web)
+    assert "images that were pulled before" in after.notices[0]
+
+
+def test_a_base_does_not_follow_a_tag_that_moves(engine: Engine, registry: Registry, tmp_path: Path) -> None:
+    base = resolve(engine, references(registry), Origin.REGISTRIES).runtime
+    before = engine.image(base.reference).id
+    engine.import_filesystem(write_glibc_root(tmp_path / "other.tar"), base.name, ['CMD ["moved"]'])
+
+    assert engine.image(base.name).id != before
+    # The containerd store forgets an image without a tag; BuildKit then asks the registry for that digest.
+    assert not engine.has_image(base.reference) or engine.image(base.reference).id == before
+    engine.remove_image(before)
+
+
+def test_an_image_that_the_registry_does_not_have(engine: Engine, registry: Registry) -> None:
+    with pytest.raises(ImageNotFoundError, match=r"ubuntu:1\.04"):
+        resolve(engine, references(registry) | {"runtime": f"{registry.address}/ubuntu:1.04"}, Origin.AUTO)
+
+
+def test_a_registry_that_never_answers_is_given_up_by_us_and_not_pulled_from(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origins, "REACH_SECONDS", 2)
+    seen: list[Progress] = []
+    with socket.create_server(("127.0.0.1", 0)) as silence:
+        address = f"127.0.0.1:{silence.getsockname()[1]}"
+        with pytest.raises(SourceError, match=rf"{address}/ubuntu:24.04 cannot be had .*\(read timeout=2\)"):
+            resolve(engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES, listener=seen.append)
+
+    assert seen == []
+
+
+@pytest.fixture(scope="module")
+def packages(engine: Engine) -> Bases:
+    """Bases made of Debian's packages, as the fall-back; they stay on the engine, as after a build."""
+    return resolve(engine, NOWHERE, Origin.AUTO)
+
+
+def read(engine: Engine, reference: str, script: str) -> str:
+    return engine.probe(ContainerSpec(image=reference, entrypoint=("sh", "-c", script))).output.strip()
+
+
+def test_the_fall_back_to_packages_is_loud(packages: Bases) -> None:
+    assert packages.origin is Origin.PACKAGES
+    assert "127.0.0.1:1/node:24 cannot be had" in packages.notices[0]
+    assert "Debian trixie's packages" in packages.notices[0]
+    assert packages.glibc == "2.41"
+
+
+def test_the_second_time_costs_nothing(engine: Engine, packages: Bases) -> None:
+    seen: list[Progress] = []
+    again = resolve(engine, NOWHERE, Origin.PACKAGES, listener=seen.append)
+
+    # Made again, an image would be another: its configuration says when.
+    assert (again.web, again.build, again.runtime) == (packages.web, packages.build, packages.runtime)
+    assert again.notices == ()
+    assert seen == []
+
+
+def test_the_host_certificates_are_in_the_build_bases_and_never_in_the_runtime(engine: Engine, packages: Bases) -> None:
+    authorities = host_certificates()
+    assert authorities is not None
+    sizes = {
+        name: read(engine, base.reference, f"cat {CERTIFICATES} 2>/dev/null | wc -c")
+        for name, base in (("web", packages.web), ("build", packages.build), ("runtime", packages.runtime))
+    }
+
+    assert sizes == {"web": str(authorities.stat().st_size), "build": str(authorities.stat().st_size), "runtime": "0"}
+    assert read(engine, packages.runtime.reference, "find / -xdev -name '*.pem' -o -name '*.crt' 2>/dev/null") == ""
+    assert engine.image(packages.runtime.reference).environment.keys() <= {"PATH"}
+    assert engine.image(packages.web.reference).environment["NODE_EXTRA_CA_CERTS"] == CERTIFICATES
+
+
+def test_the_bases_hold_what_the_recipes_start_from(engine: Engine, packages: Bases) -> None:
+    assert "trixie" in read(engine, packages.runtime.reference, ". /etc/os-release; echo $VERSION_CODENAME")
+    assert re.match(r"v\d+\.\d+\.\d+\n\d+\.", read(engine, packages.web.reference, "node --version; npm --version"))
+
+
+def test_no_label_of_ours_is_inherited_from_the_runtime_base(engine: Engine, packages: Bases) -> None:
+    assert engine.image(packages.runtime.reference).labels == {}
+    assert engine.image(packages.build.reference).labels == {"bodhi.resource": "origin"}
+
+
+def test_ctrl_c_while_a_base_is_made_leaves_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # Packages that no other base has, so that it is made and not found.
+    monkeypatch.setattr(debian, "_TOOLKITS", {"cpu": Packages(runtime=Root(packages=("hello",)))})
+
+    def interrupt(progress: Progress) -> None:
+        if "extracting" in progress.note:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve_bases(engine, variants.find("cpu"), NOWHERE, origin=Origin.PACKAGES, listener=interrupt)
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["cache", "llama-cpp-base-images"]
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("variant", ["musa", "intel", "cann"])
+def test_a_vendor_base_that_cannot_be_had_is_named_with_the_reason_and_what_to_do(engine: Engine, variant: str) -> None:
+    for origin in (Origin.REGISTRIES, Origin.AUTO):
+        with pytest.raises(SourceError) as caught:
+            resolve(engine, NOWHERE, origin, variant)
+        assert "127.0.0.1:1/node:24 cannot be had from its registry: check the network" in str(caught.value)
+        assert "connect: connection refused" in str(caught.value)
+    assert f"{variant} is built from a registry alone" in str(caught.value)
+    with pytest.raises(SourceError, match=r"No Debian package has the compiler of .* Use --origin registries"):
+        resolve(engine, NOWHERE, Origin.PACKAGES, variant)
+
+
+def test_a_toolkit_that_does_not_fit_the_disk_is_said_before_it_is_fetched(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = engine.free_disk()
+    if free is None:
+        pytest.skip("this engine keeps its images on another machine")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    huge = Packages(build=Root(packages=("hello",)), size=free * 2)
+    monkeypatch.setattr(debian, "_TOOLKITS", {"cuda": huge})
+    with pytest.raises(EngineError, match=r"The base images of cuda take about .* GB and the engine's disk has .* GB"):
+        resolve(engine, NOWHERE, Origin.PACKAGES, "cuda")
+    assert not list(tmp_path.rglob("root.tar"))
+
+
+def test_a_large_toolkit_of_a_registry_is_not_pulled_onto_a_small_disk(engine: Engine, registry: Registry) -> None:
+    free = engine.free_disk()
+    if free is None:
+        pytest.skip("this engine keeps its images on another machine")
+    cuda = replace(variants.find("cuda"), toolkit_size=free * 2)
+    with pytest.raises(EngineError, match="make room"):
+        resolve_bases(engine, cuda, references(registry), origin=Origin.AUTO, listener=silent)
+
+    assert not engine.has_image(references(registry)["build"])
+
+
+def test_the_pin_comes_from_the_package_index(tmp_path: Path) -> None:
+    """The one test that needs the machine's package index, or the sdist in the cache from an earlier run."""
+    pin = settings.load().pin
+    found = source.resolve(pin, path=None, origin=Origin.PACKAGES, root=tmp_path, listener=silent)
+
+    assert (found.kind, found.commit, found.dirty) == (SourceKind.SDIST, pin.commit, False)
+    assert found.build_number == int(pin.tag[1:])
+    seen: list[Progress] = []
+    assert source.resolve(pin, path=None, origin=Origin.AUTO, root=tmp_path, listener=seen.append) == found
+    assert seen == []

@@ -1,0 +1,100 @@
+"""The commands that need an engine, typed as a person would."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from base_images import settings, versions
+from base_images.adapters import engine as engines
+from base_images.adapters.engine import Engine, Image
+from base_images.errors import EngineError
+from base_images.labels import Label
+
+
+def invoke(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", *arguments],
+        cwd=settings.ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def assert_sentence(done: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_check_image_says_what_it_saw_in_a_table_and_in_json(cpu_image: Image) -> None:
+    done = invoke("check-image", cpu_image.id, "--json")
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    assert report["ok"]
+    assert [row["number"] for row in report["rows"]] == list(range(1, 19))
+
+
+def test_check_image_of_an_image_that_is_none_of_ours(engine: Engine, cpu_image: Image) -> None:
+    base = cpu_image.labels[Label.BASE_NAME]
+    if not engine.has_image(base):
+        pytest.skip(f"the base {base} is not on this engine")
+    done = invoke("check-image", base)
+    assert done.returncode == 1
+    assert "There is no llama-server in the image." in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_image_that_does_not_exist() -> None:
+    for command in (["check-image", "no-such-image:at-all"], ["test-local-images", "--image", "no-such-image:at-all"]):
+        assert_sentence(invoke(*command), 4, "There is no image 'no-such-image:at-all' on this engine")
+
+
+def test_a_source_that_is_not_llama_cpp(tmp_path: Path) -> None:
+    assert_sentence(invoke("build-local", "--source", str(tmp_path)), 5, str(tmp_path), "is not llama.cpp")
+    assert_sentence(invoke("build-local", LLAMA_CPP_DIR=str(tmp_path)), 5, str(tmp_path), "is not llama.cpp")
+
+
+@pytest.mark.usefixtures("cpu_image")
+def test_a_plan_in_three_forms(engine: Engine) -> None:
+    origin = engine.image(versions.local_reference("cpu")).labels[Label.BUILD_ORIGIN]
+    plan = json.loads(invoke("plan", "--variant", "cpu", "--origin", origin, "--format", "json").stdout)[0]
+    words = shlex.split(invoke("plan", "--variant", "cpu", "--origin", origin, "--format", "command").stdout)
+    table = invoke("plan", "--variant", "cpu", "--origin", origin).stdout
+    assert f"{Label.VERSION.value}={plan['version']}" in words
+    assert plan["tags"][0] in table
+    assert_sentence(invoke("plan", "--format", "xml"), 2, "choose table, json, command, bake or matrix")
+
+
+def test_docker_s_current_context_is_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    socket = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"currentContext": "elsewhere"}))
+
+    def point_at(address: str) -> None:
+        directory = tmp_path / "contexts" / "meta" / hashlib.sha256(b"elsewhere").hexdigest()
+        directory.mkdir(parents=True, exist_ok=True)
+        endpoint = {"docker": {"Host": address, "SkipTLSVerify": False}}
+        meta = {"Name": "elsewhere", "Metadata": {}, "Endpoints": endpoint}
+        (directory / "meta.json").write_text(json.dumps(meta))
+
+    point_at(socket)
+    connected = engines.connect()
+    assert connected.info().version
+    connected.close()
+    point_at("tcp://127.0.0.1:1")
+    with pytest.raises(EngineError, match="No container engine answers at docker's context elsewhere: start it"):
+        engines.connect()

@@ -1,0 +1,176 @@
+"""`invoke release-base-images` as a person types it, in a clone of this checkout with a bare remote."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import git
+import pytest
+
+from base_images import settings
+from tests.support import clones
+from tests.support.programs import is_alive, wait_until_gone
+
+COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return clones.environment(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def clone(tmp_path: Path, environment: dict[str, str]) -> Iterator[git.Repo]:
+    with clones.clone(tmp_path, environment) as made:
+        yield made
+
+
+def invoke(
+    clone: git.Repo, environment: dict[str, str], *arguments: str, stdin: int = subprocess.DEVNULL
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=clone.working_dir,
+        env=environment,
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def remote(clone: git.Repo) -> Path:
+    return Path(clone.remote().url)
+
+
+def refs(clone: git.Repo) -> str:
+    return f"{clone.git.for_each_ref()}\nthere:\n{there(clone)}"
+
+
+def there(clone: git.Repo) -> str:
+    return str(clone.git.ls_remote("origin"))
+
+
+def pre_receive(clone: git.Repo, script: str) -> None:
+    hook = remote(clone) / "hooks" / "pre-receive"
+    hook.write_text(f"#!/bin/sh\n{script}\n")
+    hook.chmod(0o755)
+
+
+def test_nothing_is_released_unless_somebody_says_yes(clone: git.Repo, environment: dict[str, str]) -> None:
+    before = refs(clone)
+
+    dry = invoke(clone, environment, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert dry.stdout.endswith("dry run: nothing was changed\n")
+    version = dry.stdout.split()[1]
+    assert f"base-images/v{version} on {clone.head.commit.hexsha}" in dry.stdout
+    assert f"{settings.load().registry}:cann-{version}" in dry.stdout
+    assert "Everything" in dry.stdout
+
+    asked_by_environment = invoke(clone, {**environment, settings.DRY_RUN_VARIABLE: "true"}, "--yes")
+    assert asked_by_environment.stdout == dry.stdout
+
+    nobody = invoke(clone, environment)
+    assert nobody.returncode == 2
+    assert nobody.stderr.startswith("error: There is no terminal to ask on, so nothing was done")
+
+    assert refs(clone) == before
+
+
+def test_a_person_is_asked_once(clone: git.Repo, environment: dict[str, str]) -> None:
+    before = refs(clone)
+    for typed, exit_code in (("\n", 1), ("\x04", 1), ("y\n", 0)):
+        assert refs(clone) == before
+        ours, theirs = pty.openpty()
+        try:
+            os.write(ours, typed.encode())
+            done = invoke(clone, environment, stdin=theirs)
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert done.returncode == exit_code, done.stderr
+        assert done.stdout.count("Release it? [y/N]") == 1
+        assert ("Nothing was done." in done.stderr) == (exit_code == 1)
+    version = done.stdout.split()[1]
+    assert f"refs/tags/base-images/v{version}^{{}}" in there(clone)
+
+    again = invoke(clone, environment)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == (f"already released: base-images/v{version} is at origin, on {clone.head.commit.hexsha}\n")
+
+
+def test_what_stands_in_the_way_is_told_line_by_line(clone: git.Repo, environment: dict[str, str]) -> None:
+    recipe = Path(clone.working_dir) / "dockerfiles/cuda.Dockerfile"
+    recipe.write_text(recipe.read_text().replace("-DGGML_CUDA=ON", "-DGGML_CUDA=OFF"))
+    before = refs(clone)
+    done = invoke(clone, environment, "--yes")
+    assert done.returncode == 1
+    assert done.stderr == "error: nothing was released: mend what failed above and run the same command again.\n"
+    lines = [[cell.strip() for cell in line.split("│")[1:3]] for line in done.stdout.splitlines() if "│" in line]
+    assert [name for name, status in lines if status == "fail"] == ["clean tree", "recipes mirror upstream"]
+    assert len(lines) == 9, "one line for each"
+    assert refs(clone) == before
+
+
+def test_a_refused_push_is_one_sentence(clone: git.Repo, environment: dict[str, str]) -> None:
+    before = refs(clone)
+    pre_receive(clone, "echo 'no releases on Fridays' >&2; exit 1")
+    done = invoke(clone, environment, "--yes")
+    assert done.returncode == 7
+    assert "no releases on Fridays" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert refs(clone) == before
+
+
+# SIGTERM is what CI cancels with, and Ctrl-C is made of the same.
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_ended_in_its_push_is_finished_by_the_next(
+    clone: git.Repo, environment: dict[str, str], tmp_path: Path, how: signal.Signals
+) -> None:
+    # The first push hangs at the remote until the end of the test; those after it go through.
+    pushing, go_on = tmp_path / "pushing", tmp_path / "go-on"
+    pre_receive(
+        clone,
+        f"[ ! -e {pushing} ] || exit 0\necho $PPID >{pushing}.new; mv {pushing}.new {pushing}\n"
+        f"tries=0; while [ ! -e {go_on} ] && [ $tries -lt 3000 ]; do tries=$((tries + 1)); sleep 0.1; done",
+    )
+    first = subprocess.Popen(
+        [*COMMAND, "--yes"],
+        cwd=clone.working_dir,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not pushing.exists():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline, "it never pushed"
+        time.sleep(0.05)
+    first.send_signal(how)
+    said = first.communicate(timeout=300)[1]
+    assert first.returncode == (-how if how is signal.SIGKILL else 130), said
+    assert "Traceback" not in said
+    assert len(clone.tags) == (how is signal.SIGKILL), "only what could not clean up leaves its tag"
+    assert "tags" not in there(clone)
+
+    second = invoke(clone, environment, "--yes")
+    assert second.returncode == 0, second.stderr
+    released = there(clone)
+    assert f"{clone.head.commit.hexsha}\trefs/tags/{clone.tags[0].name}^{{}}" in released
+
+    left = int(pushing.read_text())
+    assert is_alive(left) or how is not signal.SIGKILL
+    go_on.touch()  # what a kill left running comes too late to change anything
+    wait_until_gone([left])
+    assert there(clone) == released
+    assert invoke(clone, environment).stdout.startswith("already released: ")

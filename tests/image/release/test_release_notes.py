@@ -1,0 +1,235 @@
+"""`invoke release-notes` as a person types it, in a clone with a bare remote, of what a real registry has."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import git
+import pytest
+from jsonschema import Draft202012Validator
+
+from base_images import settings, variants
+from base_images.adapters import registry, repository
+from base_images.adapters.registry import OCI_MANIFEST
+from base_images.labels import Label
+from base_images.release import evidence, promote, publish
+from base_images.release import record as release_record
+from base_images.release.evidence import Evidence, Kind
+from base_images.variants import Platform
+from base_images.versions import Version
+from tests.support import clones
+from tests.support.registries import Registry
+
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+CONFIGURATION_TYPE = "application/vnd.oci.image.config.v1+json"
+SCHEMA = json.loads(release_record.SCHEMA.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A release of images that hold one empty file, in a registry of its own."""
+
+    clone: git.Repo
+    version: Version
+    commit: str
+    where: registry.Repository
+    environment: Mapping[str, str]
+    server: Registry
+
+    def push(self, variant: str, platform: Platform, **changes: str) -> str:
+        """Pushes one platform's image with the labels of a build, gives it its tag, and returns its digest."""
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo(f"{variant}-{platform.architecture}"))
+        layer = stream.getvalue()
+        labels: dict[str, str] = {
+            Label.VARIANT: variant,
+            Label.VERSION: str(self.version),
+            Label.REVISION: self.commit,
+            Label.BUILD_ORIGIN: "registries",
+            Label.BASE_NAME: "docker.io/library/ubuntu:24.04",
+            Label.BASE_DIGEST: f"sha256:{'b' * 64}",
+            Label.GLIBC: "2.39",
+            Label.BUILD_ARGUMENTS: json.dumps({"BUILD_COMMIT": self.commit}),
+            **changes,
+        }
+        configuration = json.dumps(
+            {
+                "os": "linux",
+                "architecture": platform.architecture,
+                "config": {"Labels": labels},
+                "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+            }
+        ).encode()
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": self._blob(CONFIGURATION_TYPE, configuration),
+            "layers": [self._blob(LAYER_TYPE, layer)],
+        }
+        content = json.dumps(manifest).encode()
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        self.where.put_manifest(digest, content)
+        publish.anchor(self.where, variants.find(variant), self.version, platform, digest)
+        return digest
+
+    def _blob(self, media_type: str, content: bytes) -> dict[str, Any]:
+        return {"mediaType": media_type, "digest": self.where.put_blob(content), "size": len(content)}
+
+    def attach(self, digest: str, variant: str, platform: Platform, *kinds: Kind, ok: bool = True) -> None:
+        """Attaches reports to one platform's image."""
+        for kind in kinds:
+            report = Evidence(
+                kind=kind,
+                subject=f"{self.where.name}@{digest}",
+                platform=platform.docker,
+                variant=variant,
+                version=str(self.version),
+                made="2026-01-01T00:00:00+00:00",
+                ok=ok,
+                report={"rows": []},
+            )
+            evidence.attach(self.where, report)
+
+    def merge(self, variant: str) -> str:
+        """Makes one image of all platforms, and returns its digest."""
+        return publish.merge(self.where, variants.find(variant), self.version).digest
+
+    def promote(self, variant: str) -> None:
+        done = list(promote.promote(self.where, variants.find(variant), self.version, self.commit))
+        assert all(one.ok for one in done), done
+
+    def notes(self, *arguments: str, **environment: str) -> Any:
+        """Runs the command."""
+        return clones.invoke(self.clone, {**self.environment, **environment}, "release-notes", *arguments)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """The cpu image is latest, rocm failed its contract, vulkan lacks a platform, musa is unreadable; no others."""
+    directory = tmp_path_factory.mktemp("release")
+    environment = clones.environment(directory)
+    server = Registry(directory / "registry")
+    try:
+        name = f"{server.address}/llama.cpp"
+        with clones.clone(directory, environment) as clone:
+            head = repository.head(clone)
+            clone.git.tag("--annotate", "--message", "a release", head.version.git_tag)
+            made = Release(
+                clone=clone,
+                version=head.version,
+                commit=head.commit,
+                where=registry.open_repository(name),
+                environment={**environment, settings.REGISTRY_VARIABLE: name},
+                server=server,
+            )
+            for platform in (Platform.AMD64, Platform.ARM64):
+                made.attach(made.push("cpu", platform), "cpu", platform, Kind.CONTRACT, Kind.SMOKE)
+            made.merge("cpu")
+            made.promote("cpu")
+            failed = made.push("rocm", Platform.AMD64, **{"bodhi.toolkit.rocm": "7.2.1"})
+            made.attach(failed, "rocm", Platform.AMD64, Kind.CONTRACT, ok=False)
+            made.attach(failed, "rocm", Platform.AMD64, Kind.SMOKE)
+            made.merge("rocm")
+            made.push("vulkan", Platform.AMD64)
+            made.push("musa", Platform.AMD64, **{Label.BUILD_ARGUMENTS: "[1]"})
+            yield made
+    finally:
+        server.stop()
+
+
+def test_every_variant_is_told_whatever_became_of_it(release: Release) -> None:
+    done = release.notes("--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert not list(Draft202012Validator(SCHEMA).iter_errors(told))
+    assert (told["version"], told["commit"]) == (str(release.version), release.commit)
+    assert told["git_tag"] == f"base-images/v{release.version}"
+    assert told["llama_cpp"]["commit"] == settings.load().pin.commit
+    assert (told["previous"], told["changes"]) == (None, None)
+
+    found = {one["name"]: one for one in told["variants"]}
+    assert {name: one["status"] for name, one in found.items()} == {
+        "cpu": "latest",
+        "cuda": "missing",
+        "rocm": "published",
+        "vulkan": "incomplete",
+        "musa": "unreadable",
+        "intel": "missing",
+        "cann": "missing",
+    }
+    cpu = found["cpu"]
+    assert cpu["reasons"] == []
+    assert cpu["digest"] == release.where.digest("latest-cpu")
+    tags = [f"cpu-{release.version}", f"cpu-{release.version}-amd64", f"cpu-{release.version}-arm64", "latest-cpu"]
+    assert cpu["tags"] == tags
+    assert set(tags) <= set(release.where.tags())
+    for image in cpu["platforms"]:
+        manifest = release.where.manifest(image["digest"])
+        assert manifest is not None
+        assert image["size"] == manifest.layers_size > 10_000
+        assert image["arguments"] == {"BUILD_COMMIT": release.commit}
+        for report in image["reports"]:
+            artifact = release.where.manifest(report["digest"])
+            assert artifact is not None
+            assert artifact.document["subject"]["digest"] == image["digest"]
+
+    assert found["rocm"]["reasons"] == ["linux/amd64: its report contract says that it failed."]
+    assert found["rocm"]["platforms"][0]["toolkit"] == {"rocm": "7.2.1"}
+    assert found["rocm"]["device_waiver"] is None
+    assert found["vulkan"]["missing_platforms"] == ["linux/arm64"]
+    assert "linux/arm64 is missing" in found["vulkan"]["reasons"][0]
+    assert len(found["vulkan"]["platforms"]) == 1
+    assert "is no image that this version can read" in found["musa"]["reasons"][0]
+    assert "publish it first" in found["cuda"]["reasons"][0]
+
+
+def test_the_files_are_the_same_when_they_are_made_again(release: Release, tmp_path: Path) -> None:
+    tags = release.where.tags()
+    contents = []
+    for dry_run in ("", "true"):
+        done = release.notes("--output", str(tmp_path / "files"), **{settings.DRY_RUN_VARIABLE: dry_run})
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"{tmp_path / 'files'}: 8 files, for {release.version.git_tag}\n"
+        texts = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "files").rglob("*")}
+        made = json.loads(texts["release.json"])["made"]
+        contents.append({name: text.replace(made, "NOW") for name, text in texts.items()})
+    assert contents[0] == contents[1]
+    assert sorted(contents[0]) == [
+        "contract-cpu-amd64.evidence.json",
+        "contract-cpu-arm64.evidence.json",
+        "contract-rocm-amd64.evidence.json",
+        "notes.md",
+        "release.json",
+        "smoke-cpu-amd64.evidence.json",
+        "smoke-cpu-arm64.evidence.json",
+        "smoke-rocm-amd64.evidence.json",
+    ]
+    assert release.where.tags() == tags, "nothing was changed"
+
+    printed = release.notes("--output", str(tmp_path / "other"), "--dry-run")
+    assert not (tmp_path / "other").exists()
+    assert printed.stdout.splitlines()[1:] == contents[0]["notes.md"].splitlines()[1:]
+    assert f"FROM {release.where.name}@{release.where.digest('latest-cpu')}\n" in printed.stdout
+
+
+def test_what_cannot_be_told_is_one_sentence(release: Release, tmp_path: Path) -> None:
+    nowhere = release.notes("--output", str(tmp_path / "a"), **{settings.REGISTRY_VARIABLE: "127.0.0.1:1/llama.cpp"})
+    assert nowhere.returncode == 10
+    assert nowhere.stderr.startswith("error: The registry 127.0.0.1:1 does not answer")
+
+    unknown = release.notes("--output", str(tmp_path / "a"), "--version", "2508201420-abc1234")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error: 2508201420-abc1234 is not a release that this clone knows")
+
+    for done in (nowhere, unknown):
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,274 @@
+"""A container's access to a device, asked for in three ways, at a real engine; no device is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from base_images import settings, variants, versions
+from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.errors import DeviceError, EngineError
+from base_images.smoke import checks_http, device, model
+from base_images.smoke.model import TensorType
+from base_images.variants import DeviceAccess
+from tests.support.programs import engine_sees, need
+
+PROJECT = "bodhi-device-test"
+GROUP = 4242
+NODES = ("/dev/kmsg", "/dev/net")
+"""A node and a directory with one, which any Linux has and no container gets by itself."""
+
+
+@pytest.fixture(scope="session")
+def compose() -> list[str]:
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0:
+        return ["docker", "compose"]
+    need("docker-compose")
+    return ["docker-compose"]
+
+
+@pytest.fixture
+def variant(tmp_path: Path) -> variants.Variant:
+    """One whose device is what every Linux has."""
+    if not all(Path(node).exists() for node in NODES):
+        pytest.skip(f"needs {' and '.join(NODES)}")
+    node = tmp_path / "node"
+    node.touch()
+    if os.geteuid() == 0:
+        os.chown(node, 0, GROUP)
+    access = DeviceAccess(
+        name="X",
+        check="x",
+        nodes=NODES,
+        group_nodes=(str(node),),
+        gpus=True,
+        runtime="io.containerd.runc.v2",  # not the default
+        mounts=("/usr/lib/os-release",),
+        environment={"DEVICE_TEST": "yes"},
+    )
+    return dataclasses.replace(variants.find("rocm"), name="device-test", device=access)
+
+
+@pytest.fixture
+def models(cpu_image: Image, tmp_path: Path) -> Path:
+    """A directory of the machine that the engine can mount."""
+    made = tmp_path / "models"
+    made.mkdir()
+    (made / "model.gguf").touch()
+    if not engine_sees(cpu_image.id, made):
+        pytest.skip("the engine does not see this machine's files")
+    return made
+
+
+@pytest.fixture
+def tagged(engine: Engine, cpu_image: Image) -> Iterator[str]:
+    """A registry's name under which the engine has the cpu image as that of the variant, and as that of cpu."""
+    references = [f"{PROJECT}:{versions.latest_tag(name)}" for name in ("device-test", "cpu")]
+    for reference in references:
+        engine.tag(cpu_image.id, reference)
+    yield PROJECT
+    for reference in references:
+        engine.remove_image(reference)
+
+
+def given(container: str) -> dict[str, Any]:
+    """What the engine says that a container was given."""
+    with contextlib.closing(docker.from_env().api) as api:
+        found = api.inspect_container(container)
+    host = found["HostConfig"]
+    return {
+        "nodes": sorted(
+            (one["PathOnHost"], one["PathInContainer"], one["CgroupPermissions"]) for one in host["Devices"]
+        ),
+        "groups": host["GroupAdd"],
+        "gpus": [(one["Count"], one["Capabilities"]) for one in host["DeviceRequests"]],
+        "runtime": host["Runtime"],
+        "mounts": [
+            (one["Source"], one["RW"]) for one in found["Mounts"] if one["Destination"] == "/usr/lib/os-release"
+        ],
+        "environment": [pair for pair in found["Config"]["Env"] if pair.startswith("DEVICE_TEST")],
+    }
+
+
+def script(text: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-eu", "-c", text],
+        cwd=directory,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+@contextlib.contextmanager
+def composed(command: list[str], directory: Path, text: str) -> Iterator[str]:
+    """Yields a shell's words for compose in a directory with the file, and takes everything down afterwards."""
+    (directory / device.COMPOSE_FILE).write_text(text, encoding="utf-8")
+    words = f"{' '.join(command)} --project-name {PROJECT} --file {device.COMPOSE_FILE} --profile device-test"
+    words += " --profile cpu"
+    try:
+        yield words
+    finally:
+        done = script(f"{words} down --timeout 5", directory)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("models")
+def test_three_ways_give_a_container_the_same(
+    engine: Engine,
+    variant: variants.Variant,
+    tagged: str,
+    tmp_path: Path,
+    compose: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = f"{tagged}:latest-device-test"
+    spec = device.grant(ContainerSpec(image=image), device.of_host(variant, engine.runtimes()))
+    with engine.container(spec) as container:
+        ours = given(container.id)
+    group = (tmp_path / "node").stat().st_gid
+    assert ours == {
+        "nodes": [(node, node, "rwm") for node in NODES],
+        "groups": [str(group)],
+        "gpus": [(-1, [["gpu"]])],
+        "runtime": "io.containerd.runc.v2",
+        "mounts": [("/usr/lib/os-release", False)],
+        "environment": ["DEVICE_TEST=yes"],
+    }
+
+    line = device.run_line(variant, image).replace("docker run -d --rm --name llama", "docker create")
+    done = script(line, tmp_path)
+    assert done.returncode == 0, done.stderr
+    try:
+        assert given(done.stdout.strip()) == ours
+    finally:
+        script(f"docker rm {done.stdout.strip()}", tmp_path)
+
+    monkeypatch.setattr(device, "VARIANTS", (variant,))
+    with composed(compose, tmp_path, device.compose(tagged)) as words:
+        done = script(f"{words} up --no-start && {words} ps -q -a", tmp_path, NODE_GROUP=str(group))
+        assert done.returncode == 0, done.stderr
+        assert given(done.stdout.split()[-1]) == ours
+
+
+def test_a_process_gets_what_its_container_was_given(
+    engine: Engine, cpu_image: Image, variant: variants.Variant
+) -> None:
+    # All but the GPUs, which need a driver.
+    granted = dataclasses.replace(device.of_host(variant, engine.runtimes()), gpus=False)
+    look = "id -G; ls -d /dev/*; ls /dev/net; grep os-release /proc/self/mounts; env; touch /tmp/x && ls /tmp"
+    spec = ContainerSpec(image=cpu_image.id, entrypoint=("/bin/sh", "-c", look), user="54321:54321")
+    seen = engine.probe(device.grant(spec, granted)).output
+    without = engine.probe(spec).output
+    for word in (f"54321 {granted.groups[0]}\n", "/dev/kmsg\n", "tun\n", "/os-release ", "DEVICE_TEST=yes\n", "\nx\n"):
+        assert word in seen
+        assert word not in without
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"devices": ("/dev/no-such-node",)}, r"/dev/no-such-node.*no such file"),
+        ({"mounts": ("/no-such-directory",)}, "/no-such-directory"),
+        ({"runtime": "no-such-runtime"}, "no-such-runtime"),
+    ],
+)
+def test_what_the_host_lacks_is_an_error_of_ours(
+    engine: Engine, cpu_image: Image, changes: dict[str, Any], said: str
+) -> None:
+    spec = dataclasses.replace(ContainerSpec(image=cpu_image.id, command=("true",)), **changes)
+    with pytest.raises(EngineError, match=said), engine.container(spec) as container:
+        container.start()
+
+
+# --- compose ---
+
+
+def test_compose_takes_the_file_and_has_a_profile_for_each_variant(compose: list[str]) -> None:
+    for variant in variants.VARIANTS:
+        command = [*compose, "--file", device.COMPOSE_FILE, "--profile", variant.name, "config", "--services"]
+        done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert variant.name in done.stdout.split()
+
+
+@pytest.mark.usefixtures("models")
+def test_a_group_that_was_not_given_is_named(
+    tagged: str, variant: variants.Variant, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert variant.device
+    access = DeviceAccess(name="X", check="x", group_nodes=variant.device.group_nodes)
+    monkeypatch.setattr(device, "VARIANTS", (dataclasses.replace(variant, device=access),))
+    with composed(compose, tmp_path, device.compose(tagged)) as words:
+        done = script(f"{words} up --detach", tmp_path)
+    assert done.returncode != 0
+    assert "NODE_GROUP is not set, see compose.yaml" in done.stderr
+
+
+def test_a_server_by_compose(tagged: str, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = model.known_answer(TensorType.Q8_0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "small.gguf").write_bytes(answer.gguf)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(device, "VARIANTS", (variants.find("cpu"),))
+    with composed(compose, tmp_path, device.compose(tagged)) as words:
+        command = (
+            f"{words} up --detach && curl --fail --silent --retry 20 --retry-delay 1 --retry-all-errors {url}/health"
+        )
+        done = script(command, tmp_path, MODELS="./mine", MODEL="small.gguf", PORT=str(port))
+        if "bind source path does not exist" in done.stderr:
+            pytest.skip("the engine does not see this machine's files")
+        assert done.returncode == 0, done.stderr
+        checks_http.check_completion(checks_http.Target(url=url, alias="/models/small.gguf", answer=answer))
+        container = script(f"{words} ps -q", tmp_path).stdout.strip()
+        with contextlib.closing(docker.from_env().api) as api:
+            host = api.inspect_container(container)["HostConfig"]
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+
+
+# --- typed as a person would ---
+
+
+def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "invoke", *arguments]
+    return subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=600)
+
+
+def test_a_host_without_the_device_is_told_in_a_sentence_before_anything_starts() -> None:
+    for variant in variants.VARIANTS:
+        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
+            continue
+        done = invoke("test-local-images", "--variant", variant.name, "--device", "--image", "not-looked-for")
+        assert (done.returncode, done.stdout) == (DeviceError.exit_code, ""), variant.name
+        assert len(done.stderr.splitlines()) == 1
+        assert f"{variant.name} needs: install" in done.stderr  # and not that there is no such image
+
+
+def test_devices_that_cannot_be_asked_for() -> None:
+    done = invoke("test-local-images", "--variant", "vulkan", "--device", "--software-device")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--device and --software-device exclude each other" in done.stderr
+    done = invoke("test-local-images", "--variant", "cuda", "--software-device")
+    assert (done.returncode, done.stdout) == (DeviceError.exit_code, "")
+    assert "only vulkan has one" in done.stderr
+
+
+def test_the_compose_file_is_what_the_task_prints() -> None:
+    assert invoke("compose").stdout == (settings.ROOT / device.COMPOSE_FILE).read_text(encoding="utf-8")

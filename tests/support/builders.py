@@ -1,0 +1,109 @@
+"""The engine's own BuildKit as a remote builder of buildx, and a generator of SBOMs.
+
+buildx refuses to push by digest through the engine's own builder, and another builder is an image that has to be had.
+But the engine hands its BuildKit out at /grpc.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from base_images.adapters.engine import Engine
+
+# BuildKit's protocol for generators: scan what BUILDKIT_SCAN_SOURCE names, write in-toto statements to the other.
+GENERATOR = """\
+cat > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json <<END
+{"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document",
+ "predicate": {"name": "$(cat ${BUILDKIT_SCAN_SOURCE}FILE)"}}
+END
+"""
+
+
+def can_be_remote(engine: Engine) -> bool:
+    """Returns whether buildx is there and this machine's engine keeps its images with containerd, as this needs."""
+    buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode == 0
+    return buildx and engine.is_local and engine.storage_driver() == "overlayfs"
+
+
+@contextmanager
+def of_engine(directory: Path) -> Iterator[str]:
+    """Yields the name of a builder of buildx that is the engine's BuildKit; BUILDX_CONFIG says where it is known."""
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+    path = directory / "s"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen()
+    threading.Thread(target=serve_buildkit, args=(listening, address), daemon=True).start()
+    create = ["docker", "buildx", "create", "--name", "kit", "--driver", "remote", f"unix://{path}"]
+    subprocess.run(create, check=True, capture_output=True)
+    try:
+        yield "kit"
+    finally:
+        listening.close()
+
+
+def push_generator(engine: Engine, reference: str, directory: Path, *, file: str) -> None:
+    """Pushes a generator of SBOMs that say what is in a file of the image, without quotation marks."""
+    tar = write_root(directory / "generator.tar", "sh", "cat")
+    engine.import_filesystem(
+        tar, reference, [f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', GENERATOR.replace('FILE', file)])}"]
+    )
+    engine.push(reference)
+    engine.remove_image(reference)
+
+
+def write_root(tar: Path, *programs: str) -> Path:
+    """Writes a root file system of these programs of this machine and what they load."""
+    with tarfile.open(tar, "w") as archive:
+        paths = {f"/bin/{program}": shutil.which(program) or "" for program in programs}
+        for path in dict(paths).values():
+            listing = subprocess.run(["ldd", path], check=True, capture_output=True, text=True).stdout
+            paths |= {found: found for found in re.findall(r"(/\S+)", listing)}
+        for inside, path in paths.items():
+            archive.add(os.path.realpath(path), arcname=inside)
+        directory = tarfile.TarInfo("tmp")
+        directory.type, directory.mode = tarfile.DIRTYPE, 0o1777
+        archive.addfile(directory)
+    return tar
+
+
+def serve_buildkit(listening: socket.socket, engine_address: str) -> None:
+    while True:
+        try:
+            client, _ = listening.accept()
+        except OSError:
+            return
+        threading.Thread(target=connect, args=(client, engine_address), daemon=True).start()
+
+
+def connect(client: socket.socket, engine_address: str) -> None:
+    """Joins a client of BuildKit's with the engine until both have said all."""
+    with client, socket.socket(socket.AF_UNIX) as upstream:
+        upstream.connect(engine_address)
+        upstream.sendall(b"POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += upstream.recv(1)
+        back = threading.Thread(target=pump, args=(upstream, client), daemon=True)
+        back.start()
+        pump(client, upstream)
+        back.join()
+
+
+def pump(reader: socket.socket, writer: socket.socket) -> None:
+    try:
+        while data := reader.recv(1 << 16):
+            writer.sendall(data)
+        writer.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass

@@ -1,0 +1,31 @@
+"""An image as an engine describes it, for tests that need no engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from base_images.adapters.engine import Image
+
+PLAIN = Image(
+    id="sha256:1",
+    tags=(),
+    repo_digests=(),
+    labels={},
+    architecture="amd64",
+    created="",
+    size=1,
+    user="",
+    working_directory="/app",
+    entrypoint=(),
+    command=(),
+    environment={},
+    healthcheck=(),
+    diff_ids=(),
+    history=(),
+)
+
+
+def image(**changes: Any) -> Image:
+    """Returns a plain image but for these changes."""
+    return dataclasses.replace(PLAIN, **changes)

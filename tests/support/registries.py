@@ -1,0 +1,285 @@
+"""A container registry on loopback, Debian's docker-registry: plain, with a password, with TLS, on a small disk.
+
+Also a front for it that can be slow, or answer something else.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import http.server
+import itertools
+import json
+import os
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.programs import need
+
+USER = "releaser"
+PASSWORD = "open sesame"  # noqa: S105 - of registries that live for a test
+_HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"
+"""The password's bcrypt hash, the only kind that the registry takes."""
+
+_SECONDS = 300
+"""For what takes a moment: only what hangs takes longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authority:
+    """A certificate authority made for a test, and what it signed for 127.0.0.1."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+class Registry:
+    """A container registry at a free port of loopback; its data stay when it is stopped, killed and started again.
+
+    `more` is more lines of its configuration.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        password: bool = False,
+        more: str = "",
+        tls: Authority | None = None,
+        data: Path | None = None,
+    ) -> None:
+        need("docker-registry")
+        directory.mkdir(parents=True, exist_ok=True)
+        self.address = f"127.0.0.1:{free_port()}"
+        self.configuration = directory / "config.yml"
+        lines = [
+            "version: 0.1",
+            f"storage: {{filesystem: {{rootdirectory: {data or directory / 'data'}}}}}",
+            f"http: {{addr: '{self.address}'"
+            + (f", tls: {{certificate: {tls.certificate}, key: {tls.key}}}}}" if tls else "}"),
+        ]
+        if password:
+            (directory / "htpasswd").write_text(_HTPASSWD, encoding="utf-8")
+            lines.append(f"auth: {{htpasswd: {{realm: test, path: {directory / 'htpasswd'}}}}}")
+        self.configuration.write_text("\n".join([*lines, more]) + "\n", encoding="utf-8")
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, again too, and returns when it listens."""
+        self._process = subprocess.Popen(
+            ["docker-registry", "serve", str(self.configuration)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        host, port = self.address.split(":")
+        deadline = time.monotonic() + _SECONDS
+        while True:
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+            except OSError:
+                assert self._process.poll() is None, "the registry ended at once"
+                assert time.monotonic() < deadline, "the registry does not listen"
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Lets it end what it does; no error when it does not run."""
+        self._process.terminate()
+        self._process.wait(_SECONDS)
+
+    def kill(self) -> None:
+        """Ends it in the middle of what it does."""
+        self._process.kill()
+        self._process.wait(_SECONDS)
+
+
+def free_port() -> int:
+    """Returns a port of loopback that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def connections(server: socket.socket) -> int:
+    """Returns how many have connected to a server that accepted nobody, and forgets them."""
+    server.setblocking(False)
+    for number in itertools.count():
+        try:
+            server.accept()[0].close()
+        except BlockingIOError:
+            return number
+    raise AssertionError
+
+
+def make_authority(directory: Path) -> Authority:
+    """Makes a certificate authority that nobody trusts, and a certificate of it for 127.0.0.1."""
+    need("openssl")
+    made = Authority(authority=directory / "ca.crt", certificate=directory / "tls.crt", key=directory / "tls.key")
+    directory.mkdir(parents=True, exist_ok=True)
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    signing = ["-subj", "/CN=an authority", "-out", str(made.authority), "-keyout", str(directory / "ca.key")]
+    signed = ["-CA", str(made.authority), "-CAkey", str(directory / "ca.key"), "-subj", "/CN=a registry"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    for arguments in (signing, [*signed, *names, "-out", str(made.certificate), "-keyout", str(made.key)]):
+        subprocess.run([*new, *arguments], check=True, capture_output=True)
+    return made
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[Path]:
+    """Yields a directory on a disk of its own, of a size such as `9m`; skips the test where it cannot be mounted."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("needs root to mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+class Front(http.server.ThreadingHTTPServer):
+    """Passes on what a registry is asked, after `before` was called with the method and the path.
+
+    `before` may take its time, and the HTTP status that it returns, if any, is the answer instead. With `tls`, both
+    it and the registry speak it.
+    """
+
+    daemon_threads = False  # its end waits for what is still being passed on
+
+    def __init__(
+        self, registry: str, before: Callable[[str, str], int | None], *, tls: Authority | None = None
+    ) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.registry = registry
+        self.before = before
+        self.tls = tls
+        self.address = f"127.0.0.1:{self.server_address[1]}"
+        if tls:
+            encrypt(self, tls)
+
+    def connect(self) -> http.client.HTTPConnection:
+        """Returns a connection to the registry."""
+        if self.tls:
+            context = ssl.create_default_context(cafile=self.tls.authority)
+            return http.client.HTTPSConnection(self.registry, timeout=_SECONDS, context=context)
+        return http.client.HTTPConnection(self.registry, timeout=_SECONDS)
+
+    def status(self, answer: http.client.HTTPResponse) -> int:
+        """Returns the HTTP status to pass on."""
+        return answer.status
+
+    def verify_request(self, request: object, client_address: object) -> bool:
+        """Whether it is HTTP where it has to be: who greets with TLS first is turned away."""
+        assert isinstance(request, socket.socket), client_address
+        return bool(self.tls) or request.recv(1, socket.MSG_PEEK) != b"\x16"
+
+
+def encrypt(server: http.server.ThreadingHTTPServer, tls: Authority) -> None:
+    """Makes a server speak TLS; each connection is greeted in its own thread."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+
+
+def log_in(directory: Path, address: str, password: str = PASSWORD, *, user: str = USER) -> None:
+    """Writes what `docker login` leaves in docker's configuration directory where there is no credential helper."""
+    secret = base64.b64encode(f"{user}:{password}".encode()).decode()
+    (directory / "config.json").write_text(json.dumps({"auths": {address: {"auth": secret}}}), encoding="utf-8")
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Front
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if status := self.server.before(self.command, self.path):
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        with contextlib.closing(self.server.connect()) as connection:
+            # The registry makes its Location out of the Host that was asked for.
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+        self.send_response(self.server.status(answer))
+        for name, value in answer.getheaders():
+            if name not in {"Transfer-Encoding", "Content-Length"}:
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length or "0")
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _pass_on  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@contextlib.contextmanager
+def front(registry: str, before: Callable[[str, str], int | None]) -> Iterator[str]:
+    """Yields the address of a front for a registry."""
+    with Front(registry, before) as server, running(server):
+        yield server.address
+
+
+class Stalling(socketserver.ThreadingTCPServer):
+    """A way to a registry on which so many bytes go there and then no more, until `go_on` is set."""
+
+    daemon_threads = True
+
+    def __init__(self, registry: str, after: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Stalled)
+        self.registry = registry
+        self.left = after
+        self.go_on = threading.Event()
+        self.address = f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Stalled(socketserver.BaseRequestHandler):
+    server: Stalling
+
+    def handle(self) -> None:
+        host, port = self.server.registry.split(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as registry:
+            back = threading.Thread(target=self._answer, args=(registry,))
+            back.start()
+            while data := self.request.recv(1 << 16):
+                self.server.left -= len(data)
+                if self.server.left < 0:
+                    self.server.go_on.wait()
+                registry.sendall(data)
+            registry.shutdown(socket.SHUT_WR)
+            back.join()
+
+    def _answer(self, registry: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := registry.recv(1 << 16):
+                self.request.sendall(data)
+            self.request.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def running(server: socketserver.BaseServer) -> Iterator[None]:
+    """Lets a server serve until the end."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from base_images.adapters import download as downloads
+from base_images.adapters.download import download
+from base_images.errors import SourceError
+from base_images.progress import Progress, silent
+
+CONTENT = bytes(range(256)) * 12_000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+HALF = len(CONTENT) // 2
+SECONDS = 300
+"""For what takes no time: only what hangs takes longer."""
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves CONTENT at /file, as well or as badly as a test wants."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.ranges: list[str | None] = []
+        self.cuts = 0
+        self.honours_range = True
+        self.status = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/file"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FileServer
+
+    def do_GET(self) -> None:
+        self.server.ranges.append(self.headers["Range"])
+        if self.server.status:
+            self.send_error(self.server.status)
+            return
+        start = 0
+        if self.headers["Range"] and self.server.honours_range:
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        if start >= len(CONTENT):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        body = CONTENT[start:]
+        if self.server.cuts:
+            self.server.cuts -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body[:1000])
+        self.server.go_on.wait(SECONDS)
+        self.wfile.write(body[1000:])
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "file.tar.gz"
+
+
+@pytest.fixture
+def part(target: Path) -> Path:
+    target.parent.mkdir()
+    return target.with_name("file.tar.gz.part")
+
+
+def test_the_file_comes_whole_with_progress(server: FileServer, target: Path) -> None:
+    seen: list[Progress] = []
+    assert download(server.url, target, sha256=SHA256, listener=seen.append) == target
+
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    assert {(progress.what, progress.total) for progress in seen} == {("download file.tar.gz", len(CONTENT))}
+    assert seen[-1].finished
+    assert seen[-1].done == len(CONTENT)
+
+
+def test_a_file_that_is_there_is_not_asked_for(server: FileServer, target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(CONTENT)
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert server.ranges == []
+
+
+def test_a_damaged_file_is_replaced(server: FileServer, target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(CONTENT[:-1])
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_connection_cut_half_way_goes_on_where_it_stopped(server: FileServer, target: Path) -> None:
+    server.cuts = 2
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert target.read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={HALF}-", f"bytes={HALF + HALF // 2}-"]
+
+
+def test_a_server_that_stays_down_is_one_sentence_and_the_next_run_goes_on(server: FileServer, target: Path) -> None:
+    server.cuts = downloads.ATTEMPTS
+    with pytest.raises(SourceError, match=r"could not be downloaded from 127\.0\.0\.1") as caught:
+        download(server.url, target, sha256=SHA256, listener=silent)
+    assert "\n" not in str(caught.value)
+    assert not target.exists()
+    server.ranges.clear()
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert target.read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT) - len(CONTENT) // 16}-"]
+
+
+def test_a_server_that_ignores_ranges_makes_it_start_again(server: FileServer, target: Path, part: Path) -> None:
+    server.honours_range = False
+    part.write_bytes(b"something else of the same length"[:20])
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert server.ranges == ["bytes=20-"]
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_that_is_whole_already_is_taken(server: FileServer, target: Path, part: Path) -> None:
+    part.write_bytes(CONTENT)
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_removes_the_part(server: FileServer, target: Path, part: Path) -> None:
+    with pytest.raises(SourceError, match=f"SHA-256 is not {'0' * 64}"):
+        download(server.url, target, sha256="0" * 64, listener=silent)
+
+    assert not target.exists()
+    assert not part.exists()
+
+
+def test_a_part_of_another_file_is_noticed(server: FileServer, target: Path, part: Path) -> None:
+    part.write_bytes(b"x" * HALF)
+    with pytest.raises(SourceError, match="not the file that is wanted"):
+        download(server.url, target, sha256=SHA256, listener=silent)
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert target.read_bytes() == CONTENT
+
+
+def test_ctrl_c_keeps_what_has_come(server: FileServer, target: Path) -> None:
+    def interrupt(_progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(server.url, target, sha256=SHA256, listener=interrupt)
+    assert not target.exists()
+    download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert target.read_bytes() == CONTENT
+    assert server.ranges[1] not in {None, "bytes=0-"}
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, downloads.ATTEMPTS)])
+def test_what_the_server_refuses(server: FileServer, target: Path, status: int, requests: int) -> None:
+    server.status = status
+    with pytest.raises(SourceError, match=f"HTTP status {status}"):
+        download(server.url, target, sha256=SHA256, listener=silent)
+
+    assert len(server.ranges) == requests
+
+
+def test_a_server_that_is_not_there(target: Path) -> None:
+    with pytest.raises(SourceError, match="ConnectionError"):
+        download("http://127.0.0.1:1/file", target, sha256=SHA256, listener=silent)
+
+
+def test_two_processes_at_once_download_it_once(server: FileServer, target: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from base_images.adapters.download import download;"
+        "from base_images.progress import silent;"
+        "download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], listener=silent)"
+    )
+    scripts = Path(downloads.__file__).parents[2]
+    server.go_on.clear()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, server.url, str(target), SHA256], cwd=scripts) for _ in range(3)
+    ]
+    deadline = time.monotonic() + SECONDS
+    # Until two wait for the one that downloads, or ask the server as well.
+    while len(waiting() & {process.pid for process in processes}) < 2 and len(server.ranges) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.go_on.set()
+
+    assert [process.wait(SECONDS) for process in processes] == [0, 0, 0]
+    assert target.read_bytes() == CONTENT
+    assert server.ranges == [None]
+
+
+def waiting() -> set[int]:
+    """Returns the processes that wait for a lock (man proc_locks)."""
+    lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    return {int(line.split()[5]) for line in lines if line.split()[1] == "->"}
+
+
+def test_the_machine_certificates_are_those_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "site.pem"
+    bundle.write_text("", encoding="utf-8")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+
+    assert downloads.host_certificates() == bundle
+    assert downloads.session().verify == str(bundle)
+
+
+def test_a_certificate_file_that_does_not_exist_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/does/not/exist.pem")
+
+    assert downloads.host_certificates() != Path("/does/not/exist.pem")
+
+
+def test_the_cache_follows_the_xdg_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    assert downloads.cache_directory() == tmp_path / "llama-cpp-base-images"

@@ -1,0 +1,72 @@
+"""Whose things are: living, ended and unknown processes, all of them real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from base_images.adapters import ownership
+from base_images.settings import ROOT
+
+ASK = "from base_images.adapters import ownership; print(ownership.current(), flush=True); input()"
+
+
+def started() -> tuple[subprocess.Popen[str], str]:
+    """Returns a process that waits for a line, and its name."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ASK],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    return process, process.stdout.readline().strip()
+
+
+def test_a_process_is_gone_when_it_has_ended_also_before_anybody_asked_for_its_exit_code() -> None:
+    process, name = started()
+    with process:
+        assert not ownership.is_gone(name)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not waited for
+        assert Path(f"/proc/{process.pid}").exists()
+        assert ownership.is_gone(name)
+    assert not Path(f"/proc/{process.pid}").exists()
+    assert ownership.is_gone(name)
+
+
+def test_a_number_that_another_process_has_now() -> None:
+    own = ownership.current()
+    assert not ownership.is_gone(own)
+    assert ownership.is_gone(f"{own.rpartition('.')[0]}.1")
+
+
+@pytest.mark.parametrize("name", ["", "1", "a.b.c.d", "....", "000000000000.4026531836.999999999.1"])
+def test_what_cannot_be_known_is_not_gone(name: str) -> None:
+    assert not ownership.is_gone(name)
+
+
+def test_another_namespace_of_processes_is_not_looked_into() -> None:
+    boot, namespace, *rest = ownership.current().split(".")
+    assert not ownership.is_gone(".".join((boot, f"{namespace}1", *rest[:1], "1")))
+
+
+def test_directories_of_the_gone_go_and_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process, name = started()
+    left, elsewhere = tmp_path / f"bodhi-smoke-{name}-a1_b2c3", tmp_path / "bodhi-smoke-boot.1.2.3-a1b2c3"
+    for path in (left, elsewhere):
+        path.mkdir()
+        (path / "model.gguf").touch()
+    with process, ownership.temporary_directory() as one:
+        assert left.exists()
+        process.kill()
+        process.wait()
+        with ownership.temporary_directory() as other:
+            assert sorted(tmp_path.iterdir()) == sorted((one, other, elsewhere))
+    assert list(tmp_path.iterdir()) == [elsewhere]

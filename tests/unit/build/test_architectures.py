@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+
+from base_images import variants
+from base_images.build import architectures as toolkit
+from base_images.errors import UsageError
+from base_images.variants import VARIANTS, Architectures
+
+NVCC = "compute_50\ncompute_86\ncompute_90\n"
+CLANG = (
+    "Debian clang version 21.1.8\nTarget: amdgcn-amd-amdhsa\nAvailable CPUs for this target:\n\n"
+    "\tgfx10-1-generic\n\tgfx90a\n\tgfx1100\n"
+)
+
+
+def architectures(name: str) -> Architectures:
+    found = variants.find(name).architectures
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked", "argument"),
+    [
+        ("cuda", ["90"], {"CUDA_DOCKER_ARCH": "90"}),
+        ("cuda", ["86", "90-virtual"], {"CUDA_DOCKER_ARCH": "86;90-virtual"}),
+        ("cuda", ["86;120a-real, 86"], {"CUDA_DOCKER_ARCH": "86;120a-real"}),
+        ("rocm", ["gfx90a:xnack-,gfx1100"], {"ROCM_DOCKER_ARCH": "gfx90a:xnack-;gfx1100"}),
+        ("musa", ["31"], {"MUSA_DOCKER_ARCH": "31"}),
+        ("cann", ["310p"], {"CHIP_TYPE": "310p"}),
+        ("cpu", [], {}),
+        ("cuda", [""], {}),
+    ],
+)
+def test_architectures_become_the_argument_of_the_recipe(
+    variant: str, asked: list[str], argument: dict[str, str]
+) -> None:
+    assert toolkit.architecture_argument(variants.find(variant), asked) == argument
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked", "sentence"),
+    [
+        ("cuda", "sm_90", "'sm_90' is no device architecture of CUDA: they are like 90"),
+        ("cuda", "90; rm -rf /", "'rm' is no device architecture"),
+        ("cuda", "gfx1100", "'gfx1100' is no device architecture of CUDA"),
+        ("rocm", "90", "'90' is no device architecture of ROCm: they are like gfx1100"),
+        ("musa", "99", "The toolkit of musa does not know the device architecture 99: choose from 21, 22, 31"),
+        ("cann", "910b,310p", "An image of cann is for one device architecture"),
+        ("cpu", "90", "cpu is not compiled for device architectures"),
+        ("vulkan", "90", "vulkan is not compiled for device architectures"),
+    ],
+)
+def test_an_architecture_that_cannot_be(variant: str, asked: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        toolkit.architecture_argument(variants.find(variant), [asked])
+
+
+def test_the_toolkit_lists_what_it_knows() -> None:
+    assert toolkit.listed(architectures("cuda"), NVCC) == ("50", "86", "90")
+    assert toolkit.listed(architectures("rocm"), CLANG) == ("gfx90a", "gfx1100")
+    assert toolkit.listed(architectures("cuda"), "nvcc: not found") == ()
+
+
+def test_what_the_toolkit_does_not_know_is_named_with_what_it_knows() -> None:
+    toolkit.require_known("cuda", architectures("cuda"), ["90-real", "86"], ("50", "86", "90"))
+    toolkit.require_known("rocm", architectures("rocm"), ["gfx90a:xnack+"], ("gfx90a",))
+    with pytest.raises(
+        UsageError, match="cuda does not know the device architecture 120a-real: choose from 50, 86, 90"
+    ):
+        toolkit.require_known("cuda", architectures("cuda"), ["90", "120a-real"], ("50", "86", "90"))
+
+
+@pytest.mark.parametrize("variant", [one for one in VARIANTS if one.architectures], ids=lambda variant: variant.name)
+def test_the_table_agrees_with_itself(variant: variants.Variant) -> None:
+    found = variant.architectures
+    assert found is not None
+    assert toolkit.architecture_argument(variant, [found.example]) == {found.argument: found.example}
+    assert found.argument in variant.toolkit.values(), "what --arch sets is reported"
+    assert bool(found.listing) != bool(found.known)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from base_images.adapters.engine import Image
+from base_images.build import clean
+from base_images.labels import Label
+from tests.support.images import image
+
+REGISTRY = "ghcr.io/bodhisearch/llama.cpp"
+OURS = image(
+    tags=(f"{REGISTRY}:cpu-2508201420-abc1234", "llama-cpp-cpu:local"),
+    labels={Label.VARIANT: "cpu", Label.VERSION: "2508201420-abc1234"},
+    history=("FROM", 'ENTRYPOINT ["/usr/local/bin/llama-entrypoint"]'),
+)
+
+
+def references(image: Image) -> list[str]:
+    return [reference for removal in clean.removals([image], REGISTRY) for reference in removal.references]
+
+
+def test_our_tags_go() -> None:
+    assert references(OURS) == list(OURS.tags)
+
+
+def test_older_versions_and_dirty_ones_go_too() -> None:
+    tags = (f"{REGISTRY}:cpu-2408201420-0000000", f"{REGISTRY}:cuda-2508201420-abc1234-dirty")
+    assert references(replace(OURS, tags=tags)) == list(tags)
+
+
+def test_an_untagged_build_goes_by_its_id() -> None:
+    assert references(replace(OURS, tags=())) == ["sha256:1"]
+
+
+def test_a_foreign_tag_keeps_the_image() -> None:
+    image = replace(OURS, tags=(*OURS.tags, "my/image:v1"))
+    removal = clean.removals([image], REGISTRY)[0]
+    assert removal.references == OURS.tags
+    assert removal.kept == ("my/image:v1",)
+
+
+@pytest.mark.parametrize("tags", [("bodhi:dev",), ()])
+def test_a_child_image_inherits_our_labels_and_stays(tags: tuple[str, ...]) -> None:
+    child = replace(OURS, tags=tags, history=(*OURS.history, "COPY bodhi /app/bodhi"))
+    assert references(child) == []
+
+
+@pytest.mark.parametrize(
+    "tag", [f"{REGISTRY}:latest-cpu", f"{REGISTRY}:cpu-202512281717-e118046", "llama-cpp-mine:local"]
+)
+def test_tags_outside_our_grammar_stay(tag: str) -> None:
+    assert references(replace(OURS, tags=(tag,))) == []
+
+
+def test_an_image_without_our_labels_stays() -> None:
+    assert references(replace(OURS, labels={})) == []
+
+
+def test_bases_are_those_that_were_made_here() -> None:
+    base = replace(OURS, id="sha256:2", tags=("llama-cpp-packages-origin:build-1",), labels={})
+    other = replace(OURS, id="sha256:3", tags=("debian:trixie",), labels={})
+    assert [removal.references for removal in clean.bases([base, other, OURS])] == [base.tags]

@@ -1,0 +1,544 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pypi_simple
+import pytest
+
+from base_images.build import source as sources
+from base_images.build.inputs import Origin, Source, SourceKind
+from base_images.build.source import STAMP, package_indexes, resolve, tree_digest
+from base_images.errors import SourceError
+from base_images.progress import Progress, silent
+from base_images.settings import Pin
+from tests.support.registries import connections
+
+FILES = {
+    "CMakeLists.txt": 'cmake_minimum_required(VERSION 3.14)\nproject("llama.cpp" C CXX)\n',
+    ".devops/cpu.Dockerfile": "FROM scratch\n",
+    "ggml/CMakeLists.txt": "",
+    "tools/server/CMakeLists.txt": "",
+    "tools/server/server.cpp": "int main() {}\n",
+    "tools/ui/package.json": "{}\n",
+    "build.sh": "#!/bin/sh\n",
+}
+
+
+def write_tree(tree: Path) -> Path:
+    for name, text in FILES.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text, encoding="utf-8")
+    (tree / "build.sh").chmod(0o755)
+    return tree
+
+
+def git(repository: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main")
+    command = ["git", "-C", str(repository), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(repository: Path, text: str) -> str:
+    (repository / "tools/server/server.cpp").write_text(text, encoding="utf-8")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", text)
+    return git(repository, "rev-parse", "HEAD")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Path:
+    """llama.cpp's repository in small: two commits, the second tagged b2."""
+    repository = write_tree(tmp_path / "upstream")
+    git(repository, "init", "--quiet")
+    commit(repository, "first")
+    commit(repository, "second")
+    git(repository, "tag", "b2")
+    return repository
+
+
+@pytest.fixture
+def pin(upstream: Path) -> Pin:
+    return Pin(
+        repository=upstream.as_uri(),
+        tag="b2",
+        commit=git(upstream, "rev-parse", "HEAD"),
+        sdist="llama-cpp-python==0.0.2",
+        sdist_sha256="",
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "checkout"
+    path.mkdir()
+    return path
+
+
+def managed(pin: Pin, root: Path, origin: Origin = Origin.REGISTRIES) -> Source:
+    return resolve(pin, path=None, origin=origin, root=root, listener=silent)
+
+
+def given(pin: Pin, path: Path) -> Source:
+    return resolve(pin, path=path, origin=Origin.AUTO, root=path, listener=silent)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+# The managed tree, by git.
+
+
+def test_the_pin_is_fetched(pin: Pin, root: Path) -> None:
+    found = managed(pin, root)
+
+    assert found.path == root / "llama.cpp"
+    assert (found.tag, found.build_number, found.commit) == ("b2", 2, pin.commit)
+    assert (found.kind, found.dirty, found.notices) == (SourceKind.GIT, False, ())
+    assert (found.path / "tools/server/server.cpp").read_text() == "second"
+    assert os.access(found.path / "build.sh", os.X_OK)
+    assert not (found.path / ".git").exists()
+    assert found.digest == tree_digest(found.path)
+    assert names(root) == ["llama.cpp"]
+
+
+def test_the_second_time_nothing_is_fetched(pin: Pin, root: Path, upstream: Path) -> None:
+    first = managed(pin, root)
+    shutil.rmtree(upstream)
+
+    assert managed(pin, root) == first
+
+
+def test_what_would_be_fetched_is_known_without_fetching(pin: Pin, root: Path, upstream: Path) -> None:
+    before = sources.expected(pin, path=None, root=root)
+    assert names(root) == []
+    fetched = managed(pin, root)
+    assert (before.path, before.tag, before.commit, before.dirty) == (fetched.path, pin.tag, pin.commit, False)
+    assert sources.expected(pin, path=None, root=root) == fetched
+    assert sources.expected(with_first_commit(pin, upstream), path=None, root=root).commit != pin.commit
+    (fetched.path / "new.cpp").touch()
+    assert sources.expected(pin, path=None, root=root).dirty
+    assert sources.expected(pin, path=upstream, root=root).path == upstream
+
+
+def test_an_edited_tree_is_used_and_said_to_be_dirty(pin: Pin, root: Path) -> None:
+    clean = managed(pin, root)
+    (clean.path / "tools/server/server.cpp").write_text("mine", encoding="utf-8")
+    found = managed(pin, root)
+
+    assert found.dirty
+    assert found.digest != clean.digest
+    assert "with changes of yours" in found.notices[0]
+    assert (found.path / "tools/server/server.cpp").read_text() == "mine"
+
+
+def with_first_commit(pin: Pin, upstream: Path) -> Pin:
+    return Pin(
+        repository=pin.repository,
+        tag="b1",
+        commit=git(upstream, "rev-parse", "HEAD~1"),
+        sdist=pin.sdist,
+        sdist_sha256=pin.sdist_sha256,
+    )
+
+
+def test_an_older_pin_is_replaced(pin: Pin, root: Path, upstream: Path) -> None:
+    assert managed(with_first_commit(pin, upstream), root).tag == "b1"
+    found = managed(pin, root)
+
+    assert (found.tag, found.commit, found.dirty) == ("b2", pin.commit, False)
+    assert names(root) == ["llama.cpp"]
+
+
+def test_an_older_pin_with_changes_is_never_destroyed(pin: Pin, root: Path, upstream: Path) -> None:
+    file = managed(with_first_commit(pin, upstream), root).path / "mine.txt"
+    file.write_text("mine", encoding="utf-8")
+    with pytest.raises(SourceError, match="move it away"):
+        managed(pin, root)
+
+    assert file.read_text() == "mine"
+
+
+def test_what_somebody_else_put_there_is_never_destroyed(pin: Pin, root: Path) -> None:
+    (root / "llama.cpp").mkdir()
+    (root / "llama.cpp/notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(SourceError, match=r"is not llama.cpp's source tree.*move it away"):
+        managed(pin, root)
+
+    assert (root / "llama.cpp/notes.txt").read_text() == "mine"
+
+
+def test_a_clone_of_another_commit_is_never_destroyed(pin: Pin, root: Path, upstream: Path) -> None:
+    git(root, "clone", "--quiet", str(upstream), "llama.cpp")
+    git(root / "llama.cpp", "checkout", "--quiet", "HEAD~1")
+    with pytest.raises(SourceError, match="move it away"):
+        managed(pin, root)
+    git(root / "llama.cpp", "checkout", "--quiet", "b2")
+
+    assert managed(pin, root).kind is SourceKind.PATH
+
+
+def test_an_empty_directory_is_filled(pin: Pin, root: Path) -> None:
+    (root / "llama.cpp").mkdir()
+
+    assert managed(pin, root).commit == pin.commit
+
+
+def test_a_pin_that_does_not_exist(pin: Pin, root: Path) -> None:
+    wrong = Pin(repository=pin.repository, tag="b9", commit="f" * 40, sdist=pin.sdist, sdist_sha256="")
+    with pytest.raises(SourceError, match=f"has no commit {'f' * 40}: correct the pin"):
+        managed(wrong, root, Origin.AUTO)
+
+    assert names(root) == []
+
+
+def test_a_git_host_that_is_not_there(pin: Pin, root: Path) -> None:
+    gone = Pin(repository="http://127.0.0.1:1/x", tag="b2", commit=pin.commit, sdist=pin.sdist, sdist_sha256="")
+    with pytest.raises(SourceError, match=r"cannot be reached \(.*onnect"):
+        managed(gone, root)
+
+    assert names(root) == []
+
+
+def test_a_git_host_that_never_answers(pin: Pin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "REACH_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silence:
+        url = f"http://127.0.0.1:{silence.getsockname()[1]}/x"
+        deaf = Pin(repository=url, tag="b2", commit=pin.commit, sdist=pin.sdist, sdist_sha256="")
+        with pytest.raises(SourceError, match="no answer within 1 s"):
+            managed(deaf, root)
+        assert connections(silence) <= 1, "it asked again"
+
+    assert names(root) == []
+
+
+def test_ctrl_c_while_fetching_leaves_nothing_to_trust(pin: Pin, root: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if "asking" not in progress.note:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve(pin, path=None, origin=Origin.REGISTRIES, root=root, listener=interrupt)
+    assert names(root) == []
+
+    assert managed(pin, root).commit == pin.commit
+
+
+def test_what_a_killed_run_left_is_removed(pin: Pin, root: Path) -> None:
+    write_tree(root / "llama.cpp.partial")
+    write_tree(root / "llama.cpp.old")
+
+    assert not managed(pin, root).dirty
+    assert names(root) == ["llama.cpp"]
+
+
+def test_a_damaged_stamp_is_said(pin: Pin, root: Path) -> None:
+    (managed(pin, root).path / STAMP).write_text("{", encoding="utf-8")
+    with pytest.raises(SourceError, match="is damaged"):
+        managed(pin, root)
+
+
+def test_a_calling_git_hook_does_not_lead_astray(
+    pin: Pin, root: Path, upstream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(root / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(root / "elsewhere/index"))
+
+    assert managed(pin, root).commit == pin.commit
+    assert given(pin, upstream).commit == pin.commit
+
+
+# The managed tree, by the sdist.
+
+
+def write_sdist(path: Path, commit: str, *, extra: str = "") -> str:
+    """Writes a llama-cpp-python sdist in small and returns its SHA-256."""
+    changelog = f"# Changelog\n\n## [0.0.2]\n\n- feat: update llama.cpp to ggml-org/llama.cpp@{commit}\n\n## [0.0.1]\n"
+    members = {f"vendor/llama.cpp/{name}": text for name, text in FILES.items()}
+    members |= {"PKG-INFO": "Name: llama_cpp_python\nVersion: 0.0.2\n", "CHANGELOG.md": changelog}
+    members |= {"vendor/llama.cpp/.git": "gitdir: ../../.git/modules/vendor/llama.cpp\n", "setup.py": ""}
+    members |= {extra: "evil"} if extra else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in members.items():
+            entry = tarfile.TarInfo(f"llama_cpp_python-0.0.2/{name}")
+            entry.size, entry.mode = len(text), 0o755 if name.endswith(".sh") else 0o644
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+        pass
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package index on loopback, configured as pip's; yields the path of the sdist that it offers."""
+    page = tmp_path / "index/simple/llama-cpp-python/index.html"
+    page.parent.mkdir(parents=True)
+    name = "llama_cpp_python-0.0.2.tar.gz"
+    page.write_text(f'<!DOCTYPE html><html><body><a href="/{name}">{name}</a></body></html>', encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "index")) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple/")
+        yield tmp_path / "index" / name
+        server.shutdown()
+
+
+def with_sdist(pin: Pin, sha256: str, *, repository: str = "http://127.0.0.1:1/x") -> Pin:
+    return Pin(repository=repository, tag="b2", commit=pin.commit, sdist=pin.sdist, sdist_sha256=sha256)
+
+
+def test_the_pin_comes_out_of_the_sdist(pin: Pin, root: Path, index: Path) -> None:
+    found = managed(with_sdist(pin, write_sdist(index, pin.commit[:9])), root, Origin.PACKAGES)
+
+    assert (found.kind, found.commit, found.dirty) == (SourceKind.SDIST, pin.commit, False)
+    assert sorted(path.name for path in found.path.iterdir()) == sorted(
+        {STAMP, *(name.split("/")[0] for name in FILES)}
+    )
+    assert os.access(found.path / "build.sh", os.X_OK)
+    assert json.loads((found.path / STAMP).read_text())["kind"] == "sdist"
+    assert names(root) == ["llama.cpp"]
+
+
+def test_auto_says_aloud_that_it_fell_back(pin: Pin, root: Path, index: Path) -> None:
+    found = managed(with_sdist(pin, write_sdist(index, pin.commit[:9])), root, Origin.AUTO)
+
+    assert found.kind is SourceKind.SDIST
+    assert "cannot be reached" in found.notices[0]
+    assert "sdist llama-cpp-python==0.0.2" in found.notices[0]
+
+
+def test_the_cached_sdist_needs_no_index(pin: Pin, root: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = with_sdist(pin, write_sdist(index, pin.commit[:9]))
+    shutil.rmtree(managed(wanted, root, Origin.PACKAGES).path)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple/")
+
+    assert managed(wanted, root, Origin.PACKAGES).commit == pin.commit
+
+
+def test_an_sdist_of_another_commit_is_refused(pin: Pin, root: Path, index: Path) -> None:
+    with pytest.raises(SourceError, match="fffffffff, but the pin is"):
+        managed(with_sdist(pin, write_sdist(index, "f" * 9)), root, Origin.PACKAGES)
+
+    assert names(root) == []
+
+
+def test_an_sdist_that_writes_outside_is_refused(pin: Pin, root: Path, index: Path) -> None:
+    sha256 = write_sdist(index, pin.commit[:9], extra="vendor/llama.cpp/../../../evil")
+    with pytest.raises(SourceError, match="cannot be unpacked safely"):
+        managed(with_sdist(pin, sha256), root, Origin.PACKAGES)
+
+    assert names(root) == []
+    assert not (root / "evil").exists()
+
+
+def test_an_index_that_lacks_the_sdist(pin: Pin, root: Path, index: Path) -> None:
+    write_sdist(index, pin.commit[:9])
+    other = Pin(repository="", tag="b2", commit=pin.commit, sdist="llama-cpp-python==9.9.9", sdist_sha256="")
+    with pytest.raises(SourceError, match=r"is on no package index .*127\.0\.0\.1: no sdist of 9\.9\.9"):
+        managed(other, root, Origin.PACKAGES)
+
+
+def test_neither_git_nor_an_index_names_both(pin: Pin, root: Path) -> None:
+    with pytest.raises(SourceError, match=r"git repository .* cannot be reached.* on no package index"):
+        managed(with_sdist(pin, ""), root, Origin.AUTO)
+
+
+def test_ctrl_c_while_unpacking_leaves_nothing_to_trust(pin: Pin, root: Path, index: Path) -> None:
+    wanted = with_sdist(pin, write_sdist(index, pin.commit[:9]))
+
+    def interrupt(progress: Progress) -> None:
+        if progress.what.startswith("unpack"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve(wanted, path=None, origin=Origin.PACKAGES, root=root, listener=interrupt)
+    assert names(root) == []
+
+    assert managed(wanted, root, Origin.PACKAGES).commit == pin.commit
+
+
+@pytest.mark.parametrize(
+    ("environment", "configuration", "expected"),
+    [
+        ({}, "", [pypi_simple.PYPI_SIMPLE_ENDPOINT]),
+        ({}, "global.index-url='https://a.example/simple'\n", ["https://a.example/simple"]),
+        ({"PIP_INDEX_URL": "https://b.example"}, "global.index-url='https://a.example'\n", ["https://b.example"]),
+        (
+            {},
+            ":env:.cert='/x'\nglobal.extra-index-url='https://c.example https://d.example'\ninstall.no-deps='1'\n",
+            [pypi_simple.PYPI_SIMPLE_ENDPOINT, "https://c.example", "https://d.example"],
+        ),
+        ({}, "global.index-url='https://a.example'\ndownload.index-url='https://e.example'\n", ["https://e.example"]),
+    ],
+)
+def test_the_indexes_are_those_of_pip(environment: dict[str, str], configuration: str, expected: list[str]) -> None:
+    assert package_indexes(environment, configuration) == expected
+
+
+# A tree of the user's.
+
+
+def test_a_git_checkout_of_the_pin(pin: Pin, upstream: Path) -> None:
+    found = given(pin, upstream)
+
+    assert (found.path, found.kind, found.tag, found.dirty) == (upstream, SourceKind.PATH, "b2", False)
+
+
+def test_the_same_files_have_the_same_digest_from_any_origin(pin: Pin, upstream: Path, root: Path) -> None:
+    assert given(pin, upstream).digest == managed(pin, root).digest
+
+
+def test_a_later_commit_has_the_number_of_its_commits(pin: Pin, upstream: Path) -> None:
+    head = commit(upstream, "third")
+
+    assert (given(pin, upstream).tag, given(pin, upstream).commit) == ("b3", head)
+
+
+def test_a_tag_wins_over_counting(pin: Pin, upstream: Path) -> None:
+    commit(upstream, "third")
+    git(upstream, "tag", "b11400")
+    git(upstream, "tag", "nightly")
+
+    assert given(pin, upstream).build_number == 11400
+
+
+def test_a_shallow_clone_needs_a_tag(pin: Pin, upstream: Path, tmp_path: Path) -> None:
+    commit(upstream, "third")
+    git(tmp_path, "clone", "--quiet", "--depth=1", "--no-tags", upstream.as_uri(), "shallow")
+    with pytest.raises(SourceError, match="fetch --unshallow"):
+        given(pin, tmp_path / "shallow")
+    git(tmp_path / "shallow", "tag", "b3")
+
+    assert given(pin, tmp_path / "shallow").tag == "b3"
+
+
+@pytest.mark.parametrize("name", ["tools/server/server.cpp", "tools/server/new.cpp"])
+def test_a_changed_checkout_is_dirty(pin: Pin, upstream: Path, name: str) -> None:
+    before = given(pin, upstream)
+    (upstream / name).write_text("changed", encoding="utf-8")
+
+    assert given(pin, upstream).dirty
+    assert given(pin, upstream).digest != before.digest
+
+
+def test_what_git_ignores_does_not_count(pin: Pin, upstream: Path) -> None:
+    before = given(pin, upstream)
+    (upstream / ".git/info/exclude").write_text("/build/\n", encoding="utf-8")
+    (upstream / "build").mkdir()
+    (upstream / "build/server.o").write_text("object", encoding="utf-8")
+
+    assert given(pin, upstream) == before
+
+
+@pytest.fixture
+def unpacked(pin: Pin, tmp_path: Path) -> Path:
+    write_sdist(tmp_path / "x.tar.gz", pin.commit[:9])
+    with tarfile.open(tmp_path / "x.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "llama_cpp_python-0.0.2/vendor/llama.cpp/.git").unlink()
+    return tmp_path / "llama_cpp_python-0.0.2"
+
+
+def test_an_unpacked_sdist_of_the_pin(pin: Pin, unpacked: Path) -> None:
+    found = given(pin, unpacked / "vendor/llama.cpp")
+
+    assert (found.tag, found.commit, found.kind) == ("b2", pin.commit, SourceKind.PATH)
+    assert found.dirty
+
+
+def test_an_unpacked_sdist_of_another_commit(pin: Pin, unpacked: Path) -> None:
+    other = Pin(repository="", tag="b3", commit="f" * 40, sdist=pin.sdist, sdist_sha256="")
+    with pytest.raises(SourceError, match=f"vendors llama.cpp {pin.commit[:9]}, not the pin fffffffff"):
+        given(other, unpacked / "vendor/llama.cpp")
+
+
+def test_the_top_of_an_sdist_is_the_wrong_directory(pin: Pin, unpacked: Path) -> None:
+    with pytest.raises(SourceError, match=r"is not llama.cpp.*Did you mean .*/vendor/llama.cpp\?"):
+        given(pin, unpacked)
+
+
+def test_a_managed_tree_of_another_checkout(pin: Pin, root: Path) -> None:
+    tree = managed(pin, root).path
+    assert (given(pin, tree).kind, given(pin, tree).dirty) == (SourceKind.PATH, False)
+    (tree / "build.sh").chmod(0o644)
+
+    assert given(pin, tree).dirty
+
+
+def remove_server(tree: Path) -> None:
+    shutil.rmtree(tree / "tools/server")
+
+
+def rename_project(tree: Path) -> None:
+    (tree / "CMakeLists.txt").write_text('project("whisper.cpp" C CXX)\n', encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"), [(remove_server, "tools/server/CMakeLists.txt"), (rename_project, "does not say project")]
+)
+def test_a_tree_that_is_not_llama_cpp(pin: Pin, upstream: Path, damage: Callable[[Path], None], complaint: str) -> None:
+    damage(upstream)
+    with pytest.raises(SourceError, match=f"is not llama.cpp.*{complaint}"):
+        given(pin, upstream)
+
+
+def test_a_path_that_does_not_exist(pin: Pin, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is not a directory"):
+        given(pin, tmp_path / "nowhere")
+
+
+def test_a_tree_of_unknown_commit(pin: Pin, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="of which commit cannot be told"):
+        given(pin, write_tree(tmp_path / "loose"))
+
+
+def test_the_environment_names_a_tree_and_the_argument_wins(
+    pin: Pin, upstream: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(upstream))
+    assert managed(pin, root).path == upstream
+    with pytest.raises(SourceError, match="is not a directory"):
+        given(pin, tmp_path / "nowhere")
+
+
+def test_the_digest_covers_names_content_and_the_executable_bit(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree")
+    seen = {tree_digest(tree)}
+    (tree / STAMP).write_text("{}", encoding="utf-8")
+    (tree / ".git").mkdir()
+    (tree / ".git/HEAD").write_text("x", encoding="utf-8")
+    assert {tree_digest(tree)} == seen
+    (tree / "build.sh").chmod(0o644)
+    seen.add(tree_digest(tree))
+    (tree / "build.sh").rename(tree / "build2.sh")
+    seen.add(tree_digest(tree))
+    (tree / "build2.sh").write_text("#!/bin/sh\n\n", encoding="utf-8")
+    seen.add(tree_digest(tree))
+    (tree / "link").symlink_to("build2.sh")
+    seen.add(tree_digest(tree))
+
+    assert len(seen) == 5

@@ -1,0 +1,30 @@
+"""What a person sees of a build without a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from base_images.adapters import buildkit
+from base_images.cli import views
+from tests.support import smoke_reports
+
+
+def test_a_compilation_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    said = [*range(9), 50, 100, 100, *range(9, 101)]
+
+    with views.Display(views.Mode.PLAIN) as display:
+        display.event(buildkit.StepStarted(step="1", name="[build 7/8] RUN cmake"))
+        for percent in said:
+            display.event(buildkit.StepLog(step="1", line=f"[{percent:3d}%] Building CXX object x.cpp.o"))
+
+    printed = [line.split(" s ")[1].split("%")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == [str(tenth) for tenth in range(10, 101, 10)]
+
+
+def test_speeds_are_side_by_side_with_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    views.print_smoke(smoke_reports.failed())
+    printed = capsys.readouterr().out
+    for number in ("18,234", "313", "58.3", "33.5"):
+        assert number in printed
+    views.print_smoke(smoke_reports.passed())
+    assert "no verdict" not in capsys.readouterr().out

@@ -1,0 +1,359 @@
+"""What BodhiApp does with the images, as data; its arguments; and a checkout of it against the data."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import git
+import pytest
+
+from base_images import settings, variants, versions
+from base_images.contract import judge
+from base_images.doctor import machine
+from base_images.errors import SourceError, UsageError
+from base_images.recipes import consumer, consumer_checkout, dockerfile
+from base_images.recipes.consumer import Answer, Refusal, Refused
+from base_images.recipes.consumer_checkout import Change
+from tests.support import bodhi, documents
+
+DATA = consumer.load()
+VARIANTS = pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
+
+
+# --- the data ---
+
+
+@VARIANTS
+def test_every_variant_has_a_dockerfile_that_looks_where_the_table_says(variant: variants.Variant) -> None:
+    said = DATA.dockerfiles[variant.name]
+    assert said.image == f"{settings.load().registry}:{versions.latest_tag(variant.name)}"
+    assert said.directories == variant.directories
+    assert dict(DATA.starts(variant.name)).keys() == set(variant.directories)
+    assert said.settings["BODHI_EXEC_LOOKUP_PATH"] == "/app/bin"
+
+
+def test_the_volumes_belong_to_the_user_that_the_images_have() -> None:
+    assert DATA.volume_owner == judge.LLAMA_ID
+    assert set(DATA.volumes) == {DATA.dockerfiles["cpu"].settings[name] for name in ("BODHI_HOME", "HF_HOME")}
+
+
+@VARIANTS
+def test_what_works_has_no_argument_that_is_refused(variant: variants.Variant) -> None:
+    refused = {refusal.argument: refusal for refusal in DATA.refusals_of(variant.name)}
+    for directory, passed in DATA.starts(variant.name):
+        works = DATA.working(variant.name, directory)
+        for group in consumer.grouped(works):
+            assert group[0] not in refused or group == refused[group[0]].instead
+        if not refused:
+            assert works == passed
+
+
+def test_the_cpu_arguments_are_those_of_the_user_guide() -> None:
+    assert DATA.working("cpu", "cpu") == ("--jinja", "--no-webui", "--threads", "4", "--no-mmap")
+    assert DATA.command(alias="a", model="/m", port=1) == (
+        *("--alias", "a", "--model", "/m", "--embeddings", "--port", "1"),
+    )
+    assert {"--no-mmap", "--mlock", "--flash-attn", "--alias"} <= DATA.options
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[server]", "[server", "is not valid TOML"),
+        ("attempts = 300\n", "", "lacks something, or has it in another form"),
+        ("attempts = 300", 'attempts = "many"', "lacks something, or has it in another form"),
+        ('variants = ["rocm"]', 'variants = ["roc"]', "There is no variant|no Dockerfile on images of roc"),
+        (
+            'argument = "--hipblas"',
+            'argument = "--hip"',
+            "--hip is refused for rocm, whose Dockerfile does not pass it",
+        ),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / consumer.FILE
+    path.parent.mkdir()
+    text = (settings.ROOT / consumer.FILE).read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        consumer.load(tmp_path)
+
+
+def test_no_data_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"consumer\.toml cannot be read \(No such file or directory\): restore it"):
+        consumer.load(tmp_path)
+
+
+# --- arguments ---
+
+
+def test_options_with_their_values() -> None:
+    words = ("--n-gpu-layers", "-1", "--flash-attn", "--batch-size", "2048", "-fa", "on", "--no-mmap")
+    assert consumer.grouped(words) == [
+        ("--n-gpu-layers", "-1"),
+        ("--flash-attn",),
+        ("--batch-size", "2048"),
+        ("-fa", "on"),
+        ("--no-mmap",),
+    ]
+    assert consumer.value_of("--n-gpu-layers", words) == "-1"
+    assert consumer.value_of("--flash-attn", words) is None
+    assert consumer.value_of("--threads", words) is None
+
+
+FLASH = Refusal(
+    variants=("cuda",), argument="--flash-attn", instead=("--flash-attn", "on"), since="2025", because="it has a value"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "argument"),
+    [
+        ("error: invalid argument: --no-mmap\n", "--no-mmap"),
+        ("warn: x\nerror: unknown argument: -zz\nmore", "-zz"),
+        ('error while handling argument "--flash-attn": error: unknown value\n\nusage:\n-fa', "--flash-attn"),
+        ("srv load_model: error: invalid argument\n", None),
+        ("", None),
+    ],
+)
+def test_the_argument_that_a_server_says_it_refuses(said: str, argument: str | None) -> None:
+    found = consumer.refused(said)
+    assert (found.argument if found else None) == argument
+
+
+def server(refusing: Iterable[str], needing_value: Iterable[str] = ()) -> Callable[[tuple[str, ...]], tuple[int, str]]:
+    """Answers as llama.cpp's parser does: at the first argument that it does not take."""
+
+    def run(words: tuple[str, ...]) -> tuple[int, str]:
+        for group in consumer.grouped(words):
+            if group[0] in refusing:
+                return 1, f"error: invalid argument: {group[0]}\n"
+            if group[0] in needing_value and len(group) == 1:
+                return 1, f'error while handling argument "{group[0]}": error: unknown value\n\nusage:\n'
+        return 0, "version: 1\n"
+
+    return run
+
+
+def test_every_refusal_is_found_though_the_server_names_one_at_a_time() -> None:
+    words = ("--jinja", "--flash-attn", "--no-mmap", "--threads", "4", "--mlock")
+    answer = consumer.ask("cuda", words, [FLASH], server({"--no-mmap", "--mlock"}, {"--flash-attn"}))
+    assert [one.argument for one in answer.refused] == ["--flash-attn", "--no-mmap", "--mlock"]
+    assert answer.failure == ""
+    judged = consumer.judge([answer], [FLASH])
+    assert [sentence.partition(",")[0] for sentence in judged.findings] == [
+        "cuda/llama-server refuses --no-mmap",
+        "cuda/llama-server refuses --mlock",
+    ]
+    assert len(judged.known) == 1
+
+
+def test_what_should_work_instead_and_does_not_is_a_failure_and_no_endless_loop() -> None:
+    answer = consumer.ask("cuda", ("--flash-attn",), [FLASH], server({"--flash-attn"}))
+    assert answer.failure == "error: invalid argument: --flash-attn"
+    assert "does not start with BodhiApp's arguments" in consumer.judge([answer], [FLASH]).findings[0]
+
+
+@pytest.mark.parametrize(("said", "failure"), [("a\nno such file\n", "no such file"), ("", "exit code 127")])
+def test_a_server_that_fails_for_another_reason(said: str, failure: str) -> None:
+    assert consumer.ask("cpu", ("--jinja",), [], lambda _: (127, said)).failure == failure
+
+
+def test_a_record_of_what_is_refused_no_longer_fails() -> None:
+    taken = consumer.ask("cuda", ("--flash-attn",), [FLASH], server(()))
+    [finding] = consumer.judge([taken], [FLASH]).findings
+    assert finding == (
+        "cuda/llama-server takes --flash-attn, which dockerfiles/consumer.toml records as refused: remove that record."
+    )
+    without = Answer(directory="cpu", arguments=("--jinja",), refused=())
+    assert consumer.judge([without], [FLASH]).findings == ()
+    other = Refused(argument="--x", sentence="error: invalid argument: --x")
+    assert len(consumer.judge([Answer(directory="c", arguments=("--x",), refused=(other,))], []).findings) == 1
+
+
+# --- a checkout ---
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return bodhi.checkout(tmp_path / "BodhiApp")
+
+
+def changes(checkout: Path) -> list[Change]:
+    return list(consumer_checkout.changes(DATA, consumer_checkout.read(checkout, DATA)))
+
+
+def edit(checkout: Path, name: str, old: str, new: str) -> None:
+    path = checkout / f"devops/{name}.Dockerfile"
+    text = path.read_text(encoding="utf-8")
+    assert re.search(old, text), text
+    path.write_text(re.sub(old, new, text), encoding="utf-8")
+
+
+def test_a_checkout_as_the_data_says(checkout: Path) -> None:
+    assert changes(checkout) == []
+    read = consumer_checkout.read(checkout, DATA)
+    assert read.unreadable == ()
+    assert read.commit == ""
+    git.Repo.init(checkout).index.commit("x")
+    assert re.fullmatch("[0-9a-f]{40}", consumer_checkout.read(checkout, DATA).commit)
+
+
+MUTATIONS = [
+    ("an argument's value", "cpu", "--threads 4", "--threads 6", "BODHI_LLAMACPP_ARGS_CPU"),
+    ("an argument more", "cuda", "--no-mmap --mlock", "--no-mmap --mlock --no-warmup", "BODHI_LLAMACPP_ARGS_CUDA"),
+    ("an argument less", "musa", " --mlock", "", "BODHI_LLAMACPP_ARGS_MUSA"),
+    ("a common argument", "intel", "--jinja --no-webui", "--jinja", "BODHI_LLAMACPP_ARGS"),
+    ("the lookup path", "vulkan", "/app/bin\\b", "/opt/bin", "BODHI_EXEC_LOOKUP_PATH"),
+    ("the lookup order", "rocm", "rocm,cpu", "cpu,rocm", "BODHI_EXEC_VARIANTS"),
+    ("a variant more to look for", "cuda", "cuda,cpu", "cuda,vulkan,cpu", "BODHI_EXEC_VARIANTS"),
+    ("the program's name", "cpu", '"llama-server"', '"llama"', "BODHI_EXEC_NAME"),
+    ("the triple", "multi-tenant-arm64", "aarch64-unknown-linux-gnu", "aarch64-linux", "BODHI_EXEC_TARGET"),
+    ("the triple of a platform", "cann", '"aarch64-unknown', '"arm64-unknown', "variable EXEC_TARGET"),
+    ("the volume's path", "cpu", "/data/hf_home", "/models", "run mkdir"),
+    ("the owner of the volume", "cuda", "chown -R llama:llama /data", "chown -R bodhi /data", "run chown"),
+    ("the user", "cpu", "USER llama", "USER 1000", "user"),
+    ("the base image", "musa", "latest-musa", "latest-cpu", "FROM"),
+    ("a digest", "cpu", "latest-cpu", "latest-cpu@sha256:" + "0" * 64, "FROM"),
+    ("another registry", "cpu", "ghcr.io/bodhisearch", "quay.io/bodhi", "FROM"),
+    ("the working directory", "intel", "WORKDIR /app", "WORKDIR /", "workdir"),
+    ("a variable", "intel", "NEOReadDebugKeys=1", "NEOReadDebugKeys=0", "env NEOReadDebugKeys"),
+    ("the health check", "cpu", "/ping", "/health", "healthcheck"),
+    ("the entrypoint", "cpu", '\\["/app/bodhi", "serve"\\]', '["/app/bodhi"]', "entrypoint"),
+    ("the port", "cpu", "EXPOSE 8080", "EXPOSE 1135", "expose 8080"),
+    ("a heredoc written by another instruction", "cuda", "COPY <<EOF /app", "RUN cat <<EOF > /app", "copy <<"),
+    ("a setting more", "cpu", "\nHF_HOME: ", '\nLLAMA_ARG_MMAP: "0"\nHF_HOME: ', "LLAMA_ARG_MMAP"),
+    ("a setting less", "cpu", "\nHF_HOME: .*", "", "HF_HOME"),
+    ("a step more", "rocm", "USER llama", "RUN rm -r /app/bin\nUSER llama", "run rm -r /app/bin"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "what"), [one[1:] for one in MUTATIONS], ids=[one[0] for one in MUTATIONS]
+)
+def test_a_change_is_reported(checkout: Path, name: str, old: str, new: str, what: str) -> None:
+    edit(checkout, name, old, new)
+    found = changes(checkout)
+    assert any(one.what.startswith(what) and one.where == (name,) for one in found), found
+    assert len({one.what for one in found}) == len(found)
+
+
+HARMLESS = [
+    ("a comment", "cpu", "USER root", "# as root\nUSER root"),
+    ("a comment in the settings", "cuda", "# defaults", "# other defaults\n\n# for CUDA"),
+    ("a comment after a setting", "cuda", '"0.0.0.0"', '"0.0.0.0"  # all'),
+    ("the order of variables", "intel", "ENV (\\S+) (\\S+) (\\S+)", r"ENV \3\nENV \2\nENV \1"),
+    ("the order of settings", "cpu", r"(BODHI_HOME: .*)\n(HF_HOME: .*)", r"\2\n\1"),
+    ("quotes", "vulkan", 'HF_HOME: "/data/hf_home"', "HF_HOME: /data/hf_home"),
+    ("white space", "musa", "RUN chown llama", "RUN   chown   llama"),
+    ("white space in the settings", "cpu", "BODHI_PORT: ", "BODHI_PORT:   "),
+    ("lines", "rocm", " && chmod", " && \\\n    chmod"),
+    ("blank lines", "cann", "USER llama", "\n\nUSER llama\n"),
+    ("the heredoc's mark", "cuda", "EOF", "YAML"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [one[1:] for one in HARMLESS], ids=[one[0] for one in HARMLESS])
+def test_what_changes_nothing_is_not_reported(checkout: Path, name: str, old: str, new: str) -> None:
+    edit(checkout, name, old, new)
+    assert changes(checkout) == []
+
+
+def test_the_same_change_in_all_dockerfiles_is_one(checkout: Path) -> None:
+    for name in DATA.dockerfiles:
+        edit(checkout, name, "--jinja --no-webui", "--jinja")
+    same = [one for one in changes(checkout) if one.after == "--jinja"]
+    assert [one.where for one in same] == [tuple(name for name in DATA.dockerfiles if name not in {"rocm", "vulkan"})]
+
+
+def test_a_variant_that_is_new_or_gone(checkout: Path) -> None:
+    devops = checkout / "devops"
+    shutil.copy(devops / "cuda.Dockerfile", devops / "cuda13.Dockerfile")
+    edit(checkout, "cuda13", "latest-cuda", "latest-cuda13")
+    (devops / "musa.Dockerfile").unlink()
+    found = {one.where: (one.before, one.after) for one in changes(checkout)}
+    assert found == {
+        ("cuda13",): ("", "FROM ghcr.io/bodhisearch/llama.cpp:latest-cuda13"),
+        ("musa",): ("FROM ghcr.io/bodhisearch/llama.cpp:latest-musa", ""),
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ('"--embeddings"', '"--embedding"', "options"),
+        ("max_attempts = 300", "max_attempts = 60", "attempts"),
+        ("/health", "/healthz", "health"),
+    ],
+)
+def test_what_starts_the_server_is_watched_too(checkout: Path, old: str, new: str, what: str) -> None:
+    path = checkout / "crates/llama_server_proc/src/server.rs"
+    path.write_text(path.read_text().replace(old, new))
+    [change] = changes(checkout)
+    assert change.what == what
+    path.write_text(f"// a comment\n{path.read_text().replace(new, old)}")
+    assert changes(checkout) == []
+    path.unlink()
+    assert {one.after for one in changes(checkout)} == {""}
+
+
+def test_a_dockerfile_that_cannot_be_read_is_one_sentence_and_hides_no_other(checkout: Path) -> None:
+    edit(checkout, "musa", "USER root", "RUN if true; then")
+    edit(checkout, "cpu", "--threads 4", "--threads 6")
+    read = consumer_checkout.read(checkout, DATA)
+    [sentence] = read.unreadable
+    assert "devops/musa.Dockerfile line" in sentence
+    assert [one.where for one in consumer_checkout.changes(DATA, read)] == [("cpu",)]
+    report = consumer_checkout.report(DATA, read)
+    assert not report.ok
+    text = consumer_checkout.markdown(report)
+    assert "cpu: `BODHI_LLAMACPP_ARGS_CPU`: `--threads 4 --no-mmap` → `--threads 6 --no-mmap`" in text
+    assert "**cannot be read**" in text
+    assert report.as_dict()["changes"][0]["where"] == ("cpu",)
+
+
+def test_a_directory_that_is_no_checkout(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"has no devops/\*\.Dockerfile: give --source a checkout of BodhiApp"):
+        consumer_checkout.read(tmp_path, DATA)
+
+
+def test_the_newest_commit_of_a_repository_is_fetched_and_gone_afterwards(checkout: Path) -> None:
+    repository = git.Repo.init(checkout)
+    repository.git.add("--all")
+    commit = repository.index.commit("all")
+    with consumer_checkout.newest(f"file://{checkout}") as fetched:
+        assert consumer_checkout.read(fetched, DATA).commit == commit.hexsha
+        assert consumer_checkout.changes(DATA, consumer_checkout.read(fetched, DATA)) == ()
+    assert not fetched.exists()
+    with (
+        pytest.raises(SourceError, match=r"cannot be fetched \(.*\): give --source a checkout"),
+        consumer_checkout.newest(f"file://{checkout}-not"),
+    ):
+        pass
+
+
+# --- what people are told ---
+
+
+def test_the_readme_has_the_table_of_arguments() -> None:
+    readme = documents.TEXTS["README.md"]
+    assert consumer.markdown_table(DATA, [variant.name for variant in variants.VARIANTS]) in readme
+    assert f"uid and gid {DATA.volume_owner}" in readme
+
+
+def test_the_text_has_the_drivers_that_the_recipes_need() -> None:
+    text = " ".join(documents.TEXTS["docs/child-images.md"].split())
+    for variant in variants.VARIANTS:
+        defaults = dockerfile.global_arguments(settings.ROOT / variant.dockerfile, {})
+        if variant.device and variant.device.driver.oldest:
+            version = defaults[variant.toolkit[variant.device.driver.toolkit]].rpartition(":")[2]
+            oldest = machine.of_toolkit(variant.device.driver.oldest, version)
+            short = ".".join(version.split(".")[:2])
+            assert re.search(rf"'s {re.escape(oldest)} for \w+ {re.escape(short)}\b", text), variant.name
+    for name, argument in (("intel", "ONEAPI_VERSION"), ("musa", "MUSA_VERSION")):
+        version = dockerfile.global_arguments(settings.ROOT / variants.find(name).dockerfile, {})[argument]
+        assert re.search(rf"\b{re.escape(version[:6])}", text), name

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from base_images import versions
+from base_images.errors import UsageError
+from base_images.release import matrix as ci_matrix
+from base_images.variants import VARIANTS, Platform, find
+
+VERSION = versions.parse("2508201420-abc1234")
+
+
+def matrix(*names: str, runners: str = "", platforms: tuple[Platform, ...] = ()) -> dict[str, Any]:
+    chosen = [find(name) for name in names] if names else list(VARIANTS)
+    wanted = [(one, platforms or one.platforms) for one in chosen]
+    return ci_matrix.matrix(wanted, VERSION, registry="ghcr.io/x/y", runners=runners)
+
+
+def test_every_platform_of_every_variant_is_built_on_its_own_kind_of_machine() -> None:
+    made = matrix()
+    assert (made["version"], made["tag"]) == ("2508201420-abc1234", "base-images/v2508201420-abc1234")
+    assert made["variants"] == [variant.name for variant in VARIANTS]
+    assert made["platforms"].keys() == made["checks"].keys() == set(made["variants"])
+    assert made["platforms"]["cpu"] == [
+        {"platform": "linux/amd64", "architecture": "amd64", "runner": "ubuntu-24.04"},
+        {"platform": "linux/arm64", "architecture": "arm64", "runner": "ubuntu-24.04-arm"},
+    ]
+    for variant in VARIANTS:
+        for jobs in (made["platforms"], made["checks"]):
+            assert [job["platform"] for job in jobs[variant.name]] == [one.docker for one in variant.platforms]
+    assert "\n" not in json.dumps(made)
+
+
+def test_without_a_runner_of_ones_own_the_device_is_the_cpu_or_software_or_nothing() -> None:
+    devices = {name: {job["device"] for job in jobs} for name, jobs in matrix()["checks"].items()}
+    assert devices == {
+        "cpu": {"host"},
+        "vulkan": {"software"},
+        **{name: {"nothing"} for name in ("cuda", "rocm", "musa", "intel", "cann")},
+    }
+    assert matrix()["checks"]["vulkan"][0]["image"] == "ghcr.io/x/y:vulkan-2508201420-abc1234"
+
+
+@pytest.mark.parametrize(
+    ("runners", "amd64", "arm64"),
+    [
+        ({}, ("ubuntu-24.04", "nothing"), ("ubuntu-24.04-arm", "nothing")),
+        ({"RUNNER_CANN": "ascend"}, ("ascend", "host"), ("ubuntu-24.04-arm", "nothing")),
+        ({"RUNNER_CANN_ARM64": "kunpeng"}, ("ubuntu-24.04", "nothing"), ("kunpeng", "host")),
+        ({"RUNNER_CANN": " ", "RUNNER_CUDA": "gpu"}, ("ubuntu-24.04", "nothing"), ("ubuntu-24.04-arm", "nothing")),
+    ],
+)
+def test_a_runner_of_ones_own_has_the_device_of_its_platform(
+    runners: dict[str, str], amd64: tuple[str, str], arm64: tuple[str, str]
+) -> None:
+    jobs = matrix("cann", runners=json.dumps(runners))["checks"]["cann"]
+    assert [(job["runner"], job["device"]) for job in jobs] == [amd64, arm64]
+
+
+def test_what_builds_stays_on_hosted_runners() -> None:
+    made = matrix("cuda", runners='{"RUNNER_CUDA": "gpu"}')
+    assert made["platforms"]["cuda"][0]["runner"] == "ubuntu-24.04"
+    assert made["checks"]["cuda"][0]["runner"] == "gpu"
+
+
+def test_some_of_it_can_be_chosen() -> None:
+    made = matrix("cpu", platforms=(Platform.ARM64,))
+    assert made["variants"] == ["cpu"]
+    assert [job["architecture"] for job in made["checks"]["cpu"]] == ["arm64"]
+
+
+@pytest.mark.parametrize("runners", ["{", "[]", '"gpu"', '{"RUNNER_CUDA": 1}', '{"RUNNER_CUDA": ["a"]}'])
+def test_variables_that_are_none(runners: str) -> None:
+    with pytest.raises(UsageError, match=r"RUNNERS is not .*: set it to GitHub's `toJSON\(vars\)`"):
+        matrix(runners=runners)

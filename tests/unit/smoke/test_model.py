@@ -1,0 +1,386 @@
+"""The known-answer model: its claims hold, and its verdict changes when the model is damaged.
+
+The damage: the highest exponent bit flips in the number that scales a weight. That is the weight itself for F32 and F16
+and its block's scale for the quantised types. It is done to SAMPLES weights of each tensor of each type, drawn from all
+of them but for `token_embd`, where they are drawn from the prompt's rows: other rows are never read. For F32 and F16
+the largest weight of each tensor with the wrong sign is enough. Not covered: one quantised weight that moves within its
+own block, which is less than what llama-server's rounding of the activations moves.
+"""
+
+from __future__ import annotations
+
+import cmath
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from base_images.smoke import model, reference
+from base_images.smoke.model import (
+    ARCHITECTURE,
+    KnownAnswer,
+    SeenStep,
+    Tensor,
+    TensorType,
+    Verdict,
+    compare,
+    known_answer,
+)
+from base_images.smoke.reference import Architecture, Array
+
+SAMPLES = 3
+ALL_TYPES = pytest.mark.parametrize("tensor_type", list(TensorType))
+TENSORS = list(model.draw_tensors(TensorType.F32))
+
+cached_tensors = functools.cache(model.draw_tensors)
+
+
+@functools.cache
+def cached_weights(tensor_type: TensorType) -> dict[str, Array]:
+    return model.dequantise(cached_tensors(tensor_type))
+
+
+def judge(
+    expected: KnownAnswer,
+    weights: Mapping[str, Array],
+    architecture: Architecture = ARCHITECTURE,
+    *,
+    tolerance: float = 1,
+) -> Verdict:
+    """Returns the verdict on a server that computes with `weights`; `tolerance` multiplies the accepted difference.
+
+    One pass over the right answer will do: up to the first wrong token it is the server's own, and there the verdict
+    ends.
+    """
+    tokens = [*expected.prompt_tokens, *(step.token for step in expected.steps[:-1])]
+    with np.errstate(all="ignore"):  # damaged weights overflow
+        rows = reference.next_log_probabilities(weights, architecture, tokens)[model.PROMPT_TOKENS - 1 :]
+    seen = [
+        SeenStep(text=step.text, log_probability=step.log_probability, top=step.top) for step in map(model._step, rows)
+    ]
+    return compare(dataclasses.replace(expected, tolerance=tolerance * expected.tolerance), seen)
+
+
+def seen_of(expected: KnownAnswer) -> list[SeenStep]:
+    return [SeenStep(text=step.text, log_probability=step.log_probability, top=step.top) for step in expected.steps]
+
+
+# What the model claims.
+
+
+@ALL_TYPES
+def test_the_search_finds_the_committed_seed_and_the_margin_is_what_it_claims(tensor_type: TensorType) -> None:
+    found = model.search_seed(tensor_type)
+    assert found.seed == found.committed == model.CALIBRATIONS[tensor_type].seed
+    assert found.margin == pytest.approx(known_answer(tensor_type).margin, abs=1e-9)
+    assert found.margin >= model.MARGIN
+
+
+@ALL_TYPES
+def test_every_step_leads_by_the_margin(tensor_type: TensorType) -> None:
+    answer = known_answer(tensor_type)
+    leads = [step.top[0][1] - step.top[1][1] for step in answer.steps]
+    assert min(leads) == answer.margin >= model.MARGIN
+    assert len(answer.steps) == model.STEPS
+    assert answer.text == "".join(step.text for step in answer.steps) == answer.text.strip()
+    assert all(" " <= step.text <= "~" for step in answer.steps)
+
+
+@ALL_TYPES
+def test_rounding_cannot_turn_a_token(tensor_type: TensorType) -> None:
+    answer = known_answer(tensor_type)
+    assert answer.tolerance <= answer.margin
+
+
+def test_the_bytes_are_the_same_in_every_process() -> None:
+    program = (
+        "import hashlib; from base_images.smoke.model import TensorType, known_answer\n"
+        "for kind in TensorType: print(hashlib.sha256(known_answer(kind).gguf).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(model.__file__).parents[2]), "PYTHONHASHSEED": "1"}
+    other = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert other == [hashlib.sha256(known_answer(kind).gguf).hexdigest() for kind in TensorType]
+    assert len(set(other)) == len(TensorType)
+
+
+@ALL_TYPES
+def test_the_file_holds_the_weights_that_the_answer_was_made_of(tensor_type: TensorType, tmp_path: Path) -> None:
+    answer = known_answer(tensor_type)
+    assert len(answer.gguf) < 5_000_000
+    path = tmp_path / "model.gguf"
+    path.write_bytes(answer.gguf)
+    reader = gguf.GGUFReader(path)
+    weights = cached_weights(tensor_type)
+    assert [tensor.name for tensor in reader.tensors] == [f"{name}.weight" for name in weights]
+    for tensor, (name, weight) in zip(reader.tensors, weights.items(), strict=True):
+        expected_type = "F32" if weight.ndim == 1 else tensor_type.value
+        assert tensor.tensor_type.name == expected_type, name
+        assert np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), weight.astype(np.float32)), name
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["llama.rope.freq_base"] == ARCHITECTURE.rope_base
+    assert fields["llama.pooling_type"] == gguf.PoolingType.MEAN
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+    assert len(fields["tokenizer.ggml.tokens"]) == weights["output"].shape[0]
+
+
+@ALL_TYPES
+def test_the_weights_spread_as_the_table_says(tensor_type: TensorType) -> None:
+    weights = cached_weights(tensor_type)
+    for name, deviation in {"token_embd": 3.0, "blk.0.attn_q": 0.1, "blk.1.ffn_down": 0.0625, "output": 0.25}.items():
+        assert weights[name].std() == pytest.approx(deviation, rel=0.1)
+        assert abs(weights[name].mean()) < 0.1 * deviation
+
+
+# The reference: properties that its formulas must have.
+
+
+def test_a_token_does_not_change_what_comes_before_it() -> None:
+    weights = cached_weights(TensorType.F32)
+    one = reference.hidden_states(weights, ARCHITECTURE, [1, 2, 3, 4])
+    other = reference.hidden_states(weights, ARCHITECTURE, [1, 2, 3, 5])
+    assert np.allclose(one[:3], other[:3], rtol=0, atol=1e-12)
+    assert not np.allclose(one[3], other[3], rtol=0, atol=0.1)
+
+
+def test_rotation_keeps_lengths_and_sees_only_distances() -> None:
+    size, count = 64, 9
+    vectors = np.random.default_rng(0).standard_normal((2, 1, size))
+    query, key = (reference._rotate(np.repeat(vector[None], count, axis=1), 1000.0)[0] for vector in vectors)
+    assert np.allclose(np.linalg.norm(query, axis=1), np.linalg.norm(vectors[0]))
+    assert np.allclose(query[0], vectors[0, 0])
+    scores = query @ key.T
+    assert np.allclose(scores[1:, 1:], scores[:-1, :-1])
+    # The first pair turns by one radian a token, the last by base ** (-62 / 64); it is a pair of neighbours.
+    for pair, speed in ((slice(0, 2), 1.0), (slice(62, 64), 1000.0 ** (-62 / 64))):
+        turned = complex(*query[1, pair]) / complex(*query[0, pair])
+        assert cmath.phase(turned) == pytest.approx(speed)
+
+
+def test_grouped_heads_equal_repeated_ones() -> None:
+    weights = cached_weights(TensorType.F32)
+    repeated = dict(weights)
+    for layer in range(ARCHITECTURE.layers):
+        for name in (f"blk.{layer}.attn_k", f"blk.{layer}.attn_v"):
+            heads = weights[name].reshape(ARCHITECTURE.kv_heads, -1, model.WIDTH)
+            repeated[name] = np.repeat(heads, 2, axis=0).reshape(-1, model.WIDTH)
+    full = dataclasses.replace(ARCHITECTURE, kv_heads=ARCHITECTURE.heads)
+    tokens = known_answer(TensorType.F32).prompt_tokens
+    assert np.allclose(
+        reference.hidden_states(repeated, full, tokens),
+        reference.hidden_states(weights, ARCHITECTURE, tokens),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_log_probabilities_are_those_of_a_distribution() -> None:
+    rows = reference.next_log_probabilities(cached_weights(TensorType.F32), ARCHITECTURE, [1, 2, 3])
+    assert np.allclose(np.exp(rows).sum(axis=1), 1)
+
+
+# Damage.
+
+
+def flip_exponent_bit(tensor: Tensor, index: int) -> Tensor:
+    """Flips the highest exponent bit of the number that weight `index` is, or is scaled by; it opens its block."""
+    weights_per_block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
+    number_bytes = 4 if tensor.type == gguf.GGMLQuantizationType.F32 else 2
+    stored = tensor.stored.copy()
+    stored.reshape(-1).view(np.uint8)[index // weights_per_block * block_bytes + number_bytes - 1] ^= 0x40
+    return Tensor(stored=stored, type=tensor.type)
+
+
+def sample(expected: KnownAnswer, name: str, weights: Array) -> list[int]:
+    """Returns the indices of weights to damage."""
+    generator = np.random.default_rng(1)
+    if name != "token_embd":
+        return [int(index) for index in generator.integers(0, weights.size, SAMPLES)]
+    rows, columns = generator.choice(expected.prompt_tokens, SAMPLES), generator.integers(0, model.WIDTH, SAMPLES)
+    return [int(row * model.WIDTH + column) for row, column in zip(rows, columns, strict=True)]
+
+
+@ALL_TYPES
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_damaged_weight_of_any_tensor_changes_the_verdict(tensor_type: TensorType, name: str) -> None:
+    expected, weights = known_answer(tensor_type), cached_weights(tensor_type)
+    tensor = cached_tensors(tensor_type)[name]
+    for index in sample(expected, name, weights[name]):
+        with np.errstate(all="ignore"):
+            damaged = model.dequantise({name: flip_exponent_bit(tensor, index)})
+        verdict = judge(expected, {**weights, **damaged}, tolerance=1.5)
+        assert not verdict.ok, f"weight {index}: {verdict.reason}"
+
+
+@pytest.mark.parametrize("tensor_type", [TensorType.F32, TensorType.F16])
+@pytest.mark.parametrize("name", TENSORS)
+def test_without_quantisation_one_wrong_sign_is_enough(tensor_type: TensorType, name: str) -> None:
+    expected, weights = known_answer(tensor_type), cached_weights(tensor_type)
+    damaged = weights[name].copy()
+    # Of the vocabulary's rows, one that is surely read: the last token of the prompt, the first of the answer.
+    row = {"token_embd": expected.prompt_tokens[-1], "output": expected.steps[0].token}.get(name)
+    part = damaged.reshape(-1) if row is None else damaged[row]
+    part[int(np.argmax(np.abs(part)))] *= -1
+    verdict = judge(expected, {**weights, name: damaged})
+    assert not verdict.ok, verdict.reason
+
+
+@ALL_TYPES
+@pytest.mark.parametrize(
+    "name", [name for name in TENSORS if name.rpartition(".")[2] in {"attn_q", "attn_k", "attn_v"}]
+)
+def test_two_swapped_heads_change_the_verdict(tensor_type: TensorType, name: str) -> None:
+    expected, weights = known_answer(tensor_type), cached_weights(tensor_type)
+    heads = weights[name].reshape(-1, model.WIDTH // ARCHITECTURE.heads, model.WIDTH).copy()
+    heads[[0, 1]] = heads[[1, 0]]
+    verdict = judge(expected, {**weights, name: heads.reshape(weights[name].shape)})
+    assert not verdict.ok, verdict.reason
+
+
+@ALL_TYPES
+@pytest.mark.parametrize("rope_base", [500.0, 2000.0, 10000.0])
+def test_a_shifted_rope_base_changes_the_verdict(tensor_type: TensorType, rope_base: float) -> None:
+    shifted = dataclasses.replace(ARCHITECTURE, rope_base=rope_base)
+    verdict = judge(known_answer(tensor_type), cached_weights(tensor_type), shifted)
+    assert not verdict.ok, verdict.reason
+
+
+@ALL_TYPES
+@pytest.mark.parametrize("dropped", range(ARCHITECTURE.layers))
+def test_a_dropped_layer_changes_the_verdict(tensor_type: TensorType, dropped: int) -> None:
+    kept = {name: w for name, w in cached_weights(tensor_type).items() if not name.startswith(f"blk.{dropped}.")}
+    renamed = {name.replace("blk.1.", "blk.0."): weight for name, weight in kept.items()}
+    verdict = judge(known_answer(tensor_type), renamed, dataclasses.replace(ARCHITECTURE, layers=1))
+    assert not verdict.ok, verdict.reason
+
+
+@ALL_TYPES
+def test_the_undamaged_model_is_right_with_room_to_spare(tensor_type: TensorType) -> None:
+    verdict = judge(known_answer(tensor_type), cached_weights(tensor_type), tolerance=1e-6)
+    assert verdict.ok, verdict.reason
+    assert verdict.reason.startswith("All 16 tokens are right and log-probabilities within 0.0000 of ")
+
+
+@ALL_TYPES
+def test_a_dropped_layer_or_another_rope_base_changes_the_embedding(tensor_type: TensorType) -> None:
+    expected, weights = known_answer(tensor_type), cached_weights(tensor_type)
+    for architecture in (
+        dataclasses.replace(ARCHITECTURE, layers=1),
+        dataclasses.replace(ARCHITECTURE, rope_base=2000.0),
+    ):
+        seen = reference.mean_embedding(weights, architecture, expected.prompt_tokens)
+        assert not model.compare_embedding(expected, seen.tolist()).ok
+
+
+# The comparison.
+
+EXPECTED = known_answer(TensorType.Q8_0)
+
+
+def test_tokens_alone_can_be_compared() -> None:
+    verdict = compare(EXPECTED, [SeenStep(text=step.text) for step in EXPECTED.steps])
+    assert verdict == Verdict(ok=True, largest_difference=None, reason="All 16 tokens are right.")
+
+
+def test_the_first_wrong_token_is_named_with_the_right_one() -> None:
+    seen = seen_of(EXPECTED)
+    seen[4] = SeenStep(text="?", log_probability=-1.0)
+    seen[6] = SeenStep(text="!")
+    verdict = compare(EXPECTED, seen)
+    right = EXPECTED.steps[4]
+    assert not verdict.ok
+    assert verdict.reason == (
+        f"Step 5 is '?' (log-probability -1.0000) where {right.text!r} ({right.log_probability:.4f}) is right."
+    )
+
+
+@pytest.mark.parametrize(("share", "ok"), [(0.99, True), (1.01, False)])
+def test_a_log_probability_may_differ_by_the_tolerance(share: float, ok: bool) -> None:
+    seen = seen_of(EXPECTED)
+    off = share * EXPECTED.tolerance
+    right = EXPECTED.steps[7]
+    seen[7] = SeenStep(text=right.text, log_probability=right.log_probability + off)
+    verdict = compare(EXPECTED, seen)
+    assert verdict.ok is ok
+    assert verdict.largest_difference == pytest.approx(off)
+    if not ok:
+        assert verdict.reason == (
+            f"Step 8 gives {right.text!r} the log-probability {right.log_probability + off:.4f} where "
+            f"{right.log_probability:.4f} is right: {off:.4f} apart, and {EXPECTED.tolerance} is allowed."
+        )
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_wrong(number: float) -> None:
+    seen = seen_of(EXPECTED)
+    seen[2] = dataclasses.replace(seen[2], log_probability=number)
+    verdict = compare(EXPECTED, seen)
+    assert not verdict.ok
+    assert verdict.largest_difference == math.inf
+
+
+def test_a_runner_up_that_is_wrong_or_missing_is_seen() -> None:
+    right = EXPECTED.steps[3]
+    for top in (
+        tuple(
+            (text, number - (EXPECTED.tolerance + 0.01) * (place == 1))
+            for place, (text, number) in enumerate(right.top)
+        ),
+        (right.top[0], ("?", right.top[1][1] - EXPECTED.tolerance - 0.01)),
+    ):
+        seen = seen_of(EXPECTED)
+        seen[3] = dataclasses.replace(seen[3], top=top)
+        verdict = compare(EXPECTED, seen)
+        assert not verdict.ok
+        assert verdict.reason.startswith(f"Step 4 gives {right.top[1][0]!r} the log-probability ")
+
+
+def test_a_near_tie_at_the_end_of_the_top_may_fall_either_way() -> None:
+    seen = seen_of(EXPECTED)
+    top = seen[3].top
+    seen[3] = dataclasses.replace(seen[3], top=(*top[:-1], ("?", top[-1][1] + EXPECTED.tolerance / 2)))
+    assert compare(EXPECTED, seen).ok
+
+
+@pytest.mark.parametrize("count", [0, 15, 17])
+def test_an_answer_of_another_length_is_wrong(count: int) -> None:
+    verdict = compare(EXPECTED, [*seen_of(EXPECTED), SeenStep(text="?")][:count])
+    assert not verdict.ok
+    assert verdict.reason == f"The answer has {count} tokens where 16 are right."
+
+
+def test_the_right_embedding_in_single_precision_is_right() -> None:
+    seen = np.array(EXPECTED.embedding, dtype=np.float32).astype(float).tolist()
+    verdict = model.compare_embedding(EXPECTED, seen)
+    assert verdict.ok
+    assert verdict.largest_difference is not None
+    assert verdict.largest_difference < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        ([2 * number for number in EXPECTED.embedding], "The embedding has length 2.0000 where 1 is right."),
+        ([math.nan, *EXPECTED.embedding[1:]], "The embedding has length nan where 1 is right."),
+        ([0.0] * model.WIDTH, "The embedding has length 0.0000 where 1 is right."),
+        (EXPECTED.embedding[:-1], "The embedding has 255 numbers where 256 are right."),
+        (
+            [-number for number in EXPECTED.embedding],
+            "The embedding's cosine distance from the right one is 2.00e+00, and 1.0e-04 is allowed.",
+        ),
+    ],
+)
+def test_a_wrong_embedding_is_named(seen: list[float], reason: str) -> None:
+    verdict = model.compare_embedding(EXPECTED, seen)
+    assert not verdict.ok
+    assert verdict.reason == reason

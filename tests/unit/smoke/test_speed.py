@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+
+from base_images.smoke import speed
+from base_images.smoke.checks_http import CheckFailedError
+from base_images.smoke.speed import Measured, Rates
+
+# Lines of llama-server b11312 at verbosity 4: what it plans twice while it starts, then what it had when it ended.
+LOG = """\
+0.00.298.438 I common_memory_breakdown_print: |   - Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) | 24105 = 22298 + (   6 =     2 +       4 +       0) +        1800 |
+0.00.301.887 I common_memory_breakdown_print: |   - Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) | 24105 = 22298 + (  17 =     1 +      16 +       0) +        1788 |
+0.02.742.226 I common_memory_breakdown_print: | memory breakdown [MiB]                         | total    free    self   model   context   compute    unaccounted |
+0.02.742.227 I common_memory_breakdown_print: |   - Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) | 24105 = 22267 + (  18 =     2 +      16 +       0) +        1818 |
+0.02.742.228 I common_memory_breakdown_print: |   - Host                                       |                     0 =     0 +       0 +       0                |
+"""  # noqa: E501 - as it is
+
+
+def test_the_memory_that_a_device_had_at_the_end() -> None:
+    assert speed.device_memory(LOG, "Vulkan") == 18
+
+
+def test_the_memory_of_several_devices_is_added() -> None:
+    second = LOG.splitlines()[3].replace("Vulkan0", "Vulkan1").replace("  18 =", "4321 =")
+    assert speed.device_memory(f"{LOG}{second}\n", "Vulkan") == 18 + 4321
+
+
+@pytest.mark.parametrize(("log", "name"), [("", "Vulkan"), (LOG, "CUDA"), (LOG, "Host")])
+def test_no_memory_is_told(log: str, name: str) -> None:
+    assert speed.device_memory(log, name) is None
+
+
+TIMINGS = {"prompt_n": 384, "prompt_per_second": 1000.5, "predicted_n": 64, "predicted_per_second": 100.5}
+
+
+def test_the_rates_of_an_answer() -> None:
+    assert speed.rates_of(TIMINGS) == Rates(prompt=1000.5, generated=100.5)
+
+
+@pytest.mark.parametrize("other", [{"prompt_n": 1}, {"predicted_n": 63}])
+def test_an_answer_to_something_else(other: dict[str, int]) -> None:
+    with pytest.raises(CheckFailedError, match=r"The server read \d+ and made \d+ tokens where 384 and 64 were asked"):
+        speed.rates_of({**TIMINGS, **other})
+
+
+def test_the_numbers_side_by_side() -> None:
+    device = Measured(rates=Rates(prompt=2000.0, generated=30.0), load_seconds=3.0, memory=18)
+    cpu = Measured(rates=Rates(prompt=500.0, generated=60.0), load_seconds=1.5)
+    assert [(one.name, one.unit, one.device, one.cpu, one.ratio) for one in speed.speeds(device, cpu)] == [
+        ("Prompt", "tokens per second", 2000.0, 500.0, 4.0),
+        ("Generation", "tokens per second", 30.0, 60.0, 0.5),
+        ("Load time", "seconds", 3.0, 1.5, 2.0),
+        ("Memory on the device", "MiB", 18, None, None),
+    ]
+
+
+def test_numbers_of_one_side_alone() -> None:
+    cpu = Measured(rates=Rates(prompt=500.0, generated=60.0), load_seconds=1.5)
+    assert [(one.device, one.cpu) for one in speed.speeds(None, cpu)] == [
+        (None, 500.0),
+        (None, 60.0),
+        (None, 1.5),
+        (None, None),
+    ]
