@@ -19,6 +19,14 @@ from base_images.build.inputs import Origin
 from base_images.progress import silent
 from base_images.recipes import mirror
 
+NARROWER = """
+import dataclasses, functools, os
+_HERE = Platform.of_architecture({{"x86_64": "amd64", "aarch64": "arm64"}}[os.uname().machine])
+VARIANTS = tuple(dataclasses.replace(one, platforms=(_HERE,)) for one in VARIANTS if one.name in {names!r})
+find = functools.partial(find, among=VARIANTS)
+"""
+"""The end of a table of variants that leaves some of them, for this machine's platform."""
+
 
 def environment(directory: Path) -> dict[str, str]:
     """Returns an environment with the pinned source where it is already, and git without this machine's settings."""
@@ -63,17 +71,8 @@ def clone(directory: Path, environment: Mapping[str, str]) -> Iterator[git.Repo]
 
 def narrow(repository: git.Repo, names: tuple[str, ...]) -> None:
     """Commits and pushes a table of these variants alone, for this machine's platform alone."""
-    path = Path(repository.working_dir, "scripts/base_images/variants.py")
-    text = path.read_text(encoding="utf-8").replace(
-        "import difflib\n", "import dataclasses\nimport difflib\nimport os\n", 1
-    )
-    after_the_table = "\n\ndef megabytes("
-    assert after_the_table in text
-    narrower = f"""
-_HERE = Platform.of_architecture({{"x86_64": "amd64", "aarch64": "arm64"}}[os.uname().machine])
-VARIANTS = tuple(dataclasses.replace(one, platforms=(_HERE,)) for one in VARIANTS if one.name in {names!r})
-"""
-    path.write_text(text.replace(after_the_table, narrower + after_the_table), encoding="utf-8")
+    with Path(repository.working_dir, "scripts/base_images/variants.py").open("a", encoding="utf-8") as table:
+        table.write(NARROWER.format(names=names))
     write_differences(Path(repository.working_dir), names)
     repository.git.commit("--all", "--message", f"Only {', '.join(names)}")
     repository.git.push("origin", "main")
