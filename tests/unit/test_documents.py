@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import tasks
 
 from base_images import errors, settings
 from base_images.contract import judge
 from base_images.errors import BaseImagesError
-from tests.support import documents
+from tests.support import documents, rooms
 
 ENVIRONMENT = documents.TEXTS["docs/environment.md"]
 
@@ -34,12 +35,27 @@ def test_links_lead_somewhere(name: str) -> None:
 def test_the_readme_is_short_and_leads_to_every_other_document() -> None:
     readme = documents.TEXTS["README.md"]
     assert len(readme.splitlines()) <= 200
-    assert [name for name in documents.TEXTS if name != "README.md" and f"]({name})" not in readme] == []
+    others = set(documents.TEXTS) - {"README.md", "scripts/README.md"}
+    assert [name for name in sorted(others) if f"]({name})" not in readme] == []
+
+
+def test_the_map_has_every_room_and_commands_that_exist() -> None:
+    rows = re.findall(r"^\| .+ \| `(\w+)`.* \| (.+) \|$", documents.TEXTS["scripts/README.md"], re.MULTILINE)
+    assert sorted(room for room, _ in rows) == sorted(rooms.imports())
+    for room, listed in rows:
+        for command in re.findall(r"`([a-z-]+)`", listed):
+            assert tasks.namespace[command].body.__module__ == f"base_images.cli.{room}"
 
 
 def test_the_contract_has_the_rows_that_are_checked() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", documents.TEXTS["docs/contract.md"], re.MULTILINE)
     assert rows == [(str(number), title) for number, (title, _) in enumerate(judge._ROWS, start=1)]
+
+
+def test_the_picture_of_the_architecture_shows_the_imports_of_the_code() -> None:
+    [shown] = re.findall(r"^```mermaid\n(.*?)^```$", documents.TEXTS["docs/architecture.md"], re.MULTILINE | re.DOTALL)
+    made = rooms.flowchart()
+    assert shown == made, f"docs/architecture.md should have this graph:\n{made}"
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
