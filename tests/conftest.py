@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test shares: the real engine and the real cpu image."""
+"""Fixtures that all tests share: the real engine and the real cpu image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from base_images.adapters import engine as engines
 from base_images.errors import BaseImagesError
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell's job in the background ignores Ctrl-C, and so would every command that these tests interrupt.
+    # A background job of a shell ignores Ctrl-C; the commands that these tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,4 +1,4 @@
-"""The health check follows the server, whatever it was told to listen on, and judges nothing else."""
+"""The health check finds the server at any address and port, and judges nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECK = ["/usr/local/bin/llama-healthcheck"]
 
 @contextlib.contextmanager
 def started(image: Image, command: Sequence[str], **options: Any) -> Iterator[Any]:
-    """A container without a network, read-only, as any user, as a hardened host would start it."""
+    """Yields a container as a hardened host starts it: no network, read-only, any user."""
     client = docker.from_env()
     container = client.containers.run(
         image.id,
@@ -42,7 +42,7 @@ def started(image: Image, command: Sequence[str], **options: Any) -> Iterator[An
 
 
 def becomes(container: Any, exit_code: int, seconds: float = 300) -> str:
-    """Waits until the check ends with this exit code; returns what it said."""
+    """Waits until the check ends with this exit code and returns its output."""
     deadline = time.monotonic() + seconds
     while True:
         code, output = container.exec_run(CHECK)
@@ -69,34 +69,34 @@ def becomes(container: Any, exit_code: int, seconds: float = 300) -> str:
     ],
     ids=["default", "argument", "environment", "any-address", "one-address", "ipv6", "unix-socket", "prefix", "key"],
 )
-def test_it_finds_the_server(cpu_image: Image, command: Sequence[str], environment: Mapping[str, str]) -> None:
+def test_the_check_finds_the_server(cpu_image: Image, command: Sequence[str], environment: Mapping[str, str]) -> None:
     with started(cpu_image, command, environment=dict(environment)) as container:
         becomes(container, 0)
 
 
-def test_under_an_init_process_it_finds_the_server_too(cpu_image: Image) -> None:
+def test_the_check_finds_the_server_under_an_init_process(cpu_image: Image) -> None:
     with started(cpu_image, ("--port", "18128"), init=True) as container:
         becomes(container, 0)
-        # It did not only take the init process for a child image's own program: a stopped server is ill.
+        # The check did not take the init process for a child image's program: a stopped server is unhealthy.
         container.exec_run(["sh", "-c", "kill -STOP $(cut -d ' ' -f 1 /proc/1/task/1/children)"])
         becomes(container, 1)
 
 
-def test_a_server_that_does_not_answer_is_ill(cpu_image: Image) -> None:
+def test_a_server_that_does_not_answer_is_unhealthy(cpu_image: Image) -> None:
     with started(cpu_image, ("--port", "18129")) as container:
         becomes(container, 0)
         container.kill("SIGSTOP")
         assert "no socket that answers" in becomes(container, 1)
 
 
-def test_a_child_image_with_a_program_of_its_own_is_not_judged(cpu_image: Image) -> None:
+def test_another_program_of_a_child_image_is_healthy(cpu_image: Image) -> None:
     with started(cpu_image, ("sleep", "600")) as container:
         becomes(container, 0)
 
 
-def test_the_engine_calls_it_healthy(cpu_image: Image) -> None:
+def test_the_engine_reports_the_server_as_healthy(cpu_image: Image) -> None:
     with started(cpu_image, ("--port", "18130")) as container:
-        deadline = time.monotonic() + 300  # it is asked every so many seconds
+        deadline = time.monotonic() + 300  # the check runs at an interval
         while container.attrs["State"].get("Health", {}).get("Status") != "healthy":
             assert time.monotonic() < deadline, container.attrs["State"]
             time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Every command that the documents show, run as it stands there."""
+"""Every command that the documents show is run unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support import documents
 from tests.support.programs import engine_sees
 
 RELEASING = documents.TEXTS["docs/releasing.md"]
-"""Its blocks are run where a release does no harm: tests/image/test_whole_way.py."""
+"""tests/image/test_whole_way.py runs its blocks, in a clone."""
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", documents.TEXT.replace(RELEASING, ""), re.MULTILINE | re.DOTALL)
 CHECKOUT_COMMANDS = ("sh", "invoke", "nox")
@@ -55,7 +55,7 @@ def script(text: str, directory: Path, **environment: str) -> subprocess.Complet
 
 @pytest.fixture
 def user(engine: Engine, cpu_image: Image, tmp_path: Path) -> Iterator[Path]:
-    """The directory of somebody who pulled `latest-cpu`, has a model, and writes a child image."""
+    """Yields a directory with a model and a child image's Dockerfile; `latest-cpu` is the local image."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "model.gguf").write_bytes(model.known_answer(TensorType.Q8_0).gguf)
     (tmp_path / "bodhi").write_text('#!/bin/sh\necho "bodhi $*"\n')
@@ -65,7 +65,7 @@ def user(engine: Engine, cpu_image: Image, tmp_path: Path) -> Iterator[Path]:
     before = engine.image(LATEST).id if engine.has_image(LATEST) else None
     engine.tag(cpu_image.id, LATEST)
     yield tmp_path
-    # Where a block failed half way its server still runs.
+    # The server of a block that failed still runs.
     subprocess.run(["docker", "rm", "--force", "llama"], capture_output=True, check=False)
     engine.remove_image("bodhi:latest")
     if before:
@@ -81,13 +81,13 @@ def blocks_of(*, checkout: bool) -> list[str]:
 
 @pytest.mark.usefixtures("cpu_image")
 @pytest.mark.parametrize("block", blocks_of(checkout=True), ids=block_name)
-def test_a_block_for_the_checkout(block: str) -> None:
+def test_a_block_for_the_checkout_runs(block: str) -> None:
     done = script(block, settings.ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", blocks_of(checkout=False), ids=block_name)
-def test_a_block_for_whoever_has_an_image(block: str, user: Path, cpu_image: Image) -> None:
+def test_a_block_for_users_of_an_image_runs(block: str, user: Path, cpu_image: Image) -> None:
     if " -v " in block and not engine_sees(cpu_image.id, user / "models"):
         pytest.skip("the engine does not see this machine's files")
     done = script(block, user)
@@ -105,21 +105,21 @@ def test_the_test_command_is_what_ci_runs() -> None:
 
 
 def buildx() -> tuple[str, dict[str, str]]:
-    """Returns what stands for `docker buildx build` here: older command lines have BuildKit built in instead."""
+    """Returns the command for `docker buildx build` and its environment: older clients have BuildKit built in."""
     if subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode == 0:
         return "docker buildx build", {}
     for directory in os.environ["PATH"].split(":"):
         if docker := shutil.which("docker", path=directory):
-            said = subprocess.run([docker, "--version"], capture_output=True, text=True, check=True).stdout
-            if int(re.findall(r"\d+", said)[0]) < 23:
+            version = subprocess.run([docker, "--version"], capture_output=True, text=True, check=True).stdout
+            if int(re.findall(r"\d+", version)[0]) < 23:
                 return f"{docker} build", {"DOCKER_BUILDKIT": "1"}
     pytest.skip("no command line with BuildKit is installed")
 
 
-def test_a_build_by_hand(engine: Engine, cpu_image: Image) -> None:
+def test_a_build_by_hand_makes_the_image(engine: Engine, cpu_image: Image) -> None:
     [block] = [block for block in BLOCKS if block.startswith("docker buildx")]
     command, environment = buildx()
-    # Those of the image at hand, so that the registry need not be there; all but the last steps are cached then.
+    # The bases of the local image: no registry is needed, and all but the last steps are cached.
     bases = origin.resolve_bases(engine, variants.find("cpu"), {}, origin=Origin.PACKAGES, listener=progress.silent)
     arguments = (
         f"--build-arg WEB_BASE_IMAGE={bases.web.reference} --build-arg BUILD_BASE_IMAGE={bases.build.reference} "
@@ -150,10 +150,10 @@ def commands_in_the_text() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands_in_the_text())
-def test_a_command_has_the_options_that_the_text_gives_it(command: str) -> None:
+def test_a_command_has_the_options_that_the_text_shows(command: str) -> None:
     collection = Collection.from_module(tasks)
     name, *options = shlex.split(command)
     if options:
         Parser(contexts=collection.to_contexts()).parse_argv([name, *options])
     elif name != "--list":
-        collection[name]  # only its name is told: what it needs is not
+        collection[name]  # the text has its name without its arguments

@@ -1,4 +1,4 @@
-"""dockerfiles/llama-user on base images that have given its number to somebody else."""
+"""dockerfiles/llama-user on base images that have given its uid or gid to others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support import bodhi
 
 
 def made_on(engine: Engine, base: Image, *commands: str) -> list[str]:
-    """Returns what llama-user says on a base where these commands have been run, and what it ends with and made."""
+    """Returns the output and exit code of llama-user on a base changed by these commands, and the uid and gid."""
     before = "".join(f"RUN {command}\n" for command in ("userdel llama", "rm -r /home/llama", *commands))
     log = "{ sh /llama-user 2>&1; echo $?; id -u llama; id -g llama; } > /log 2>/dev/null"
     text = f"FROM {base.tags[0]}\nUSER root\n{before}COPY llama-user /\nRUN {log} || :\n"
@@ -35,9 +35,9 @@ def made_on(engine: Engine, base: Image, *commands: str) -> list[str]:
             ],
         ),
     ],
-    ids=["free", "the group taken", "the user taken"],
+    ids=["free", "gid taken", "uid taken"],
 )
-def test_the_user_has_its_number_or_the_build_says_why_not(
+def test_the_user_has_its_uid_or_the_build_says_why_not(
     engine: Engine, cpu_image: Image, commands: tuple[str, ...], said: list[str]
 ) -> None:
     assert made_on(engine, cpu_image, *commands) == said

@@ -1,4 +1,4 @@
-"""A release as docs/releasing.md tells it, to `latest` and back, with a real image, registry and git remote."""
+"""A release by the commands of docs/releasing.md, to `latest` and back, with a real image, registry and git remote."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Project:
     registry: str
 
     def says(self, text: str) -> str:
-        """Runs what the document shows, of this variant, version and registry, as a person types it there."""
+        """Runs a block of the document in the clone, for this variant, version and registry; returns its output."""
         text = text.replace(EXAMPLE, self.version()).replace(settings.load().registry, self.registry)
         text = re.sub(r"\bcpu\b", self.variant, text)
         if self.variant == "vulkan":
@@ -53,22 +53,22 @@ class Project:
         return done.stdout
 
     def version(self) -> str:
-        """This commit's version."""
+        """Returns this commit's version."""
         return str(json.loads(clones.invoke(self.clone, self.environment, "show-git-info", "--json").stdout)["version"])
 
     def published(self) -> dict[str, Any]:
-        """What the registry has of the variant."""
-        said = json.loads(clones.invoke(self.clone, self.environment, "check-version", "--json").stdout)
-        [found] = said["registry"]["variants"]
+        """Returns what the registry has of the variant."""
+        status = json.loads(clones.invoke(self.clone, self.environment, "check-version", "--json").stdout)
+        [found] = status["registry"]["variants"]
         return dict(found)
 
     def latest(self) -> str:
-        """Which version `latest` is; empty for none."""
+        """Returns the version of `latest`; empty for none."""
         found = self.published()["latest"]
         return str(found["version"]) if found else ""
 
     def refused(self, *arguments: str) -> str:
-        """What a command says that refuses."""
+        """Returns the output of a command that must refuse."""
         done = clones.invoke(self.clone, self.environment, *arguments)
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stdout
@@ -81,14 +81,14 @@ def project(
     name = request.param
     directory = tmp_path_factory.mktemp("release")
     local = versions.local_reference(name)
-    before = engine.image(local).id  # its layers are what makes a build of another version quick
+    before = engine.image(local).id  # its layers are the cache of the next build
     registry = Registry(directory / "registry")
     repository = f"{registry.address}/bodhisearch/llama.cpp"
     environment = {**clones.environment(directory), settings.REGISTRY_VARIABLE: repository}
     try:
         with clones.clone(directory, environment) as clone:
             clones.narrow(clone, (name,))
-            # Of an hour ago, so that the next commit makes a newer version.
+            # An hour old, so that the next commit has a newer version.
             date = {"GIT_COMMITTER_DATE": f"{int(time.time()) - 3600} +0000"}
             clone.git.execute(["git", "commit", "--amend", "--no-edit"], env={**environment, **date})
             clone.git.push("--force", "origin", "main")
@@ -103,7 +103,7 @@ def project(
 
 
 def release_blocks() -> tuple[str, str, str, str]:
-    """The tag, the images, `latest`, and the way back."""
+    """Returns the blocks that tag, publish, promote and roll back."""
     release, publish, promote, rollback = BLOCKS
     return (
         release.replace("invoke release-base-images\n", "invoke release-base-images --yes\n"),
@@ -114,7 +114,7 @@ def release_blocks() -> tuple[str, str, str, str]:
 
 
 @pytest.mark.usefixtures("cpu_image")
-def test_the_whole_way_and_back(project: Project) -> None:
+def test_a_release_and_its_rollback(project: Project) -> None:
     release, publish, promote, rollback = release_blocks()
 
     project.says(release)
@@ -149,7 +149,7 @@ def test_the_whole_way_and_back(project: Project) -> None:
     assert project.latest() == second
 
 
-def test_every_command_of_the_makefile_has_its_namesake() -> None:
+def test_every_make_target_has_a_command_of_its_name() -> None:
     assert len(MAKE_TABLE) == documents.TEXT.count("| `make ")
     assert [old.replace("check-base-images-version", "check-version") for old, _ in MAKE_TABLE] == [
         new for _, new in MAKE_TABLE
@@ -158,7 +158,7 @@ def test_every_command_of_the_makefile_has_its_namesake() -> None:
 
 @pytest.mark.parametrize("command", [new for _, new in MAKE_TABLE])
 @pytest.mark.usefixtures("cpu_image")
-def test_what_make_was_typed_for(project: Project, command: str) -> None:
-    # What is on this machine stays there, and a question has been answered above.
+def test_the_command_for_a_make_target_runs(project: Project, command: str) -> None:
+    # Removes nothing from this machine and asks no question.
     safe = {"clean-local-images": "--dry-run", "release-base-images": "--yes"}.get(command, "")
     project.says(shlex.join(filter(None, ("invoke", command, safe))))

@@ -1,7 +1,7 @@
-"""The workflows' own lines, run in GitHub's order and environment, against a registry and remotes of ours.
+"""The workflows' own lines, run in GitHub's order and environment, against a local registry and local remotes.
 
-What is GitHub's is played here: a runner is this machine, an action is what it is for in a few lines, Sigstore is a
-program that writes down what it is asked to sign. One variant is real, another one's base images cannot be had.
+This machine stands in for the runners, a few lines for each action, and a program that records its arguments for
+cosign. One variant is real; another one's base images cannot be pulled.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class GitHub:
         return versions.of_commit(commit.hexsha, commit.committed_date, dirty=False)
 
     def tag(self) -> None:
-        """Releases HEAD as a person may by hand, without `release-base-images`."""
+        """Tags and pushes HEAD by hand, without `release-base-images`."""
         self.clone.git.tag("--annotate", "--message", "A release", self.version.git_tag)
         self.clone.git.push("origin", self.version.git_tag)
 
     def run(self, workflow: str) -> None:
-        """Runs what GitHub would on the push of that tag."""
+        """Runs the steps that GitHub runs when that tag is pushed."""
         self.ran, self.failed = [], []
         contexts = {
             "github": {"ref": f"refs/tags/{self.version.git_tag}", "actor": "somebody"},
@@ -78,7 +78,7 @@ class GitHub:
     def _shell(self, step: workflows.Step) -> None:
         output = self.directory / "output"
         output.write_text("")
-        said = subprocess.run(
+        done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", self._executable(step.run)],
             cwd=self.clone.working_dir,
             env={**self.environment, **step.environment, "GITHUB_OUTPUT": str(output)},
@@ -88,15 +88,15 @@ class GitHub:
             check=False,
             timeout=1200,
         )
-        step.succeeded = said.returncode == 0
+        step.succeeded = done.returncode == 0
         for line in output.read_text().splitlines():
             name, _, step.outputs[name] = line.partition("=")
-        self.ran.append(f"{step.job}: {step.run}\n{said.stdout}{said.stderr}")
+        self.ran.append(f"{step.job}: {step.run}\n{done.stdout}{done.stderr}")
         if not step.succeeded:
             self.failed.append(self.ran[-1])
 
     def _executable(self, lines: str) -> str:
-        """Where buildx cannot push, the engine builds and pushes what bake would have."""
+        """Returns the lines; where buildx cannot push, the engine builds and pushes in place of bake."""
         if self.bakes or " invoke bake " not in lines:
             return lines
         build = re.sub(r"invoke bake (.*?) --platform \S+ --push", r"invoke build-local \1", lines)
@@ -109,7 +109,7 @@ class GitHub:
         self.ran.append(f"{step.job}: {action} {dict(step.inputs)}")
         match action:
             case "actions/checkout":
-                # Another machine begins with nothing that an earlier one left.
+                # Each runner starts without the files of earlier ones.
                 shutil.rmtree(here / "build", ignore_errors=True)
             case "actions/upload-artifact":
                 shutil.copytree(here / step.inputs["path"], artifacts / step.inputs["name"], dirs_exist_ok=True)
@@ -146,14 +146,14 @@ def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFa
         "GITHUB_ACTIONS": "true",
         "RUNNER_ENVIRONMENT": "self-hosted",
     }
-    del environment["LLAMA_CPP_DIR"]  # a build by bake takes the checkout's own
+    del environment["LLAMA_CPP_DIR"]  # bake uses the checkout's own source
     bakes = builders.can_be_remote(engine)
     try:
         with contextlib.ExitStack() as stack:
             clone = stack.enter_context(clones.clone(tmp_path, environment))
             clones.narrow(clone, (GOOD, BAD))
             if bakes:
-                # What setup-buildx-action does: a builder that is taken where none is named.
+                # As setup-buildx-action does: a default builder.
                 patch = stack.enter_context(pytest.MonkeyPatch.context())
                 patch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
                 name = stack.enter_context(builders.of_engine(tmp_path))
@@ -163,7 +163,7 @@ def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFa
                 environment |= {"BUILDX_CONFIG": str(tmp_path / "buildx"), bakefile.SBOM_GENERATOR_VARIABLE: generator}
             if cpu_image.labels[Label.BUILD_ORIGIN] == Origin.PACKAGES:
                 serve_bases(engine, Path(clone.working_dir), host.address)
-                clone.git.commit("--all", "--message", "Bases that can be had here")
+                clone.git.commit("--all", "--message", "Bases from the local registry")
                 clone.git.push("origin", "main")
             yield GitHub(clone=clone, environment=environment, directory=tmp_path, repository=repository, bakes=bakes)
     finally:
@@ -176,7 +176,7 @@ def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFa
 
 
 def serve_bases(engine: Engine, root: Path, address: str) -> None:
-    """Puts the cpu image's bases into a registry, and makes its recipe start from there."""
+    """Pushes the cpu image's bases to a registry and makes its recipe use them."""
     bases = origin.resolve_bases(engine, variants.find(GOOD), {}, origin=Origin.PACKAGES, listener=silent)
     recipe = root / variants.find(GOOD).dockerfile
     text = recipe.read_text()
@@ -188,12 +188,12 @@ def serve_bases(engine: Engine, root: Path, address: str) -> None:
     recipe.write_text(text)
 
 
-def test_a_pushed_tag_becomes_latest_and_one_variants_failure_stops_that_variant_only(github: GitHub) -> None:
+def test_a_pushed_tag_becomes_latest_and_a_failure_stops_its_variant_only(github: GitHub) -> None:
     github.tag()
     github.run("release.yml")
     trail = "\n".join(github.ran)
     failed = "\n".join(github.failed)
-    # Nobody reaches the other variant's base image here; everything else went well, and the promotion says so.
+    # The other variant's base image cannot be pulled; everything else succeeded, and the promotion says so.
     assert [text.partition(":")[0] for text in github.failed] == ["variants/build", "promote"], trail
     assert re.search(rf"(?s)invoke bake .*{BAD}|cannot be (had|looked up)", github.failed[0]), failed
     assert f"refused  promote {BAD}" in github.failed[1], failed
@@ -208,10 +208,10 @@ def test_a_pushed_tag_becomes_latest_and_one_variants_failure_stops_that_variant
     assert signed.startswith("sign --yes ")
     assert signed.endswith(f"@{digest}")
     record = json.loads((github.directory / "page" / "release.json").read_text())
-    assert {one["name"]: one["status"] for one in record["variants"]} == {GOOD: "latest", BAD: "missing"}
+    assert {variant["name"]: variant["status"] for variant in record["variants"]} == {GOOD: "latest", BAD: "missing"}
     assert "contract-cpu" in " ".join(path.name for path in (github.directory / "page").iterdir())
 
-    # "Re-run all jobs": nothing is built or moved twice.
+    # "Re-run all jobs" builds and moves nothing again.
     tags = {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")}
     github.run("release.yml")
     assert {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")} == tags
@@ -244,7 +244,7 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
         repository.git.update_environment(**github.environment)
         repository.git.add("--all")
         repository.git.commit("--message", "Other arguments")
-    github.clone.git.commit("--all", "--message", "A pin and a consumer that can be had here")
+    github.clone.git.commit("--all", "--message", "A local pin and consumer")
 
     github.run("upstream.yml")
 

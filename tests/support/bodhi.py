@@ -1,7 +1,7 @@
-"""BodhiApp as its images are made and started: Dockerfiles that say what our data says, and a stand-in for its program.
+"""BodhiApp's images and program: Dockerfiles generated from our data of BodhiApp, and a stand-in for `bodhi`.
 
-Written from the data (`base_images.recipes.consumer`), so that the data is what is tried: the stand-in starts
-llama-server with the arguments in /app/defaults.yaml, as `bodhi` does.
+Everything is generated from the data (`base_images.recipes.consumer`), so that the tests try the data: the stand-in
+starts llama-server with the arguments in /app/defaults.yaml, as `bodhi` does.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ EOF
 
 
 def dockerfile(name: str) -> str:
-    """Returns a Dockerfile that says what the data says of one of BodhiApp's."""
-    said = DATA.dockerfiles[name]
-    by_platform = said.settings["BODHI_EXEC_TARGET"].startswith("$")
-    copied = any(line.startswith("copy << =") for line in said.instructions)
-    variables = sorted(line.removeprefix("env ") for line in said.instructions if line.startswith("env "))
+    """Returns a Dockerfile with the facts that the data has of one of BodhiApp's."""
+    facts = DATA.dockerfiles[name]
+    by_platform = facts.settings["BODHI_EXEC_TARGET"].startswith("$")
+    copied = any(line.startswith("copy << =") for line in facts.instructions)
+    variables = sorted(line.removeprefix("env ") for line in facts.instructions if line.startswith("env "))
     return TEMPLATE.format(
-        image=said.image,
+        image=facts.image,
         environment=" ".join(variable.replace(" = ", "=") for variable in variables),
-        defaults=(BY_PLATFORM if by_platform else COPY if copied else CAT).format(settings=_yaml(said.settings)),
-        port=said.settings["BODHI_PORT"],
+        defaults=(BY_PLATFORM if by_platform else COPY if copied else CAT).format(settings=_yaml(facts.settings)),
+        port=facts.settings["BODHI_PORT"],
     )
 
 
@@ -91,7 +91,7 @@ def _yaml(settings: Mapping[str, str]) -> str:
 
 
 def checkout(directory: Path) -> Path:
-    """Writes a checkout of BodhiApp as our data has it and returns its path."""
+    """Writes a checkout of BodhiApp that agrees with our data, and returns its path."""
     devops = directory / "devops"
     devops.mkdir(parents=True)
     for name in DATA.dockerfiles:
@@ -109,7 +109,7 @@ def checkout(directory: Path) -> Path:
     return directory
 
 
-# What bodhi does that concerns llama-server, in the language that every Debian and Ubuntu base has: perl-base.
+# What `bodhi` does with llama-server, in Perl: every Debian and Ubuntu base image has perl-base.
 STAND_IN = r"""#!/usr/bin/perl
 use strict; use warnings; use IO::Socket::INET; use IO::Select;
 $| = 1;
@@ -196,7 +196,7 @@ def stand_in() -> bytes:
 def built(
     engine: Engine, text: str, files: Mapping[str, bytes] | None = None, arguments: Mapping[str, str] | None = None
 ) -> Iterator[Image]:
-    """Builds a Dockerfile with BuildKit and yields the image, which is gone afterwards."""
+    """Builds a Dockerfile with BuildKit, yields the image, and removes it afterwards."""
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, content in {"Dockerfile": text.encode(), **(files or {})}.items():
@@ -212,16 +212,16 @@ def built(
         labels={},
         platform=engine.platform().docker,
     )
-    [made] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
+    [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
     try:
-        yield engine.image(made)
+        yield engine.image(image_id)
     finally:
-        engine.remove_image(made)
+        engine.remove_image(image_id)
 
 
 @contextlib.contextmanager
 def tagged(engine: Engine, image: Image) -> Iterator[Image]:
-    """Yields the image with a tag, which a Dockerfile's FROM wants."""
+    """Yields the image with a tag, for a Dockerfile's FROM."""
     reference = "llama-cpp-test-bodhi:base"
     engine.tag(image.id, reference)
     try:
@@ -231,27 +231,27 @@ def tagged(engine: Engine, image: Image) -> Iterator[Image]:
 
 
 def has_heredocs(engine: Engine) -> bool:
-    """Returns whether the engine's built-in frontend reads heredocs, as of Docker 23; BodhiApp fetches a newer one."""
+    """Returns whether the engine's own Dockerfile frontend knows heredocs (Docker 23); BodhiApp fetches a newer one."""
     return int(engine.info().version.partition(".")[0]) >= 23
 
 
 @contextlib.contextmanager
 def child(engine: Engine, base: Image, name: str) -> Iterator[Image]:
-    """Builds BodhiApp's image of a Dockerfile of the data on a base image of ours and yields it."""
-    said = DATA.dockerfiles[name]
+    """Builds BodhiApp's image on a base image, from a Dockerfile generated from the data, and yields it."""
+    facts = DATA.dockerfiles[name]
     platform = engine.platform()
-    text = dockerfile(name).replace(said.image, base.tags[0]).replace("# syntax=docker/dockerfile:1\n", "")
+    text = dockerfile(name).replace(facts.image, base.tags[0]).replace("# syntax=docker/dockerfile:1\n", "")
     if not has_heredocs(engine):
         before, after = text.partition("ARG BODHI_COMMIT_SHA\n")[0], text.partition("\nRUN mkdir -p /data")[2]
-        settings = _yaml({**said.settings, "BODHI_EXEC_TARGET": platform.triple}).splitlines()
+        settings = _yaml({**facts.settings, "BODHI_EXEC_TARGET": platform.triple}).splitlines()
         printf = "RUN printf '%s\\n' " + " ".join(f"'{line}'" for line in settings) + " > /app/defaults.yaml"
         text = f"{before}{printf}\nRUN mkdir -p /data{after}"
     binary = "llama-cpp-test-bodhi:binary"
     with built(engine, "FROM scratch\nCOPY bodhi /app/bodhi\n", {"bodhi": stand_in()}) as program:
         engine.tag(program.id, binary)
         try:
-            with built(engine, text, arguments={"APP_BINARY_IMAGE": binary}) as made:
-                yield made
+            with built(engine, text, arguments={"APP_BINARY_IMAGE": binary}) as image:
+                yield image
         finally:
             engine.remove_image(binary)
 
@@ -270,7 +270,7 @@ def _spec(image: Image, environment: Mapping[str, str] | None, volume: str | Non
 def served(
     engine: Engine, image: Image, environment: Mapping[str, str] | None = None, *, volume: str | None = None
 ) -> str:
-    """Starts a child, has a chat, an embedding and a completion pass through it, ends it, and returns its log."""
+    """Starts a child, passes a chat, an embedding and a completion through it, stops it, and returns its log."""
     answer = model.known_answer(TensorType.Q8_0)
     spec = _spec(image, environment, volume)
     with engine.container(spec, files={MODEL: answer.gguf}) as container:
@@ -291,7 +291,7 @@ def served(
 def fails(
     engine: Engine, image: Image, environment: Mapping[str, str] | None = None, *, volume: str | None = None
 ) -> str:
-    """Starts a child that has to fail, and returns its log."""
+    """Starts a child, checks that it fails, and returns its log."""
     with engine.container(_spec(image, environment, volume)) as container:
         container.start()
         assert container.wait(120) not in {0, None}, container.logs()
@@ -299,7 +299,7 @@ def fails(
 
 
 def run(engine: Engine, image: Image, volume: str, script: str) -> str:
-    """Runs a shell script in the volume, by the image's user, and returns what it prints."""
+    """Runs a shell script in the volume as the image's user and returns its output."""
     spec = ContainerSpec(
         image=image.id,
         entrypoint=("sh", "-c", script),

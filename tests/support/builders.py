@@ -1,7 +1,7 @@
-"""The engine's own BuildKit as a remote builder of buildx, and a generator of SBOMs.
+"""The engine's own BuildKit as a remote builder of buildx, and an SBOM generator.
 
-buildx refuses to push by digest through the engine's own builder, and another builder is an image that has to be had.
-But the engine hands its BuildKit out at /grpc.
+buildx cannot push by digest through the engine's default builder, and other builders need an image from a registry.
+But the engine exposes its BuildKit at /grpc.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from base_images.adapters.engine import Engine
 
-# BuildKit's protocol for generators: scan what BUILDKIT_SCAN_SOURCE names, write in-toto statements to the other.
+# BuildKit's protocol for generators: scan BUILDKIT_SCAN_SOURCE, write in-toto statements to BUILDKIT_SCAN_DESTINATION.
 GENERATOR = """\
 cat > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json <<END
 {"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document",
@@ -30,14 +30,14 @@ END
 
 
 def can_be_remote(engine: Engine) -> bool:
-    """Returns whether buildx is there and this machine's engine keeps its images with containerd, as this needs."""
+    """Returns whether buildx is installed and the engine is local and stores its images with containerd."""
     buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode == 0
     return buildx and engine.is_local and engine.storage_driver() == "overlayfs"
 
 
 @contextmanager
 def of_engine(directory: Path) -> Iterator[str]:
-    """Yields the name of a builder of buildx that is the engine's BuildKit; BUILDX_CONFIG says where it is known."""
+    """Yields the name of a buildx builder that is the engine's BuildKit; it is registered below BUILDX_CONFIG."""
     address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
     path = directory / "s"
     listening = socket.socket(socket.AF_UNIX)
@@ -53,7 +53,7 @@ def of_engine(directory: Path) -> Iterator[str]:
 
 
 def push_generator(engine: Engine, reference: str, directory: Path, *, file: str) -> None:
-    """Pushes a generator of SBOMs that say what is in a file of the image, without quotation marks."""
+    """Pushes an SBOM generator whose SBOMs hold the text of a file of the image, which may have no quotation marks."""
     tar = write_root(directory / "generator.tar", "sh", "cat")
     engine.import_filesystem(
         tar, reference, [f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', GENERATOR.replace('FILE', file)])}"]
@@ -63,7 +63,7 @@ def push_generator(engine: Engine, reference: str, directory: Path, *, file: str
 
 
 def write_root(tar: Path, *programs: str) -> Path:
-    """Writes a root file system of these programs of this machine and what they load."""
+    """Writes a root file system of these programs of this machine and the libraries that they load."""
     with tarfile.open(tar, "w") as archive:
         paths = {f"/bin/{program}": shutil.which(program) or "" for program in programs}
         for path in dict(paths).values():
@@ -87,7 +87,7 @@ def serve_buildkit(listening: socket.socket, engine_address: str) -> None:
 
 
 def connect(client: socket.socket, engine_address: str) -> None:
-    """Joins a client of BuildKit's with the engine until both have said all."""
+    """Connects a BuildKit client with the engine until both have closed."""
     with client, socket.socket(socket.AF_UNIX) as upstream:
         upstream.connect(engine_address)
         upstream.sendall(b"POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")

@@ -22,17 +22,17 @@ from base_images.recipes import mirror
 NARROWER = """
 import dataclasses, functools, os
 _HERE = Platform.of_architecture({{"x86_64": "amd64", "aarch64": "arm64"}}[os.uname().machine])
-VARIANTS = tuple(dataclasses.replace(one, platforms=(_HERE,)) for one in VARIANTS if one.name in {names!r})
+VARIANTS = tuple(dataclasses.replace(row, platforms=(_HERE,)) for row in VARIANTS if row.name in {names!r})
 find = functools.partial(find, among=VARIANTS)
 """
-"""The end of a table of variants that leaves some of them, for this machine's platform."""
+"""Appended to variants.py: keeps some variants, for this machine's platform."""
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """Returns an environment with the pinned source where it is already, and git without this machine's settings."""
+    """Returns an environment that names the pinned source tree, and in which git ignores this machine's settings."""
     configuration = directory / "gitconfig"
     configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
-    # bootstrap.sh says where these tests were called from; a person in the clone is in the clone.
+    # bootstrap.sh names the directory that these tests were started in; commands here start in the clone.
     foreign = {settings.DRY_RUN_VARIABLE, "BASE_IMAGES_CALLER_DIRECTORY"}
     inherited = {name: value for name, value in os.environ.items() if name not in foreign}
     return {
@@ -44,14 +44,14 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 def pinned_tree() -> Path:
-    """Returns llama.cpp's pinned source, where this checkout has it."""
+    """Returns the path of llama.cpp's pinned source tree."""
     pin = settings.load().pin
     return source.resolve(pin, path=None, origin=Origin.AUTO, root=settings.ROOT, listener=silent).path
 
 
 @contextmanager
 def clone(directory: Path, environment: Mapping[str, str]) -> Iterator[git.Repo]:
-    """Yields a repository with the files of this checkout, changes included, level with a bare remote."""
+    """Yields a repository with this checkout's files, uncommitted changes included, and a bare remote of it."""
     tree = directory / "clone"
     with git.Repo(settings.ROOT) as project:
         names = project.git.ls_files("--cached", "--others", "--exclude-standard", "-z").split("\0")
@@ -59,18 +59,18 @@ def clone(directory: Path, environment: Mapping[str, str]) -> Iterator[git.Repo]
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         if (settings.ROOT / name).exists():
             shutil.copy2(settings.ROOT / name, tree / name)
-    with git.Repo.init(directory / "remote.git", bare=True, initial_branch="main"), git.Repo.init(tree) as made:
-        made.git.update_environment(**environment)
-        made.git.switch("--orphan", "main")
-        made.git.add("--all")
-        made.git.commit("--message", "Everything")
-        made.git.remote("add", "origin", str(directory / "remote.git"))
-        made.git.push("origin", "main")
-        yield made
+    with git.Repo.init(directory / "remote.git", bare=True, initial_branch="main"), git.Repo.init(tree) as repository:
+        repository.git.update_environment(**environment)
+        repository.git.switch("--orphan", "main")
+        repository.git.add("--all")
+        repository.git.commit("--message", "Everything")
+        repository.git.remote("add", "origin", str(directory / "remote.git"))
+        repository.git.push("origin", "main")
+        yield repository
 
 
 def narrow(repository: git.Repo, names: tuple[str, ...]) -> None:
-    """Commits and pushes a table of these variants alone, for this machine's platform alone."""
+    """Commits and pushes a table with these variants only, for this machine's platform only."""
     with Path(repository.working_dir, "scripts/base_images/variants.py").open("a", encoding="utf-8") as table:
         table.write(NARROWER.format(names=names))
     write_differences(Path(repository.working_dir), names)
@@ -79,7 +79,7 @@ def narrow(repository: git.Repo, names: tuple[str, ...]) -> None:
 
 
 def write_differences(root: Path, names: tuple[str, ...]) -> None:
-    """Leaves those intended differences that these recipes have: a record without a difference is an error."""
+    """Keeps only the records that these recipes need: a record without a difference is an error."""
     upstream = mirror.upstream_texts(pinned_tree())
     records = mirror.load_records(root / mirror.DIFFERENCES)
     lines = []
@@ -93,7 +93,7 @@ def write_differences(root: Path, names: tuple[str, ...]) -> None:
 def invoke(
     repository: git.Repo, environment: Mapping[str, str], *arguments: str, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
-    """Runs invoke in the repository as a person does, without a terminal."""
+    """Runs invoke in the repository, without a terminal."""
     return subprocess.run(
         [sys.executable, "-m", "invoke", *arguments],
         cwd=repository.working_dir,

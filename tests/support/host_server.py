@@ -1,7 +1,7 @@
-"""The cpu image's llama-server on this machine, without a container: a program for `invoke smoke --binary`.
+"""The cpu image's llama-server as a program of this machine, for `invoke smoke --binary`.
 
-The image may have a newer C library than this machine. So everything that the server loads lies beside it, where its
-RUNPATH finds it, and the loader that it names, by the only absolute path in it, is replaced by the image's own.
+The image may have a newer C library than this machine. So all libraries are copied beside the server, where its
+RUNPATH finds them, and its ELF interpreter, the only absolute path in it, is replaced by the image's loader.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ tar -c -C /tmp/payload .
 
 @contextmanager
 def copied_out(image: Image) -> Iterator[Path]:
-    """Yields the server's path on this machine; it is gone afterwards. Hard links are copied as what they are."""
-    # The path of the loader has to fit where the old one was.
+    """Yields the server's path on this machine and removes it afterwards. Hard links stay hard links."""
+    # A short directory: the loader's path has to fit in place of the old one.
     with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as name:
         directory = Path(name)
         archive = subprocess.run(
@@ -45,7 +45,7 @@ def copied_out(image: Image) -> Iterator[Path]:
 
 
 def with_loader(program: bytes, loader: Path) -> bytes:
-    """Returns the ELF file with another loader, which is named by a path that may not be longer than the old one."""
+    """Returns the ELF file with another loader, whose path may not be longer than the old one."""
     assert program.count(LOADER) == 1
     path = str(loader).encode()
     assert len(path) <= len(LOADER)

@@ -1,4 +1,4 @@
-"""An image as an engine describes it, for tests that need no engine."""
+"""Images as the engine describes them, for tests without an engine."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ PLAIN = Image(
 
 
 def image(**changes: Any) -> Image:
-    """Returns a plain image but for these changes."""
+    """Returns a plain image with these fields replaced."""
     return dataclasses.replace(PLAIN, **changes)

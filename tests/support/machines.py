@@ -1,4 +1,4 @@
-"""Machines laid out as files: what /dev, /proc and /sys of a host with a vendor's device hold."""
+"""Machines as file trees: what /dev, /proc and /sys hold on a host with a vendor's device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 VIDEO, RENDER = 4244, 4245
-"""Numbers of groups that this machine need not have."""
+"""Group ids; the groups need not exist on this machine."""
 
 NVIDIA_OPEN = """\
 NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (dvs-builder@U16-I3)  Thu Jan 23
@@ -24,7 +24,7 @@ aicpu_version=1.0
 
 
 def put(root: Path, path: str, text: str = "", group: int | None = None) -> None:
-    """Writes a file below root; root may give it a group."""
+    """Writes a file below `root`; sets its group where the tests run as root."""
     file = root / path.removeprefix("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
@@ -33,7 +33,7 @@ def put(root: Path, path: str, text: str = "", group: int | None = None) -> None
 
 
 def render_node(root: Path, name: str, module: str) -> None:
-    """Adds a GPU's render node, made by a kernel module."""
+    """Adds a GPU's render node and its kernel module."""
     put(root, f"/dev/dri/{name}", group=RENDER)
     device = root / "sys/class/drm" / name / "device"
     device.mkdir(parents=True)
@@ -42,13 +42,13 @@ def render_node(root: Path, name: str, module: str) -> None:
 
 
 def nvidia(root: Path, version: str = "550.54.14") -> None:
-    """Adds what NVIDIA's driver makes."""
+    """Adds the files of NVIDIA's driver."""
     put(root, "/dev/nvidiactl", group=VIDEO)
     put(root, "/sys/module/nvidia/version", f"{version}\n")
 
 
 def amd(root: Path, version: str = "6.12.12") -> None:
-    """Adds what AMD's driver makes; the kernel's own says no version."""
+    """Adds the files of AMD's driver; the kernel's own driver has no version."""
     put(root, "/dev/kfd", group=RENDER)
     render_node(root, "renderD128", "amdgpu")
     if version:
@@ -56,17 +56,17 @@ def amd(root: Path, version: str = "6.12.12") -> None:
 
 
 def intel(root: Path, module: str = "xe") -> None:
-    """Adds what Intel's driver, a part of the kernel, makes."""
+    """Adds the files of Intel's driver, which is part of the kernel."""
     render_node(root, "renderD128", module)
 
 
 def moore_threads(root: Path) -> None:
-    """Adds what Moore Threads' driver makes."""
+    """Adds the files of Moore Threads' driver."""
     put(root, "/sys/module/mtgpu/version", "2.7.0\n")
 
 
 def ascend(root: Path, version_info: str = ASCEND) -> None:
-    """Adds what Ascend's driver makes and installs."""
+    """Adds the files of Ascend's driver."""
     for name in ("davinci0", "davinci_manager", "devmm_svm", "hisi_hdc"):
         put(root, f"/dev/{name}", group=VIDEO)
     put(root, "/usr/local/Ascend/driver/version.info", version_info)

@@ -1,4 +1,4 @@
-"""Programs of the machine that some tests need and the project itself does not, and processes that run there."""
+"""Programs that some tests need and the project itself does not, and processes of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 def need(program: str, *, package: str = "") -> None:
-    """Installs the Debian package, of the same name unless told, where the program is missing, as root; else skips."""
+    """Installs a missing program from its Debian package, by default of the same name; skips the test unless root."""
     if shutil.which(program):
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
@@ -28,7 +28,7 @@ def need(program: str, *, package: str = "") -> None:
 
 
 def engine_sees(image: str, directory: Path) -> bool:
-    """Whether the engine can mount this machine's directories; one elsewhere, or in a root of its own, cannot."""
+    """Returns whether the engine can mount this machine's directories; a remote one, or one in a chroot, cannot."""
     mount = f"type=bind,source={directory},target=/here,readonly"
     command = ["docker", "run", "--rm", "--mount", mount, "--entrypoint", "ls", image, "/here"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -36,7 +36,7 @@ def engine_sees(image: str, directory: Path) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for does not."""
+    """Returns whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -44,7 +44,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_gone(pids: Iterable[int]) -> None:
-    """Returns when none of these processes runs any more."""
+    """Waits until none of these processes runs."""
     waited_for = list(pids)
     deadline = time.monotonic() + 300
     while any(map(is_alive, waited_for)):

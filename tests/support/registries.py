@@ -1,6 +1,6 @@
 """A container registry on loopback, Debian's docker-registry: plain, with a password, with TLS, on a small disk.
 
-Also a front for it that can be slow, or answer something else.
+Also proxies for it that delay requests or change the answers.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import pytest
 from tests.support.programs import need
 
 USER = "releaser"
-PASSWORD = "open sesame"  # noqa: S105 - of registries that live for a test
+PASSWORD = "open sesame"  # noqa: S105 - of registries that exist during a test
 _HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"
-"""The password's bcrypt hash, the only kind that the registry takes."""
+"""The password's bcrypt hash, the only kind that the registry accepts."""
 
 _SECONDS = 300
-"""For what takes a moment: only what hangs takes longer."""
+"""Timeout of what takes a moment unless it hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Authority:
-    """A certificate authority made for a test, and what it signed for 127.0.0.1."""
+    """Files of a test's certificate authority, and of a certificate that it signed for 127.0.0.1."""
 
     authority: Path
     certificate: Path
@@ -46,9 +46,9 @@ class Authority:
 
 
 class Registry:
-    """A container registry at a free port of loopback; its data stay when it is stopped, killed and started again.
+    """A container registry at a free port of loopback, whose data survive a restart.
 
-    `more` is more lines of its configuration.
+    `more` is added to its configuration.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Registry:
         self.start()
 
     def start(self) -> None:
-        """Starts it, again too, and returns when it listens."""
+        """Starts or restarts the registry and waits until it listens."""
         self._process = subprocess.Popen(
             ["docker-registry", "serve", str(self.configuration)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -94,24 +94,24 @@ class Registry:
                 return
 
     def stop(self) -> None:
-        """Lets it end what it does; no error when it does not run."""
+        """Stops the registry after its open requests; does nothing when it does not run."""
         self._process.terminate()
         self._process.wait(_SECONDS)
 
     def kill(self) -> None:
-        """Ends it in the middle of what it does."""
+        """Kills the registry in the middle of its requests."""
         self._process.kill()
         self._process.wait(_SECONDS)
 
 
 def free_port() -> int:
-    """Returns a port of loopback that nobody listens at."""
+    """Returns a free port of loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
 
 def connections(server: socket.socket) -> int:
-    """Returns how many have connected to a server that accepted nobody, and forgets them."""
+    """Returns the number of connections that a server has not accepted, and closes them."""
     server.setblocking(False)
     for number in itertools.count():
         try:
@@ -122,22 +122,22 @@ def connections(server: socket.socket) -> int:
 
 
 def make_authority(directory: Path) -> Authority:
-    """Makes a certificate authority that nobody trusts, and a certificate of it for 127.0.0.1."""
+    """Creates an untrusted certificate authority, and its certificate for 127.0.0.1."""
     need("openssl")
-    made = Authority(authority=directory / "ca.crt", certificate=directory / "tls.crt", key=directory / "tls.key")
+    authority = Authority(authority=directory / "ca.crt", certificate=directory / "tls.crt", key=directory / "tls.key")
     directory.mkdir(parents=True, exist_ok=True)
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    signing = ["-subj", "/CN=an authority", "-out", str(made.authority), "-keyout", str(directory / "ca.key")]
-    signed = ["-CA", str(made.authority), "-CAkey", str(directory / "ca.key"), "-subj", "/CN=a registry"]
+    signing = ["-subj", "/CN=an authority", "-out", str(authority.authority), "-keyout", str(directory / "ca.key")]
+    signed = ["-CA", str(authority.authority), "-CAkey", str(directory / "ca.key"), "-subj", "/CN=a registry"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
-    for arguments in (signing, [*signed, *names, "-out", str(made.certificate), "-keyout", str(made.key)]):
+    for arguments in (signing, [*signed, *names, "-out", str(authority.certificate), "-keyout", str(authority.key)]):
         subprocess.run([*new, *arguments], check=True, capture_output=True)
-    return made
+    return authority
 
 
 @contextlib.contextmanager
 def small_disk(directory: Path, size: str) -> Iterator[Path]:
-    """Yields a directory on a disk of its own, of a size such as `9m`; skips the test where it cannot be mounted."""
+    """Yields a directory on its own disk, of a size such as `9m`; skips the test where it cannot be mounted."""
     directory.mkdir(parents=True, exist_ok=True)
     if os.geteuid() or not shutil.which("mount"):
         pytest.skip("needs root to mount a small disk")
@@ -151,13 +151,13 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
 
 
 class Front(http.server.ThreadingHTTPServer):
-    """Passes on what a registry is asked, after `before` was called with the method and the path.
+    """A proxy for a registry that first calls `before` with each request's method and path.
 
-    `before` may take its time, and the HTTP status that it returns, if any, is the answer instead. With `tls`, both
-    it and the registry speak it.
+    `before` may block; an HTTP status that it returns is answered in place of the registry's. With `tls`, the proxy
+    and the registry use TLS.
     """
 
-    daemon_threads = False  # its end waits for what is still being passed on
+    daemon_threads = False  # closing it waits for open requests
 
     def __init__(
         self, registry: str, before: Callable[[str, str], int | None], *, tls: Authority | None = None
@@ -178,24 +178,24 @@ class Front(http.server.ThreadingHTTPServer):
         return http.client.HTTPConnection(self.registry, timeout=_SECONDS)
 
     def status(self, answer: http.client.HTTPResponse) -> int:
-        """Returns the HTTP status to pass on."""
+        """Returns the HTTP status to answer with."""
         return answer.status
 
     def verify_request(self, request: object, client_address: object) -> bool:
-        """Whether it is HTTP where it has to be: who greets with TLS first is turned away."""
+        """Returns whether to accept a connection: without `tls`, one that starts with a TLS handshake is refused."""
         assert isinstance(request, socket.socket), client_address
         return bool(self.tls) or request.recv(1, socket.MSG_PEEK) != b"\x16"
 
 
 def encrypt(server: http.server.ThreadingHTTPServer, tls: Authority) -> None:
-    """Makes a server speak TLS; each connection is greeted in its own thread."""
+    """Makes a server use TLS, with each connection's handshake in its own thread."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 
 
 def log_in(directory: Path, address: str, password: str = PASSWORD, *, user: str = USER) -> None:
-    """Writes what `docker login` leaves in docker's configuration directory where there is no credential helper."""
+    """Writes docker's config.json as `docker login` does without a credential helper."""
     secret = base64.b64encode(f"{user}:{password}".encode()).decode()
     (directory / "config.json").write_text(json.dumps({"auths": {address: {"auth": secret}}}), encoding="utf-8")
 
@@ -211,7 +211,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         with contextlib.closing(self.server.connect()) as connection:
-            # The registry makes its Location out of the Host that was asked for.
+            # The registry derives its Location headers from the request's Host.
             connection.request(self.command, self.path, body, dict(self.headers))
             answer = connection.getresponse()
             content = answer.read()
@@ -227,18 +227,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _pass_on  # noqa: N815 - http.server's names
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @contextlib.contextmanager
 def front(registry: str, before: Callable[[str, str], int | None]) -> Iterator[str]:
-    """Yields the address of a front for a registry."""
+    """Yields the address of a proxy for a registry."""
     with Front(registry, before) as server, running(server):
         yield server.address
 
 
 class Stalling(socketserver.ThreadingTCPServer):
-    """A way to a registry on which so many bytes go there and then no more, until `go_on` is set."""
+    """A TCP proxy for a registry that stalls after `after` bytes of requests, until `go_on` is set."""
 
     daemon_threads = True
 
@@ -275,7 +275,7 @@ class _Stalled(socketserver.BaseRequestHandler):
 
 @contextlib.contextmanager
 def running(server: socketserver.BaseServer) -> Iterator[None]:
-    """Lets a server serve until the end."""
+    """Runs a server in a thread and shuts it down at the end."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

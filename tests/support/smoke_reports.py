@@ -1,4 +1,4 @@
-"""Smoke reports that the tests of the HTML page share."""
+"""Smoke reports for the tests of the HTML page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTILE = (
     '\n</pre></style><script>alert(1)</script><img src=//x.example/x.png onerror=alert(1)>&lt;{{ 7 * 7 }} "quoted"'
     " ]]> \N{GREEK SMALL LETTER ALPHA}\N{GRINNING FACE}\N{RIGHT-TO-LEFT OVERRIDE}" + "w" * 600
 )
-"""What would become part of the page, or push it out of a phone's screen, if it were let."""
+"""Becomes markup or widens the page beyond a phone's screen unless it is escaped and wrapped."""
 
 
 def check(name: str, status: Status = Status.PASS, seen: str = "seen", *, detail: str = "") -> CheckResult:
@@ -58,7 +58,7 @@ def passed() -> SmokeReport:
 
 
 def failed() -> SmokeReport:
-    made = report(
+    failing = report(
         server(
             "quick start, F32",
             check("offloaded", Status.FAIL, "Only 2 of 3 layers are on the device.", detail="tail of the log\n" * 60),
@@ -67,20 +67,20 @@ def failed() -> SmokeReport:
         ),
         *passed().servers,
     )
-    return dataclasses.replace(made, speeds=SPEEDS)
+    return dataclasses.replace(failing, speeds=SPEEDS)
 
 
 def hostile() -> SmokeReport:
-    """Every text that comes from elsewhere is hostile."""
+    """Returns a report in which every text from outside is hostile."""
     hostile_check = check(HOSTILE, Status.FAIL, HOSTILE, detail=HOSTILE)
-    one = ServerReport(name=HOSTILE, arguments=HOSTILE, checks=(hostile_check,), log=HOSTILE, seconds=1)
+    hostile_server = ServerReport(name=HOSTILE, arguments=HOSTILE, checks=(hostile_check,), log=HOSTILE, seconds=1)
     return SmokeReport(
         image=HOSTILE,
         variant="cuda",
         device=Device.HOST,
         started="2026-11-23T04:20:42+00:00",
         seconds=1,
-        servers=(one,),
+        servers=(hostile_server,),
         speeds=HOSTILE_SPEEDS,
     )
 

@@ -1,6 +1,6 @@
-"""A server that gives out bearer tokens for a registry, as GHCR and Docker Hub have it; and a front like GHCR's.
+"""A server of bearer tokens for a registry, as GHCR and Docker Hub have one, and a proxy that answers as GHCR does.
 
-By https://distribution.github.io/distribution/spec/auth/token/ and .../spec/auth/jwt/.
+Implements https://distribution.github.io/distribution/spec/auth/token/ and .../spec/auth/jwt/.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _LIFETIME_SECONDS = 300
 _SERVICE = "a registry"
 _ISSUER = "a token server"
 _LEEWAY_SECONDS = 60
-"""docker-registry 2.8 takes a token for so long after it expired (distribution's registry/auth/token/token.go)."""
+"""docker-registry 2.8 accepts a token this long after it expired (distribution's registry/auth/token/token.go)."""
 
 
 class Asked(NamedTuple):
-    """A request for a token: by whom (empty: nobody), for what."""
+    """A request for a token; `user` is empty for an anonymous one."""
 
     user: str
     scope: str
 
 
 class TokenServer(http.server.ThreadingHTTPServer):
-    """Gives the writer what it asks for, and the reader and nobody the right to read.
+    """Grants the writer whatever it asks for; grants the reader and anonymous clients `pull`.
 
     Attributes:
-        asked: the requests that were granted, oldest first.
-        tokens: what was given for them.
+        asked: the granted requests, oldest first.
+        tokens: their tokens.
     """
 
     daemon_threads = True
@@ -57,20 +57,20 @@ class TokenServer(http.server.ThreadingHTTPServer):
         subprocess.run([*new, *files], check=True, capture_output=True)
 
     def registry_auth(self) -> str:
-        """Returns the line of a registry's configuration that makes it believe this server's tokens."""
+        """Returns the line of a registry's configuration that makes it accept this server's tokens."""
         realm = f"https://127.0.0.1:{self.server_address[1]}/token"
         options = f"realm: '{realm}', service: {_SERVICE}, issuer: {_ISSUER}, rootcertbundle: {self._certificate}"
         return f"auth: {{token: {{{options}}}}}"
 
     def grant(self, user: str, scope: str) -> str:
-        """Returns a token for as much of the scope as the user may."""
+        """Returns a token for the allowed part of the scope, and records the request."""
         token = self.token(user, scope)
         self.asked.append(Asked(user, scope))
         self.tokens.append(token)
         return token
 
     def token(self, user: str, scope: str, *, lifetime: int = _LIFETIME_SECONDS) -> str:
-        """Returns a token that was not asked for, good for so many seconds; of less than none, one that expired."""
+        """Returns a token without recording it, valid for `lifetime` seconds; expired if that is negative."""
         kind, _, rest = scope.partition(":")
         name, _, actions = rest.rpartition(":")
         may = {"pull", "push"} if user == USER else {"pull"}
@@ -118,18 +118,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 class Forbidding(Front):
-    """As GHCR: who comes with a token that does not allow to write is forbidden to, and not told to get another."""
+    """Answers as GHCR does to a token without the right to write: 403, not 401 with a challenge for a new token."""
 
     def __init__(self, registry: str, tls: Authority, before: Callable[[str, str], int | None]) -> None:
         super().__init__(registry, before, tls=tls)
         self.forbidden = 0
 
     def status(self, answer: http.client.HTTPResponse) -> int:
-        """Returns the HTTP status to pass on."""
+        """Returns the HTTP status to answer with."""
         if 'error="insufficient_scope"' not in answer.headers.get("Www-Authenticate", ""):
             return answer.status
         self.forbidden += 1

@@ -1,4 +1,4 @@
-"""`scripts/bootstrap.sh` where it can be tried without an engine and without a network."""
+"""`scripts/bootstrap.sh`, as far as it needs no engine and no network."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def bootstrap(*arguments: str, cwd: Path = settings.ROOT, **environment: str) ->
 
 @pytest.fixture
 def ready() -> None:
-    """The environment of this checkout, without which these tests would install one."""
+    """Skips where this checkout has no environment yet: the test would install one."""
     if not (settings.ROOT / ".venv" / "stamp").exists():
         pytest.skip("this checkout's environment was not made by bootstrap.sh")
 
 
-def test_nothing_to_run() -> None:
+def test_without_a_command_it_asks_for_one() -> None:
     done = bootstrap()
     assert done.returncode == 3
     assert "say what to run" in done.stderr
 
 
 @pytest.mark.usefixtures("ready")
-def test_an_engine_that_somebody_chose_is_not_replaced() -> None:
+def test_an_engine_chosen_by_docker_host_is_not_replaced() -> None:
     done = bootstrap("invoke", "--list", DOCKER_HOST="unix:///nowhere/docker.sock")
     assert done.returncode == 3
-    # Where the lock file has changed, it says before that it makes the environment anew.
+    # Where the lock file has changed, earlier lines say that the environment is made anew.
     assert done.stderr.strip().splitlines()[-1] == (
         "bootstrap: No container engine answers at unix:///nowhere/docker.sock: start it, or choose another with "
         "DOCKER_HOST or `docker context`."
     )
 
 
-def test_no_python_that_fits(tmp_path: Path) -> None:
-    # A machine with nothing but a shell's tools, and nobody who may install.
+def test_without_a_supported_python_it_names_the_versions(tmp_path: Path) -> None:
+    # A machine with basic tools only, where nothing may be installed.
     tools = ("cat", "cksum", "cp", "dirname", "git", "id", "rm", "sh")
     for tool in tools:
         path = next(Path(directory, tool) for directory in ("/usr/bin", "/bin") if Path(directory, tool).exists())

@@ -1,4 +1,4 @@
-"""What the documents say, against the code; that their commands work is for tests/image/test_readme.py."""
+"""The documents against the code; tests/image/test_readme.py runs their commands."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ENVIRONMENT = documents.TEXTS["docs/environment.md"]
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives to the headings of a document."""
+    """Returns the anchors that GitHub gives to the headings of a document."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", documents.TEXTS)
-def test_links_lead_somewhere(name: str) -> None:
+def test_links_have_targets(name: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", documents.TEXTS[name]):
         path, _, anchor = target.partition("#")
         linked = (settings.ROOT / name).parent / path if path else settings.ROOT / name
@@ -32,7 +32,7 @@ def test_links_lead_somewhere(name: str) -> None:
         assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
-def test_the_readme_is_short_and_leads_to_every_other_document() -> None:
+def test_the_readme_is_short_and_links_to_every_other_document() -> None:
     readme = documents.TEXTS["README.md"]
     assert len(readme.splitlines()) <= 200
     others = set(documents.TEXTS) - {"README.md", "scripts/README.md"}
@@ -47,7 +47,7 @@ def test_the_map_has_every_room_and_commands_that_exist() -> None:
             assert tasks.namespace[command].body.__module__ == f"base_images.cli.{room}"
 
 
-def test_the_contract_has_the_rows_that_are_checked() -> None:
+def test_the_contract_lists_the_rows_that_are_checked() -> None:
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", documents.TEXTS["docs/contract.md"], re.MULTILINE)
     assert rows == [(str(number), title) for number, (title, _) in enumerate(judge._ROWS, start=1)]
 
@@ -65,7 +65,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 
 
 def keys(tree: ast.AST) -> Iterator[ast.expr]:
-    """What is looked up in the environment, which is `os.environ`, or a parameter `environment` that it is given to."""
+    """Yields the keys that are looked up in `os.environ`, or in a parameter `environment`."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(value=mapping, attr="get"), args=[key, *_]):
@@ -79,7 +79,7 @@ def keys(tree: ast.AST) -> Iterator[ast.expr]:
 
 
 def variables() -> Iterator[str]:
-    """The names of all environment variables that the code reads."""
+    """Yields the names of all environment variables that the code reads."""
     paths = [*(settings.ROOT / "scripts").rglob("*.py"), settings.ROOT / "tasks.py", settings.ROOT / "noxfile.py"]
     nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     constants = {
@@ -97,7 +97,7 @@ def variables() -> Iterator[str]:
                     yield str(key.value)
                 elif name in constants:
                     yield constants[name]
-                else:  # one of several that the function names
+                else:  # a loop over names that the function has
                     texts = [str(node.value) for node in ast.walk(function) if isinstance(node, ast.Constant)]
                     yield from filter(re.compile(r"[A-Z]+(_[A-Z]+)+").fullmatch, texts)
 

@@ -1,4 +1,4 @@
-"""What `nox -s lint` finds in recipes, shell scripts and workflows: planted defects in a copy of the checkout."""
+"""`nox -s lint` finds defects planted in a copy of the checkout; also rules that no linter has."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def lint(checkout: Path) -> str:
-    """Returns what lint says of a checkout with a defect."""
+    """Returns the output of lint, which must fail."""
     done = subprocess.run(
         [sys.executable, "-m", "nox", "--session", "lint"],
         cwd=checkout,
@@ -70,7 +70,7 @@ def lint(checkout: Path) -> str:
         ('ENTRYPOINT [ "/usr/local/bin/llama-entrypoint" ]', "ENTRYPOINT /usr/local/bin/llama-entrypoint", "DL3025"),
     ],
 )
-def test_a_defect_in_a_recipe(checkout: Path, line: str, defect: str, finding: str) -> None:
+def test_a_defect_in_a_recipe_is_found(checkout: Path, line: str, defect: str, finding: str) -> None:
     recipe = checkout / RECIPE
     text = recipe.read_text(encoding="utf-8")
     assert line in text
@@ -79,7 +79,7 @@ def test_a_defect_in_a_recipe(checkout: Path, line: str, defect: str, finding: s
     assert re.search(rf"^{RECIPE}:\d+\S* {finding}", lint(checkout), re.MULTILINE)
 
 
-def test_no_recipe_is_left_out(checkout: Path) -> None:
+def test_every_recipe_is_linted(checkout: Path) -> None:
     for name in RECIPES:
         with (checkout / name).open("a", encoding="utf-8") as recipe:
             recipe.write("WORKDIR app\n")
@@ -90,7 +90,7 @@ def test_no_recipe_is_left_out(checkout: Path) -> None:
 
 
 @pytest.mark.skipif(not programs.find_program("shellcheck"), reason="needs shellcheck: install it")
-def test_no_shell_script_is_left_out(checkout: Path) -> None:
+def test_every_shell_script_is_linted(checkout: Path) -> None:
     for name in SCRIPTS:
         with (checkout / name).open("a", encoding="utf-8") as script:
             script.write("cp $1 /tmp\n")
@@ -110,7 +110,7 @@ def test_no_shell_script_is_left_out(checkout: Path) -> None:
         ("ci", r"checkout@\w+ # v", "checkout@v", "unpinned-uses"),
     ],
 )
-def test_a_defect_in_a_workflow(checkout: Path, name: str, line: str, defect: str, finding: str) -> None:
+def test_a_defect_in_a_workflow_is_found(checkout: Path, name: str, line: str, defect: str, finding: str) -> None:
     if finding == "SC2086" and not programs.find_program("shellcheck"):
         pytest.skip("needs shellcheck: install it")
     workflow = checkout / ".github" / "workflows" / f"{name}.yml"
@@ -121,7 +121,7 @@ def test_a_defect_in_a_workflow(checkout: Path, name: str, line: str, defect: st
     assert finding in lint(checkout)
 
 
-def test_a_shell_script_that_is_not_formatted(checkout: Path) -> None:
+def test_an_unformatted_shell_script_is_found(checkout: Path) -> None:
     with (checkout / "scripts/bootstrap.sh").open("a", encoding="utf-8") as script:
         script.write("if true; then\n  true\nfi\n")
 
@@ -144,7 +144,9 @@ def test_a_shell_script_that_is_not_formatted(checkout: Path) -> None:
         ),
     ],
 )
-def test_an_import_against_the_direction_of_the_rooms(checkout: Path, module: str, planted: str, finding: str) -> None:
+def test_an_import_against_the_direction_of_the_rooms_is_found(
+    checkout: Path, module: str, planted: str, finding: str
+) -> None:
     path = checkout / "scripts/base_images" / f"{module}.py"
     path.write_text(f"{path.read_text(encoding='utf-8')}{planted}\n", encoding="utf-8")
 
@@ -184,7 +186,7 @@ def test_functions_import_only_in_cli() -> None:
     assert late == set()
 
 
-def test_what_is_ignored_has_a_reason_and_is_needed(tmp_path: Path) -> None:
+def test_ignored_hadolint_rules_have_a_reason_and_are_needed(tmp_path: Path) -> None:
     nothing_ignored = tmp_path / "hadolint.yaml"
     nothing_ignored.write_text("ignored: []\n", encoding="utf-8")
     hadolint = programs.find_program("hadolint")
@@ -204,7 +206,7 @@ def test_what_is_ignored_has_a_reason_and_is_needed(tmp_path: Path) -> None:
 
 
 class Session:
-    """Takes down what lint would run, as name, options and files; lists of files are made for real."""
+    """Records the commands of lint as words and files; runs only those whose output is a list of files."""
 
     def __init__(self) -> None:
         self.ran: dict[tuple[str, ...], set[str]] = {}
@@ -221,7 +223,7 @@ class Session:
 
 
 def program(word: str) -> str:
-    """The name of a program, wherever it is; any other word as it is."""
+    """Returns the name of a program without its directory, and any other word unchanged."""
     return Path(word).name if Path(word).parent.name == "bin" else word
 
 
@@ -235,5 +237,5 @@ def test_pre_commit_runs_what_lint_runs() -> None:
 
     assert hooks.keys() == session.ran.keys()
     for words, files in session.ran.items():
-        if ".github" not in words:  # a directory, which zizmor searches itself
+        if ".github" not in words:  # zizmor is given the directory
             assert {name for name in FILES if re.search(hooks[words]["files"], name)} == files, words

@@ -1,4 +1,4 @@
-"""requirements.lock, which `scripts/bootstrap.sh` installs."""
+"""requirements.lock, from which `scripts/bootstrap.sh` installs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import documents
 LOCK = (settings.ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 
-def test_it_has_what_pyproject_asks_for() -> None:
+def test_the_lock_satisfies_pyproject() -> None:
     project = tomllib.loads((settings.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     locked = [
         (canonicalize_name(name), version) for name, version in re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE)
@@ -27,6 +27,6 @@ def test_it_has_what_pyproject_asks_for() -> None:
         assert all(map(wanted.specifier.contains, found)), f"{text}: {found}"
 
 
-def test_it_is_made_by_the_command_of_the_document() -> None:
+def test_the_lock_names_the_command_that_contributing_shows() -> None:
     [command] = re.findall(r"^#    (uv .+)$", LOCK, re.MULTILINE)
     assert f"```shell\n{command}\n```" in documents.TEXTS["CONTRIBUTING.md"]

@@ -1,4 +1,4 @@
-"""The front door for checks, where no engine is needed."""
+"""The sessions of noxfile.py, as far as they need no engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def nox(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [sys.executable, "-m", "nox", *arguments],
         cwd=settings.ROOT,
-        # Without a PATH to this environment: sessions find their programs all the same.
+        # Sessions find their programs without this environment on the PATH.
         env={**os.environ, "PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
@@ -49,6 +49,6 @@ def test_a_smoke_session_without_an_engine_is_one_sentence(session: str, start: 
     assert "Traceback" not in said
 
 
-def test_what_comes_after_two_dashes_is_for_the_smoke_test() -> None:
+def test_arguments_after_two_dashes_reach_the_smoke_test() -> None:
     done = nox("--session", "smoke-cpu", "--", "--url", "nowhere")
     assert "error: 'nowhere' is no URL of a server" in done.stdout + done.stderr
