@@ -49,16 +49,25 @@ def pinned_tree() -> Path:
     return source.resolve(pin, path=None, origin=Origin.AUTO, root=settings.ROOT, listener=silent).path
 
 
+def files() -> list[str]:
+    """Returns the paths of this checkout's files, uncommitted ones included and ignored ones left out."""
+    with git.Repo(settings.ROOT) as project:
+        names = project.git.ls_files("--cached", "--others", "--exclude-standard", "-z").split("\0")
+    return [name for name in names if (settings.ROOT / name).is_file()]
+
+
+def copy_files(tree: Path) -> None:
+    """Copies this checkout's files into a directory."""
+    for name in files():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(settings.ROOT / name, tree / name)
+
+
 @contextmanager
 def clone(directory: Path, environment: Mapping[str, str]) -> Iterator[git.Repo]:
     """Yields a repository with this checkout's files, uncommitted changes included, and a bare remote of it."""
     tree = directory / "clone"
-    with git.Repo(settings.ROOT) as project:
-        names = project.git.ls_files("--cached", "--others", "--exclude-standard", "-z").split("\0")
-    for name in filter(None, names):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        if (settings.ROOT / name).exists():
-            shutil.copy2(settings.ROOT / name, tree / name)
+    copy_files(tree)
     with git.Repo.init(directory / "remote.git", bare=True, initial_branch="main"), git.Repo.init(tree) as repository:
         repository.git.update_environment(**environment)
         repository.git.switch("--orphan", "main")

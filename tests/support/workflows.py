@@ -96,12 +96,13 @@ def resolve(text: str, contexts: Values) -> str:
 
 
 def evaluate(expression: str, contexts: Values) -> Any:
-    """Returns the value of an expression, without its `${{ }}`.
+    """Returns the value of an expression, with or without its `${{ }}`.
 
     Raises:
         UnknownExpressionError: there is something in it that this module does not know.
     """
-    python = _TOKEN.sub(lambda token: _PYTHON.get(token[0]) or repr(token[0][1:-1].replace("''", "'")), expression)
+    bare = expression.removeprefix("${{").removesuffix("}}")
+    python = _TOKEN.sub(lambda token: _PYTHON.get(token[0]) or repr(token[0][1:-1].replace("''", "'")), bare)
     try:
         return _value(ast.parse(f"({python})", mode="eval").body, contexts)
     except (AttributeError, LookupError, SyntaxError, TypeError) as error:
@@ -199,18 +200,14 @@ def _rows(matrix: Values, contexts: Values) -> list[Values]:
         return [{}]
     [(axis, values)] = matrix.items()
     if isinstance(values, str):
-        values = evaluate(_bare(values), contexts)
+        values = evaluate(values, contexts)
     return list(values) if axis == "include" else [{axis: value} for value in values]
 
 
 def _condition(text: str, contexts: Values, *, succeeded: bool) -> bool:
     """Returns whether an `if` holds; unless it asks for a status, everything before must have succeeded."""
     asks = re.search(r"\b(success|failure|cancelled|always)\(\)", text)
-    return bool((succeeded or asks) and (not text or evaluate(_bare(text), contexts)))
-
-
-def _bare(text: str) -> str:
-    return text.removeprefix("${{").removesuffix("}}")
+    return bool((succeeded or asks) and (not text or evaluate(text, contexts)))
 
 
 def _as_text(value: Any) -> str:

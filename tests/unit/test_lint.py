@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,15 +18,9 @@ import yaml
 from base_images import settings
 from base_images.adapters import programs
 from base_images.variants import VARIANTS
+from tests.support import clones
 
-LISTED = subprocess.run(
-    ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-    cwd=settings.ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-).stdout.splitlines()
-FILES = [name for name in LISTED if (settings.ROOT / name).is_file()]
+FILES = clones.files()
 RECIPES = [variant.dockerfile for variant in VARIANTS if (settings.ROOT / variant.dockerfile).exists()]
 SCRIPTS = [name for name in FILES if re.match(rb"#!.*\b(ba)?sh\n", (settings.ROOT / name).read_bytes())]
 RECIPE = "dockerfiles/cpu.Dockerfile"
@@ -35,9 +28,7 @@ RECIPE = "dockerfiles/cpu.Dockerfile"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for name in FILES:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(settings.ROOT / name, tmp_path / name)
+    clones.copy_files(tmp_path)
     return tmp_path
 
 
@@ -173,17 +164,14 @@ def test_modules_have_at_most_520_lines() -> None:
 
 
 def test_functions_import_only_in_cli() -> None:
-    functions = {
-        name: [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
-        for name, text in MODULES.items()
-        if not name.startswith("cli/")
-    }
     late = {
         name
-        for name, found in functions.items()
-        if any(isinstance(node, ast.Import | ast.ImportFrom) for function in found for node in ast.walk(function))
+        for name, text in MODULES.items()
+        for function in ast.walk(ast.parse(text))
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(function))
     }
-    assert late == set()
+    assert {name for name in late if not name.startswith("cli/")} == set()
 
 
 def test_ignored_hadolint_rules_have_a_reason_and_are_needed(tmp_path: Path) -> None:
