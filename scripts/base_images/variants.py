@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from base_images.errors import UsageError
@@ -114,6 +114,44 @@ class DeviceAccess:
     software: Mapping[str, str] = field(default_factory=dict)
 
 
+SUITE = "trixie"
+"""Debian 13: the release nearest to upstream's Ubuntu 24.04 (gcc 14, cmake 3.31, node 20)."""
+
+UNSTABLE = "unstable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """A Debian root file system: minbase with these packages on top."""
+
+    suite: str = SUITE
+    components: tuple[str, ...] = ("main",)
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packages:
+    """Debian packages that replace a variant's base images; the recipe installs the rest, as on upstream's bases.
+
+    Attributes:
+        build: the build base.
+        runtime: the runtime base.
+        arguments: ARGs of the recipe that need another value with Debian's compilers.
+        versions: each ARG of the recipe that holds a toolkit's version, and the package of the build base that has it.
+        size: approximate unpacked size of the bases in bytes.
+    """
+
+    build: Root = Root()
+    runtime: Root = Root()
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def slim(self) -> Packages:
+        """Returns the same packages with nothing of the toolkit in the runtime base."""
+        return replace(self, runtime=Root(suite=self.runtime.suite))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One accelerator.
@@ -132,7 +170,12 @@ class Variant:
         device: what a container needs to use the accelerator; None for none.
         runs_on_toolkit: whether the runtime base is the toolkit's development image, compilers and all, as upstream's.
         device_waiver: why an image may become latest before a smoke test has seen its device; empty when it may not.
-        toolkit_size: bytes that the toolkit's base images take unpacked, about; asked for before they are pulled.
+        toolkit_size: approximate unpacked size of the toolkit's base images in bytes, checked before they are pulled.
+        backend: the library that llama.cpp loads for the accelerator; empty when it loads none.
+        static_backends: whether upstream builds the variant without loadable backends.
+        host_libraries: driver libraries that only the host has, each with the prefixes of the symbols it defines.
+        old_glibc: whether the base's glibc may be older than the contract's minimum.
+        packages: Debian packages that replace the base images; None when Debian has no compiler for the accelerator.
     """
 
     name: str
@@ -149,6 +192,11 @@ class Variant:
     runs_on_toolkit: bool = False
     device_waiver: str = ""
     toolkit_size: int = 0
+    backend: str = ""
+    static_backends: bool = False
+    host_libraries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    old_glibc: bool = False
+    packages: Packages | None = None
 
     @property
     def dockerfile(self) -> str:
@@ -158,6 +206,8 @@ class Variant:
 
 _AMD64 = (Platform.AMD64,)
 _BOTH = (Platform.AMD64, Platform.ARM64)
+
+_NON_FREE = ("main", "contrib", "non-free")
 
 _RENDER_NODE = "/dev/dri/renderD128"
 """The first GPU's node for computing; hosts give it and its like to one group, mostly called `render`."""
@@ -212,6 +262,7 @@ VARIANTS: tuple[Variant, ...] = (
         size_budget=76 * MEGABYTE,
         size_measured=55_800_000,
         proven="amd64: contract and smoke test; arm64: not yet",
+        packages=Packages(),
     ),
     Variant(
         name="cuda",
@@ -240,6 +291,16 @@ VARIANTS: tuple[Variant, ...] = (
         ),
         device_waiver=_NO_RUNNER,
         toolkit_size=13 * GIGABYTE,
+        backend="libggml-cuda.so",
+        host_libraries={"libcuda.so.1": ("cu",)},
+        # The runtime has what NVIDIA's runtime image has of the toolkit: cudart, cublas, nccl.
+        packages=Packages(
+            build=Root(components=_NON_FREE, packages=("nvidia-cuda-toolkit", "libnccl-dev")),
+            runtime=Root(components=_NON_FREE, packages=("libcudart12", "libcublas12", "libnccl2")),
+            arguments={"GCC_VERSION": "13"},  # the newest that CUDA 12.4 takes
+            versions={"CUDA_VERSION": "nvidia-cuda-toolkit"},
+            size=7 * GIGABYTE,
+        ),
     ),
     Variant(
         name="rocm",
@@ -267,6 +328,14 @@ VARIANTS: tuple[Variant, ...] = (
         runs_on_toolkit=True,
         device_waiver=_NO_RUNNER,
         toolkit_size=40 * GIGABYTE,
+        backend="libggml-hip.so",
+        # llama.cpp needs HIP 6.1; the stable release has an older one.
+        packages=Packages(
+            build=Root(suite=UNSTABLE, packages=("hipcc", "libhipblas-dev", "librocblas-dev")),
+            runtime=Root(suite=UNSTABLE, packages=("libhipblas2", "librocblas4")),
+            versions={"ROCM_VERSION": "libamdhip64-dev"},
+            size=9 * GIGABYTE,
+        ),
     ),
     Variant(
         name="vulkan",
@@ -287,6 +356,8 @@ VARIANTS: tuple[Variant, ...] = (
             # again and again where there is no place to keep them.
             software={"GGML_VK_VISIBLE_DEVICES": "0", "XDG_CACHE_HOME": "/var/tmp"},  # noqa: S108 - in the container
         ),
+        backend="libggml-vulkan.so",
+        packages=Packages(),
     ),
     Variant(
         name="musa",
@@ -313,6 +384,9 @@ VARIANTS: tuple[Variant, ...] = (
         ),
         device_waiver=_NO_RUNNER,
         toolkit_size=20 * GIGABYTE,
+        backend="libggml-musa.so",
+        host_libraries={"libmusa.so.1": ("mu",)},
+        old_glibc=True,  # upstream's base is Ubuntu 22.04, glibc 2.35
     ),
     Variant(
         name="intel",
@@ -338,6 +412,7 @@ VARIANTS: tuple[Variant, ...] = (
         runs_on_toolkit=True,
         device_waiver=_NO_RUNNER,
         toolkit_size=20 * GIGABYTE,
+        backend="libggml-sycl.so",
     ),
     Variant(
         name="cann",
@@ -366,11 +441,13 @@ VARIANTS: tuple[Variant, ...] = (
         runs_on_toolkit=True,
         device_waiver=_NO_RUNNER,
         toolkit_size=15 * GIGABYTE,
+        static_backends=True,
+        host_libraries={"libascend_hal.so": ("hal", "drv")},
     ),
 )
 
-STATIC_BACKENDS = frozenset({"cann"})
-"""Variants that upstream builds without loadable backends."""
+STATIC_BACKENDS = frozenset(variant.name for variant in VARIANTS if variant.static_backends)
+"""Names of the variants without loadable backends, which are the names of their directories too."""
 
 
 def megabytes(size: int) -> str:

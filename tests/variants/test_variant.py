@@ -40,7 +40,7 @@ def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:
 
 
 def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Variant, image: Image) -> None:
-    if variant.name in variants.STATIC_BACKENDS:
+    if variant.static_backends:
         pytest.skip("its cpu/ is a build of its own")
     layers = [archive.merge([one]) for one in archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=())]
     own, cpu = (home(image, directory) for directory in variant.directories)
@@ -52,7 +52,7 @@ def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Vari
     only_own = {path.rpartition("/")[2] for path in layer if path.startswith(f"{own}/")} - {
         path.rpartition("/")[2] for path in layer if path.startswith(f"{cpu}/")
     }
-    assert only_own == {judge.ACCELERATOR_BACKENDS[variant.name]}
+    assert only_own == {variant.backend}
 
 
 def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, variant: Variant, image: Image) -> None:

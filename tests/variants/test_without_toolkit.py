@@ -18,13 +18,12 @@ import pytest
 from base_images import progress, settings
 from base_images.adapters import buildkit
 from base_images.adapters.engine import Engine, Image
-from base_images.build import local, packages, source
+from base_images.build import local, source
 from base_images.build.inputs import Origin
-from base_images.build.packages import Packages, Root
 from base_images.contract import judge
 from base_images.smoke import launch
 from base_images.smoke.model import TensorType
-from base_images.variants import STATIC_BACKENDS, Variant
+from base_images.variants import Packages, Root, Variant
 from tests.support import bodhi
 
 BOOKWORM = Root(suite="bookworm")  # glibc 2.36; upstream's base for musa is Ubuntu 22.04, glibc 2.35
@@ -89,22 +88,20 @@ def image(engine: Engine, variant: Variant, root: Path) -> Iterator[Image]:
     found = source.resolve(
         settings.load().pin, path=None, origin=Origin.AUTO, root=settings.ROOT, listener=progress.silent
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packages, "_TOOLKITS", NEAREST)
-        prepared = local.prepare(
-            engine,
-            variant,
-            settings=settings.Settings(
-                registry="registry.example.org/without-toolkit",
-                release_branch="main",
-                url="https://example.org",
-                pin=settings.load().pin,
-            ),
-            root=root,
-            source=found,
-            wanted=Origin.PACKAGES,
-            listener=progress.silent,
-        )
+    prepared = local.prepare(
+        engine,
+        dataclasses.replace(variant, packages=NEAREST[variant.name]),
+        settings=settings.Settings(
+            registry="registry.example.org/without-toolkit",
+            release_branch="main",
+            url="https://example.org",
+            pin=settings.load().pin,
+        ),
+        root=root,
+        source=found,
+        wanted=Origin.PACKAGES,
+        listener=progress.silent,
+    )
     # Not the tags of a real image of the variant.
     plan = dataclasses.replace(prepared.plan, tags=prepared.plan.tags[:1])
     events: list[buildkit.Event] = []
@@ -116,9 +113,9 @@ def image(engine: Engine, variant: Variant, root: Path) -> Iterator[Image]:
 def test_all_of_the_contract_but_the_accelerator_holds(engine: Engine, variant: Variant, image: Image) -> None:
     report = judge.check(engine, image.id, variant)
     findings = {row.number: row.findings for row in report.rows if row.status is judge.Status.FAIL}
-    if variant.name not in STATIC_BACKENDS:
+    if not variant.static_backends:
         [finding] = findings.pop(14)
-        assert judge.ACCELERATOR_BACKENDS[variant.name] in finding
+        assert variant.backend in finding
     assert findings == {}
 
 

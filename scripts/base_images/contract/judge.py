@@ -40,22 +40,6 @@ MINIMUM_GLIBC = "2.36"
 DUPLICATE_BYTES = 64 << 10
 """Smaller files of one content are no second copy of a payload."""
 
-HOST_LIBRARIES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "cuda": {"libcuda.so.1": ("cu",)},
-    "musa": {"libmusa.so.1": ("mu",)},
-    "cann": {"libascend_hal.so": ("hal", "drv")},
-}
-"""Variant to the driver libraries that only the host has, each with the prefixes of the symbols it brings."""
-
-ACCELERATOR_BACKENDS: Mapping[str, str] = {
-    "cuda": "libggml-cuda.so",
-    "rocm": "libggml-hip.so",
-    "vulkan": "libggml-vulkan.so",
-    "musa": "libggml-musa.so",
-    "intel": "libggml-sycl.so",
-}
-"""Variant to the library that llama.cpp loads for its accelerator; cann is linked with its own."""
-
 # llama.cpp b11312, ggml/src/CMakeLists.txt, the calls of ggml_add_cpu_backend_variant.
 CPU_BACKENDS: Mapping[Platform, tuple[str, ...]] = {
     Platform.AMD64: (
@@ -510,7 +494,7 @@ def _portable(facts: ImageFacts) -> _Verdict:
 def _accelerator(facts: ImageFacts) -> _Verdict:
     if not facts.servers:
         return _Verdict("no llama-server", [_NO_SERVER])
-    if facts.variant and facts.variant.name in STATIC_BACKENDS:
+    if facts.variant and facts.variant.static_backends:
         seen = f"backends are linked in; {_DEVICE_TEST}"
         return _Verdict(seen, status=Status.ELSEWHERE)
     findings = []
@@ -520,9 +504,9 @@ def _accelerator(facts: ImageFacts) -> _Verdict:
         if not any(path.startswith(f"{posixpath.dirname(server.path)}/libggml-cpu") for path in server.start.backends):
             findings.append(f"{server.path} has not loaded a CPU backend from its own directory.")
     seen = f"loaded {', '.join(sorted(set(loaded))) or 'no backend'}"
-    if facts.variant is None or facts.variant.name not in ACCELERATOR_BACKENDS:
+    if facts.variant is None or not facts.variant.backend:
         return _Verdict(seen, findings)
-    backend = f"{facts.directories[0]}/{ACCELERATOR_BACKENDS[facts.variant.name]}" if facts.directories else ""
+    backend = f"{facts.directories[0]}/{facts.variant.backend}" if facts.directories else ""
     if layers.resolve(facts.files, backend) is None:
         findings.append(f"There is no {backend}, which the accelerator is computed with.")
     return _Verdict(
@@ -557,8 +541,8 @@ def _glibc(facts: ImageFacts) -> _Verdict:
         old = PackageVersion(glibc) < PackageVersion(MINIMUM_GLIBC)
     except InvalidVersion:
         return _Verdict(glibc, [*findings, f"The glibc version {glibc!r} cannot be compared."])
-    if old and not findings and facts.variant and facts.variant.name == "musa":
-        excepted = f"musa's base has glibc {glibc}, older than {MINIMUM_GLIBC}: a known exception."
+    if old and not findings and facts.variant and facts.variant.old_glibc:
+        excepted = f"{facts.variant.name}'s base has glibc {glibc}, older than {MINIMUM_GLIBC}: a known exception."
         return _Verdict(glibc, [excepted], Status.EXCEPTION)
     if old:
         findings.append(f"glibc {glibc} is older than {MINIMUM_GLIBC}, which BodhiApp is built with.")
@@ -622,7 +606,7 @@ def _each_server(facts: ImageFacts, seen: str, finding: Callable[[Server], str |
 
 
 def _host_libraries(facts: ImageFacts) -> Mapping[str, tuple[str, ...]]:
-    return HOST_LIBRARIES.get(facts.variant.name, {}) if facts.variant else {}
+    return facts.variant.host_libraries if facts.variant else {}
 
 
 def _missing_libraries(facts: ImageFacts) -> dict[str, list[str]]:

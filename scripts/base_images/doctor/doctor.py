@@ -17,7 +17,6 @@ from typing import Any
 from base_images import versions
 from base_images.adapters import engine
 from base_images.adapters.engine import Engine, Image
-from base_images.build import packages
 from base_images.build.inputs import Origin
 from base_images.doctor import machine as host
 from base_images.doctor.machine import Answer, Installed, Machine, Node
@@ -371,7 +370,7 @@ def _build(variant: Variant, references: Mapping[str, str], seen: Seen, *, pulle
         for answer in seen.registries
         if not answer.reached and answer.host in map(host.registry, references.values())
     ]
-    debian = packages.of_variant(variant)
+    debian = variant.packages
     origin, size = Origin.REGISTRIES, variant.toolkit_size
     if out_of_reach and not pulled:
         no_packages = _no_packages(variant, seen)
@@ -392,7 +391,7 @@ def _build(variant: Variant, references: Mapping[str, str], seen: Seen, *, pulle
 
 def _no_packages(variant: Variant, seen: Seen) -> str:
     """Returns why base images cannot be made of packages; empty when they can."""
-    if packages.of_variant(variant) is None:
+    if variant.packages is None:
         return f"no Debian package has the compiler of {variant.title}: check the network, or pull them by hand."
     if not seen.programs["apt-get"]:
         return "without apt-get none are made of packages: check the network, `curl https://HOST/v2/` asks."

@@ -494,7 +494,7 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
         replace(entry, content=json.dumps(content).encode()) if entry.path == "/app/version.json" else entry
         for entry in rest
     ]
-    extra = [elf(f"{home}/{backend}", *judge.HOST_LIBRARIES.get(name, {}))] if backend else []
+    extra = [elf(f"{home}/{backend}", *variant.host_libraries)] if backend else []
     own_server = replace(
         SERVER,
         path=f"{home}/llama-server",
