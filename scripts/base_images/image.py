@@ -12,6 +12,12 @@ STOP_SECONDS = 10  # CONTRACT row 15
 _BACKEND = re.compile(r"^\S+ +r-xp .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
 
 
+def glibc_version(getconf: str) -> str:
+    """Returns the version in the output of `getconf GNU_LIBC_VERSION`, such as `2.41`; empty for another C library."""
+    name, _, version = getconf.strip().partition(" ")
+    return version if name == "glibc" else ""
+
+
 def loaded_backends(maps: str) -> tuple[str, ...]:
     """Returns the paths of the ggml backends in what a process has mapped (proc(5)).
 

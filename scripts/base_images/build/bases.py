@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from base_images import image
 from base_images.adapters import programs, registry
 from base_images.adapters.download import cache_directory, host_certificates, locked
 from base_images.adapters.engine import ContainerSpec, Engine, Image, pull_progress
@@ -145,8 +146,8 @@ def glibc_version(said: str, reference: str) -> str:
     Raises:
         SourceError: the base has another C library, or none.
     """
-    name, _, version = said.strip().partition(" ")
-    if name != "glibc" or not version:
+    version = image.glibc_version(said)
+    if not version:
         raise SourceError(
             f"The runtime base {reference} does not say its glibc version ({said.strip()!r}): "
             "llama-server needs a base with glibc."

@@ -15,7 +15,7 @@ from base_images.adapters.engine import Container, ContainerSpec, Engine, Image,
 from base_images.contract import layers as archive
 from base_images.contract.layers import Entry, Kind, Layer
 from base_images.errors import EngineError, ImageNotFoundError
-from base_images.image import ARBITRARY_USER, STOP_SECONDS, loaded_backends
+from base_images.image import ARBITRARY_USER, STOP_SECONDS, glibc_version, loaded_backends
 from base_images.labels import Label
 from base_images.recipes import consumer
 from base_images.recipes.consumer import Answer, Consumer
@@ -296,7 +296,7 @@ def _ask_shell(
                 version_json=ask("cat", VERSION_JSON),
                 curl=ask("curl", "--version"),
                 missing_tools=tuple(ask("sh", "-c", _MISSING, "sh", *COREUTILS).stdout.split()),
-                glibc=_glibc(ask("getconf", "GNU_LIBC_VERSION")),
+                glibc=glibc_version(ask("getconf", "GNU_LIBC_VERSION").stdout),
                 ldd=_ldd(ask("sh", "-c", _LDD, "sh", *elves)),
                 health=ask(*health) if health else None,
             )
@@ -304,11 +304,6 @@ def _ask_shell(
     except EngineError as error:
         return None, {}, str(error)
     return shell, copies, ""
-
-
-def _glibc(getconf: ProbeResult) -> str:
-    name, _, version = getconf.stdout.strip().partition(" ")
-    return version if getconf.exit_code == 0 and name == "glibc" else ""
 
 
 def _ldd(result: ProbeResult) -> dict[str, str] | None:
