@@ -12,6 +12,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.contract import judge
 from base_images.contract import layers as archive
 from base_images.contract.layers import Kind
+from base_images.contract.verdict import Status
 from base_images.image import loaded_backends
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import consumer
@@ -30,7 +31,7 @@ def home(image: Image, directory: str) -> str:
 
 def test_the_contract(engine: Engine, variant: Variant, image: Image) -> None:
     report = judge.check(engine, image.id, variant)
-    assert [(row.number, row.findings) for row in report.rows if row.status is judge.Status.FAIL] == []
+    assert [(row.number, row.findings) for row in report.rows if row.status is Status.FAIL] == []
 
 
 def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:

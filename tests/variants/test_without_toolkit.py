@@ -21,6 +21,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.build import local, source
 from base_images.build.inputs import Origin
 from base_images.contract import judge
+from base_images.contract.verdict import Status
 from base_images.smoke import launch
 from base_images.smoke.model import TensorType
 from base_images.variants import Packages, Root, Variant
@@ -112,7 +113,7 @@ def image(engine: Engine, variant: Variant, root: Path) -> Iterator[Image]:
 
 def test_all_of_the_contract_but_the_accelerator_holds(engine: Engine, variant: Variant, image: Image) -> None:
     report = judge.check(engine, image.id, variant)
-    findings = {row.number: row.findings for row in report.rows if row.status is judge.Status.FAIL}
+    findings = {row.number: row.findings for row in report.rows if row.status is Status.FAIL}
     if not variant.static_backends:
         [finding] = findings.pop(14)
         assert variant.backend in finding

@@ -14,7 +14,7 @@ import pytest
 
 from base_images.adapters.engine import Engine, Image, connect
 from base_images.contract import judge
-from base_images.contract.judge import Status
+from base_images.contract.verdict import Status
 from base_images.errors import ImageNotFoundError
 from base_images.variants import find
 

@@ -12,8 +12,10 @@ from base_images.adapters.engine import Image, ProbeResult
 from base_images.contract import judge
 from base_images.contract import layers as archive
 from base_images.contract.facts import ImageFacts, Server, Shell, Start
-from base_images.contract.judge import RowResult, Status
+from base_images.contract.judge import RowResult
 from base_images.contract.layers import Elf, Entry, Kind
+from base_images.contract.rows_behaviour import CPU_BACKENDS
+from base_images.contract.verdict import Status
 from base_images.labels import Label
 from base_images.recipes.consumer import Answer, Refused
 from base_images.variants import Platform, find
@@ -106,7 +108,7 @@ TOP = [
     elf(f"{HOME}/llama-server", "libllama.so.0", program=True),
     elf(f"{HOME}/libllama.so.0.5.0"),
     link(f"{HOME}/libllama.so.0", "libllama.so.0.5.0"),
-    *(elf(f"{HOME}/libggml-cpu-{name}.so") for name in judge.CPU_BACKENDS[Platform.AMD64]),
+    *(elf(f"{HOME}/libggml-cpu-{name}.so") for name in CPU_BACKENDS[Platform.AMD64]),
     file("/app/version.json", json.dumps(VERSION).encode()),
     file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nllama:x:999:999::/home/llama:/bin/sh\n"),
     file("/etc/group", b"root:x:0:\nllama:x:999:\n"),
