@@ -10,7 +10,7 @@ from base_images.variants import Platform
 
 
 def test_every_variant_comes_with_a_cpu_directory() -> None:
-    # BodhiApp falls back to it in every image (CONTRACT row 1).
+    # BodhiApp falls back to it in every image (contract row 1, docs/contract.md).
     for variant in variants.VARIANTS:
         assert variant.directories[0] == variant.name
         assert variant.directories[-1] == "cpu"
