@@ -149,7 +149,9 @@ def test_a_driver_for_a_real_image(
     assert cuda_report.smokes == (exit_code == 0)
     assert report.exit_code == exit_code
     if exit_code:
-        assert "The driver is 470.256.02, and the image's CUDA 12.4.1 needs at least 525.60.13" in cuda_report.no_device[0]
+        assert (
+            "The driver is 470.256.02, and the image's CUDA 12.4.1 needs at least 525.60.13" in cuda_report.no_device[0]
+        )
 
 
 def test_a_missing_image_is_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
