@@ -123,10 +123,10 @@ def read(
     layers: dict[str, Layer] = {}
     documents: dict[str, Any] = {}
     try:
-        with tarfile.open(fileobj=_Pieces(stream), mode="r|", bufsize=_PIECE) as archive:
+        with tarfile.open(fileobj=io.BufferedReader(_Pieces(stream), _PIECE), mode="r|", bufsize=_PIECE) as archive:
             for member in archive:
                 file = archive.extractfile(member) if member.isreg() else None
-                name = _archive_path(member.name)
+                name = posixpath.normpath(member.name)
                 if member.issym():
                     # Docker 20.10 stores a repeated layer once, with symbolic links to it.
                     documents[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
@@ -194,36 +194,26 @@ def resolve(files: Mapping[str, Entry], path: str) -> Entry | None:
 
 
 class _Pieces(io.RawIOBase):
-    """An iterator of bytes as a file without seeking."""
+    """An iterator of bytes as a raw stream."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._rest = memoryview(b"")
+        self._rest = b""
 
-    def read(self, size: int = -1) -> bytes:
-        wanted = []
-        missing = size
-        while missing:
-            if not self._rest:
-                piece = next(self._pieces, b"")
-                if not piece:
-                    break
-                self._rest = memoryview(piece)
-            part = self._rest if missing < 0 else self._rest[:missing]
-            self._rest = self._rest[len(part) :]
-            wanted.append(part)
-            missing -= len(part) if missing > 0 else 0
-        return b"".join(wanted)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._rest = self._rest or next(self._pieces, b"")
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
 
 
 def _parents(path: str) -> Iterator[str]:
     while path != "/":
         path = posixpath.dirname(path)
         yield path
-
-
-def _archive_path(name: str) -> str:
-    return posixpath.normpath(name)
 
 
 def _document(file: IO[bytes]) -> Any:
@@ -237,9 +227,9 @@ def _document(file: IO[bytes]) -> Any:
 def _layer_names(documents: Mapping[str, Any], diff_ids: Sequence[str]) -> list[str]:
     """Returns the archive's names of the layers of the image with these diff ids, lowest first."""
     for image in documents.get("manifest.json") or ():
-        config = documents.get(_archive_path(image["Config"]))
+        config = documents.get(posixpath.normpath(image["Config"]))
         if config and config["rootfs"]["diff_ids"] == list(diff_ids):
-            return [_archive_path(name) for name in image["Layers"] or ()]
+            return [posixpath.normpath(name) for name in image["Layers"] or ()]
     raise EngineError("The engine's archive does not hold the image that was asked for: run the check again.")
 
 

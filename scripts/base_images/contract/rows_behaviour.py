@@ -59,7 +59,8 @@ def tools(facts: ImageFacts) -> Verdict:
     stores = [layers.resolve(facts.files, path) for path in _CA_CERTIFICATES]
     if not any(store and store.size for store in stores):
         findings.append(f"There are no CA certificates: neither {' nor '.join(_CA_CERTIFICATES)} holds any.")
-    findings += _entrypoint_findings(facts)
+    for program in facts.image.entrypoint[:1]:
+        findings += _program_findings(facts, "entrypoint", program)
     findings += _health_findings(facts)
     return Verdict(f"health check: {' '.join(facts.image.healthcheck) or 'none'}", findings)
 
@@ -110,8 +111,7 @@ def accelerator(facts: ImageFacts) -> Verdict:
     if not facts.servers:
         return Verdict("no llama-server", [NO_SERVER])
     if facts.variant and facts.variant.static_backends:
-        seen = f"backends are linked in; {_DEVICE_TEST}"
-        return Verdict(seen, status=Status.ELSEWHERE)
+        return Verdict(f"backends are linked in; {_DEVICE_TEST}", status=Status.ELSEWHERE)
     findings = []
     loaded: list[str] = []
     for server in facts.servers:
@@ -124,11 +124,7 @@ def accelerator(facts: ImageFacts) -> Verdict:
     backend = f"{facts.directories[0]}/{facts.variant.backend}" if facts.directories else ""
     if layers.resolve(facts.files, backend) is None:
         findings.append(f"There is no {backend}, which the accelerator is computed with.")
-    return Verdict(
-        f"{seen}; {_DEVICE_TEST}",
-        findings,
-        None if findings else Status.ELSEWHERE,
-    )
+    return Verdict(f"{seen}; {_DEVICE_TEST}", findings, None if findings else Status.ELSEWHERE)
 
 
 def stops(facts: ImageFacts) -> Verdict:
@@ -161,11 +157,6 @@ def arguments(facts: ImageFacts) -> Verdict:
     if judged.known and not judged.findings:
         return Verdict("; ".join(taken), judged.known, Status.EXCEPTION)
     return Verdict("; ".join(taken), judged.findings)
-
-
-def _entrypoint_findings(facts: ImageFacts) -> Iterator[str]:
-    if facts.image.entrypoint:
-        yield from _program_findings(facts, "entrypoint", facts.image.entrypoint[0])
 
 
 def _health_findings(facts: ImageFacts) -> Iterator[str]:

@@ -77,19 +77,14 @@ class Answer:
 
 def machine(root: Path = ROOT) -> Machine:
     """Returns the machine; unknown sizes are 0 and unknown names are empty."""
-    memory = _kibibytes(_text(root / "proc/meminfo"))
+    kibibytes = dict(re.findall(r"(?m)^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo")))
     return Machine(
         architecture=platform.machine(),
         kernel=_text(root / "proc/sys/kernel/osrelease").strip(),
         cores=os.cpu_count() or 1,
-        memory=memory.get("MemTotal", 0) * 1024,
-        memory_available=memory.get("MemAvailable", 0) * 1024,
+        memory=int(kibibytes.get("MemTotal", 0)) * 1024,
+        memory_available=int(kibibytes.get("MemAvailable", 0)) * 1024,
     )
-
-
-def _kibibytes(meminfo: str) -> dict[str, int]:
-    """`MemTotal:  24684092 kB` → {"MemTotal": 24684092}."""
-    return {name: int(size) for name, size in re.findall(r"(?m)^(\w+):\s+(\d+) kB$", meminfo)}
 
 
 def programs(names: Sequence[str]) -> dict[str, str | None]:

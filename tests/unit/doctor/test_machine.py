@@ -35,18 +35,12 @@ def driver(name: str, root: Path) -> Installed | None:
 
 
 def test_the_facts_of_a_machine(tmp_path: Path) -> None:
-    machines.put(
-        tmp_path,
-        "/proc/meminfo",
-        "MemTotal:       24684092 kB\nMemAvailable:   22854876 kB\nHugePages_Total:       0\n",
-    )
+    meminfo = "MemTotal:       24684092 kB\nMemAvailable:   22854876 kB\nHugePages_Total:       0\n"
+    machines.put(tmp_path, "/proc/meminfo", meminfo)
     machines.put(tmp_path, "/proc/sys/kernel/osrelease", "6.8.0-45-generic\n")
     found = machine.machine(tmp_path)
-    assert (found.kernel, found.memory, found.memory_available) == (
-        "6.8.0-45-generic",
-        24684092 * 1024,
-        22854876 * 1024,
-    )
+    assert found.kernel == "6.8.0-45-generic"
+    assert (found.memory, found.memory_available) == (24684092 * 1024, 22854876 * 1024)
     assert found.cores >= 1
 
 
@@ -63,10 +57,8 @@ def test_the_facts_of_this_machine() -> None:
 
 def test_programs_and_buildx() -> None:
     assert machine.programs(["sh", "no-such-program"]) == {"sh": programs.find_program("sh"), "no-such-program": None}
-    assert (
-        machine.buildx_version("github.com/docker/buildx v0.13.1 788433953af10f2a698f5c07611dddce2e08c7a0\n")
-        == "v0.13.1"
-    )
+    line = "github.com/docker/buildx v0.13.1 788433953af10f2a698f5c07611dddce2e08c7a0\n"
+    assert machine.buildx_version(line) == "v0.13.1"
     assert machine.buildx_version("") == ""
 
 
