@@ -26,6 +26,7 @@ CPU_BACKENDS: Mapping[Platform, tuple[str, ...]] = {
     ),
 }
 """The portable CPU backends, one library each; GGML_NATIVE would build a single libggml-cpu.so instead."""
+
 _CA_CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 _DEVICE_TEST = "that the device is used is for `invoke test-local-images --device` on a host that has it"
 _VERSION_LINE = re.compile(r"^version: .*?(?:build )?(\d+)(?:, commit | \()(\w+)\)", re.MULTILINE)
@@ -107,7 +108,7 @@ def portable(facts: ImageFacts) -> Verdict:
 
 
 def accelerator(facts: ImageFacts) -> Verdict:
-    """Row 14: each server loads a CPU backend, and the accelerator's backend is present; needs a device for more."""
+    """Row 14: each server loads a CPU backend, and the accelerator's backend is there; a device test shows its use."""
     if not facts.servers:
         return Verdict("no llama-server", [NO_SERVER])
     if facts.variant and facts.variant.static_backends:

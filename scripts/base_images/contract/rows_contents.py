@@ -15,6 +15,7 @@ from base_images.variants import megabytes
 
 DUPLICATE_BYTES = 64 << 10
 """Equal files below this size do not count as duplicates of the payload."""
+
 _CACHES = (
     *("/var/lib/apt/lists/", "/var/cache/apt/", "/var/cache/yum/", "/var/cache/dnf/", "/var/cache/apk/"),
     *("/root/.cache/", "/root/.npm/", "/root/.ccache/", "/ccache/"),

@@ -19,6 +19,7 @@ LLAMA_USER = "llama"
 LLAMA_ID = 999
 """UID of the user, and GID of its group unless the base image uses that number for another group. Existing
 installations have volumes that this number owns (dockerfiles/llama-user)."""
+
 RUNPATH = "$ORIGIN"
 _MACHINES = {Platform.AMD64: "EM_X86_64", Platform.ARM64: "EM_AARCH64"}
 _NOT_FOUND = re.compile(r"^\s*(\S+) => not found$", re.MULTILINE)
