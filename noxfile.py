@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from base_images.adapters.programs import find_program  # noqa: E402
-from base_images.build import packages  # noqa: E402
 from base_images.variants import VARIANTS, Variant  # noqa: E402
 
 # One locked environment for everything (scripts/bootstrap.sh): no session resolves packages of its own.
@@ -87,7 +86,7 @@ def add_image_session(variant: Variant) -> None:
 def image_without_toolkit(session: nox.Session) -> None:
     """Builds musa, intel and cann with Debian's compilers where the vendor's cannot be had, and tests their cpu/."""
     for variant in VARIANTS:
-        if packages.of_variant(variant) is None:
+        if variant.packages is None:
             run(
                 session, "pytest", "tests/variants/test_without_toolkit.py", "--variant", variant.name, *session.posargs
             )

@@ -1,4 +1,4 @@
-"""The one exception family: everything a user can cause ends in one sentence and an exit code."""
+"""The exceptions for everything a user can cause: each has a one-sentence message and an exit code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import ClassVar
 
 
 class BaseImagesError(Exception):
-    """Something a user can cause or mend; its text is one sentence that says what to do.
+    """An error that a user can cause or fix; the message is one sentence that says what to do.
 
     Attributes:
-        exit_code: what the process ends with.
+        exit_code: the exit code of the process.
         detail: lines printed under the sentence, such as the tail of a log; may be empty.
     """
 
@@ -33,19 +33,19 @@ class EngineError(BaseImagesError):
 
 
 class ImageNotFoundError(BaseImagesError):
-    """An image reference that neither the engine nor a registry has."""
+    """Neither the engine nor a registry has the image."""
 
     exit_code = 4
 
 
 class SourceError(BaseImagesError):
-    """llama.cpp's source, or a base image, could not be had or is not what it should be."""
+    """llama.cpp's source or a base image is unavailable or has the wrong content."""
 
     exit_code = 5
 
 
 class BuildError(BaseImagesError):
-    """A build step failed; `detail` holds the step and the tail of its log."""
+    """A build step failed; `detail` has the step and the tail of its log."""
 
     exit_code = 6
 
@@ -57,18 +57,18 @@ class RepositoryError(BaseImagesError):
 
 
 class LaunchError(BaseImagesError):
-    """A container's server did not come up; `detail` holds the tail of its log."""
+    """The server in a container did not start; `detail` has the tail of its log."""
 
     exit_code = 8
 
 
 class DeviceError(BaseImagesError):
-    """This host lacks what an accelerator needs, or the accelerator has nothing of the kind."""
+    """This host lacks what an accelerator needs, or the accelerator does not support the request."""
 
     exit_code = 9
 
 
 class RegistryError(BaseImagesError):
-    """A container registry cannot be reached, refuses, or holds something else than it should."""
+    """A container registry is unreachable, denies access, or has unexpected content."""
 
     exit_code = 10

@@ -1,21 +1,27 @@
-"""What is the same in every image, and what a server in one is given and may take."""
+"""Facts that hold for every image, and parsers for the output of programs in one."""
 
 from __future__ import annotations
 
 import re
 
 ARBITRARY_USER = "54321:54321"
-"""In no image's user table: hardened hosts choose a number of their own (CONTRACT row 11)."""
+"""A user in no image's user table, as hardened hosts choose one (contract row 11, docs/contract.md)."""
 
-STOP_SECONDS = 10  # CONTRACT row 15
+STOP_SECONDS = 10  # contract row 15
 
 _BACKEND = re.compile(r"^\S+ +r-xp .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
 
 
-def loaded_backends(maps: str) -> tuple[str, ...]:
-    """Returns the paths of the ggml backends in what a process has mapped (proc(5)).
+def glibc_version(getconf: str) -> str:
+    """Returns the version in the output of `getconf GNU_LIBC_VERSION`, such as `2.41`; empty for another C library."""
+    name, _, version = getconf.strip().partition(" ")
+    return version if name == "glibc" else ""
 
-    A backend that is loaded is a library without a version in its name. What the log says of it differs from one
-    version of llama.cpp to the next: b10454 says nothing.
+
+def loaded_backends(maps: str) -> tuple[str, ...]:
+    """Returns the paths of the ggml backends in a process's memory map, /proc/<pid>/maps of proc(5).
+
+    The file name of a loadable backend has no version. The log is no source for this: it differs between versions of
+    llama.cpp, and b10454 does not name the backends.
     """
     return tuple(dict.fromkeys(_BACKEND.findall(maps)))

@@ -1,4 +1,4 @@
-"""The names of every label that this project writes or reads (CONTRACT row 7)."""
+"""The names of all labels that this project writes or reads (contract row 7, docs/contract.md)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Label(StrEnum):
-    """Labels of an image; each has a value that is never empty."""
+    """Labels of an image; the values are never empty."""
 
     TITLE = "org.opencontainers.image.title"
     DESCRIPTION = "org.opencontainers.image.description"
@@ -34,10 +34,10 @@ class Label(StrEnum):
 
 
 RESOURCE = "bodhi.resource"
-"""On containers, volumes and base images that this project makes, with what they are for; never on a built image."""
+"""The purpose of a container, volume or base image that this project created; never on a built image."""
 
 OWNER = "bodhi.owner"
-"""On containers and volumes that have to go, with the process that made them, as `adapters/ownership.py` names it."""
+"""Process ownership of a container or volume that must be removed, as `adapters/ownership.py` writes it."""
 
 TOOLKIT_PREFIX = "bodhi.toolkit."
-"""Followed by a toolkit's name as version.json has it, such as `bodhi.toolkit.cuda`; the value is its version."""
+"""Prefix of the labels with toolkit versions; a name of version.json follows, as in `bodhi.toolkit.cuda`."""

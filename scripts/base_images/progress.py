@@ -1,4 +1,4 @@
-"""What long work says while it runs; `cli/views.py` decides how a person sees it."""
+"""Progress messages of long-running work; `cli/views.py` displays them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One moment of a long piece of work.
+    """One progress message.
 
     Attributes:
-        what: the work, the same text from its first moment to its last, such as "download llama-cpp-python 0.3.36".
-        done: how much is done, in bytes; None when it cannot be counted.
-        total: how much there is, in bytes; None when it is not known.
-        note: a word on how it goes, such as a package being unpacked; may be empty.
+        what: the work, the same text in all of its messages, such as "download llama-cpp-python 0.3.36".
+        done: bytes done; None when unknown.
+        total: bytes in total; None when unknown.
+        note: the current detail, such as a package being unpacked; may be empty.
         finished: whether this is the last message about `what`.
     """
 
@@ -26,8 +26,8 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
-"""Takes progress; must be cheap, and must not raise."""
+"""Receives progress messages; must be cheap and must not raise."""
 
 
 def silent(_progress: Progress) -> None:
-    """Listens to nothing."""
+    """Ignores the message."""

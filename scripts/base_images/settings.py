@@ -1,4 +1,4 @@
-"""What `pyproject.toml` and the environment configure: the registry, this project's addresses, and the pin."""
+"""Settings from `pyproject.toml` and the environment: the registry, this project's URL and the pin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from base_images.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout: the root of the build context, with `dockerfiles/` and (fetched) `llama.cpp/`."""
+"""The checkout, which is the root of the build context: `dockerfiles/` and the fetched `llama.cpp/`."""
 
 REGISTRY_VARIABLE = "BASE_IMAGES_REGISTRY"
 DRY_RUN_VARIABLE = "BASE_IMAGES_DRY_RUN"
@@ -38,7 +38,7 @@ class Settings:
 
 
 def load(root: Path = ROOT) -> Settings:
-    """Returns the settings of the checkout at `root`; BASE_IMAGES_REGISTRY overrides the registry.
+    """Returns the settings of the checkout at `root`, with the registry of BASE_IMAGES_REGISTRY if that is set.
 
     Raises:
         UsageError: pyproject.toml is missing, is not TOML, or lacks a key.
@@ -70,5 +70,5 @@ def load(root: Path = ROOT) -> Settings:
 
 
 def dry_run() -> bool:
-    """Returns whether BASE_IMAGES_DRY_RUN asks to change nothing; whatever does not say no says yes."""
+    """Returns whether BASE_IMAGES_DRY_RUN requests a dry run: any value except 0, false, no and empty."""
     return os.environ.get(DRY_RUN_VARIABLE, "").strip().lower() not in {"", "0", "false", "no"}

@@ -1,10 +1,10 @@
-"""The one table of variants: everything that differs between the images and is not in their Dockerfiles."""
+"""The table of variants: everything that differs between the images, except for their Dockerfiles."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from base_images.errors import UsageError
@@ -14,7 +14,7 @@ GIGABYTE = 1_000_000_000
 
 
 class Platform(Enum):
-    """A platform an image is built for: docker's name and the target triple of BodhiApp's lookup path."""
+    """A platform that images are built for: Docker's name and the target triple in BodhiApp's lookup path."""
 
     AMD64 = ("linux/amd64", "x86_64-unknown-linux-gnu")
     ARM64 = ("linux/arm64", "aarch64-unknown-linux-gnu")
@@ -25,27 +25,27 @@ class Platform(Enum):
 
     @classmethod
     def of_architecture(cls, architecture: str) -> Platform | None:
-        """Returns the platform of an engine's or an image's architecture, such as `amd64`; None for any other."""
+        """Returns the platform of Docker's architecture, such as `amd64`; None for others."""
         return next((platform for platform in cls if platform.architecture == architecture), None)
 
     @property
     def architecture(self) -> str:
-        """Docker's and BuildKit's TARGETARCH, such as `amd64`."""
+        """The architecture as Docker and BuildKit's TARGETARCH name it, such as `amd64`."""
         return self.docker.removeprefix("linux/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architectures:
-    """The device architectures that a backend can be compiled for; the recipe's default is a fat build, as upstream's.
+    """The device architectures that a backend can be compiled for; by default the recipe builds for many, as upstream.
 
     Attributes:
-        argument: the recipe's ARG.
-        form: a pattern that each one matches; its first group is the name that the toolkit knows it by.
-        example: one, for help and error messages.
-        listing: the command that lists them in the build base; empty when the toolkit cannot be asked.
-        listed: a pattern whose first group is one of the listing's names.
-        known: them, when the toolkit cannot be asked.
-        several: whether one image can be for more than one.
+        argument: the ARG of the recipe.
+        form: a pattern that each architecture matches; its first group is the toolkit's name for it.
+        example: an architecture for help and error messages.
+        listing: the command that lists the architectures in the build base; empty when the toolkit has none.
+        listed: a pattern whose first group is a name in the listing.
+        known: the architectures, when the toolkit has no such command.
+        several: whether one image can be compiled for more than one.
     """
 
     argument: str
@@ -59,16 +59,16 @@ class Architectures:
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """How a device's driver is found on the host, and which version of it a toolkit needs.
+    """How to find a device's driver on the host, and the driver version that a toolkit needs.
 
     Attributes:
-        modules: the kernel modules of which one drives the device; empty: whatever drives the host's render nodes.
-        unusable: those whose render nodes the image has no driver for.
-        version_files: files that say the driver's version where /sys/module/<module>/version does not.
-        toolkit: version.json's name of the version that decides.
-        oldest: the oldest driver that a toolkit's programs run on, by the beginning of the toolkit's version.
-        own: the driver that a toolkit came with, likewise.
-        older_than_own: what is to be expected of a driver between the two.
+        modules: kernel modules, one of which drives the device; empty for any module with a render node.
+        unusable: modules whose render nodes the image has no driver for.
+        version_files: files with the driver's version, read after /sys/module/<module>/version.
+        toolkit: the name in version.json of the toolkit version that `oldest` and `own` are looked up by.
+        oldest: prefix of the toolkit's version to the oldest driver that its programs run on.
+        own: prefix of the toolkit's version to the driver that is released with it.
+        older_than_own: the limitation of a driver between the two.
     """
 
     modules: tuple[str, ...] = ()
@@ -82,22 +82,22 @@ class Driver:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceAccess:
-    """What a container is given so that its backend finds the device.
+    """How a container gets access to the device.
 
     Attributes:
-        name: how `--list-devices`, the server's log and its buffers call a device, before its index: `CUDA` of `CUDA0`.
+        name: the device's name in `--list-devices` and the server's log, without its index: `CUDA` of `CUDA0`.
         check: a command that shows the device on the host.
         driver: the driver that the host needs.
-        nodes: device nodes, or directories of them.
-        group_nodes: nodes whose group the process joins, by the host's number: the name may not exist in the image.
+        nodes: device nodes or directories of device nodes.
+        group_nodes: nodes whose group the process joins, by GID, since the image may not have the group's name.
         gpus: whether the engine passes the devices itself (`--gpus all`).
-        helpers: programs on the engine's host of which one does that for it.
-        driver_nodes: nodes of which the host has one where the driver is there, when it is not for us to pass them.
-        runtime: the container runtime that passes them; empty for the engine's default.
-        mounts: the driver's files on the host, read-only at the same path.
-        environment: what the runtime, or the backend, must be told.
-        software: an environment in which the backend takes a device that the CPU imitates, which needs nothing else of
-            all this; empty when there is none.
+        helpers: programs of the vendor's container toolkit, one of which the engine needs for `gpus`.
+        driver_nodes: nodes that are not passed, one of which exists where the driver is installed.
+        runtime: the container runtime that passes the device; empty for the engine's default.
+        mounts: the driver's files on the host, mounted read-only at the same path.
+        environment: environment variables for the runtime or the backend.
+        software: environment variables that make the backend use a device emulated by the CPU, which needs none of the
+            other attributes; empty when there is none.
     """
 
     name: str
@@ -114,25 +114,68 @@ class DeviceAccess:
     software: Mapping[str, str] = field(default_factory=dict)
 
 
+SUITE = "trixie"
+"""Debian 13: the release nearest to upstream's Ubuntu 24.04 (gcc 14, cmake 3.31, node 20)."""
+
+UNSTABLE = "unstable"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One accelerator.
+class Root:
+    """A Debian root file system: minbase with these packages on top."""
+
+    suite: str = SUITE
+    components: tuple[str, ...] = ("main",)
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packages:
+    """Debian packages that replace a variant's base images; the recipe installs the rest, as on upstream's bases.
 
     Attributes:
-        name: also the directory `/app/bin/<triple>/<name>` and the prefix of the tag.
-        title: how a person calls it.
-        acceleration: what computes, as the `bodhi.acceleration` label says it.
-        platforms: what the image is published for.
-        directories: the directories below `/app/bin/<triple>/`, the variant's own first (CONTRACT row 1).
-        size_budget: bytes the image may add to its base (CONTRACT row 17); None until it was measured.
-        size_measured: bytes it added when last measured; None until then.
-        proven: what was shown of it and where, for the README's table; None while nothing was.
-        toolkit: version.json's name of each version or setting of the toolkit, and the recipe's ARG that holds it.
-        architectures: what the backend is compiled for; None when that is no choice.
-        device: what a container needs to use the accelerator; None for none.
-        runs_on_toolkit: whether the runtime base is the toolkit's development image, compilers and all, as upstream's.
-        device_waiver: why an image may become latest before a smoke test has seen its device; empty when it may not.
-        toolkit_size: bytes that the toolkit's base images take unpacked, about; asked for before they are pulled.
+        build: the build base.
+        runtime: the runtime base.
+        arguments: ARGs of the recipe that need another value with Debian's compilers.
+        versions: each ARG of the recipe that holds a toolkit's version, and the package of the build base that has it.
+        size: approximate unpacked size of the bases in bytes.
+    """
+
+    build: Root = Root()
+    runtime: Root = Root()
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def slim(self) -> Packages:
+        """Returns the same packages with nothing of the toolkit in the runtime base."""
+        return replace(self, runtime=Root(suite=self.runtime.suite))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One variant of the image: an accelerator, or the CPU.
+
+    Attributes:
+        name: the name, also of the directory `/app/bin/<triple>/<name>` and the prefix of the tag.
+        title: the name in prose.
+        acceleration: the value of the label `bodhi.acceleration`.
+        platforms: the platforms that the image is published for.
+        directories: the directories below `/app/bin/<triple>/`, the variant's own first (contract row 1).
+        size_budget: bytes that the image may add to its base (contract row 17, docs/contract.md); None until measured.
+        size_measured: bytes that it added when last measured; None until measured.
+        proven: what was tested and where, for the README's table; None for nothing.
+        toolkit: names in version.json of the toolkit's versions and settings, and the ARG of the recipe for each.
+        architectures: the device architectures to compile for; None when there is no choice.
+        device: access to the accelerator's device; None when it needs none.
+        runs_on_toolkit: whether the runtime base is the toolkit's development image with its compilers, as upstream's.
+        device_waiver: why `latest` may move without a smoke test on the device; empty when it may not.
+        toolkit_size: approximate unpacked size of the toolkit's base images in bytes, checked before they are pulled.
+        backend: the library that llama.cpp loads for the accelerator; empty when it loads none.
+        static_backends: whether upstream builds the variant without loadable backends.
+        host_libraries: driver libraries that only the host has, each with the prefixes of the symbols it defines.
+        old_glibc: whether the base's glibc may be older than the contract's minimum.
+        packages: Debian packages that replace the base images; None when Debian has no compiler for the accelerator.
     """
 
     name: str
@@ -149,18 +192,25 @@ class Variant:
     runs_on_toolkit: bool = False
     device_waiver: str = ""
     toolkit_size: int = 0
+    backend: str = ""
+    static_backends: bool = False
+    host_libraries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    old_glibc: bool = False
+    packages: Packages | None = None
 
     @property
     def dockerfile(self) -> str:
-        """Path of the recipe below the checkout."""
+        """The path of the recipe in the checkout."""
         return f"dockerfiles/{self.name}.Dockerfile"
 
 
 _AMD64 = (Platform.AMD64,)
 _BOTH = (Platform.AMD64, Platform.ARM64)
 
+_NON_FREE = ("main", "contrib", "non-free")
+
 _RENDER_NODE = "/dev/dri/renderD128"
-"""The first GPU's node for computing; hosts give it and its like to one group, mostly called `render`."""
+"""The render node of the first GPU; on most hosts the group `render` owns all render nodes."""
 
 _NVIDIA = Driver(
     modules=("nvidia",),
@@ -188,8 +238,8 @@ _AMD = Driver(
     modules=("amdgpu",),
     toolkit="rocm",
     # rocm.docs.amd.com/projects/install-on-linux, "User and AMD GPU Driver support matrix" of 2025-09-17: ROCm 7.0 runs
-    # on the drivers of ROCm 6.2 and newer, 6.4 on those of 6.1. Those drivers call themselves 6.8.5 and 6.7.0. The
-    # driver of the kernel itself says no version and is in no such table.
+    # on the drivers of ROCm 6.2 and newer, which have version 6.8.5, and 6.4 on those of 6.1, which have version 6.7.0.
+    # The kernel's own driver has no version and is in no such table.
     oldest={"6.4": "6.7.0", "7": "6.8.5"},
 )
 _ASCEND = Driver(
@@ -200,7 +250,7 @@ _ASCEND = Driver(
 )
 
 _NO_RUNNER = "no runner with such a device tests releases yet; that it falls back to the CPU is tested"
-"""Remove a variant's waiver when the repository names a runner for it: from then on `latest` waits for the device."""
+"""Remove a variant's waiver when the repository has a runner for it: `latest` then requires a test on the device."""
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(
@@ -212,6 +262,7 @@ VARIANTS: tuple[Variant, ...] = (
         size_budget=76 * MEGABYTE,
         size_measured=55_800_000,
         proven="amd64: contract and smoke test; arm64: not yet",
+        packages=Packages(),
     ),
     Variant(
         name="cuda",
@@ -228,18 +279,27 @@ VARIANTS: tuple[Variant, ...] = (
             listing=("nvcc", "--list-gpu-arch"),
             listed=r"compute_(\d+)",
         ),
-        # The driver's control node, which WSL has another one for.
         device=DeviceAccess(
             name="CUDA",
             check="nvidia-smi",
             driver=_NVIDIA,
             gpus=True,
-            # Of NVIDIA's container toolkit: Docker looks for the first, and has the second describe the devices (CDI).
+            # NVIDIA's container toolkit: Docker runs the first, or uses the device descriptions (CDI) of the second.
             helpers=("nvidia-container-runtime-hook", "nvidia-ctk"),
-            driver_nodes=("/dev/nvidiactl", "/dev/dxg"),
+            driver_nodes=("/dev/nvidiactl", "/dev/dxg"),  # the driver's control node, natively and on WSL
         ),
         device_waiver=_NO_RUNNER,
         toolkit_size=13 * GIGABYTE,
+        backend="libggml-cuda.so",
+        host_libraries={"libcuda.so.1": ("cu",)},
+        # The runtime has what NVIDIA's runtime image has of the toolkit: cudart, cublas, nccl.
+        packages=Packages(
+            build=Root(components=_NON_FREE, packages=("nvidia-cuda-toolkit", "libnccl-dev")),
+            runtime=Root(components=_NON_FREE, packages=("libcudart12", "libcublas12", "libnccl2")),
+            arguments={"GCC_VERSION": "13"},  # the newest that CUDA 12.4 takes
+            versions={"CUDA_VERSION": "nvidia-cuda-toolkit"},
+            size=7 * GIGABYTE,
+        ),
     ),
     Variant(
         name="rocm",
@@ -256,7 +316,7 @@ VARIANTS: tuple[Variant, ...] = (
             listing=("sh", "-c", '"$(hipconfig -l)/clang" --target=amdgcn-amd-amdhsa --print-supported-cpus 2>&1'),
             listed=r"(?m)^\s*(gfx[0-9a-f]+)$",
         ),
-        # KFD is one node for all GPUs; it has a group of its own on some hosts.
+        # All GPUs share one KFD node, which has its own group on some hosts.
         device=DeviceAccess(
             name="ROCm",
             check="rocminfo",
@@ -267,6 +327,14 @@ VARIANTS: tuple[Variant, ...] = (
         runs_on_toolkit=True,
         device_waiver=_NO_RUNNER,
         toolkit_size=40 * GIGABYTE,
+        backend="libggml-hip.so",
+        # llama.cpp needs HIP 6.1; the stable release has an older one.
+        packages=Packages(
+            build=Root(suite=UNSTABLE, packages=("hipcc", "libhipblas-dev", "librocblas-dev")),
+            runtime=Root(suite=UNSTABLE, packages=("libhipblas2", "librocblas4")),
+            versions={"ROCM_VERSION": "libamdhip64-dev"},
+            size=9 * GIGABYTE,
+        ),
     ),
     Variant(
         name="vulkan",
@@ -283,10 +351,12 @@ VARIANTS: tuple[Variant, ...] = (
             driver=Driver(unusable=("nvidia",)),  # the image's drivers are Mesa's
             nodes=("/dev/dri",),
             group_nodes=(_RENDER_NODE,),
-            # Mesa's lavapipe: llama.cpp b11312 takes a device of type CPU only by its index. Its shaders are compiled
-            # again and again where there is no place to keep them.
+            # Mesa's lavapipe: llama.cpp b11312 selects a device of type CPU only by its index. Without a cache
+            # directory, every process compiles the shaders again.
             software={"GGML_VK_VISIBLE_DEVICES": "0", "XDG_CACHE_HOME": "/var/tmp"},  # noqa: S108 - in the container
         ),
+        backend="libggml-vulkan.so",
+        packages=Packages(),
     ),
     Variant(
         name="musa",
@@ -302,8 +372,7 @@ VARIANTS: tuple[Variant, ...] = (
             example="31",
             known=("21", "22", "31"),  # llama.cpp b11312, ggml/src/ggml-musa/CMakeLists.txt
         ),
-        # llama.cpp b11312, docs/docker.md: the runtime of mt-container-toolkit, which reads this variable as NVIDIA's
-        # does its own.
+        # llama.cpp b11312, docs/docker.md: the runtime of mt-container-toolkit, which reads this variable.
         device=DeviceAccess(
             name="MUSA",
             check="mthreads-gmi",
@@ -313,6 +382,9 @@ VARIANTS: tuple[Variant, ...] = (
         ),
         device_waiver=_NO_RUNNER,
         toolkit_size=20 * GIGABYTE,
+        backend="libggml-musa.so",
+        host_libraries={"libmusa.so.1": ("mu",)},
+        old_glibc=True,  # upstream's base is Ubuntu 22.04, glibc 2.35
     ),
     Variant(
         name="intel",
@@ -338,6 +410,7 @@ VARIANTS: tuple[Variant, ...] = (
         runs_on_toolkit=True,
         device_waiver=_NO_RUNNER,
         toolkit_size=20 * GIGABYTE,
+        backend="libggml-sycl.so",
     ),
     Variant(
         name="cann",
@@ -354,7 +427,7 @@ VARIANTS: tuple[Variant, ...] = (
             known=("310p", "910b"),  # llama.cpp b11312, docs/backend/CANN.md
             several=False,
         ),
-        # llama.cpp b11312, docs/backend/CANN.md: one NPU, and what all of them share.
+        # llama.cpp b11312, docs/backend/CANN.md: one NPU, and the nodes that all NPUs share.
         device=DeviceAccess(
             name="CANN",
             check="npu-smi info",
@@ -366,15 +439,17 @@ VARIANTS: tuple[Variant, ...] = (
         runs_on_toolkit=True,
         device_waiver=_NO_RUNNER,
         toolkit_size=15 * GIGABYTE,
+        static_backends=True,
+        host_libraries={"libascend_hal.so": ("hal", "drv")},
     ),
 )
 
-STATIC_BACKENDS = frozenset({"cann"})
-"""Variants that upstream builds without loadable backends."""
+STATIC_BACKENDS = frozenset(variant.name for variant in VARIANTS if variant.static_backends)
+"""Names of the variants without loadable backends, which are the names of their directories too."""
 
 
 def megabytes(size: int) -> str:
-    """Returns a size in bytes as a person reads it, such as `42.1 MB` (1 MB is 1,000,000 bytes)."""
+    """Returns a size in bytes such as `42.1 MB` (1 MB is 1,000,000 bytes)."""
     return f"{size / MEGABYTE:.1f} MB"
 
 
@@ -384,7 +459,7 @@ def gigabytes(size: int) -> str:
 
 
 def markdown_table(registry: str) -> str:
-    """Returns the README's table of images, one row per variant; what is not proven yet says so."""
+    """Returns the README's table of images, one row per variant."""
     rows = [("variant", "platforms", "registry tags", "adds to its base", "proven"), ("---",) * 5]
     for variant in VARIANTS:
         platforms = ", ".join(platform.docker for platform in variant.platforms)
@@ -398,7 +473,7 @@ def find(name: str, among: Sequence[Variant] = VARIANTS) -> Variant:
     """Returns the variant called `name`.
 
     Raises:
-        UsageError: there is none; the nearest name is suggested.
+        UsageError: no variant has the name; the message suggests the nearest one.
     """
     for variant in among:
         if variant.name == name:

@@ -1,9 +1,8 @@
-"""The version and tag grammar: `YYMMDDHHMM-<first 7 of the commit>`, in UTC, and what is made of it.
+"""The grammar of versions and tags: `YYMMDDHHMM-<first 7 digits of the commit>`, in UTC.
 
-The build system before this project named its images and git tags alike, with a year of four digits and in local time:
-`202512281717-e118046`. `parse` takes ten digits and no more, so for whoever looks through tags for the newest version,
-which all do with `parse_git_tag` or `parse_image_tag`, those are other tags. Its first ones had ten digits too: they
-cannot be told from ours, and are older than all of ours.
+The previous build system used the same form with a four-digit year and local time: `202512281717-e118046`. `parse`
+takes exactly ten digits, so `parse_git_tag` and `parse_image_tag` skip those tags in searches for the newest version.
+Its first versions had ten digits too: they look like ours and are older than all of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ LOCAL_TAG = "local"
 
 _PATTERN = re.compile(r"(?P<timestamp>\d{10})-(?P<commit>[0-9a-f]{7})(?P<dirty>-dirty)?")
 _CENTURY = 2000
-"""The two digits of a year are of this century: Python's own %y would read 99 as 1999, which sorts before today."""
+"""The century of two-digit years: Python's %y would parse 99 as 1999, which sorts before today."""
 
 _PREDECESSORS = re.compile(r"[0-9]{12}-[0-9a-f]{7}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -34,7 +33,7 @@ class Version:
     Attributes:
         time: the commit's time, UTC, whole minutes.
         commit: the first 7 hexadecimal digits of the commit.
-        dirty: whether the tree held changes that the commit does not; such a version is never released.
+        dirty: whether the tree had uncommitted changes; such a version is never released.
     """
 
     time: datetime
@@ -43,7 +42,7 @@ class Version:
 
     @property
     def timestamp(self) -> str:
-        """The version's first part, YYMMDDHHMM."""
+        """The first part of the version, YYMMDDHHMM."""
         return self.time.strftime("%y%m%d%H%M")
 
     def __str__(self) -> str:
@@ -56,24 +55,24 @@ class Version:
 
     @property
     def git_tag(self) -> str:
-        """The tag in this repository that releases it."""
+        """The git tag that releases this version."""
         return f"{GIT_TAG_PREFIX}{self}"
 
 
 @functools.total_ordering
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """An image that this project did not make; it is older than every version, whatever its name says.
+    """The version of an image that this project did not build; it sorts before every version of ours.
 
     Attributes:
-        name: the predecessor's version, such as `202512281717-e118046`, else the image's digest, `sha256:…`.
+        name: its version, such as `202512281717-e118046`, or the image's digest, `sha256:…`.
     """
 
     name: str
 
     @property
     def is_digest(self) -> bool:
-        """Whether the digest is all that is known of it."""
+        """Whether the name is a digest."""
         return _DIGEST.fullmatch(self.name) is not None
 
     def __str__(self) -> str:
@@ -85,14 +84,14 @@ class Foreign:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The commit that is checked out.
+    """The checked-out commit.
 
     Attributes:
-        commit: full hash.
-        time: its commit time, UTC.
-        branch: the branch; of a detached HEAD the one branch that points at it, else `detached`.
-        changes: paths, at most a few, that differ from the commit or that git does not know.
-        version: the version of what is checked out.
+        commit: the full hash.
+        time: the commit time in UTC.
+        branch: the branch; for a detached HEAD the only branch that points at it, else `detached`.
+        changes: the first few paths that are modified or untracked.
+        version: the version of the checkout.
     """
 
     commit: str
@@ -103,10 +102,10 @@ class Head:
 
 
 def of_commit(commit: str, seconds: int, *, dirty: bool) -> Version:
-    """Returns the version of a commit, given its full hash and its time as Unix seconds.
+    """Returns the version of a commit from its full hash and its time in Unix seconds.
 
     Raises:
-        RepositoryError: the commit is not of this century, so its version would sort among the newest ones.
+        RepositoryError: the commit is not of this century, so that its version would sort wrong.
     """
     time = datetime.fromtimestamp(seconds, UTC).replace(second=0)
     if not _CENTURY <= time.year < _CENTURY + 100:
@@ -118,10 +117,10 @@ def of_commit(commit: str, seconds: int, *, dirty: bool) -> Version:
 
 
 def parse(text: str) -> Version:
-    """Returns the version that `text` writes.
+    """Parses a version.
 
     Raises:
-        UsageError: it is not of the form, or its first part is no time.
+        UsageError: the text does not have the form, or its first part is not a time.
     """
     match = _PATTERN.fullmatch(text)
     if match:
@@ -135,7 +134,7 @@ def parse(text: str) -> Version:
 
 
 def parse_label(text: str) -> Version | Foreign | None:
-    """Returns the clean version, ours or the predecessor's, that an image's label says; None for anything else."""
+    """Parses the version in an image's label, ours without `-dirty` or the predecessor's; None for any other text."""
     if _PREDECESSORS.fullmatch(text):
         return Foreign(name=text)
     try:
@@ -146,10 +145,10 @@ def parse_label(text: str) -> Version | Foreign | None:
 
 
 def parse_any(text: str) -> Version | Foreign:
-    """Returns what `text` names that can have been latest: a version, ours or the predecessor's, or a digest.
+    """Parses what `latest` can have pointed to: a version, ours or the predecessor's, or a digest.
 
     Raises:
-        UsageError: it is none of them.
+        UsageError: the text is none of them.
     """
     found = Foreign(name=text) if _DIGEST.fullmatch(text) else parse_label(text)
     if found is None:
@@ -161,7 +160,7 @@ def parse_any(text: str) -> Version | Foreign:
 
 
 def parse_git_tag(tag: str) -> Version | None:
-    """Returns the version that a tag of this repository releases, or None for any other tag."""
+    """Returns the version that a git tag releases; None for other tags."""
     if not tag.startswith(GIT_TAG_PREFIX):
         return None
     try:
@@ -171,12 +170,12 @@ def parse_git_tag(tag: str) -> Version | None:
 
 
 def image_tag(variant: str, version: Version | Foreign) -> str:
-    """Returns the tag in the registry, such as `cpu-2508201420-abc1234`; a tag has no colon, as a digest has."""
+    """Returns the tag in the registry, such as `cpu-2508201420-abc1234`; the colon of a digest becomes a dash."""
     return f"{variant}-{version}".replace(":", "-")
 
 
 def parse_image_tag(tag: str) -> tuple[str, Version] | None:
-    """Returns the variant and the version of a tag in the registry, or None for a tag of another kind."""
+    """Returns the variant and version of a tag in the registry; None for other tags."""
     variant, _, version = tag.partition("-")
     try:
         return variant, parse(version)
@@ -185,18 +184,18 @@ def parse_image_tag(tag: str) -> tuple[str, Version] | None:
 
 
 def platform_tag(variant: str, version: Version, architecture: str) -> str:
-    """Returns the registry's tag of one platform's image, such as `cpu-2508201420-abc1234-arm64`.
+    """Returns the tag of one platform's image, such as `cpu-2508201420-abc1234-arm64`.
 
-    It keeps what a build pushed until the index that names it is there: registries remove what nothing points at.
+    It keeps the pushed manifest until an index refers to it, since registries remove untagged manifests.
     """
     return f"{image_tag(variant, version)}-{architecture}"
 
 
 def latest_tag(variant: str) -> str:
-    """Returns the registry's floating tag, such as `latest-cpu`."""
+    """Returns the floating tag in the registry, such as `latest-cpu`."""
     return f"latest-{variant}"
 
 
 def local_reference(variant: str) -> str:
-    """Returns the local name of the newest build, such as `llama-cpp-cpu:local`."""
+    """Returns the local reference of the newest build, such as `llama-cpp-cpu:local`."""
     return f"llama-cpp-{variant}:{LOCAL_TAG}"

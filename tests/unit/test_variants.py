@@ -9,8 +9,8 @@ from base_images.errors import UsageError
 from base_images.variants import Platform
 
 
-def test_every_variant_comes_with_a_cpu_directory() -> None:
-    # BodhiApp falls back to it in every image (CONTRACT row 1).
+def test_every_variant_has_a_cpu_directory() -> None:
+    # BodhiApp falls back to it in every image (contract row 1, docs/contract.md).
     for variant in variants.VARIANTS:
         assert variant.directories[0] == variant.name
         assert variant.directories[-1] == "cpu"
@@ -26,13 +26,13 @@ def test_platforms() -> None:
     assert Platform.AMD64.triple == "x86_64-unknown-linux-gnu"
 
 
-def test_every_recipe_belongs_to_a_variant() -> None:
+def test_every_recipe_has_a_variant() -> None:
     recipes = {path.name for path in Path(settings.ROOT, "dockerfiles").glob("*.Dockerfile")}
     assert recipes <= {Path(variant.dockerfile).name for variant in variants.VARIANTS}
 
 
 @pytest.mark.parametrize(("typed", "near"), [("cpus", "cpu"), ("CUDA", "cuda"), ("intl", "intel")])
-def test_the_near_variant_is_suggested(typed: str, near: str) -> None:
+def test_the_nearest_variant_is_suggested(typed: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean {near}"):
         variants.find(typed)
 

@@ -13,7 +13,7 @@ PREDECESSORS = "202512281717-e118046"
 DIGEST = "sha256:" + "0f" * 32
 
 
-def test_a_version_is_the_commits_utc_minute_and_seven_digits() -> None:
+def test_a_version_has_the_commits_utc_minute_and_seven_digits() -> None:
     seconds = int(datetime(2025, 8, 20, 14, 20, 59, tzinfo=UTC).timestamp())
     assert str(versions.of_commit(COMMIT, seconds, dirty=False)) == "2508201420-abc1234"
 
@@ -30,7 +30,7 @@ def test_the_machines_time_zone_does_not_matter(monkeypatch: pytest.MonkeyPatch)
         time.tzset()
 
 
-def test_a_dirty_version_says_so_and_sorts_after_its_clean_one() -> None:
+def test_a_dirty_version_sorts_after_the_clean_one() -> None:
     clean = versions.of_commit(COMMIT, 1755699600, dirty=False)
     dirty = versions.of_commit(COMMIT, 1755699600, dirty=True)
     assert str(dirty) == "2508201420-abc1234-dirty"
@@ -38,7 +38,7 @@ def test_a_dirty_version_says_so_and_sorts_after_its_clean_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["2508201420-abc1234", "2508201420-abc1234-dirty", "9912312359-0000000"])
-def test_parsing_gives_back_what_was_written(text: str) -> None:
+def test_parsing_is_the_inverse_of_formatting(text: str) -> None:
     assert str(versions.parse(text)) == text
 
 
@@ -46,7 +46,7 @@ def test_parsing_gives_back_what_was_written(text: str) -> None:
     "text",
     ["", "2508201420", "202512281717-abc1234", "2513201420-abc1234", "2508201420-ABC1234", "v2508201420-abc1234"],
 )
-def test_anything_else_is_no_version(text: str) -> None:
+def test_other_text_is_not_a_version(text: str) -> None:
     with pytest.raises(UsageError, match="is not a version"):
         versions.parse(text)
 
@@ -59,14 +59,14 @@ def test_2099_is_the_newest_and_not_1999() -> None:
 
 
 @pytest.mark.parametrize("year", [1970, 1999, 2100])
-def test_a_year_that_two_digits_cannot_say_is_an_error_and_not_a_newest_version(year: int) -> None:
+def test_a_year_outside_this_century_is_an_error(year: int) -> None:
     seconds = int(datetime(year, 1, 1, tzinfo=UTC).timestamp())
     with pytest.raises(RepositoryError, match=rf"abc1234 is dated {year}-01-01"):
         versions.of_commit(COMMIT, seconds, dirty=False)
 
 
 @pytest.mark.parametrize("name", [PREDECESSORS, "999912312359-fffffff", DIGEST])
-def test_what_is_foreign_is_older_than_every_version(name: str) -> None:
+def test_a_foreign_version_is_older_than_every_version(name: str) -> None:
     foreign, oldest = Foreign(name=name), versions.parse("0001010000-0000000")
     assert foreign < oldest
     assert foreign <= oldest
@@ -79,7 +79,7 @@ def test_what_is_foreign_is_older_than_every_version(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["2508201420-abc1234", PREDECESSORS, DIGEST])
-def test_what_can_have_been_latest(text: str) -> None:
+def test_versions_and_digests_can_have_been_latest(text: str) -> None:
     assert str(versions.parse_any(text)) == text
     assert isinstance(versions.parse_any(text), Foreign) is (text != "2508201420-abc1234")
 
@@ -100,13 +100,13 @@ def test_what_can_have_been_latest(text: str) -> None:
         "\u0662" * 12 + "-abc1234",
     ],
 )
-def test_nothing_else_can_have_been_latest(text: str) -> None:
+def test_other_text_cannot_have_been_latest(text: str) -> None:
     with pytest.raises(UsageError, match=r"is nothing that can have been latest: write a version, such as"):
         versions.parse_any(text)
     assert versions.parse_label(text) is None
 
 
-def test_a_label_that_says_a_digest_says_no_version() -> None:
+def test_a_digest_in_a_label_is_not_a_version() -> None:
     assert versions.parse_label(DIGEST) is None
     assert versions.parse_label(PREDECESSORS) == Foreign(name=PREDECESSORS)
 

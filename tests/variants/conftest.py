@@ -1,4 +1,4 @@
-"""What `nox -s image-<variant>` tests, by `pytest tests/variants --variant NAME`: the local image of that variant."""
+"""Tests of one variant's local image: `nox -s image-<variant>` runs `pytest tests/variants --variant NAME`."""
 
 from __future__ import annotations
 

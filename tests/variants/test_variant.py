@@ -1,4 +1,4 @@
-"""An accelerator's image on a machine without one: the contract, the fall-back, and children of several variants."""
+"""An accelerator's image on a machine without the device: contract, fall-back to the CPU, and child images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.contract import judge
 from base_images.contract import layers as archive
 from base_images.contract.layers import Kind
+from base_images.contract.verdict import Status
 from base_images.image import loaded_backends
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import consumer
@@ -30,7 +31,7 @@ def home(image: Image, directory: str) -> str:
 
 def test_the_contract(engine: Engine, variant: Variant, image: Image) -> None:
     report = judge.check(engine, image.id, variant)
-    assert [(row.number, row.findings) for row in report.rows if row.status is judge.Status.FAIL] == []
+    assert [(row.number, row.findings) for row in report.rows if row.status is Status.FAIL] == []
 
 
 def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:
@@ -39,10 +40,10 @@ def test_the_toolkit_is_in_the_labels(variant: Variant, image: Image) -> None:
     assert all(toolkit.values())
 
 
-def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Variant, image: Image) -> None:
-    if variant.name in variants.STATIC_BACKENDS:
+def test_the_cpu_directory_has_hard_links_only(engine: Engine, variant: Variant, image: Image) -> None:
+    if variant.static_backends:
         pytest.skip("its cpu/ is a build of its own")
-    layers = [archive.merge([one]) for one in archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=())]
+    layers = [archive.merge([layer]) for layer in archive.read(engine.save(image.id), diff_ids=image.diff_ids, keep=())]
     own, cpu = (home(image, directory) for directory in variant.directories)
     [layer] = [layer for layer in layers if f"{own}/llama-server" in layer]
     files = {path: entry for path, entry in layer.items() if path.startswith(f"{cpu}/") and entry.kind is Kind.FILE}
@@ -52,10 +53,10 @@ def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Vari
     only_own = {path.rpartition("/")[2] for path in layer if path.startswith(f"{own}/")} - {
         path.rpartition("/")[2] for path in layer if path.startswith(f"{cpu}/")
     }
-    assert only_own == {judge.ACCELERATOR_BACKENDS[variant.name]}
+    assert only_own == {variant.backend}
 
 
-def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, variant: Variant, image: Image) -> None:
+def test_both_directories_answer_on_the_cpu(engine: Engine, variant: Variant, image: Image) -> None:
     report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
     said = {row.server: row.seen for row in report.rows if row.check == "backend"}
@@ -64,7 +65,7 @@ def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, 
 
 
 def backends_of(engine: Engine, image: Image, directory: str) -> tuple[str, ...]:
-    """Asks the server in one directory of an image for the known answer, as BodhiApp would; returns its backends."""
+    """Requests the known answer from the server in a directory, as BodhiApp does; returns the loaded backends."""
     answer = model.known_answer(TensorType.Q8_0)
     way = launch.as_bodhi(image.id, "model", home(image, directory))
     with launch.prepared(engine, way, answer.gguf) as container:
@@ -80,12 +81,12 @@ def test_a_child_of_two_variants_starts_both(engine: Engine, variant: Variant, i
     with bodhi.built(engine, dockerfile) as made:
         assert made.user == image.user
         for directory in variant.directories:
-            # Vulkan's loads without a device; others do not without their driver.
+            # Vulkan's backend loads without a device; the others need their driver.
             loaded = f"{home(made, 'vulkan')}/libggml-vulkan.so" in backends_of(engine, made, directory)
             assert loaded == (directory == "vulkan")
 
 
-def test_the_documents_child_of_two_accelerators_starts_all_three(
+def test_the_documented_child_of_two_accelerators_starts_all_servers(
     engine: Engine, variant: Variant, image: Image
 ) -> None:
     vulkan = versions.local_reference("vulkan")
@@ -104,7 +105,7 @@ def test_the_documents_child_of_two_accelerators_starts_all_three(
 
 
 def test_bodhi_on_the_image_answers(engine: Engine, variant: Variant, image: Image) -> None:
-    """With the arguments as BodhiApp passes them; what is known to be refused makes it fall back to cpu/."""
+    """A recorded refusal of BodhiApp's arguments makes it fall back to cpu/."""
     refused = consumer.load().refusals_of(variant.name)
     with bodhi.child(engine, image, variant.name) as made:
         said = bodhi.served(engine, made)

@@ -11,16 +11,16 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from base_images import image
 from base_images.adapters import programs, registry
 from base_images.adapters.download import cache_directory, host_certificates, locked
 from base_images.adapters.engine import ContainerSpec, Engine, Image, pull_progress
 from base_images.build import packages
 from base_images.build.inputs import BaseImage, Bases, Origin
-from base_images.build.packages import Packages, Root
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
 from base_images.progress import Listener, Progress
-from base_images.variants import Variant, gigabytes
+from base_images.variants import UNSTABLE, Packages, Root, Variant, gigabytes
 
 REACH_SECONDS = 15
 """How long a registry or a git host may take to answer before it counts as unreachable."""
@@ -71,14 +71,14 @@ def resolve_bases(
             if origin is Origin.REGISTRIES:
                 raise
             digests = _pulled_before(engine, references)
-            debian = packages.of_variant(variant)
+            debian = variant.packages
             if digests is None and debian is None:
                 raise SourceError(f"{error} {_no_packages(variant)}", detail=error.detail) from error
             instead = "images that were pulled before" if digests or not debian else _what(debian.build)
             notices.append(f"{error} This build uses {instead} instead; it cannot be released.")
     arguments: Mapping[str, str] = {}
     if digests is None:
-        debian = packages.of_variant(variant)
+        debian = variant.packages
         if debian is None:
             raise SourceError(f"{_no_packages(variant)} Use --origin registries.")
         try:
@@ -146,8 +146,8 @@ def glibc_version(said: str, reference: str) -> str:
     Raises:
         SourceError: the base has another C library, or none.
     """
-    name, _, version = said.strip().partition(" ")
-    if name != "glibc" or not version:
+    version = image.glibc_version(said)
+    if not version:
         raise SourceError(
             f"The runtime base {reference} does not say its glibc version ({said.strip()!r}): "
             "llama-server needs a base with glibc."
@@ -195,7 +195,7 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
 
 
 def _cannot_be_had(variant: Variant, reference: str, error: EngineError) -> SourceError:
-    instead = ", or use --origin packages" if packages.of_variant(variant) else ""
+    instead = ", or use --origin packages" if variant.packages else ""
     return SourceError(
         f"The base image {reference} cannot be had from its registry: check the network and the engine's "
         f"proxy or mirror settings{instead}. The reason: {str(error).rstrip('.')}."
@@ -342,7 +342,7 @@ def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
         label, _, uri = line.partition("|")
         mirrors.setdefault(label, uri)
     suites: dict[str, tuple[str, ...]] = {"Debian": (root.suite,)}
-    if root.suite != packages.UNSTABLE:  # which has its updates in itself
+    if root.suite != UNSTABLE:  # which has its updates in itself
         suites = {"Debian": (root.suite, f"{root.suite}-updates"), "Debian-Security": (f"{root.suite}-security",)}
     if "Debian" not in mirrors:
         return ()
@@ -375,7 +375,7 @@ def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listen
     if not KEYRING.is_file():
         raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
     arguments = ["mmdebstrap", "--format=tar", *_OPTIONS]
-    if root.suite == packages.UNSTABLE:
+    if root.suite == UNSTABLE:
         # A mirror's copy may be older than its Release file allows; the setting stays, for the recipe's apt-get.
         arguments.append('--aptopt=Acquire::Check-Valid-Until "false"')
     if root.packages:

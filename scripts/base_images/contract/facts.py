@@ -1,6 +1,6 @@
-"""What can be known of an image: its configuration, what its layers store, and how what is in it behaves.
+"""Gathers the facts of an image: its configuration, its layers, and how its programs behave.
 
-Everything is run as the engine module runs it: hardened and without a network.
+All containers run hardened and without a network, as `adapters/engine.py` starts them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from base_images.adapters.engine import Container, ContainerSpec, Engine, Image,
 from base_images.contract import layers as archive
 from base_images.contract.layers import Entry, Kind, Layer
 from base_images.errors import EngineError, ImageNotFoundError
-from base_images.image import ARBITRARY_USER, STOP_SECONDS, loaded_backends
+from base_images.image import ARBITRARY_USER, STOP_SECONDS, glibc_version, loaded_backends
 from base_images.labels import Label
 from base_images.recipes import consumer
 from base_images.recipes.consumer import Answer, Consumer
@@ -26,12 +26,12 @@ PASSWD = "/etc/passwd"  # noqa: S105 - a file's name
 GROUP = "/etc/group"
 
 PORT = 18099
-"""Nobody's default: a health check with a port of its own is found out. No network, so it is free."""
+"""Not a default port, which detects a health check with a fixed port; free, since the container has no network."""
 
 READY_SECONDS = 60
 
 COREUTILS = ("cat", "chmod", "chown", "cp", "id", "ls", "mkdir", "mv", "rm", "sleep", "timeout")
-"""A sample: what child images' scripts begin with. They are only ever missing together."""
+"""A sample of coreutils that scripts of child images use; in practice all are missing or none."""
 
 _SHELL_SECONDS = 300
 _COMMAND_SECONDS = 60
@@ -45,15 +45,15 @@ _COPY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A llama-server that was started without a model, as an arbitrary user, and then asked to stop.
+    """A run of llama-server without a model, as an arbitrary user, that ended with SIGTERM.
 
     Attributes:
-        ready: whether it came to listen within READY_SECONDS.
-        log: everything it said.
-        backends: the backends that it had loaded, as `loaded_backends` has them; none when it was not ready.
-        health: the image's health check, run beside it; None without one, or when the server was not ready.
-        exit_code: None when it still ran STOP_SECONDS after SIGTERM; meaningless when it was not ready.
-        stop_seconds: how long it took to end.
+        ready: whether it listened within READY_SECONDS.
+        log: its complete output.
+        backends: the paths of the loaded backends; empty when it was not ready.
+        health: the result of the image's health check in its container; None without one, or when it was not ready.
+        exit_code: None when it still ran STOP_SECONDS after SIGTERM; of no meaning when it was not ready.
+        stop_seconds: seconds from SIGTERM to its end.
     """
 
     ready: bool
@@ -66,13 +66,13 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A llama-server of the image, started by its path from another working directory.
+    """A llama-server of the image, started by its absolute path from another working directory.
 
     Attributes:
-        path: where it is.
-        version: what `--version` said.
-        start: how it runs.
-        copied: `--list-devices` of a copy of its directory; None when the image has nothing to copy it with.
+        path: the absolute path.
+        version: the result of `--version`.
+        start: a run of the server.
+        copied: the result of `--list-devices` in a copy of its directory; None when the image has no shell to copy it.
     """
 
     path: str
@@ -83,16 +83,16 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Shell:
-    """What commands of the image say, run as the image's own user.
+    """Results of commands in the image, run as the image's user.
 
     Attributes:
-        runs: how `sh -c true` ended.
-        version_json: how `cat /app/version.json` ended.
-        curl: how `curl --version` ended.
-        missing_tools: those of COREUTILS that are not there.
-        glibc: the version that getconf names, such as `2.41`; empty when it names none.
-        ldd: payload file to what `ldd -r` says of it; None when ldd does not run.
-        health: the health check beside a first process that is not llama-server; None when the image has none.
+        runs: the result of `sh -c true`.
+        version_json: the result of `cat /app/version.json`.
+        curl: the result of `curl --version`.
+        missing_tools: the missing ones of COREUTILS.
+        glibc: the version that getconf prints, such as `2.41`; empty when it prints none.
+        ldd: each payload file's output of `ldd -r`; None when ldd does not run.
+        health: the result of the health check where process 1 is not llama-server; None when the image has none.
     """
 
     runs: ProbeResult
@@ -106,22 +106,22 @@ class Shell:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """Everything that the contract's rows are judged by.
+    """The facts that the rows of the contract are judged by.
 
     Attributes:
-        reference: how the image was asked for.
-        image: what the engine says of it.
-        variant: by its label, else by its directories, else as asked; None when nothing says.
-        asked: the variant the caller takes it for, if any.
-        platform: None when it is not one that this project builds for.
-        layers: what each layer stores, lowest first.
+        reference: the reference that the caller named.
+        image: the engine's description of the image.
+        variant: the variant by its label, else by its directories, else `asked`; None when unknown.
+        asked: the variant that the caller expects; may be None.
+        platform: None when this project does not build for it.
+        layers: the entries of each layer, lowest first.
         files: the file system that a container sees.
-        base_layers: how many of the layers, from the lowest, are the base image's.
-        base: what tells so, for people.
-        servers: every file named llama-server; those at BodhiApp's paths first.
-        answers: what the servers say to the arguments that BodhiApp gives them; none where the variant is unknown.
-        shell: None when the image could not run `sleep`.
-        shell_error: the engine's reason then.
+        base_layers: how many of the lowest layers belong to the base image.
+        base: how the base was found, for people.
+        servers: every file named llama-server; those below /app/bin first.
+        answers: the servers' answers to BodhiApp's arguments; empty when the variant is unknown.
+        shell: results of commands in the image; None when it cannot run `sleep`.
+        shell_error: the engine's error then.
     """
 
     reference: str
@@ -140,19 +140,19 @@ class ImageFacts:
 
     @property
     def directories(self) -> tuple[str, ...]:
-        """Where BodhiApp looks for llama-server, the variant's own directory first; none when that is unknown."""
+        """The directories that BodhiApp looks for llama-server in, the variant's own first; empty when unknown."""
         if self.platform is None or self.variant is None:
             return ()
         return tuple(f"/app/bin/{self.platform.triple}/{name}" for name in self.variant.directories)
 
     @property
     def payload(self) -> tuple[Entry, ...]:
-        """What is below /app/bin, and in any other directory below /app that holds a llama-server."""
+        """The entries below /app/bin and in any other directory below /app that has a llama-server."""
         return payload(self.files)
 
 
 def gather(engine: Engine, reference: str, asked: Variant | None = None) -> ImageFacts:
-    """Returns the facts of the image that `reference` names now; a tag that moves meanwhile changes nothing.
+    """Returns the facts of the image that `reference` names now, also when the tag moves meanwhile.
 
     Raises:
         ImageNotFoundError: the engine has no such image.
@@ -195,10 +195,10 @@ def gather(engine: Engine, reference: str, asked: Variant | None = None) -> Imag
 
 
 def ask_arguments(engine: Engine, image: Image, variant: Variant, known: Consumer) -> tuple[Answer, ...]:
-    """Returns what an image's servers say to the arguments that BodhiApp gives them, as its own user.
+    """Returns the answers of an image's servers to BodhiApp's arguments, run as the image's user.
 
     Raises:
-        UsageError: no child of BodhiApp's starts from images of this variant.
+        UsageError: no image of BodhiApp starts from this variant.
         EngineError: the engine failed.
     """
     platform = Platform.of_architecture(image.architecture)
@@ -221,7 +221,7 @@ def ask_arguments(engine: Engine, image: Image, variant: Variant, known: Consume
 
 
 def payload(files: Mapping[str, Entry]) -> tuple[Entry, ...]:
-    """Returns the entries below /app/bin, and those in any other directory below /app that holds a llama-server."""
+    """Returns the entries below /app/bin and in any other directory below /app that has a llama-server."""
     homes = {posixpath.dirname(path) for path, entry in files.items() if _is_server(entry)}
     return tuple(
         entry
@@ -231,7 +231,7 @@ def payload(files: Mapping[str, Entry]) -> tuple[Entry, ...]:
 
 
 def which(files: Mapping[str, Entry], command: str, search: str) -> Entry | None:
-    """Returns the file that `command` names, looked up in the PATH `search` when it is a bare name; None: no file."""
+    """Returns the file of a command, looked up in the PATH `search` when it has no slash; None when there is none."""
     candidates = [command] if "/" in command else [f"{directory}/{command}" for directory in search.split(":")]
     found = (archive.resolve(files, path) for path in candidates)
     return next((entry for entry in found if entry is not None and entry.kind is Kind.FILE), None)
@@ -246,12 +246,12 @@ def _variant(image: Image, files: Mapping[str, Entry], platform: Platform | None
     if image.labels.get(Label.VARIANT) in by_name:
         return by_name[image.labels[Label.VARIANT]]
     present = [variant for variant in VARIANTS if platform and f"/app/bin/{platform.triple}/{variant.name}" in files]
-    # Every image has the cpu directory, so another one says more.
+    # Every image has the cpu directory, so that another one decides.
     return max(present, key=lambda variant: len(variant.directories), default=None)
 
 
 def _base(engine: Engine, image: Image) -> tuple[int, str]:
-    """Believes the base labels only as far as the layers bear them out; never asks a registry."""
+    """Returns the number of base layers: those of a local image that the base labels name, if the layers match."""
     name = image.labels.get(Label.BASE_NAME, "")
     digest = image.labels.get(Label.BASE_DIGEST, "")
     for reference in (f"{name}@{digest}" if name and digest else "", name, digest):
@@ -268,7 +268,7 @@ def _base(engine: Engine, image: Image) -> tuple[int, str]:
 
 
 def _bounded(files: Mapping[str, Entry], image: Image, command: Sequence[str]) -> tuple[str, ...]:
-    """The command under `timeout`, where the image has that: nothing else ends a command inside a container."""
+    """Runs the command under `timeout` if the image has it: the engine cannot end a command in a container."""
     bound = ("timeout", str(_COMMAND_SECONDS)) if which(files, "timeout", image.environment.get("PATH", "")) else ()
     return (*bound, *command)
 
@@ -296,7 +296,7 @@ def _ask_shell(
                 version_json=ask("cat", VERSION_JSON),
                 curl=ask("curl", "--version"),
                 missing_tools=tuple(ask("sh", "-c", _MISSING, "sh", *COREUTILS).stdout.split()),
-                glibc=_glibc(ask("getconf", "GNU_LIBC_VERSION")),
+                glibc=glibc_version(ask("getconf", "GNU_LIBC_VERSION").stdout),
                 ldd=_ldd(ask("sh", "-c", _LDD, "sh", *elves)),
                 health=ask(*health) if health else None,
             )
@@ -304,11 +304,6 @@ def _ask_shell(
     except EngineError as error:
         return None, {}, str(error)
     return shell, copies, ""
-
-
-def _glibc(getconf: ProbeResult) -> str:
-    name, _, version = getconf.stdout.strip().partition(" ")
-    return version if getconf.exit_code == 0 and name == "glibc" else ""
 
 
 def _ldd(result: ProbeResult) -> dict[str, str] | None:

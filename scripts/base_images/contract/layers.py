@@ -1,8 +1,8 @@
-"""What is stored in an image: reads the tar stream of `docker save` once, from front to end, into facts.
+"""Reads the files in an image's layers from the tar stream of `docker save`, in one pass.
 
-Both layouts are read: the one of Docker 20.10 (`<id>/layer.tar`) and the OCI one (`blobs/sha256/…`) that newer engines
-and containerd write, where a layer may also be compressed. Nothing is unpacked onto the disk and no file is held in
-memory but the small ones that were asked for; ELF files are parsed out of a spool.
+Both layouts are supported: the one of Docker 20.10 (`<id>/layer.tar`) and the OCI layout (`blobs/sha256/…`) of newer
+engines and containerd, where layers may be compressed. Nothing is unpacked to disk, and only the small files that the
+caller asks for stay in memory; ELF files are parsed from a spooled temporary file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PIECE = 1 << 20
 _SPOOL_BYTES = 64 << 20
 _KEPT_FILE_BYTES = 1 << 20
 _DOCUMENT_BYTES = 16 << 20
-_MAX_LINKS = 40  # as Linux has it
+_MAX_LINKS = 40  # the limit of Linux
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"  # both: the image specification's layer format
@@ -34,7 +34,7 @@ _CAPABILITY = "SCHILY.xattr.security.capability"
 
 
 class Kind(Enum):
-    """What a path is; a hard link is a file."""
+    """The kind of an entry; a hard link is a file."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -44,15 +44,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Elf:
-    """What the dynamic loader reads of an ELF file.
+    """The fields of an ELF file that the dynamic loader reads.
 
     Attributes:
-        machine: such as `EM_X86_64`.
-        program: whether it is started by itself: it names an interpreter, or is of the type for static programs.
-        dynamic: whether it has a dynamic section at all.
+        machine: the architecture, such as `EM_X86_64`.
+        program: whether it is a program: it has an interpreter or the type of static programs.
+        dynamic: whether it has a dynamic section.
         needed: its NEEDED entries.
-        runpath: its RUNPATH; None when it has none.
-        rpath: its RPATH, which no file should have: it also rules where other files' libraries are found.
+        runpath: its RUNPATH, if any.
+        rpath: its RPATH, if any; no file should have one, since it applies to the libraries of other files too.
     """
 
     machine: str
@@ -65,20 +65,20 @@ class Elf:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One path of a layer, or of the merged file system.
+    """A path in a layer or in the merged file system.
 
     Attributes:
-        path: absolute.
-        mode: permission bits, set-id and sticky bits included.
+        path: the absolute path.
+        mode: permission bits with the set-id and sticky bits.
         size: bytes of content.
-        target: of a symbolic link.
+        target: the target of a symbolic link.
         digest: SHA-256 of a file's content.
-        inode: the path in the same layer that this one shares its storage with; its own unless it is a hard link.
-        is_elf: whether a file's content begins as ELF does.
-        elf: parsed only where it was asked for; None also for a damaged one.
+        inode: the path in the same layer whose content a hard link shares; otherwise the file's own path.
+        is_elf: whether a file's content starts with ELF's magic number.
+        elf: the parsed ELF file, if requested; None for a damaged one.
         capability: whether it has file capabilities.
-        content: kept only where it was asked for.
-        layer: which layer it comes from, 0 is the lowest.
+        content: the content, if requested.
+        layer: the index of the layer; 0 is the lowest.
     """
 
     path: str
@@ -98,37 +98,37 @@ class Entry:
 
     @property
     def stored(self) -> int:
-        """Bytes that its layer stores for it: none for a further hard link."""
+        """Bytes that the layer stores for the entry: none for a hard link to another entry."""
         return self.size if self.kind is Kind.FILE and self.inode == self.path else 0
 
 
 Layer = tuple[Entry, ...]
-"""A layer's paths in their order, whiteouts included."""
+"""The entries of a layer in the order of its archive, with whiteouts."""
 
 
 def read(
     stream: Iterator[bytes], *, diff_ids: Sequence[str], keep: Collection[str] = (), elf_below: str = "/app/"
 ) -> tuple[Layer, ...]:
-    """Returns the image's layers, lowest first.
+    """Returns the layers of an image, lowest first.
 
     Args:
-        stream: what `docker save` writes, in pieces.
-        diff_ids: the layers' digests as the engine names them; they choose the image where the archive holds several.
-        keep: absolute paths whose content is wanted; more than 1 MiB is not kept.
-        elf_below: the directory below which ELF files are parsed.
+        stream: the output of `docker save` in chunks.
+        diff_ids: the engine's digests of the layers; they select the image if the archive has several.
+        keep: absolute paths whose content is kept, up to 1 MiB each.
+        elf_below: the directory whose ELF files are parsed.
 
     Raises:
-        EngineError: it is not an image's archive, or a layer is compressed in a way that Python cannot read.
+        EngineError: the stream is not an image's archive, or Python cannot decompress a layer.
     """
     layers: dict[str, Layer] = {}
     documents: dict[str, Any] = {}
     try:
-        with tarfile.open(fileobj=_Pieces(stream), mode="r|", bufsize=_PIECE) as archive:
+        with tarfile.open(fileobj=io.BufferedReader(_Pieces(stream), _PIECE), mode="r|", bufsize=_PIECE) as archive:
             for member in archive:
                 file = archive.extractfile(member) if member.isreg() else None
-                name = _archive_path(member.name)
+                name = posixpath.normpath(member.name)
                 if member.issym():
-                    # Docker 20.10 stores a layer that occurs twice once, and links to it.
+                    # Docker 20.10 stores a repeated layer once, with symbolic links to it.
                     documents[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
                 elif file is not None and file.peek(1)[:1] in (b"{", b"["):  # type: ignore[attr-defined]
                     documents[name] = _document(file)
@@ -147,11 +147,11 @@ def read(
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
-    """Returns the file system that a container sees: path to entry, whiteouts applied."""
+    """Returns the file system that a container sees as path to entry, with whiteouts applied."""
     files: dict[str, Entry] = {}
     for layer in layers:
-        gone: set[str] = set()  # with everything below
-        emptied: set[str] = set()  # only what is below
+        gone: set[str] = set()  # removed with everything below
+        emptied: set[str] = set()  # only what is below is removed
         added: list[Entry] = []
         for entry in layer:
             directory, name = posixpath.split(entry.path)
@@ -173,7 +173,7 @@ def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
 
 
 def resolve(files: Mapping[str, Entry], path: str) -> Entry | None:
-    """Returns what `path` leads to through any symbolic links; None when it leads nowhere."""
+    """Returns the entry of a path, following symbolic links; None when there is none."""
     links = 0
     done = "/"
     todo = [part for part in path.split("/") if part]
@@ -194,26 +194,20 @@ def resolve(files: Mapping[str, Entry], path: str) -> Entry | None:
 
 
 class _Pieces(io.RawIOBase):
-    """An iterator of bytes as a file that can be read once."""
+    """An iterator of bytes as a raw stream."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._rest = memoryview(b"")
+        self._rest = b""
 
-    def read(self, size: int = -1) -> bytes:
-        wanted = []
-        missing = size
-        while missing:
-            if not self._rest:
-                piece = next(self._pieces, b"")
-                if not piece:
-                    break
-                self._rest = memoryview(piece)
-            part = self._rest if missing < 0 else self._rest[:missing]
-            self._rest = self._rest[len(part) :]
-            wanted.append(part)
-            missing -= len(part) if missing > 0 else 0
-        return b"".join(wanted)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._rest = self._rest or next(self._pieces, b"")
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -222,12 +216,8 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _archive_path(name: str) -> str:
-    return posixpath.normpath(name)
-
-
 def _document(file: IO[bytes]) -> Any:
-    """A JSON document of the archive; None for what merely begins like one."""
+    """Returns a JSON document of the archive; None when it is not JSON."""
     try:
         return json.loads(file.read(_DOCUMENT_BYTES))
     except ValueError:
@@ -235,11 +225,11 @@ def _document(file: IO[bytes]) -> Any:
 
 
 def _layer_names(documents: Mapping[str, Any], diff_ids: Sequence[str]) -> list[str]:
-    """The archive's names of the layers of the image that has these diff ids, lowest first."""
+    """Returns the archive's names of the layers of the image with these diff ids, lowest first."""
     for image in documents.get("manifest.json") or ():
-        config = documents.get(_archive_path(image["Config"]))
+        config = documents.get(posixpath.normpath(image["Config"]))
         if config and config["rootfs"]["diff_ids"] == list(diff_ids):
-            return [_archive_path(name) for name in image["Layers"] or ()]
+            return [posixpath.normpath(name) for name in image["Layers"] or ()]
     raise EngineError("The engine's archive does not hold the image that was asked for: run the check again.")
 
 
@@ -302,7 +292,7 @@ def _entry(
 
 
 def _elf(file: IO[bytes]) -> Elf | None:
-    """Reads program headers only: a stripped file has no section headers to rely on."""
+    """Parses the program headers, since a stripped file may have no section headers."""
     needed: list[str] = []
     paths: dict[str, str] = {}
     program = dynamic = False
@@ -326,5 +316,5 @@ def _elf(file: IO[bytes]) -> Elf | None:
             runpath=paths.get("DT_RUNPATH"),
             rpath=paths.get("DT_RPATH"),
         )
-    except Exception:  # noqa: BLE001 - pyelftools has no one error for damaged files: assertions, overflows, its own
+    except Exception:  # noqa: BLE001 - pyelftools raises various errors for damaged files
         return None

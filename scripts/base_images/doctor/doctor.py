@@ -1,6 +1,6 @@
-"""What this machine and its engine can do for each variant: build it, and smoke-test it on its device.
+"""Reports whether this machine and its engine can build each variant and smoke-test it on its device.
 
-Never an error: what is missing is a sentence that says how to get it and how to see that it is there.
+A missing requirement is not an error, but a sentence that says how to install it and how to check the installation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 from base_images import versions
 from base_images.adapters import engine
 from base_images.adapters.engine import Engine, Image
-from base_images.build import packages
 from base_images.build.inputs import Origin
 from base_images.doctor import machine as host
 from base_images.doctor.machine import Answer, Installed, Machine, Node
@@ -28,21 +27,21 @@ from base_images.smoke import device
 from base_images.variants import DeviceAccess, Platform, Variant, gigabytes
 
 NO_ENGINE = EngineError.exit_code
-"""The exit code where no engine answers, as of every command that needs one."""
+"""The exit code when no engine answers, the same as that of commands that need one."""
 
 PROGRAMS = ("git", "docker", "apt-get", "mmdebstrap")
-"""What is used where it is there; the last two make base images of packages."""
+"""Programs that are used if installed; the last two make base images from packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts:
-    """The engine.
+    """The container engine.
 
     Attributes:
-        where: how it was chosen, by DOCKER_HOST or a context; empty for this machine's usual one.
-        is_local: whether its devices and its disk are this machine's.
-        free_disk: bytes that are free where its images are; None when that cannot be seen from here.
-        buildkit: whether it builds with BuildKit, which the recipes need.
+        where: the DOCKER_HOST or context that selects it; empty for this machine's default.
+        is_local: whether it uses this machine's devices and disk.
+        free_disk: free bytes on the disk of its images; None when unknown.
+        buildkit: whether it has BuildKit, which the recipes need.
     """
 
     name: str
@@ -59,20 +58,20 @@ class EngineFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantReport:
-    """What there is for a variant.
+    """The readiness for one variant.
 
     Attributes:
-        driver: the device's driver.
-        driver_needed: the oldest driver that the image's toolkit runs on, where that is known.
+        driver: the installed driver of the device.
+        driver_needed: the oldest driver that the image's toolkit runs on; empty when unknown.
         runtime: the container runtime that passes the device; empty for the engine's default.
-        image: the reference of the image that was looked at; empty without one.
-        image_version: that image's version.
-        toolkit: the versions that it was compiled with.
-        origin: where base images would come from; empty when there is no way to build it here.
-        no_build: why it cannot be built here.
-        no_device: why its device cannot be used here.
-        no_smoke: why it cannot be smoke-tested on the device, besides.
-        notes: what to know of what is there.
+        image: the reference of the examined image; empty without one.
+        image_version: the version of the image.
+        toolkit: the toolkit versions of the image.
+        origin: the origin of base images in a build; empty when a build is impossible.
+        no_build: reasons why a build is impossible.
+        no_device: reasons why the device cannot be used.
+        no_smoke: further reasons why a smoke test on the device is impossible.
+        notes: remarks that are no obstacle.
     """
 
     variant: str
@@ -91,26 +90,26 @@ class VariantReport:
 
     @property
     def builds(self) -> bool:
-        """Whether the variant can be built here."""
+        """Whether this machine can build the variant."""
         return not self.no_build
 
     @property
     def smokes(self) -> bool:
-        """Whether the variant can be smoke-tested on its device here; without a device, on the CPU."""
+        """Whether this machine can smoke-test the variant on its device, or on the CPU if it needs none."""
         return not self.no_device and not self.no_smoke
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What there is.
+    """The readiness of this machine.
 
     Attributes:
-        engine: None when none answers.
-        missing: what every variant lacks.
-        programs: their paths.
-        buildx: its version, empty without it.
-        registries: the one that this project publishes to, and those that the recipes' bases come from.
-        exit_code: 0, or 1, or `NO_ENGINE`.
+        engine: the engine; None when none answers.
+        missing: missing requirements of all variants.
+        programs: the paths of programs; None for a missing one.
+        buildx: the version of buildx; empty without it.
+        registries: the registries that this project publishes to and that base images come from.
+        exit_code: 0, 1 or `NO_ENGINE`.
     """
 
     machine: Machine
@@ -123,22 +122,24 @@ class Report:
     exit_code: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report for JSON."""
-        ready = [{"ready": {"build": one.builds, "smoke": one.smokes}} for one in self.variants]
-        facts = dataclasses.asdict(self)
-        return {**facts, "variants": [{**one, **more} for one, more in zip(facts["variants"], ready, strict=True)]}
+        """Returns the report as values that `json.dumps` accepts."""
+        variants = [
+            {**dataclasses.asdict(variant), "ready": {"build": variant.builds, "smoke": variant.smokes}}
+            for variant in self.variants
+        ]
+        return {**dataclasses.asdict(self), "variants": variants}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What is looked at once for all variants.
+    """Observations that all variants share.
 
     Attributes:
-        root: where the machine's /dev, /proc and /sys are.
-        engine: None when none answers.
-        no_engine: why none does.
-        programs: the path of each, None for one that is not installed.
-        registries: their answers.
+        root: the directory of the machine's /dev, /proc and /sys.
+        engine: the engine; None when none answers.
+        no_engine: why no engine answers.
+        programs: the path of each program; None for a missing one.
+        registries: the answers of registries.
     """
 
     root: Path
@@ -149,7 +150,7 @@ class Seen:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What building lacks, whatever the variant."""
+        """Missing requirements of every build."""
         return tuple(self._missing())
 
     def _missing(self) -> Iterator[str]:
@@ -164,32 +165,32 @@ class Seen:
 def examine(
     chosen: Sequence[Variant], *, checkout: Path, registry: str, by_name: bool, image: str = "", root: Path = host.ROOT
 ) -> Report:
-    """Looks at the machine, its engine and its network and returns what it saw, within 2 s when nobody answers.
+    """Examines the machine, its engine and its network, within 2 s when none of them answers.
 
     Args:
-        chosen: whose devices, images and bases.
-        checkout: where the recipes are.
+        chosen: the variants to report.
+        checkout: the directory with the recipes.
         registry: the repository that this project publishes to.
-        by_name: whether a person chose the variants: then their devices decide, else what building cpu needs.
-        image: the image of a single variant to look at, instead of the local ones.
-        root: where the machine's /dev, /proc and /sys are.
+        by_name: whether the user named the variants: the exit code then depends on their devices, else on building cpu.
+        image: an image to examine instead of the local one, for a single variant.
+        root: the directory of the machine's /dev, /proc and /sys.
 
     Raises:
         ImageNotFoundError: the engine has no such `image`.
         SourceError: a recipe cannot be read.
     """
-    references = {one.name: _references(one, checkout) for one in chosen}
+    references = {variant.name: _references(variant, checkout) for variant in chosen}
     named = (registry, *(reference for bases in references.values() for reference in bases.values()))
-    answers = host.asking(tuple(dict.fromkeys(map(host.registry, named))))  # goes on while the rest is looked at
+    answers = host.asking(tuple(dict.fromkeys(map(host.registry, named))))  # continues in the background
     buildx = host.buildx()
-    helpers = tuple(helper for one in chosen if one.device for helper in one.device.helpers)
+    helpers = tuple(helper for variant in chosen if variant.device for helper in variant.device.helpers)
     facts, no_engine = None, ""
     images: dict[str, Image | None] = {}
     pulled: dict[str, bool] = {}
     try:
         with contextlib.closing(_connect()) as connected:
             facts = engine_facts(connected)
-            images = {one.name: _image(connected, one, image) for one in chosen}
+            images = {variant.name: _image(connected, variant, image) for variant in chosen}
             pulled = {name: all(map(connected.has_image, bases.values())) for name, bases in references.items()}
     except EngineError as error:
         facts, no_engine = None, f"{error} `docker version` shows it."
@@ -201,8 +202,14 @@ def examine(
         registries=answers(),
     )
     reports = tuple(
-        judge(one, references[one.name], seen, image=images.get(one.name), pulled=pulled.get(one.name, False))
-        for one in chosen
+        judge(
+            variant,
+            references[variant.name],
+            seen,
+            image=images.get(variant.name),
+            pulled=pulled.get(variant.name, False),
+        )
+        for variant in chosen
     )
     return Report(
         machine=host.machine(root),
@@ -221,14 +228,14 @@ def _exit_code(seen: Seen, reports: Sequence[VariantReport], *, by_name: bool) -
         return NO_ENGINE
     missing = [
         *seen.missing,
-        *(text for one in reports if one.variant == "cpu" for text in one.no_build),
-        *(text for one in reports if by_name for text in one.no_device),
+        *(reason for report in reports if report.variant == "cpu" for reason in report.no_build),
+        *(reason for report in reports if by_name for reason in report.no_device),
     ]
     return 1 if missing else 0
 
 
 def _references(variant: Variant, checkout: Path) -> dict[str, str]:
-    """Returns the bases that the recipe names by their role; none without a recipe."""
+    """Returns the recipe's base images by role; empty without a recipe."""
     path = checkout / variant.dockerfile
     return dockerfile.base_references(path) if path.exists() else {}
 
@@ -237,7 +244,7 @@ def _references(variant: Variant, checkout: Path) -> dict[str, str]:
 
 
 def _connect() -> Engine:
-    """Returns a connection to the engine; one that is out of reach is told soon, one at work may take its time."""
+    """Connects to the engine; fails soon if it is unreachable, and gives a busy engine more time for later requests."""
     reached: list[bool] = []
     failed: list[EngineError] = []
 
@@ -248,7 +255,7 @@ def _connect() -> Engine:
         except EngineError as error:
             failed.append(error)
 
-    # A name server may keep it waiting, whatever its time-out.
+    # In a thread, since the time-out does not cover the name server.
     thread = threading.Thread(target=try_to, daemon=True)
     thread.start()
     thread.join(host.ANSWER_SECONDS)
@@ -262,10 +269,10 @@ def _connect() -> Engine:
 
 
 def engine_facts(connected: Engine) -> EngineFacts:
-    """Returns what the engine says of itself.
+    """Returns the engine's description.
 
     Raises:
-        EngineError: it stopped answering.
+        EngineError: the engine stopped answering.
     """
     info = connected.info()
     return EngineFacts(
@@ -305,14 +312,14 @@ def _image(connected: Engine, variant: Variant, reference: str) -> Image | None:
 def judge(
     variant: Variant, references: Mapping[str, str], seen: Seen, *, image: Image | None, pulled: bool
 ) -> VariantReport:
-    """Returns what there is for a variant.
+    """Returns the readiness for one variant.
 
     Args:
-        variant: which.
-        references: the bases that its recipe names, by their role.
-        seen: the machine.
-        image: its image; None when there is none.
-        pulled: whether the engine has all of those bases.
+        variant: the variant.
+        references: the base images in its recipe by role.
+        seen: the observations of the machine.
+        image: the variant's image, if any.
+        pulled: whether the engine has all of the base images.
     """
     access = variant.device
     toolkit = _toolkit(image)
@@ -356,7 +363,7 @@ def _smoke(variant: Variant, seen: Seen, image: Image | None) -> Iterator[str]:
 
 
 def _build(variant: Variant, references: Mapping[str, str], seen: Seen, *, pulled: bool) -> tuple[str, tuple[str, ...]]:
-    """Returns where the bases would come from, and what is missing to build the variant."""
+    """Returns the origin of base images, and the reasons why a build is impossible."""
     facts = seen.engine
     if facts is None:
         return "", seen.missing
@@ -371,7 +378,7 @@ def _build(variant: Variant, references: Mapping[str, str], seen: Seen, *, pulle
         for answer in seen.registries
         if not answer.reached and answer.host in map(host.registry, references.values())
     ]
-    debian = packages.of_variant(variant)
+    debian = variant.packages
     origin, size = Origin.REGISTRIES, variant.toolkit_size
     if out_of_reach and not pulled:
         no_packages = _no_packages(variant, seen)
@@ -391,8 +398,8 @@ def _build(variant: Variant, references: Mapping[str, str], seen: Seen, *, pulle
 
 
 def _no_packages(variant: Variant, seen: Seen) -> str:
-    """Returns why base images cannot be made of packages; empty when they can."""
-    if packages.of_variant(variant) is None:
+    """Returns why base images cannot be made from packages; empty when they can."""
+    if variant.packages is None:
         return f"no Debian package has the compiler of {variant.title}: check the network, or pull them by hand."
     if not seen.programs["apt-get"]:
         return "without apt-get none are made of packages: check the network, `curl https://HOST/v2/` asks."
@@ -404,7 +411,7 @@ def _no_packages(variant: Variant, seen: Seen) -> str:
 def _device(
     variant: Variant, nodes: Sequence[Node], driver: Installed | None, toolkit: Mapping[str, str], seen: Seen
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns why the device cannot be used, and what to know of it."""
+    """Returns the reasons why the device cannot be used, and notes on it."""
     if variant.device is None:
         return (), ()
     if seen.engine and not seen.engine.is_local:
@@ -440,7 +447,7 @@ def _no_device(
 
 
 def _refused(variant: Variant, access: DeviceAccess, seen: Seen) -> Iterator[str]:
-    """Yields what `device.of_host` says: of the nodes, and where there is an engine, of the runtime."""
+    """Yields the errors of `device.of_host` for the nodes and, if an engine answers, for the runtime."""
     questions = [(host.rooted(variant, seen.root), {access.runtime})]
     if seen.engine:
         runtime_alone = dataclasses.replace(access, nodes=(), group_nodes=(), driver_nodes=(), mounts=())
@@ -455,13 +462,13 @@ def _refused(variant: Variant, access: DeviceAccess, seen: Seen) -> Iterator[str
 def against_toolkit(
     access: DeviceAccess, name: str, toolkit: str, driver: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns why a driver is too old for a toolkit, and what to know of one that is not.
+    """Compares a driver with a toolkit: returns why it is too old, and notes on one that is not.
 
     Args:
-        access: the device, with what its toolkits need.
-        name: the toolkit and its version, for people.
-        toolkit: its version; empty when it is not known, so that there is nothing to say.
-        driver: the driver's version; empty when it does not say it.
+        access: the device, with the driver versions that its toolkits need.
+        name: the toolkit's name and version for messages.
+        toolkit: the toolkit's version; empty when unknown, for no result.
+        driver: the driver's version; empty when unknown.
     """
     oldest, own = host.of_toolkit(access.driver.oldest, toolkit), host.of_toolkit(access.driver.own, toolkit)
     if oldest and not driver:

@@ -1,6 +1,6 @@
-"""What this machine has: read from its files, of its programs, and which registries answer it.
+"""The machine's hardware, devices, drivers and programs, and the registries that answer it.
 
-`root` is the directory that /dev, /proc and /sys are in, so that a test can lay out a machine.
+`root` is the directory of /dev, /proc and /sys, so that tests can lay out a machine as files.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from base_images.variants import DeviceAccess, Driver, Variant
 ROOT = Path("/")
 
 ANSWER_SECONDS = 1.2
-"""How long all registries together may take: `invoke doctor` is done within 2 s also where no network is."""
+"""The time limit for all registries together: `invoke doctor` ends within 2 s also without a network."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """This machine; memory in bytes."""
+    """The machine; memory is in bytes."""
 
     architecture: str
     kernel: str
@@ -45,9 +45,9 @@ class Node:
     """A device node.
 
     Attributes:
-        path: where it is.
-        group: the number of the group it belongs to.
-        module: the kernel's name of its driver, for a render node; else empty.
+        path: its path.
+        group: the GID of its group.
+        module: the kernel module of a render node; empty for other nodes.
     """
 
     path: str
@@ -57,7 +57,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """A driver of this machine: its kernel module, where there is one, and its version, where it says one."""
+    """An installed driver: its kernel module and version, each empty when unknown."""
 
     module: str
     version: str
@@ -65,7 +65,7 @@ class Installed:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Whether a registry answers this machine, and what was seen of it."""
+    """Whether a registry answers, and the observation."""
 
     host: str
     reached: bool
@@ -76,29 +76,24 @@ class Answer:
 
 
 def machine(root: Path = ROOT) -> Machine:
-    """Returns this machine; sizes are 0 and names empty where the kernel does not say."""
-    memory = _kibibytes(_text(root / "proc/meminfo"))
+    """Returns the machine; unknown sizes are 0 and unknown names are empty."""
+    kibibytes = dict(re.findall(r"(?m)^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo")))
     return Machine(
         architecture=platform.machine(),
         kernel=_text(root / "proc/sys/kernel/osrelease").strip(),
         cores=os.cpu_count() or 1,
-        memory=memory.get("MemTotal", 0) * 1024,
-        memory_available=memory.get("MemAvailable", 0) * 1024,
+        memory=int(kibibytes.get("MemTotal", 0)) * 1024,
+        memory_available=int(kibibytes.get("MemAvailable", 0)) * 1024,
     )
 
 
-def _kibibytes(meminfo: str) -> dict[str, int]:
-    """`MemTotal:  24684092 kB` → {"MemTotal": 24684092}."""
-    return {name: int(size) for name, size in re.findall(r"(?m)^(\w+):\s+(\d+) kB$", meminfo)}
-
-
 def programs(names: Sequence[str]) -> dict[str, str | None]:
-    """Returns the path of each program, None for one that is not installed."""
+    """Returns the path of each program; None for a missing one."""
     return {name: command.find_program(name) for name in names}
 
 
 def buildx() -> str:
-    """Returns the version of docker's buildx, such as `v0.13.1`; empty without it."""
+    """Returns the version of Docker's buildx, such as `v0.13.1`; empty without it."""
     outcome = command.run(("docker", "buildx", "version"), timeout=ANSWER_SECONDS)
     return buildx_version(outcome.stdout) if outcome.exit_code == 0 else ""
 
@@ -113,7 +108,7 @@ def buildx_version(said: str) -> str:
 
 
 def rooted(variant: Variant, root: Path) -> Variant:
-    """Returns the variant with the paths of its device below `root`."""
+    """Returns the variant with its device's paths below `root`."""
     if variant.device is None or root == ROOT:
         return variant
 
@@ -131,7 +126,7 @@ def rooted(variant: Variant, root: Path) -> Variant:
 
 
 def nodes(access: DeviceAccess, root: Path = ROOT) -> tuple[Node, ...]:
-    """Returns the nodes of this machine that a variant's device can have; of directories, their render nodes."""
+    """Returns the existing nodes of a variant's device; for a directory, its render nodes."""
     found = dict.fromkeys(
         path
         for named in (*access.nodes, *access.group_nodes, *access.driver_nodes)
@@ -150,7 +145,7 @@ def _render_nodes(directory: str, root: Path) -> Iterator[str]:
 
 
 def _module(path: str, root: Path) -> str:
-    """Returns which kernel driver made a render node: where /sys/class/drm/<node>/device/driver points to."""
+    """Returns the kernel module of a render node, the target of /sys/class/drm/<node>/device/driver."""
     try:
         link = os.readlink(root / "sys/class/drm" / Path(path).name / "device/driver")  # noqa: PTH115 - not followed
     except OSError:
@@ -162,16 +157,16 @@ def _module(path: str, root: Path) -> str:
 
 
 def installed(driver: Driver, found: Sequence[Node], root: Path = ROOT) -> Installed | None:
-    """Returns the driver that this machine has, or None.
+    """Returns the installed driver of a device, or None.
 
     Args:
-        driver: what is looked for.
-        found: the machine's nodes of the device.
-        root: where the machine is.
+        driver: the driver to look for.
+        found: the existing nodes of the device.
+        root: the directory of /dev, /proc and /sys.
     """
     made = tuple(dict.fromkeys(node.module for node in found if node.module))
     loaded = tuple(name for name in driver.modules if (root / "sys/module" / name).is_dir())
-    # A module may be loaded that drives nothing; one that made a node comes first.
+    # A loaded module may drive nothing, so that one with a node comes first.
     module = next((name for name in (*made, *loaded) if name in (driver.modules or made)), "")
     files = [root / "sys/module" / module / "version"] if module else []
     said = (_text(path) for path in (*files, *(_below(root, path) for path in driver.version_files)))
@@ -180,10 +175,10 @@ def installed(driver: Driver, found: Sequence[Node], root: Path = ROOT) -> Insta
 
 
 def version_in(text: str) -> str:
-    """Returns the version in a driver's own words, empty where there is none.
+    """Returns the version in a driver's version file; empty when there is none.
 
-    Such are NVIDIA's `NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build …`, a plain
-    `6.12.12`, and Ascend's lines, where package_version says more than Version when both are there.
+    Examples are NVIDIA's `NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build …`, a plain
+    `6.12.12`, and Ascend's lines, of which package_version is more specific than Version.
     """
     package = re.search(r"(?m)^package_version=(\S+)", text)
     match = package or re.search(r"(?<![\w.])(\d+(?:\.\w+)+)", text)
@@ -191,14 +186,14 @@ def version_in(text: str) -> str:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """`550.54.14` → (550, 54, 14), `25.0.rc1.1` → (25, 0, 1, 1); tuples that order as the versions do."""
+    """Returns a sort key of a version: `550.54.14` → (550, 54, 14), `25.0.rc1.1` → (25, 0, 1, 1)."""
     return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def of_toolkit(table: Mapping[str, str], toolkit: str) -> str:
-    """Returns what a table has for a toolkit's version: the longest beginning counts, whole numbers each.
+    """Returns a table's value for the longest prefix, in whole numbers, of a toolkit's version; empty without one.
 
-    A toolkit that is known by its base image, as CANN, has its version at the beginning of the tag.
+    For a toolkit whose version is a base image, such as CANN, the version is at the beginning of the tag.
     """
     version = re.match(r"\d+(?:\.\d+)*", toolkit.rpartition(":")[2])
     parts = version[0].split(".") if version else []
@@ -210,10 +205,10 @@ def of_toolkit(table: Mapping[str, str], toolkit: str) -> str:
 
 
 def asking(hosts: Sequence[str]) -> Callable[[], tuple[Answer, ...]]:
-    """Asks all registries at once, in the background; returns a function that waits for them and returns the answers.
+    """Asks all registries in the background; returns a function that waits for the answers and returns them.
 
-    `docker.io` is asked where docker asks for it. One that did not answer within `ANSWER_SECONDS` counts as out of
-    reach, also when a name server keeps the question waiting.
+    `docker.io` is asked at the address that Docker uses. A registry that does not answer within `ANSWER_SECONDS` is
+    out of reach, also when the name server causes the delay.
     """
     answers: dict[str, Answer] = {}
     deadline = time.monotonic() + ANSWER_SECONDS
@@ -221,7 +216,7 @@ def asking(hosts: Sequence[str]) -> Callable[[], tuple[Answer, ...]]:
     def ask(host: str) -> None:
         answers[host] = _ask(host)
 
-    # They do not hold up the end of the process, as a pool of threads would.
+    # Daemon threads do not delay the end of the process, as a thread pool would.
     threads = [threading.Thread(target=ask, args=(host,), daemon=True) for host in hosts]
     for thread in threads:
         thread.start()
@@ -236,8 +231,8 @@ def asking(hosts: Sequence[str]) -> Callable[[], tuple[Answer, ...]]:
 
 
 def _ask(host: str) -> Answer:
-    """A registry answers 200 or 401 at /v2/ (OCI distribution specification, "Determining Support")."""
-    scheme = "http" if host.rpartition(":")[0] in _LOOPBACK or host in _LOOPBACK else "https"  # as docker has it
+    """Asks a registry, which answers 200 or 401 at /v2/ (OCI distribution specification, "Determining Support")."""
+    scheme = "http" if host.rpartition(":")[0] in _LOOPBACK or host in _LOOPBACK else "https"  # as Docker does
     address = "registry-1.docker.io" if host == "docker.io" else host
     try:
         with download.session() as session:
@@ -251,13 +246,13 @@ def _ask(host: str) -> Answer:
 
 
 def _cause(error: BaseException) -> str:
-    """Returns the last words of what requests wraps: `[Errno 111] Connection refused` → `connection refused`."""
+    """Returns the cause of an error of requests: `[Errno 111] Connection refused` → `connection refused`."""
     words = re.findall(r"\[Errno -?\d+\] ([^'\")\]]+)", str(error))
     return words[-1].strip().lower() if words else type(error).__name__
 
 
 def registry(reference: str) -> str:
-    """Returns the registry's host of an image's or a repository's reference: `node:24` → `docker.io`."""
+    """Returns the registry of an image or repository reference: `node:24` → `docker.io`."""
     head, slash, _ = reference.partition("/")
     return head if slash and ("." in head or ":" in head or head == "localhost") else "docker.io"
 

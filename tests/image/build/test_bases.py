@@ -19,13 +19,12 @@ from base_images import settings, variants
 from base_images.adapters.download import host_certificates
 from base_images.adapters.engine import ContainerSpec, Engine
 from base_images.build import bases as origins
-from base_images.build import packages as debian
 from base_images.build import source
 from base_images.build.bases import CERTIFICATES, ask_bases, resolve_bases
 from base_images.build.inputs import Bases, Origin, SourceKind
-from base_images.build.packages import Packages, Root
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.progress import Listener, Progress, silent
+from base_images.variants import Packages, Root
 from tests.support.registries import Registry
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
@@ -209,14 +208,14 @@ def test_ctrl_c_while_a_base_is_made_leaves_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     # Packages that no other base has, so that it is made and not found.
-    monkeypatch.setattr(debian, "_TOOLKITS", {"cpu": Packages(runtime=Root(packages=("hello",)))})
+    cpu = replace(variants.find("cpu"), packages=Packages(runtime=Root(packages=("hello",))))
 
     def interrupt(progress: Progress) -> None:
         if "extracting" in progress.note:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolve_bases(engine, variants.find("cpu"), NOWHERE, origin=Origin.PACKAGES, listener=interrupt)
+        resolve_bases(engine, cpu, NOWHERE, origin=Origin.PACKAGES, listener=interrupt)
 
     assert [path.name for path in tmp_path.rglob("*")] == ["cache", "llama-cpp-base-images"]
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text(encoding="utf-8")
@@ -242,9 +241,9 @@ def test_a_toolkit_that_does_not_fit_the_disk_is_said_before_it_is_fetched(
         pytest.skip("this engine keeps its images on another machine")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     huge = Packages(build=Root(packages=("hello",)), size=free * 2)
-    monkeypatch.setattr(debian, "_TOOLKITS", {"cuda": huge})
+    cuda = replace(variants.find("cuda"), packages=huge)
     with pytest.raises(EngineError, match=r"The base images of cuda take about .* GB and the engine's disk has .* GB"):
-        resolve(engine, NOWHERE, Origin.PACKAGES, "cuda")
+        resolve_bases(engine, cuda, NOWHERE, origin=Origin.PACKAGES, listener=silent)
     assert not list(tmp_path.rglob("root.tar"))
 
 

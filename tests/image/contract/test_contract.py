@@ -1,4 +1,4 @@
-"""Defects planted in the real cpu image: each must fail exactly the rows it breaks, for the reason that it is."""
+"""Defects planted in the real cpu image: each fails exactly the rows that it breaks, with its reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from base_images.adapters.engine import Engine, Image, connect
 from base_images.contract import judge
-from base_images.contract.judge import Status
+from base_images.contract.verdict import Status
 from base_images.errors import ImageNotFoundError
 from base_images.variants import find
 
@@ -51,7 +51,7 @@ def failed(report: judge.ContractReport) -> dict[int, tuple[str, ...]]:
     return {row.number: row.findings for row in report.rows if row.status is Status.FAIL}
 
 
-def test_the_cpu_image_keeps_every_row(engine: Engine, cpu_image: Image) -> None:
+def test_the_cpu_image_passes_every_row(engine: Engine, cpu_image: Image) -> None:
     report = judge.check(engine, cpu_image.id)
     assert failed(report) == {}
     assert [(row.number, row.status) for row in report.rows] == [(number, Status.PASS) for number in range(1, 19)]
@@ -60,7 +60,7 @@ def test_the_cpu_image_keeps_every_row(engine: Engine, cpu_image: Image) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class Defect:
-    """What a Dockerfile plants, the rows that fail by it and no others, and the words that one of them must say."""
+    """A Dockerfile that plants a defect, all rows that fail, and a pattern that one of their findings matches."""
 
     dockerfile: str
     rows: set[int]
@@ -144,7 +144,7 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_a_planted_defect_fails_its_rows_with_its_reason(
+def test_a_planted_defect_fails_its_rows_with_a_reason(
     engine: Engine, cpu_image: Image, build: Build, name: str
 ) -> None:
     defect = DEFECTS[name]
@@ -155,16 +155,14 @@ def test_a_planted_defect_fails_its_rows_with_its_reason(
     assert any(re.search(defect.reason, finding) for texts in findings.values() for finding in texts), findings
 
 
-def test_an_image_of_one_file_and_nothing_else(engine: Engine, build: Build) -> None:
+def test_an_image_of_a_single_file(engine: Engine, build: Build) -> None:
     image_id = build("FROM scratch\nCOPY hello /hello\n", {"hello": b"hello"})
     report = judge.check(engine, image_id)
     assert [row.number for row in report.rows] == list(range(1, 19))
     assert set(failed(report)) == {1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 18}
 
 
-def test_a_child_with_a_program_of_its_own_is_still_held_to_its_base(
-    engine: Engine, cpu_image: Image, build: Build
-) -> None:
+def test_a_child_image_with_its_own_program_passes(engine: Engine, cpu_image: Image, build: Build) -> None:
     dockerfile = f"""\
         FROM {cpu_image.id}
         USER root
@@ -178,22 +176,22 @@ def test_a_child_with_a_program_of_its_own_is_still_held_to_its_base(
     assert failed(judge.check(engine, image_id)) == {}
 
 
-def test_an_image_that_is_asked_for_as_another_variant(engine: Engine, cpu_image: Image) -> None:
+def test_an_image_of_another_variant_than_expected(engine: Engine, cpu_image: Image) -> None:
     report = judge.check(engine, cpu_image.id, find("vulkan"))
     assert failed(report) == {7: ("The label bodhi.variant is 'cpu', but 'vulkan' was asked for.",)}
 
 
-def test_an_image_that_does_not_exist(engine: Engine) -> None:
+def test_a_missing_image(engine: Engine) -> None:
     with pytest.raises(ImageNotFoundError, match="There is no image 'llama-cpp-cpu:no-such-tag'"):
         judge.check(engine, "llama-cpp-cpu:no-such-tag")
 
 
-def test_a_tag_that_moves_meanwhile_changes_nothing(cpu_image: Image, build: Build) -> None:
+def test_a_tag_that_moves_during_the_check(cpu_image: Image, build: Build) -> None:
     reference = "llama-cpp-contract-test:moving"
     other = build("FROM scratch\nCOPY hello /hello\n", {"hello": b"other"})
 
     class Moving(Engine):
-        """The real engine, on which somebody moves the tag as soon as it was looked up."""
+        """The real engine, with a tag that moves after its first lookup."""
 
         def image(self, name: str) -> Image:
             image = super().image(name)
@@ -210,7 +208,7 @@ def test_a_tag_that_moves_meanwhile_changes_nothing(cpu_image: Image, build: Bui
     assert (report.image_id, failed(report)) == (cpu_image.id, {})
 
 
-def test_nothing_is_left_behind(engine: Engine, cpu_image: Image, build: Build) -> None:
+def test_the_check_leaves_no_containers(engine: Engine, cpu_image: Image, build: Build) -> None:
     image_id = build(f"FROM {cpu_image.id}\nUSER root\nRUN rm {BIN}/libllama.so.0\n")
     assert not judge.check(engine, image_id).ok
     client = docker.from_env()

@@ -1,4 +1,4 @@
-"""`invoke doctor` at a real engine, without one, and where no network answers."""
+"""`invoke doctor` with a real engine, without one, and without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ has_nvidia = Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
 PATIENCE = 20
-"""Seconds for an engine's answer, which takes hundredths of one: a busy machine's is not called out of reach."""
+"""A long time limit in seconds, so that a busy machine's engine does not count as unreachable."""
 
 PATIENT = f"""
 from base_images.doctor import machine
@@ -60,7 +60,7 @@ def test_the_engine_and_every_variant(engine: Engine, cpu_image: Image) -> None:
     assert (facts["engine"]["version"], facts["engine"]["api_version"]) == (info.version, info.api_version)
     assert facts["engine"]["buildkit"]
     assert facts["engine"]["storage_driver"]
-    assert [one["variant"] for one in facts["variants"]] == [one.name for one in variants.VARIANTS]
+    assert [report["variant"] for report in facts["variants"]] == [variant.name for variant in variants.VARIANTS]
     cpu = facts["variants"][0]
     assert cpu["ready"]["smoke"]
     assert cpu["image_version"] == cpu_image.labels["org.opencontainers.image.version"]
@@ -71,13 +71,13 @@ def test_the_engine_and_every_variant(engine: Engine, cpu_image: Image) -> None:
         info.version,
         facts["engine"]["storage_driver"],
         "registries",
-        *(one.name for one in variants.VARIANTS),
+        *(variant.name for variant in variants.VARIANTS),
     ):
         assert word in text
 
 
 @pytest.mark.skipif(has_nvidia, reason="this machine may have a device of NVIDIA's")
-def test_a_device_that_is_not_there() -> None:
+def test_a_missing_device() -> None:
     done = run("--variant", "cuda")
     assert done.returncode == 1
     assert "This host has no /dev/nvidiactl or /dev/dxg" in done.stdout
@@ -89,7 +89,7 @@ def test_a_variant_without_a_device() -> None:
     assert run("--variant", "cpu").returncode == run().returncode
 
 
-def test_without_an_engine_the_machine_is_told_of_and_how_to_get_one() -> None:
+def test_without_an_engine_the_report_has_the_machine_and_a_remedy() -> None:
     done = run(**NO_ENGINE)
     assert done.returncode == doctor.NO_ENGINE
     assert f"Linux {os.uname().release}" in done.stdout
@@ -98,7 +98,7 @@ def test_without_an_engine_the_machine_is_told_of_and_how_to_get_one() -> None:
     assert done.stderr == ""
     facts = json.loads(run("--json", **NO_ENGINE).stdout)
     assert facts["engine"] is None
-    assert not any(one["ready"]["build"] or one["ready"]["smoke"] for one in facts["variants"])
+    assert not any(report["ready"]["build"] or report["ready"]["smoke"] for report in facts["variants"])
 
 
 def test_bad_input() -> None:
@@ -115,7 +115,7 @@ def test_bad_input() -> None:
 
 @pytest.fixture
 def cuda_image(engine: Engine, tmp_path: Path) -> Iterator[str]:
-    """An image of CUDA 12.4, as far as its labels go."""
+    """An image with the labels of CUDA 12.4."""
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     changes = ["LABEL bodhi.toolkit.cuda=12.4.1 bodhi.variant=cuda org.opencontainers.image.version=2508201420-abc1234"]
@@ -125,7 +125,7 @@ def cuda_image(engine: Engine, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("driver", "exit_code"), [("550.54.14", 0), ("470.256.02", 1)])
-def test_a_driver_against_a_real_image(
+def test_a_driver_for_a_real_image(
     engine: Engine,
     cuda_image: str,
     tmp_path: Path,
@@ -144,15 +144,17 @@ def test_a_driver_against_a_real_image(
     report = doctor.examine(
         [cuda], checkout=settings.ROOT, registry="127.0.0.1:1/x", by_name=True, image=cuda_image, root=tmp_path
     )
-    (one,) = report.variants
-    assert (one.image_version, one.toolkit) == ("2508201420-abc1234", {"cuda": "12.4.1"})
-    assert one.smokes == (exit_code == 0)
+    (cuda_report,) = report.variants
+    assert (cuda_report.image_version, cuda_report.toolkit) == ("2508201420-abc1234", {"cuda": "12.4.1"})
+    assert cuda_report.smokes == (exit_code == 0)
     assert report.exit_code == exit_code
     if exit_code:
-        assert "The driver is 470.256.02, and the image's CUDA 12.4.1 needs at least 525.60.13" in one.no_device[0]
+        assert (
+            "The driver is 470.256.02, and the image's CUDA 12.4.1 needs at least 525.60.13" in cuda_report.no_device[0]
+        )
 
 
-def test_an_image_that_is_not_there_is_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_image_is_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "ANSWER_SECONDS", PATIENCE)
     assert not engine.has_image("no-such-image:at-all")
     with pytest.raises(ImageNotFoundError):
@@ -171,10 +173,10 @@ ip route add default via 10.9.9.2
 printf 'nameserver 203.0.113.1\\noptions timeout:30 attempts:5\\n' >"$0/resolv.conf"
 mount --bind "$0/resolv.conf" /etc/resolv.conf
 """
-"""Every packet is taken and none comes back; a name is looked for for 150 seconds, a connection made for 130."""
+"""A network that drops every packet: a name lookup takes 150 seconds, and a connection attempt 130."""
 
 
-def test_it_does_not_wait_where_the_network_swallows_everything(tmp_path: Path) -> None:
+def test_it_does_not_wait_for_a_network_that_drops_packets(tmp_path: Path) -> None:
     def within(script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["unshare", "--net", "--mount", "sh", "-eu", "-c", SWALLOWING_NETWORK + script, str(tmp_path)],
@@ -195,4 +197,4 @@ def test_it_does_not_wait_where_the_network_swallows_everything(tmp_path: Path) 
         assert "no answer within" in done.stdout, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         print(f"{environment or 'the local engine'}: {seconds:.1f} s")  # noqa: T201 - 1.2 s and what Python takes
-        assert seconds < 120, "it waited for somebody"
+        assert seconds < 120, "it waited for the network"

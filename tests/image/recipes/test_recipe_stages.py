@@ -17,12 +17,13 @@ import pytest
 from base_images import settings, variants
 from base_images.adapters import buildkit
 from base_images.adapters.engine import ContainerSpec, Engine, Image
-from base_images.contract.judge import ACCELERATOR_BACKENDS
 from base_images.labels import Label
 from base_images.recipes import dockerfile as recipe
 from base_images.variants import Variant
 
-BACKENDS = {**ACCELERATOR_BACKENDS, "cann": "libggml-cann.so"}
+BACKENDS = {variant.name: variant.backend for variant in variants.VARIANTS if variant.backend} | {
+    "cann": "libggml-cann.so"
+}
 
 BASE = """
 ARG BASE

@@ -10,12 +10,12 @@ from base_images import variants
 from base_images.adapters.engine import pull_progress
 from base_images.build import bases, packages
 from base_images.build.bases import apt_sources, base_key
-from base_images.build.packages import Root
 from base_images.progress import Progress
+from base_images.variants import UNSTABLE, Packages, Root
 from tests.support.images import image
 
 DIGEST = "sha256:" + "a" * 64
-CPU = packages.Packages()
+CPU = Packages()
 ROLES = bases._roots(CPU)
 SIGNED = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
 
@@ -45,7 +45,7 @@ def test_no_debian_mirror(targets: str) -> None:
 
 
 def test_unstable_has_its_updates_in_itself_and_a_toolkit_can_be_in_non_free() -> None:
-    root = Root(suite=packages.UNSTABLE, components=("main", "non-free"))
+    root = Root(suite=UNSTABLE, components=("main", "non-free"))
 
     assert apt_sources("Debian|file:/mirror/\nDebian-Security|file:/security/\n", root) == (
         f"deb {SIGNED} file:/mirror/ unstable main non-free",
@@ -156,6 +156,6 @@ def test_the_version_of_a_package_is_that_of_the_toolkit(package: str, upstream:
 
 
 def test_debian_has_no_compiler_for_three_of_them() -> None:
-    without = {variant.name for variant in variants.VARIANTS if packages.of_variant(variant) is None}
+    without = {variant.name for variant in variants.VARIANTS if variant.packages is None}
 
     assert without == {"musa", "intel", "cann"}

@@ -12,8 +12,10 @@ from base_images.adapters.engine import Image, ProbeResult
 from base_images.contract import judge
 from base_images.contract import layers as archive
 from base_images.contract.facts import ImageFacts, Server, Shell, Start
-from base_images.contract.judge import RowResult, Status
+from base_images.contract.judge import RowResult
 from base_images.contract.layers import Elf, Entry, Kind
+from base_images.contract.rows_behaviour import CPU_BACKENDS
+from base_images.contract.verdict import Status
 from base_images.labels import Label
 from base_images.recipes.consumer import Answer, Refused
 from base_images.variants import Platform, find
@@ -106,7 +108,7 @@ TOP = [
     elf(f"{HOME}/llama-server", "libllama.so.0", program=True),
     elf(f"{HOME}/libllama.so.0.5.0"),
     link(f"{HOME}/libllama.so.0", "libllama.so.0.5.0"),
-    *(elf(f"{HOME}/libggml-cpu-{name}.so") for name in judge.CPU_BACKENDS[Platform.AMD64]),
+    *(elf(f"{HOME}/libggml-cpu-{name}.so") for name in CPU_BACKENDS[Platform.AMD64]),
     file("/app/version.json", json.dumps(VERSION).encode()),
     file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nllama:x:999:999::/home/llama:/bin/sh\n"),
     file("/etc/group", b"root:x:0:\nllama:x:999:\n"),
@@ -200,7 +202,7 @@ def adding(*entries: Entry) -> ImageFacts:
 
 
 def changing(path: str, **changes: Any) -> ImageFacts:
-    """The good image with another entry at `path`."""
+    """Returns the good image with a changed entry at `path`."""
     assert any(entry.path == path for entry in TOP)
     return with_layers(GOOD, BASE, [replace(entry, **changes) if entry.path == path else entry for entry in TOP])
 
@@ -241,13 +243,13 @@ def ldd(path: str, output: str) -> ImageFacts:
 
 
 def with_group(*lines: str, user: str = "999") -> ImageFacts:
-    """The image with these groups; the user is in the first of them."""
+    """Returns the good image with these groups; the user is in the first."""
     gid = lines[0].split(":")[2]
     found = changing("/etc/group", content="\n".join(lines).encode())
     layers = [
         [
-            replace(one, content=f"llama:x:999:{gid}::/:/bin/sh\n".encode()) if one.path == "/etc/passwd" else one
-            for one in layer
+            replace(entry, content=f"llama:x:999:{gid}::/:/bin/sh\n".encode()) if entry.path == "/etc/passwd" else entry
+            for entry in layer
         ]
         for layer in found.layers
     ]
@@ -270,7 +272,7 @@ def row(facts: ImageFacts, number: int) -> RowResult:
     return judge.judge(facts)[number - 1]
 
 
-def test_a_good_image_passes_every_row_in_order_and_once() -> None:
+def test_a_good_image_passes_all_rows_in_order() -> None:
     rows = judge.judge(GOOD)
     assert [row.number for row in rows] == list(range(1, 19))
     assert [(row.number, row.findings) for row in rows if row.status is not Status.PASS] == []
@@ -420,7 +422,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
 @pytest.mark.parametrize(
     ("number", "reason", "defect"), DEFECTS, ids=[f"{number}-{reason[:40]}" for number, reason, _ in DEFECTS]
 )
-def test_a_defect_fails_its_row_with_its_reason(number: int, reason: str, defect: Callable[[], ImageFacts]) -> None:
+def test_a_defect_fails_its_row_with_a_reason(number: int, reason: str, defect: Callable[[], ImageFacts]) -> None:
     judged = row(defect(), number)
     assert judged.status is Status.FAIL
     assert any(re.search(reason, finding) for finding in judged.findings), judged.findings
@@ -466,13 +468,13 @@ HARMLESS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     [(number, harmless) for number, _, harmless in HARMLESS],
     ids=[f"{number}-{what}" for number, what, _ in HARMLESS],
 )
-def test_what_only_looks_like_a_defect_passes(number: int, harmless: Callable[[], ImageFacts]) -> None:
+def test_a_harmless_deviation_passes(number: int, harmless: Callable[[], ImageFacts]) -> None:
     judged = row(harmless(), number)
     assert (judged.status, judged.findings) == (Status.PASS, ())
 
 
 def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
-    """A good image of another variant: two directories, the second of hard links."""
+    """Returns a good image of another variant with two directories, the second of hard links."""
     variant = find(name)
     home = HOME.replace("/cpu", f"/{name}")
     own = [
@@ -494,7 +496,7 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
         replace(entry, content=json.dumps(content).encode()) if entry.path == "/app/version.json" else entry
         for entry in rest
     ]
-    extra = [elf(f"{home}/{backend}", *judge.HOST_LIBRARIES.get(name, {}))] if backend else []
+    extra = [elf(f"{home}/{backend}", *variant.host_libraries)] if backend else []
     own_server = replace(
         SERVER,
         path=f"{home}/llama-server",
@@ -513,28 +515,28 @@ def statuses(facts: ImageFacts) -> dict[int, Status]:
     return {row.number: row.status for row in judge.judge(facts) if row.status is not Status.PASS}
 
 
-def test_what_only_a_gpu_host_can_prove_names_the_test_that_does() -> None:
+def test_the_accelerator_row_names_the_test_on_a_device() -> None:
     facts = gpu("cuda", backend="libggml-cuda.so")
     assert statuses(facts) == {14: Status.ELSEWHERE, 17: Status.NOT_APPLICABLE}
     assert "`invoke test-local-images --device` on a host that has it" in row(facts, 14).seen
 
 
-def test_cann_has_its_backends_linked_in() -> None:
+def test_cann_needs_no_loaded_backend() -> None:
     facts = gpu("cann", backend=None)
     files = {path: entry for path, entry in facts.files.items() if "/cann/libggml-cpu-" not in path}
-    silent = tuple(replace(one, start=replace(one.start, backends=())) for one in facts.servers)
+    silent = tuple(replace(server, start=replace(server.start, backends=())) for server in facts.servers)
     judged = replace(facts, files=files, servers=silent)
     assert statuses(judged) == {14: Status.ELSEWHERE, 17: Status.NOT_APPLICABLE}
     assert "`invoke test-local-images --device` on a host that has it" in row(judged, 14).seen
 
 
-def test_cann_s_cpu_directory_is_as_portable_as_any() -> None:
+def test_the_cpu_directory_of_cann_needs_all_cpu_backends() -> None:
     facts = gpu("cann", backend=None)
     files = {path: entry for path, entry in facts.files.items() if "/cpu/libggml-cpu-" not in path}
     assert "lacks 14 of the 14 portable CPU backends" in row(replace(facts, files=files), 13).findings[0]
 
 
-def test_a_compiler_of_the_toolkit_image_that_a_variant_runs_on_is_a_known_exception() -> None:
+def test_compilers_are_an_exception_only_in_a_toolkit_base() -> None:
     facts = gpu("rocm", backend="libggml-hip.so")
     compilers = [directory("/opt"), file("/opt/rocm/bin/hipcc", mode=0o755), file("/usr/bin/cmake", mode=0o755)]
     excepted = row(with_layers(facts, [*BASE, *compilers], list(facts.layers[1])), 9)
@@ -547,7 +549,7 @@ def test_a_compiler_of_the_toolkit_image_that_a_variant_runs_on_is_a_known_excep
     assert slim.status is Status.FAIL
 
 
-def test_an_absent_health_check_program_is_one_finding() -> None:
+def test_a_missing_health_check_program_is_one_finding() -> None:
     facts = without(HEALTH)
     fails = result("not found", 127)
     broken = replace(
@@ -572,7 +574,7 @@ def test_a_second_copy_for_the_cpu_directory_is_a_finding() -> None:
     assert len(judged.findings) == 16
 
 
-def test_driver_libraries_of_the_host_are_excepted_by_name_and_symbol() -> None:
+def test_host_driver_libraries_are_excepted_by_name_and_symbol() -> None:
     library = f"{CUDA}/libggml-cuda.so"
     lacking = f"\tlibcuda.so.1 => not found\nundefined symbol: cuMemCreate\t({library})\n"
     facts = gpu("cuda", backend="libggml-cuda.so")
@@ -584,7 +586,7 @@ def test_driver_libraries_of_the_host_are_excepted_by_name_and_symbol() -> None:
     assert f"libcuda.so.1 is not found, needed by {library}." in row(on_cpu, 2).findings
 
 
-def test_a_refusal_that_is_known_is_an_exception_with_its_reason_and_what_works() -> None:
+def test_a_recorded_refusal_is_an_exception_with_its_reason_and_remedy() -> None:
     arguments = ("--flash-attn", "--no-mmap")
     known = row(answering("cuda", arguments=arguments, refused=(FLASH,)), 18)
     assert (known.status, known.seen) == (Status.EXCEPTION, "cuda/ takes 1 of 2")
@@ -599,14 +601,14 @@ def test_a_refusal_that_is_known_is_an_exception_with_its_reason_and_what_works(
     assert elsewhere.status is Status.FAIL
 
 
-def test_musas_old_glibc_is_a_known_exception_and_nobody_elses() -> None:
+def test_an_old_glibc_is_an_exception_for_musa_only() -> None:
     musa = gpu("musa", backend="libggml-musa.so", glibc="2.35")
     assert row(musa, 16).status is Status.EXCEPTION
     assert judge.ContractReport(reference="x", image_id="y", variant="musa", rows=judge.judge(musa)).ok
     assert row(gpu("vulkan", backend="libggml-vulkan.so", glibc="2.35"), 16).status is Status.FAIL
 
 
-def test_an_image_of_nothing_has_all_rows_too() -> None:
+def test_an_empty_image_gets_all_rows() -> None:
     empty = replace(
         with_layers(GOOD, []),
         variant=None,
@@ -620,7 +622,7 @@ def test_an_image_of_nothing_has_all_rows_too() -> None:
     assert {row.number for row in rows if row.status is not Status.FAIL} == {9, 10, 12, 17}
 
 
-def test_a_report_is_json_and_says_whether_all_is_well() -> None:
+def test_a_report_is_json_with_an_overall_result() -> None:
     good = judge.ContractReport(reference="image", image_id="sha256:1", variant="cpu", rows=judge.judge(GOOD))
     assert good.ok
     said = json.loads(json.dumps(good.as_dict()))

@@ -52,7 +52,7 @@ def manifest(config: str, layers: Sequence[str], diff_ids: Sequence[str]) -> tup
 
 
 def docker_archive(*layers: bytes) -> bytes:
-    """As Docker 20.10 writes it: layers in no order, the manifest last."""
+    """Writes the archive of Docker 20.10: layers in any order, the manifest last."""
     ids = [f"sha256:{number}" for number in range(len(layers))]
     names = [f"{number}/layer.tar" for number in range(len(layers))]
     stored = [member(name, layer) for name, layer in zip(names, layers, strict=True)]
@@ -73,7 +73,7 @@ def merged(*layers: bytes) -> dict[str, Entry]:
 
 
 def elf(*, needed: Sequence[str] = (), runpath: str | None = None, rpath: str | None = None) -> bytes:
-    """A shared library of program headers only: one LOAD over everything, and a DYNAMIC."""
+    """Returns a shared library with program headers only: one LOAD segment and one DYNAMIC segment."""
     strings = b"\0"
     tags = []
     for tag, value in [*((1, name) for name in needed), (29, runpath), (15, rpath)]:
@@ -100,7 +100,7 @@ def test_files_have_owner_mode_size_and_digest() -> None:
     assert not layer[1].is_elf
 
 
-def test_layers_come_in_the_order_of_the_manifest() -> None:
+def test_layers_are_in_the_order_of_the_manifest() -> None:
     layers = read(tar(member("a")), tar(member("b")), tar(member("c")))
     assert [(entry.path, entry.layer) for layer in layers for entry in layer] == [("/a", 0), ("/b", 1), ("/c", 2)]
 
@@ -127,7 +127,7 @@ def test_oci_layout_with_a_compressed_layer_and_another_image() -> None:
     assert [entry.path for entry in layer] == ["/a"]
 
 
-def test_a_layer_that_docker_stored_as_a_link_to_the_same_layer() -> None:
+def test_a_repeated_layer_that_docker_stores_as_a_link() -> None:
     ids = ["sha256:0", "sha256:0"]
     data = tar(
         member("one/layer.tar", tar(member("a", b"1"))),
@@ -141,25 +141,25 @@ def test_an_empty_layer() -> None:
     assert read(bytes(1024)) == ((),)
 
 
-def test_a_hard_link_is_the_same_file_and_stores_nothing() -> None:
+def test_a_hard_link_shares_its_content_and_stores_nothing() -> None:
     (layer,) = read(tar(member("a", b"abc"), member("b", kind=tarfile.LNKTYPE, link="a")))
     assert (layer[1].kind, layer[1].size, layer[1].digest) == (Kind.FILE, 3, layer[0].digest)
     assert layer[1].inode == layer[0].inode == "/a"
     assert (layer[0].stored, layer[1].stored) == (3, 0)
 
 
-def test_only_what_was_asked_for_is_kept() -> None:
+def test_only_requested_content_is_kept() -> None:
     (layer,) = read(tar(member("a", b"abc"), member("b", b"abc"), member("c", bytes(2 << 20))), keep=["/a", "/c"])
     assert [entry.content for entry in layer] == [b"abc", None, None]
 
 
-def test_file_capabilities_are_seen() -> None:
+def test_file_capabilities_are_detected() -> None:
     pax = {"SCHILY.xattr.security.capability": "\x01\x02"}
     (layer,) = read(tar(member("ping", b"x", pax=pax), member("pong", b"x")))
     assert [entry.capability for entry in layer] == [True, False]
 
 
-def test_elf_files_are_parsed_below_the_directory_asked_for() -> None:
+def test_elf_files_are_parsed_below_the_requested_directory() -> None:
     library = elf(needed=["libllama.so.0", "libc.so.6"], runpath="$ORIGIN")
     (layer,) = read(tar(member("app/lib.so", library), member("usr/lib.so", library)))
     inside, outside = layer
@@ -174,7 +174,7 @@ def test_elf_files_are_parsed_below_the_directory_asked_for() -> None:
     assert (outside.is_elf, outside.elf) == (True, None)
 
 
-def test_rpath_and_runpath_are_told_apart() -> None:
+def test_rpath_and_runpath_are_distinguished() -> None:
     (layer,) = read(tar(member("app/a", elf(rpath="/build")), member("app/b", elf())))
     assert [(entry.elf.runpath, entry.elf.rpath) for entry in layer if entry.elf] == [(None, "/build"), (None, None)]
 
@@ -182,7 +182,7 @@ def test_rpath_and_runpath_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "content", [b"\x7fELF", b"\x7fELF\x02\x01\x01" + bytes(9), elf(needed=["x"])[:150], elf()[:64] + b"\xff" * 200]
 )
-def test_a_damaged_elf_file_is_no_crash(content: bytes) -> None:
+def test_a_damaged_elf_file_does_not_crash(content: bytes) -> None:
     (layer,) = read(tar(member("app/lib.so", content)))
     assert layer[0].is_elf
     assert layer[0].elf is None or layer[0].elf.needed == ()
@@ -196,13 +196,13 @@ def test_later_layers_replace_and_whiteouts_remove() -> None:
     assert files["/d/a"].layer == 1
 
 
-def test_an_opaque_directory_hides_what_is_below_it_but_not_its_own_files() -> None:
+def test_an_opaque_directory_hides_lower_layers_but_not_its_own_files() -> None:
     below = tar(directory("d"), member("d/a"), directory("d/s"), member("d/s/b"), member("dd"))
     above = tar(directory("d"), member("d/.wh..wh..opq"), member("d/new"))
     assert set(merged(below, above)) == {"/d", "/d/new", "/dd"}
 
 
-def test_a_file_in_place_of_a_directory() -> None:
+def test_a_file_replaces_a_directory() -> None:
     assert set(merged(tar(directory("d"), member("d/a")), tar(member("d", b"1")))) == {"/d"}
 
 
@@ -242,6 +242,6 @@ def test_resolve_follows_links() -> None:
     ],
     ids=["not tar", "nothing", "another image", "zstd", "cut gzip", "no layer"],
 )
-def test_what_cannot_be_read_says_so(data: bytes, diff_ids: list[str], reason: str) -> None:
+def test_an_unreadable_archive_is_an_error(data: bytes, diff_ids: list[str], reason: str) -> None:
     with pytest.raises(EngineError, match=reason):
         archive.read(pieces(data), diff_ids=diff_ids)

@@ -1,4 +1,4 @@
-"""What a machine is ready for: machines laid out as files, and an engine as it describes itself."""
+"""The readiness of machines that are laid out as files, with a description of an engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def judge(name: str, machine: Seen, toolkit: Mapping[str, str] | None = None, *,
 
 
 def told(report: VariantReport) -> str:
-    """The only sentence of what is missing."""
+    """Returns the only missing requirement."""
     sentences = {*report.no_build, *report.no_device, *report.no_smoke}
     assert len(sentences) == 1, sentences
     return sentences.pop()
@@ -79,7 +79,7 @@ def test_cpu_needs_no_device(tmp_path: Path) -> None:
     assert (report.image, report.image_version) == ("llama-cpp-x:local", "2508201420-abc1234")
 
 
-def test_every_vendor_s_device(tmp_path: Path) -> None:
+def test_the_device_of_every_vendor(tmp_path: Path) -> None:
     for name, lay_out, toolkit, driver in (
         ("cuda", machines.nvidia, {"cuda": "12.4.1"}, "550.54.14"),
         ("rocm", machines.amd, {"rocm": "6.4.3"}, "6.12.12"),
@@ -98,7 +98,7 @@ def test_every_vendor_s_device(tmp_path: Path) -> None:
         assert report.toolkit == toolkit, name
 
 
-def test_windows_own_node_of_nvidia_s_driver(tmp_path: Path) -> None:
+def test_nvidias_driver_on_wsl(tmp_path: Path) -> None:
     machines.put(tmp_path, "/dev/dxg")
     report = judge("cuda", seen(tmp_path), {"cuda": "12.4.1"})
     assert report.smokes
@@ -130,7 +130,7 @@ def test_no_device(tmp_path: Path, name: str, missing: list[str], check: str) ->
     assert f"`{check}`" in sentence
 
 
-def test_no_device_of_moore_threads_is_two_things(tmp_path: Path) -> None:
+def test_without_moore_threads_the_runtime_and_the_module_are_missing(tmp_path: Path) -> None:
     engine = dataclasses.replace(ENGINE, runtimes=("runc",))
     runtime, module = judge("musa", seen(tmp_path, engine=engine)).no_device
     assert "does not know the container runtime mthreads" in runtime
@@ -138,12 +138,12 @@ def test_no_device_of_moore_threads_is_two_things(tmp_path: Path) -> None:
     assert module == "The kernel has not loaded mtgpu: install the driver until `mthreads-gmi` shows a device."
 
 
-def test_a_device_that_the_cpu_imitates_is_told_of(tmp_path: Path) -> None:
+def test_a_device_emulated_by_the_cpu_is_a_note(tmp_path: Path) -> None:
     (note,) = judge("vulkan", seen(tmp_path)).notes
     assert "`invoke smoke --variant vulkan --on software`" in note
 
 
-def test_another_vendor_s_gpu(tmp_path: Path) -> None:
+def test_a_gpu_of_another_vendor(tmp_path: Path) -> None:
     machines.amd(tmp_path)
     sentence = told(judge("intel", seen(tmp_path)))
     assert "are of amdgpu, and intel needs one of i915 or xe" in sentence
@@ -168,7 +168,7 @@ def test_an_engine_that_cannot_pass_gpus(tmp_path: Path) -> None:
     assert "container toolkit until nvidia-container-runtime-hook is there" in sentence
 
 
-def test_an_engine_elsewhere(tmp_path: Path) -> None:
+def test_a_remote_engine(tmp_path: Path) -> None:
     machines.nvidia(tmp_path)
     engine = dataclasses.replace(ENGINE, is_local=False, where="tcp://gpu:2375", free_disk=None)
     assert told(judge("cuda", seen(tmp_path, engine=engine))) == (
@@ -193,7 +193,7 @@ def test_an_engine_elsewhere(tmp_path: Path) -> None:
         ("99.0.0", "1.0", True, ""),
     ],
 )
-def test_nvidia_s_driver_against_cuda(tmp_path: Path, toolkit: str, driver: str, ready: bool, said: str) -> None:
+def test_nvidias_driver_for_cuda(tmp_path: Path, toolkit: str, driver: str, ready: bool, said: str) -> None:
     machines.nvidia(tmp_path, driver)
     report = judge("cuda", seen(tmp_path), {"cuda": toolkit, "cuda_arch": "90"})
     assert report.smokes == ready
@@ -205,7 +205,7 @@ def test_nvidia_s_driver_against_cuda(tmp_path: Path, toolkit: str, driver: str,
 
 
 @pytest.mark.parametrize(("driver", "ready"), [("6.8.5", True), ("6.7.0", False), ("6.14.14", True)])
-def test_amd_s_driver_against_rocm(tmp_path: Path, driver: str, ready: bool) -> None:
+def test_amds_driver_for_rocm(tmp_path: Path, driver: str, ready: bool) -> None:
     machines.amd(tmp_path, driver)
     report = judge("rocm", seen(tmp_path), {"rocm": "7.2.1"})
     assert report.smokes == ready
@@ -213,7 +213,7 @@ def test_amd_s_driver_against_rocm(tmp_path: Path, driver: str, ready: bool) -> 
     assert ready or "The driver is 6.7.0, and the image's ROCm 7.2.1 needs at least 6.8.5" in told(report)
 
 
-def test_a_driver_of_the_kernel_is_not_judged(tmp_path: Path) -> None:
+def test_the_kernels_driver_without_a_version_is_a_note(tmp_path: Path) -> None:
     machines.amd(tmp_path, version="")
     report = judge("rocm", seen(tmp_path), {"rocm": "7.2.1"})
     assert report.smokes
@@ -221,7 +221,7 @@ def test_a_driver_of_the_kernel_is_not_judged(tmp_path: Path) -> None:
     assert "ROCm 7.2.1 needs at least the driver 6.8.5, and this one says no version: see `rocminfo`" in note
 
 
-def test_ascend_s_driver_against_cann(tmp_path: Path) -> None:
+def test_ascends_driver_for_cann(tmp_path: Path) -> None:
     machines.ascend(tmp_path, "Version=24.1.rc2.2\nascendhal_version=7.35.23\n")
     sentence = told(judge("cann", seen(tmp_path), {"cann": "quay.io/ascend/cann:8.5.0-910b-openeuler24.03-py3.11"}))
     assert "The driver is 24.1.rc2.2" in sentence
@@ -243,7 +243,7 @@ def test_without_an_image_no_driver_is_too_old(tmp_path: Path) -> None:
 # --- builds ---
 
 
-def test_where_the_bases_come_from(tmp_path: Path) -> None:
+def test_the_origin_of_base_images(tmp_path: Path) -> None:
     machines.nvidia(tmp_path)
     machines.moore_threads(tmp_path)
     machines.ascend(tmp_path)
@@ -261,8 +261,8 @@ def test_where_the_bases_come_from(tmp_path: Path) -> None:
     assert "docker.io (no connection), quay.io (no connection), and no Debian" in told(judge("cann", offline))
 
 
-def test_a_registry_that_no_base_comes_from_does_not_matter(tmp_path: Path) -> None:
-    answers = tuple(dataclasses.replace(one, reached=one.host == "docker.io") for one in ONLINE)
+def test_a_registry_without_bases_does_not_matter(tmp_path: Path) -> None:
+    answers = tuple(dataclasses.replace(answer, reached=answer.host == "docker.io") for answer in ONLINE)
     assert judge("cpu", seen(tmp_path, registries=answers)).origin == "registries"
 
 
@@ -270,7 +270,7 @@ def test_packages_need_apt_and_mmdebstrap(tmp_path: Path, monkeypatch: pytest.Mo
     no_apt = seen(tmp_path, registries=OFFLINE, programs=without(EVERYTHING, "apt-get", "mmdebstrap"))
     assert "without apt-get none are made of packages" in told(judge("cpu", no_apt))
     no_mmdebstrap = seen(tmp_path, registries=OFFLINE, programs=without(EVERYTHING, "mmdebstrap"))
-    monkeypatch.setattr("os.geteuid", lambda: 0)  # installs it
+    monkeypatch.setattr("os.geteuid", lambda: 0)  # root needs no mmdebstrap: the build installs it
     assert judge("cpu", no_mmdebstrap).builds
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert "`apt-get install mmdebstrap`" in told(judge("cpu", no_mmdebstrap))
@@ -291,7 +291,7 @@ def test_an_architecture_that_nothing_is_published_for(tmp_path: Path) -> None:
     assert judge("vulkan", arm).builds
 
 
-def test_what_every_build_needs(tmp_path: Path) -> None:
+def test_the_requirements_of_every_build(tmp_path: Path) -> None:
     old = seen(tmp_path, engine=dataclasses.replace(ENGINE, buildkit=False), programs=without(EVERYTHING, "git"))
     buildkit, git = judge("cpu", old).no_build
     assert "without BuildKit" in buildkit
@@ -299,7 +299,7 @@ def test_what_every_build_needs(tmp_path: Path) -> None:
     assert judge("cpu", old).smokes
 
 
-def test_without_an_engine_devices_are_judged_and_nothing_is_ready(tmp_path: Path) -> None:
+def test_without_an_engine_devices_are_reported_and_nothing_is_ready(tmp_path: Path) -> None:
     machines.moore_threads(tmp_path)
     report = judge("musa", seen(tmp_path, engine=None, no_engine="No engine."))
     assert (report.no_build, report.no_smoke, report.no_device) == (("No engine.",), ("No engine.",), ())
@@ -326,7 +326,7 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert doctor._exit_code(nobody, [judge("cpu", nobody)], by_name=False) == doctor.NO_ENGINE == 3
 
 
-# --- all of it, on a machine laid out as files, without an engine ---
+# --- the whole report, without an engine ---
 
 
 def test_a_report_of_a_machine_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

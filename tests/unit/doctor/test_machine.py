@@ -1,4 +1,4 @@
-"""The facts of a machine, from files that lay one out, and whether registries answer."""
+"""The facts of machines that are laid out as files, and the answers of registries."""
 
 from __future__ import annotations
 
@@ -34,28 +34,22 @@ def driver(name: str, root: Path) -> Installed | None:
 # --- the machine ---
 
 
-def test_a_machine(tmp_path: Path) -> None:
-    machines.put(
-        tmp_path,
-        "/proc/meminfo",
-        "MemTotal:       24684092 kB\nMemAvailable:   22854876 kB\nHugePages_Total:       0\n",
-    )
+def test_the_facts_of_a_machine(tmp_path: Path) -> None:
+    meminfo = "MemTotal:       24684092 kB\nMemAvailable:   22854876 kB\nHugePages_Total:       0\n"
+    machines.put(tmp_path, "/proc/meminfo", meminfo)
     machines.put(tmp_path, "/proc/sys/kernel/osrelease", "6.8.0-45-generic\n")
     found = machine.machine(tmp_path)
-    assert (found.kernel, found.memory, found.memory_available) == (
-        "6.8.0-45-generic",
-        24684092 * 1024,
-        22854876 * 1024,
-    )
+    assert found.kernel == "6.8.0-45-generic"
+    assert (found.memory, found.memory_available) == (24684092 * 1024, 22854876 * 1024)
     assert found.cores >= 1
 
 
-def test_a_machine_that_says_nothing(tmp_path: Path) -> None:
+def test_a_machine_without_proc(tmp_path: Path) -> None:
     found = machine.machine(tmp_path)
     assert (found.kernel, found.memory, found.memory_available) == ("", 0, 0)
 
 
-def test_this_machine() -> None:
+def test_the_facts_of_this_machine() -> None:
     found = machine.machine()
     assert found.kernel == os.uname().release
     assert found.memory == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -63,17 +57,15 @@ def test_this_machine() -> None:
 
 def test_programs_and_buildx() -> None:
     assert machine.programs(["sh", "no-such-program"]) == {"sh": programs.find_program("sh"), "no-such-program": None}
-    assert (
-        machine.buildx_version("github.com/docker/buildx v0.13.1 788433953af10f2a698f5c07611dddce2e08c7a0\n")
-        == "v0.13.1"
-    )
+    line = "github.com/docker/buildx v0.13.1 788433953af10f2a698f5c07611dddce2e08c7a0\n"
+    assert machine.buildx_version(line) == "v0.13.1"
     assert machine.buildx_version("") == ""
 
 
 # --- nodes ---
 
 
-def test_nodes_have_their_group_and_their_driver(tmp_path: Path) -> None:
+def test_nodes_have_a_group_and_a_module(tmp_path: Path) -> None:
     machines.amd(tmp_path)
     machines.render_node(tmp_path, "renderD129", "i915")
     machines.put(tmp_path, "/dev/dri/card0")  # for a screen, not for computing
@@ -87,7 +79,7 @@ def test_nodes_have_their_group_and_their_driver(tmp_path: Path) -> None:
     assert machine.nodes(access("cuda"), tmp_path) == ()
 
 
-def test_a_variant_s_paths_go_below_a_root(tmp_path: Path) -> None:
+def test_a_variants_paths_below_a_root(tmp_path: Path) -> None:
     cann = variants.find("cann")
     moved = machine.rooted(cann, tmp_path).device
     assert moved
@@ -112,7 +104,7 @@ def test_a_variant_s_paths_go_below_a_root(tmp_path: Path) -> None:
         ("no version at all", ""),
     ],
 )
-def test_the_version_in_a_driver_s_own_words(text: str, version: str) -> None:
+def test_the_version_in_a_version_file(text: str, version: str) -> None:
     assert machine.version_in(text) == version
 
 
@@ -122,14 +114,14 @@ def test_no_driver(tmp_path: Path) -> None:
             assert driver(variant.name, tmp_path) is None
 
 
-def test_nvidia_s_driver_by_either_file(tmp_path: Path) -> None:
+def test_nvidias_driver_from_either_file(tmp_path: Path) -> None:
     machines.put(tmp_path, "/proc/driver/nvidia/version", machines.NVIDIA_OPEN)
     assert driver("cuda", tmp_path) == Installed(module="", version="570.86.15")
     machines.nvidia(tmp_path, "580.95.05")
     assert driver("cuda", tmp_path) == Installed(module="nvidia", version="580.95.05")
 
 
-def test_amd_s_driver_and_the_kernel_s(tmp_path: Path) -> None:
+def test_amds_driver_and_the_kernels(tmp_path: Path) -> None:
     machines.amd(tmp_path / "amd")
     machines.amd(tmp_path / "kernel", version="")
     assert driver("rocm", tmp_path / "amd") == Installed(module="amdgpu", version="6.12.12")
@@ -137,12 +129,12 @@ def test_amd_s_driver_and_the_kernel_s(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["i915", "xe"])
-def test_intel_s_drivers(tmp_path: Path, module: str) -> None:
+def test_intels_drivers(tmp_path: Path, module: str) -> None:
     machines.intel(tmp_path, module)
     assert driver("intel", tmp_path) == Installed(module=module, version="")
 
 
-def test_of_two_loaded_drivers_the_one_that_made_a_node(tmp_path: Path) -> None:
+def test_a_module_with_a_node_comes_before_a_loaded_one(tmp_path: Path) -> None:
     (tmp_path / "sys/module/i915").mkdir(parents=True)
     machines.intel(tmp_path, "xe")
     assert driver("intel", tmp_path) == Installed(module="xe", version="")
@@ -161,7 +153,7 @@ def test_moore_threads_and_ascend(tmp_path: Path) -> None:
     assert driver("cann", tmp_path) == Installed(module="", version="25.0.rc1.1")
 
 
-def test_versions_order_by_their_numbers() -> None:
+def test_versions_sort_by_number() -> None:
     ordered = ["450.80.02", "525.60.13", "535.54.03", "535.104.05", "570.26", "570.124.06", "580"]
     assert sorted(sorted(ordered), key=machine.numbers) == ordered != sorted(ordered)
     assert machine.numbers("25.0.rc1.1") >= machine.numbers("25.0") > machine.numbers("24.1.rc3")
@@ -181,7 +173,7 @@ def test_versions_order_by_their_numbers() -> None:
         ("default", ""),
     ],
 )
-def test_a_toolkit_is_looked_up_by_the_longest_beginning(toolkit: str, value: str) -> None:
+def test_a_toolkit_is_looked_up_by_its_longest_prefix(toolkit: str, value: str) -> None:
     assert machine.of_toolkit({"12": "of 12", "12.4": "of 12.4"}, toolkit) == value
 
 
@@ -199,7 +191,7 @@ def test_a_toolkit_is_looked_up_by_the_longest_beginning(toolkit: str, value: st
         ("intel", "2026.1.1", "", ""),
     ],
 )
-def test_what_vendors_publish(variant: str, toolkit: str, oldest: str, own: str) -> None:
+def test_the_vendors_driver_requirements(variant: str, toolkit: str, oldest: str, own: str) -> None:
     needed = access(variant).driver
     assert (machine.of_toolkit(needed.oldest, toolkit), machine.of_toolkit(needed.own, toolkit)) == (oldest, own)
 
@@ -247,7 +239,7 @@ def answering() -> Iterator[tuple[str, list[int]]]:
     ("status", "reached", "seen"),
     [(200, True, "answers"), (401, True, "answers"), (403, False, "is no registry: 403"), (502, False, "502")],
 )
-def test_who_answers(
+def test_a_registry_answers(
     answering: tuple[str, list[int]], status: int, reached: bool, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "ANSWER_SECONDS", 60)  # also on a busy machine
@@ -258,7 +250,7 @@ def test_who_answers(
     assert seen in answer.seen
 
 
-def test_who_refuses_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "ANSWER_SECONDS", 60)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # and does not listen
@@ -266,10 +258,10 @@ def test_who_refuses_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (answer.reached, answer.seen) == (False, "connection refused")
 
 
-def test_who_does_not_answer_is_waited_for_once_together_with_all_others() -> None:
+def test_one_time_limit_covers_all_registries() -> None:
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(60)]
-        mute = [f"127.0.0.1:{one.getsockname()[1]}" for one in silent]
+        mute = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in silent]
         started = time.monotonic()
         answers = machine.asking([*mute, "no-such-machine.invalid", "not a host"])()
         seconds = time.monotonic() - started

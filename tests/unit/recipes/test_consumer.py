@@ -11,7 +11,7 @@ import git
 import pytest
 
 from base_images import settings, variants, versions
-from base_images.contract import judge
+from base_images.contract import rows_layout
 from base_images.doctor import machine
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import consumer, consumer_checkout, dockerfile
@@ -36,7 +36,7 @@ def test_every_variant_has_a_dockerfile_that_looks_where_the_table_says(variant:
 
 
 def test_the_volumes_belong_to_the_user_that_the_images_have() -> None:
-    assert DATA.volume_owner == judge.LLAMA_ID
+    assert DATA.volume_owner == rows_layout.LLAMA_ID
     assert set(DATA.volumes) == {DATA.dockerfiles["cpu"].settings[name] for name in ("BODHI_HOME", "HF_HOME")}
 
 

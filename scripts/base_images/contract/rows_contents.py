@@ -1,0 +1,155 @@
+"""Contract rows 9, 10, 12 and 17: unwanted files, permissions, duplicates and the size."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from base_images.contract import layers
+from base_images.contract.facts import ImageFacts
+from base_images.contract.layers import Entry, Kind
+from base_images.contract.verdict import Status, Verdict, some
+from base_images.variants import megabytes
+
+DUPLICATE_BYTES = 64 << 10
+"""Equal files below this size do not count as duplicates of the payload."""
+
+_CACHES = (
+    *("/var/lib/apt/lists/", "/var/cache/apt/", "/var/cache/yum/", "/var/cache/dnf/", "/var/cache/apk/"),
+    *("/root/.cache/", "/root/.npm/", "/root/.ccache/", "/ccache/"),
+)
+_COMPILER = r"(?:gcc|g\+\+|cc|c\+\+|clang|clang\+\+|gfortran|ld|as)"
+_BUILD_TOOL = re.compile(
+    rf"(?:[a-z0-9_]+-linux-gnu-)?{_COMPILER}(?:-[0-9.]+)?"
+    r"|cmake|ctest|ninja|g?make|meson|ccache|sccache|git|node|npm|npx|nvcc|hipcc|amdclang(?:\+\+)?|icp?x|mcc"
+)
+_BIN_DIRECTORY = re.compile(r"(?:/usr(?:/local)?)?/s?bin|/opt/.*/bin|/root/\.local/bin")
+_LLAMA_PROGRAM = re.compile(r"llama(?:-.+)?|ggml-rpc-server|rpc-server")
+_PROGRAM_BODY = re.compile(r"libllama-(.+)-impl\.so")
+_SCRIPT = re.compile(r"convert[_-].*\.py|tools\.sh")
+_SOURCE = re.compile(r"CMakeLists\.txt|.*\.(?:c|cc|cpp|cxx|cu|cuh|h|hpp|hip|comp|metal|m4)")
+
+
+def contents(facts: ImageFacts) -> Verdict:
+    """Row 9: no build tool, source, cache or other program of llama.cpp is in the image."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for path, entry in facts.files.items():
+        if kind := _misplaced(path, entry):
+            kinds[kind].append(path)
+    extra = [
+        entry.path
+        for entry in facts.payload
+        if entry.elf
+        and entry.elf.program
+        and entry.path.startswith("/app/bin/")
+        and not _LLAMA_PROGRAM.fullmatch(posixpath.basename(entry.path))
+    ]
+    if extra:
+        kinds["Another program beside llama-server"] += extra
+    count = sum(map(len, kinds.values()))
+    seen = f"{len(facts.files)} paths, {count} that do not belong"
+    findings = [f"{what} in the image: {some(paths)}." for what, paths in kinds.items()]
+    if findings and facts.variant and facts.variant.runs_on_toolkit and _all_of_base(facts, kinds.values()):
+        excepted = f"All {count} are of the toolkit's image that {facts.variant.name} runs on: a known exception."
+        return Verdict(seen, [excepted], Status.EXCEPTION)
+    return Verdict(seen, findings)
+
+
+def _misplaced(path: str, entry: Entry) -> str:
+    """Returns what kind of unwanted file a path is; empty when it belongs in an image."""
+    directory, name = posixpath.split(path)
+    is_file = entry.kind is Kind.FILE
+    body = _PROGRAM_BODY.fullmatch(name)
+    rules = {
+        "Another program of llama.cpp": (
+            is_file and entry.is_elf and name != "llama-server" and _LLAMA_PROGRAM.fullmatch(name)
+        ),
+        "The body of another program of llama.cpp": is_file and body and body[1] != "server",
+        "A script of llama.cpp": is_file and _SCRIPT.fullmatch(name) and not path.startswith("/usr/"),
+        "A build tool": (
+            entry.kind in {Kind.FILE, Kind.SYMLINK}
+            and _BUILD_TOOL.fullmatch(name)
+            and _BIN_DIRECTORY.fullmatch(directory)
+        ),
+        "A package list or cache": is_file and entry.size and path.startswith(_CACHES),
+        "A git repository": entry.kind is Kind.DIRECTORY and name == ".git",
+        "Source code": is_file and _SOURCE.fullmatch(name) and not path.startswith(("/usr/", "/opt/")),
+    }
+    return next((kind for kind, applies in rules.items() if applies), "")
+
+
+def _all_of_base(facts: ImageFacts, kinds: Iterable[Iterable[str]]) -> bool:
+    base = layers.merge(facts.layers[: facts.base_layers])
+    return all(path in base for paths in kinds for path in paths)
+
+
+def privileges(facts: ImageFacts) -> Verdict:
+    """Row 10: no setuid file or file capability beyond the base's, and nothing that everyone can write."""
+    base = layers.merge(facts.layers[: facts.base_layers])
+
+    def is_new(entry: Entry) -> bool:
+        below = base.get(entry.path)
+        return below is None or (entry.mode & 0o6000, entry.capability) != (below.mode & 0o6000, below.capability)
+
+    files = [entry for entry in facts.files.values() if entry.kind is Kind.FILE]
+    set_id = [entry.path for entry in files if entry.mode & 0o6000 and is_new(entry)]
+    capable = [entry.path for entry in files if entry.capability and is_new(entry)]
+    open_files = [entry.path for entry in files if entry.mode & 0o002]
+    open_directories = [
+        path
+        for path, entry in facts.files.items()
+        if entry.kind is Kind.DIRECTORY and entry.mode & 0o002 and not entry.mode & 0o1000
+    ]
+    findings = []
+    if set_id:
+        findings.append(f"Setuid or setgid, and not so in the base image: {some(set_id)}.")
+    if capable:
+        findings.append(f"File capabilities that the base image does not give: {some(capable)}.")
+    if open_files:
+        findings.append(f"Files that everyone may write: {some(open_files)}.")
+    if open_directories:
+        findings.append(f"Directories that everyone may write, and not sticky: {some(open_directories)}.")
+    count = sum(bool(entry.mode & 0o6000) for entry in files)
+    return Verdict(f"{count} setuid or setgid files; {facts.base}", findings)
+
+
+def stored_once(facts: ImageFacts) -> Verdict:
+    """Row 12: no layer stores a file again, and no two payload files have the same content."""
+    findings = []
+    lower: set[tuple[str, str]] = set()
+    wasted = 0
+    for number, layer in enumerate(facts.layers):
+        stored = [entry for entry in layer if entry.stored]
+        again = [entry for entry in stored if (entry.path, entry.digest) in lower]
+        if again and number >= facts.base_layers:
+            bytes_again = sum(entry.stored for entry in again)
+            wasted += bytes_again
+            findings.append(
+                f"Layer {number + 1} of {len(facts.layers)} stores again what a lower layer holds, "
+                f"{bytes_again} bytes: {some([entry.path for entry in again])}."
+            )
+        lower.update((entry.path, entry.digest) for entry in stored)
+    copies: dict[str, dict[tuple[int, str], Entry]] = defaultdict(dict)
+    for entry in facts.payload:
+        if entry.kind is Kind.FILE and entry.size >= DUPLICATE_BYTES:
+            copies[entry.digest].setdefault((entry.layer, entry.inode), entry)
+    for same in copies.values():
+        if len(same) > 1:
+            entries = list(same.values())
+            wasted += sum(entry.size for entry in entries[1:])
+            findings.append(f"One content is stored {len(entries)} times: {some([entry.path for entry in entries])}.")
+    return Verdict(f"{len(facts.layers)} layers, {megabytes(wasted)} stored again", findings)
+
+
+def size(facts: ImageFacts) -> Verdict:
+    """Row 17: the layers above the base are within the variant's size budget."""
+    added = sum(entry.stored for layer in facts.layers[facts.base_layers :] for entry in layer)
+    seen = f"{megabytes(added)} over its base; {facts.base}"
+    if facts.variant is None or facts.variant.size_budget is None:
+        return Verdict(f"{seen}; no budget yet", status=Status.NOT_APPLICABLE)
+    budget = facts.variant.size_budget
+    if added <= budget:
+        return Verdict(f"{seen}; budget {megabytes(budget)}")
+    return Verdict(seen, [f"The image adds {megabytes(added)} to its base, over the budget of {megabytes(budget)}."])
