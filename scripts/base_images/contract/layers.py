@@ -166,7 +166,7 @@ def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
         emptied |= gone
         if emptied:
             files = {
-                path: entry for path, entry in files.items() if path not in gone and emptied.isdisjoint(_parents(path))
+                path: entry for path, entry in files.items() if path not in gone and emptied.isdisjoint(parents(path))
             }
         files.update((entry.path, entry) for entry in added)
     return files
@@ -210,7 +210,8 @@ class _Pieces(io.RawIOBase):
         return size
 
 
-def _parents(path: str) -> Iterator[str]:
+def parents(path: str) -> Iterator[str]:
+    """Yields the directories above an absolute path, the nearest first and `/` last."""
     while path != "/":
         path = posixpath.dirname(path)
         yield path

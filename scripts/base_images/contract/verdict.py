@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from base_images.adapters.engine import ProbeResult
 from base_images.contract.facts import ImageFacts, Server
-from base_images.contract.layers import Entry
+from base_images.contract.layers import Entry, parents
 
 NO_SERVER = "There is no llama-server in the image."
 
@@ -45,13 +44,8 @@ def blocked_by(files: Mapping[str, Entry], entry: Entry, bit: int) -> Entry | No
     """Returns the entry, or the directory above it, whose mode excludes other users; None when all may pass."""
     if not entry.mode & bit:
         return entry
-    path = entry.path
-    while path != "/":
-        path = posixpath.dirname(path)
-        above = files.get(path)
-        if above is not None and not above.mode & 0o001:
-            return above
-    return None
+    above = (files[path] for path in parents(entry.path) if path in files)
+    return next((directory for directory in above if not directory.mode & 0o001), None)
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:

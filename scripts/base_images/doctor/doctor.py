@@ -240,9 +240,6 @@ def _references(variant: Variant, checkout: Path) -> dict[str, str]:
     return dockerfile.base_references(path) if path.exists() else {}
 
 
-# The engine.
-
-
 def _connect() -> Engine:
     """Connects to the engine; fails soon if it is unreachable, and gives a busy engine more time for later requests."""
     reached: list[bool] = []
@@ -304,9 +301,6 @@ def _image(connected: Engine, variant: Variant, reference: str) -> Image | None:
         return connected.image(versions.local_reference(variant.name))
     except ImageNotFoundError:
         return None
-
-
-# One variant.
 
 
 def judge(

@@ -72,9 +72,6 @@ class Answer:
     seen: str
 
 
-# The machine.
-
-
 def machine(root: Path = ROOT) -> Machine:
     """Returns the machine; unknown sizes are 0 and unknown names are empty."""
     kibibytes = dict(re.findall(r"(?m)^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo")))
@@ -102,9 +99,6 @@ def buildx_version(said: str) -> str:
     """`github.com/docker/buildx v0.13.1 788433953af10f2a698f5c07611dddce2e08c7a0` → `v0.13.1`."""
     words = said.split()
     return words[1] if len(words) > 1 else said.strip()
-
-
-# Devices.
 
 
 def rooted(variant: Variant, root: Path) -> Variant:
@@ -153,9 +147,6 @@ def _module(path: str, root: Path) -> str:
     return Path(link).name
 
 
-# Drivers.
-
-
 def installed(driver: Driver, found: Sequence[Node], root: Path = ROOT) -> Installed | None:
     """Returns the installed driver of a device, or None.
 
@@ -199,9 +190,6 @@ def of_toolkit(table: Mapping[str, str], toolkit: str) -> str:
     parts = version[0].split(".") if version else []
     beginnings = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((table[beginning] for beginning in beginnings if beginning in table), "")
-
-
-# Registries.
 
 
 def asking(hosts: Sequence[str]) -> Callable[[], tuple[Answer, ...]]:

@@ -245,27 +245,15 @@ def ldd(path: str, output: str) -> ImageFacts:
 def with_group(*lines: str, user: str = "999") -> ImageFacts:
     """Returns the good image with these groups; the user is in the first."""
     gid = lines[0].split(":")[2]
-    found = changing("/etc/group", content="\n".join(lines).encode())
-    layers = [
-        [
-            replace(entry, content=f"llama:x:999:{gid}::/:/bin/sh\n".encode()) if entry.path == "/etc/passwd" else entry
-            for entry in layer
-        ]
-        for layer in found.layers
-    ]
-    return replace(with_layers(found, *layers), image=replace(IMAGE, user=user))
+    content = {"/etc/group": "\n".join(lines).encode(), "/etc/passwd": f"llama:x:999:{gid}::/:/bin/sh\n".encode()}
+    top = [replace(entry, content=content.get(entry.path, entry.content)) for entry in TOP]
+    return replace(with_layers(GOOD, BASE, top), image=replace(IMAGE, user=user))
 
 
-def runpath(**changes: Any) -> ImageFacts:
-    (library,) = (entry for entry in TOP if entry.path.endswith("libllama.so.0.5.0"))
-    assert library.elf is not None
-    return changing(library.path, elf=replace(library.elf, **changes))
-
-
-def runs_on(machine: str) -> ImageFacts:
-    (program,) = (entry for entry in TOP if entry.path == SERVER.path)
-    assert program.elf is not None
-    return changing(program.path, elf=replace(program.elf, machine=machine))
+def linked(path: str, **changes: Any) -> ImageFacts:
+    old = GOOD.files[path].elf
+    assert old is not None
+    return changing(path, elf=replace(old, **changes))
 
 
 def row(facts: ImageFacts, number: int) -> RowResult:
@@ -284,13 +272,13 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (1, "There is no .*/cpu/llama-server", lambda: without(SERVER.path)),
     (1, "cannot be executed by all: .* has mode 0750", lambda: changing(SERVER.path, mode=0o750)),
     (1, "cannot be executed by all: /app/bin has mode 0700", lambda: changing("/app/bin", mode=0o700)),
-    (1, "is built for EM_AARCH64, but the image says linux/amd64", lambda: runs_on("EM_AARCH64")),
+    (1, "is built for EM_AARCH64, but the image says linux/amd64", lambda: linked(SERVER.path, machine="EM_AARCH64")),
     (1, "is not an ELF program", lambda: changing(SERVER.path, is_elf=False, elf=None)),
     (1, "tells the variant", lambda: replace(GOOD, variant=None)),
     (1, "is for riscv64", lambda: replace(GOOD, platform=None, image=replace(IMAGE, architecture="riscv64"))),
-    (2, r"RUNPATH '/app/build/bin:' instead of RUNPATH '\$ORIGIN'", lambda: runpath(runpath="/app/build/bin:")),
-    (2, "No RUNPATH instead", lambda: runpath(runpath=None)),
-    (2, "RPATH '/build' instead", lambda: runpath(rpath="/build")),
+    (2, r"RUNPATH '/app/build/bin:' instead of RUNPATH '\$ORIGIN'", lambda: linked(ELF, runpath="/app/build/bin:")),
+    (2, "No RUNPATH instead", lambda: linked(ELF, runpath=None)),
+    (2, "RPATH '/build' instead", lambda: linked(ELF, rpath="/build")),
     (2, "libllama.so.0 is not found, needed by .*llama-server", lambda: without(f"{HOME}/libllama.so.0")),
     (2, "libz.so.1 is not found", lambda: ldd(ELF, "\tlibz.so.1 => not found\n")),
     (2, "unresolved symbols: llama_x", lambda: ldd(ELF, f"undefined symbol: llama_x\t({ELF})\n")),
@@ -482,7 +470,7 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
         for entry in TOP
         if entry.path.startswith(HOME)
     ]
-    linked = [replace(entry, inode=entry.inode.replace(HOME, home)) for entry in TOP if entry.path.startswith(HOME)]
+    links = [replace(entry, path=entry.path.replace(home, HOME)) for entry in own]
     content = {**VERSION, "variant": name, "variants": [name, "cpu"], "glibc": glibc}
     labels = {
         **LABELS,
@@ -491,11 +479,8 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
         Label.REF_NAME.value: f"{name}-{VERSION['version']}",
         Label.GLIBC.value: glibc,
     }
-    rest = [entry for entry in TOP if not entry.path.startswith(HOME)]
-    json_file = [
-        replace(entry, content=json.dumps(content).encode()) if entry.path == "/app/version.json" else entry
-        for entry in rest
-    ]
+    rest = [entry for entry in TOP if not entry.path.startswith(HOME) and entry.path != "/app/version.json"]
+    rest.append(file("/app/version.json", json.dumps(content).encode()))
     extra = [elf(f"{home}/{backend}", *variant.host_libraries)] if backend else []
     own_server = replace(
         SERVER,
@@ -503,7 +488,7 @@ def gpu(name: str, *, backend: str | None, glibc: str = "2.41") -> ImageFacts:
         start=replace(SERVER.start, backends=(f"{home}/libggml-cpu-zen4.so",)),
     )
     return replace(
-        with_layers(GOOD, BASE, [*json_file, *own, *linked, *extra]),
+        with_layers(GOOD, BASE, [*rest, *own, *links, *extra]),
         variant=variant,
         image=replace(IMAGE, labels=labels),
         servers=(own_server, SERVER),
