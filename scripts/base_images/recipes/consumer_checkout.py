@@ -15,6 +15,7 @@ from base_images.errors import SourceError
 from base_images.recipes import consumer, mirror
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.consumer import NAME, Answer, Consumer, Dockerfile, Words
+from base_images.recipes.instructions import instructions, stage_name
 from base_images.variants import Variant
 
 _DIRECTORY, _SUFFIX = "devops", ".Dockerfile"
@@ -92,9 +93,9 @@ def read(path: Path, known: Consumer) -> Checkout:
 
 def _dockerfile(text: str, name: str) -> Dockerfile:
     facts = recipe_facts.read(text, name)
-    stages = [value for instruction, value, _ in recipe_facts.instructions(text, name) if instruction == "FROM"]
-    last = recipe_facts.stage_name(stages[-1], len(stages) - 1)
-    image, instructions, said = "", [], {}
+    stages = [value for instruction, value, _ in instructions(text, name) if instruction == "FROM"]
+    last = stage_name(stages[-1], len(stages) - 1)
+    image, lines, said = "", [], {}
     for fact in (fact for fact in facts if fact.stage == last):
         file, _, setting = fact.name.partition(" ")
         if fact.kind == "from":
@@ -102,8 +103,8 @@ def _dockerfile(text: str, name: str) -> Dockerfile:
         elif fact.kind == "file" and file == _DEFAULTS_FILE and setting:
             said[setting] = fact.value
         else:
-            instructions.append(str(fact).removeprefix(f"{last}: "))
-    return Dockerfile(image=image, instructions=frozenset(instructions), settings=said)
+            lines.append(str(fact).removeprefix(f"{last}: "))
+    return Dockerfile(image=image, instructions=frozenset(lines), settings=said)
 
 
 def _server(path: Path) -> dict[str, str]:
