@@ -12,10 +12,11 @@ from typing import Any
 
 from base_images.adapters import programs
 from base_images.errors import SourceError
-from base_images.recipes import consumer, mirror
+from base_images.recipes import consumer
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.consumer import NAME, Answer, Consumer, Dockerfile, Words
 from base_images.recipes.instructions import instructions, stage_name
+from base_images.recipes.markdown import bullets, code
 from base_images.variants import Variant
 
 _DIRECTORY, _SUFFIX = "devops", ".Dockerfile"
@@ -269,16 +270,16 @@ def markdown(seen: Report) -> str:
     lines = [f"## What {NAME}{commit} does with the images", ""]
     if seen.ok:
         return "\n".join([*lines, f"As {consumer.FILE} says.", ""])
-    lines += mirror.bullets(
+    lines += bullets(
         f"changed since {seen.data_commit[:9]}, which {consumer.FILE} was read at",
         (
-            f"{', '.join(one.where)}: {mirror.code(one.what)}: {_quoted(one.before)} → {_quoted(one.after)}"
+            f"{', '.join(one.where)}: {code(one.what)}: {_quoted(one.before)} → {_quoted(one.after)}"
             for one in seen.changes
         ),
     )
-    lines += mirror.bullets("cannot be read", map(mirror.code, seen.unreadable))
-    return "\n".join(lines + mirror.bullets(f"wrong with {seen.image}", map(mirror.code, seen.findings)))
+    lines += bullets("cannot be read", map(code, seen.unreadable))
+    return "\n".join(lines + bullets(f"wrong with {seen.image}", map(code, seen.findings)))
 
 
 def _quoted(value: str) -> str:
-    return mirror.code(value) if value else "none"
+    return code(value) if value else "none"

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from base_images import variants
-from base_images.adapters import programs
 from base_images.adapters.repository import commit_of
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import argument_changes, consumer, dockerfile, server_arguments
+from base_images.recipes import argument_changes, dockerfile, server_arguments
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.facts import Fact
-from base_images.settings import Pin
 
 DIFFERENCES = "dockerfiles/differences.toml"
 """The intended differences, below the checkout."""
@@ -430,134 +428,3 @@ def _servers(texts: Mapping[str, str]) -> list[str]:
     """Returns the variants that have a server; upstream also has images of one other program."""
     stage = re.compile(rf"^\s*FROM\s.*\sAS\s+{_SERVER}\s*$", re.IGNORECASE | re.MULTILINE)
     return [name for name, text in texts.items() if stage.search(text)]
-
-
-# Moving the pin.
-
-
-def pinned_texts(root: Path) -> dict[str, str]:
-    """Returns the files of the checkout at `root` that say the pin, by their path: pyproject.toml and the recipes."""
-    paths = ["pyproject.toml", *(variants.find(name).dockerfile for name in our_texts(root))]
-    return {path: (root / path).read_text(encoding="utf-8") for path in paths}
-
-
-def bump(texts: Mapping[str, str], pin: Pin, *, tag: str, commit: str) -> dict[str, str]:
-    """Returns the texts with the pin moved: pyproject.toml's table, and the defaults of every recipe.
-
-    The sdist of the pin stays: which one vendors the new commit, if any does, is not to be told from a tag.
-
-    Args:
-        texts: what `pinned_texts` returns.
-        pin: what they say now.
-        tag: the new tag, such as `b11400`.
-        commit: its full hash.
-
-    Raises:
-        UsageError: the tag or commit is none, or a file does not say the pin exactly once.
-    """
-    if not re.fullmatch(r"b\d+", tag) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise UsageError(f"{tag!r} ({commit!r}) is no tag of llama.cpp with its full commit: tags are like b11312.")
-    moved: dict[str, str] = {}
-    for path, text in texts.items():
-        forms = ('tag = "{}"', 'commit = "{}"')
-        if not path.endswith(".toml"):
-            forms = ("ARG LLAMA_CPP_TAG={}", "ARG LLAMA_CPP_COMMIT={}")
-        moved[path] = text
-        for form, old, new in zip(forms, (pin.tag, pin.commit), (tag, commit), strict=True):
-            line = form.format(old)
-            moved[path], count = re.subn(f"^{re.escape(line)}$", form.format(new), moved[path], flags=re.MULTILINE)
-            if count != 1:
-                raise UsageError(f"{path} has the line `{line}` {count} times instead of once: put it right first.")
-    return moved
-
-
-def tag_commit(repository: str, tag: str) -> str:
-    """Returns the commit of a tag; `repository` is an address or the path of a clone.
-
-    Raises:
-        SourceError: the repository does not answer, or has no such tag.
-    """
-    listed = programs.run(["git", "ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}"], timeout=60)
-    if listed.exit_code:
-        raise SourceError(f"{repository} cannot be asked for {tag} ({listed.last_words}): give --source a clone.")
-    # The line that ends in ^{} is the commit of an annotated tag, and comes last.
-    lines = listed.stdout.splitlines()
-    if not lines:
-        raise SourceError(f"{repository} has no tag {tag!r}: tags of llama.cpp are like b11312.")
-    return lines[-1].split()[0]
-
-
-def newest_tag(repository: str) -> str:
-    """Returns the tag `b<number>` with the highest number; `repository` is an address or the path of a clone.
-
-    Raises:
-        SourceError: the repository does not answer, or has no such tag.
-    """
-    listed = programs.run(["git", "ls-remote", "--tags", "--refs", repository, "refs/tags/b*"], timeout=60)
-    if listed.exit_code:
-        raise SourceError(f"{repository} cannot be asked for its tags ({listed.last_words}): give --source a clone.")
-    numbers = [int(number) for number in re.findall(r"\trefs/tags/b(\d+)$", listed.stdout, re.MULTILINE)]
-    if not numbers:
-        raise SourceError(f"{repository} has no tag of llama.cpp: they are like b11312.")
-    return f"b{max(numbers)}"
-
-
-def markdown(changed: RefsReport, result: Report, *, before: str, after: str) -> str:
-    """Returns the text of a pull request that moves the pin: what upstream changed, and what our recipes lack of it.
-
-    Args:
-        changed: what upstream changed between the two tags.
-        result: how our recipes stand to the newer one.
-        before: the older tag.
-        after: the newer one.
-    """
-    dockerfiles = [
-        line
-        for variant, found in changed.changes.items()
-        for line in bullets(variant, (code(one.key) for one in found))
-    ]
-    dockerfiles += bullets("new at upstream", changed.appeared) + bullets("gone at upstream", changed.disappeared)
-    warning = [f"**{changed.arguments.warning}**", ""] if changed.arguments and changed.arguments.warning else []
-    lines = [f"llama.cpp {before} → {after}.", "", *warning, "## What upstream changed in its Dockerfiles", ""]
-    lines += dockerfiles or ["Nothing.", ""]
-    if arguments := changed.arguments:
-        lines += ["## What changed in llama-server's arguments", ""]
-        used, others = ([code(str(one)) for one in arguments.changes if one.used is wanted] for wanted in (True, False))
-        listed = bullets(f"used by {consumer.NAME}", used) + bullets("others", others)
-        lines += listed or [code(arguments.not_compared) if arguments.not_compared else "Nothing.", ""]
-    lines += ["## What our recipes need for it", ""]
-    if result.ok:
-        return "\n".join([*lines, "Nothing: every difference is intended (`invoke check-upstream`).", ""])
-    lines += ["`invoke check-upstream` fails until each of these is ported, or recorded with its reason.", ""]
-    for comparison in result.comparisons:
-        unexplained = [finding for finding in comparison.findings if finding.status is not Status.INTENDED]
-        lines += bullets(comparison.variant, (f"{one.status}: {code(one.difference.key)}" for one in unexplained))
-    for record in result.stale:
-        lines += bullets(f"{record.variant}: a record that matches nothing any more", [code(record.key)])
-    return "\n".join(lines + bullets("our recipes that upstream has no file for", result.gone))
-
-
-def bullets(what: str, lines: Iterable[str]) -> list[str]:
-    """Returns a bold line and a list in Markdown, line by line; nothing without lines."""
-    listed = [f"- {line}" for line in lines]
-    return [f"**{what}**", "", *listed, ""] if listed else []
-
-
-def code(text: str) -> str:
-    """Returns text as code of one line in Markdown, whatever backquotes are in it."""
-    line = " ".join(text.split())
-    return f"`` {line} ``" if "`" in line else f"`{line}`"
-
-
-def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
-    """Makes `directory` a bare clone of `repository` that has `refs`, tags or full commits, without history.
-
-    Raises:
-        SourceError: the repository does not answer or lacks one of them.
-    """
-    wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
-    for arguments in (["init", "--quiet", "--bare", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
-        extra = wanted if arguments[0] == "fetch" else []
-        done = programs.run(["git", "-C", str(directory), *arguments, *extra])
-        if done.exit_code:
-            raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.last_words}).")

@@ -14,7 +14,8 @@ from base_images.errors import SourceError
 from base_images.progress import silent
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes import mirror
-from tests.unit.recipes.test_mirror import lost_words, unexplained
+from tests.unit.recipes.test_facts import lost_words
+from tests.unit.recipes.test_mirror import unexplained
 
 
 @pytest.fixture(scope="module")
