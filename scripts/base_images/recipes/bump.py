@@ -15,24 +15,24 @@ from base_images.settings import Pin
 
 
 def pinned_texts(root: Path) -> dict[str, str]:
-    """Returns the files of the checkout at `root` that say the pin, by their path: pyproject.toml and the recipes."""
+    """Returns the files of the checkout at `root` that hold the pin, by path: pyproject.toml and the recipes."""
     paths = ["pyproject.toml", *(variants.find(name).dockerfile for name in mirror.our_texts(root))]
     return {path: (root / path).read_text(encoding="utf-8") for path in paths}
 
 
 def bump(texts: Mapping[str, str], pin: Pin, *, tag: str, commit: str) -> dict[str, str]:
-    """Returns the texts with the pin moved: pyproject.toml's table, and the defaults of every recipe.
+    """Returns the texts with the pin moved, in pyproject.toml's table and in the ARG defaults of every recipe.
 
-    The sdist of the pin stays: which one vendors the new commit, if any does, is not to be told from a tag.
+    The pin's sdist stays: a tag does not tell which sdist vendors its commit, if any does.
 
     Args:
-        texts: what `pinned_texts` returns.
-        pin: what they say now.
+        texts: as `pinned_texts` returns them.
+        pin: the pin that they hold.
         tag: the new tag, such as `b11400`.
         commit: its full hash.
 
     Raises:
-        UsageError: the tag or commit is none, or a file does not say the pin exactly once.
+        UsageError: the tag or the commit is malformed, or a file does not hold the pin exactly once.
     """
     if not re.fullmatch(r"b\d+", tag) or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise UsageError(f"{tag!r} ({commit!r}) is no tag of llama.cpp with its full commit: tags are like b11312.")
@@ -51,7 +51,7 @@ def bump(texts: Mapping[str, str], pin: Pin, *, tag: str, commit: str) -> dict[s
 
 
 def tag_commit(repository: str, tag: str) -> str:
-    """Returns the commit of a tag; `repository` is an address or the path of a clone.
+    """Returns the commit of a tag; `repository` is a URL or the path of a clone.
 
     Raises:
         SourceError: the repository does not answer, or has no such tag.
@@ -59,7 +59,7 @@ def tag_commit(repository: str, tag: str) -> str:
     listed = programs.run(["git", "ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}"], timeout=60)
     if listed.exit_code:
         raise SourceError(f"{repository} cannot be asked for {tag} ({listed.last_words}): give --source a clone.")
-    # The line that ends in ^{} is the commit of an annotated tag, and comes last.
+    # The line that ends in ^{} has the commit of an annotated tag, and comes last.
     lines = listed.stdout.splitlines()
     if not lines:
         raise SourceError(f"{repository} has no tag {tag!r}: tags of llama.cpp are like b11312.")
@@ -67,7 +67,7 @@ def tag_commit(repository: str, tag: str) -> str:
 
 
 def newest_tag(repository: str) -> str:
-    """Returns the tag `b<number>` with the highest number; `repository` is an address or the path of a clone.
+    """Returns the tag `b<number>` with the highest number; `repository` is a URL or the path of a clone.
 
     Raises:
         SourceError: the repository does not answer, or has no such tag.
@@ -82,10 +82,10 @@ def newest_tag(repository: str) -> str:
 
 
 def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
-    """Makes `directory` a bare clone of `repository` that has `refs`, tags or full commits, without history.
+    """Fetches `refs`, tags or full commits, without history into a bare clone at `directory`.
 
     Raises:
-        SourceError: the repository does not answer or lacks one of them.
+        SourceError: the repository does not answer or lacks a ref.
     """
     wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
     for arguments in (["init", "--quiet", "--bare", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
@@ -96,18 +96,18 @@ def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
 
 
 def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, after: str) -> str:
-    """Returns the text of a pull request that moves the pin: what upstream changed, and what our recipes lack of it.
+    """Returns the text of a pull request that moves the pin: what upstream changed, and what our recipes lack.
 
     Args:
-        changed: what upstream changed between the two tags.
-        result: how our recipes stand to the newer one.
+        changed: the changes between the two tags.
+        result: our recipes compared with the newer tag.
         before: the older tag.
-        after: the newer one.
+        after: the newer tag.
     """
     dockerfiles = [
         line
         for variant, found in changed.changes.items()
-        for line in bullets(variant, (code(one.key) for one in found))
+        for line in bullets(variant, (code(difference.key) for difference in found))
     ]
     dockerfiles += bullets("new at upstream", changed.appeared) + bullets("gone at upstream", changed.disappeared)
     warning = [f"**{changed.arguments.warning}**", ""] if changed.arguments and changed.arguments.warning else []
@@ -115,7 +115,9 @@ def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, 
     lines += dockerfiles or ["Nothing.", ""]
     if arguments := changed.arguments:
         lines += ["## What changed in llama-server's arguments", ""]
-        used, others = ([code(str(one)) for one in arguments.changes if one.used is wanted] for wanted in (True, False))
+        used, others = (
+            [code(str(each)) for each in arguments.changes if each.used is wanted] for wanted in (True, False)
+        )
         listed = bullets(f"used by {consumer.NAME}", used) + bullets("others", others)
         lines += listed or [code(arguments.not_compared) if arguments.not_compared else "Nothing.", ""]
     lines += ["## What our recipes need for it", ""]
@@ -124,7 +126,9 @@ def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, 
     lines += ["`invoke check-upstream` fails until each of these is ported, or recorded with its reason.", ""]
     for comparison in result.comparisons:
         unexplained = [finding for finding in comparison.findings if finding.status is not mirror.Status.INTENDED]
-        lines += bullets(comparison.variant, (f"{one.status}: {code(one.difference.key)}" for one in unexplained))
+        lines += bullets(
+            comparison.variant, (f"{finding.status}: {code(finding.difference.key)}" for finding in unexplained)
+        )
     for record in result.stale:
         lines += bullets(f"{record.variant}: a record that matches nothing any more", [code(record.key)])
     return "\n".join(lines + bullets("our recipes that upstream has no file for", result.gone))

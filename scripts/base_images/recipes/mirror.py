@@ -1,11 +1,11 @@
-"""Our recipes against upstream's `.devops/<variant>.Dockerfile`: what differs, and whether somebody said why.
+"""Compares our recipes with upstream's `.devops/<variant>.Dockerfile`: differences, and the recorded reasons for them.
 
-Three rules let the two be compared:
-- Upstream's stage `server` is our `runtime`. Its `full` and `light` hold other programs: that they exist and what they
-  start from is compared, what is in them is not.
-- Our build context is the checkout, with the source in `llama.cpp/`: `llama.cpp/x` there is `x` upstream.
-- A base image is compared as FROM has it with every ARG replaced, so our ARGs that only name a base, and those of the
-  pin, are no differences themselves.
+Three rules make the two comparable:
+- Upstream's stage `server` is our `runtime`. Its stages `full` and `light` hold other programs: their existence and
+  their base are compared, their contents are not.
+- Our build context is the checkout, with the source in `llama.cpp/`: our `llama.cpp/x` is upstream's `x`.
+- Base images are compared with every ARG in FROM expanded, so ARGs of ours that only name a base or hold the pin are
+  not differences.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from base_images.recipes import facts as recipe_facts
 from base_images.recipes.facts import Fact
 
 DIFFERENCES = "dockerfiles/differences.toml"
-"""The intended differences, below the checkout."""
+"""The records of intended differences, relative to the checkout."""
 
 ALL = "all"
-"""In `DIFFERENCES`, where a variant's name stands otherwise: the difference is that of any variant that has it."""
+"""In `DIFFERENCES` in place of a variant's name: the record covers every variant that has the difference."""
 
 UPSTREAM_DIRECTORY = ".devops"
 _SUFFIX = ".Dockerfile"
 
 _SERVER = "server"
 _STAGES = {_SERVER: "runtime", "runtime": "upstream's runtime"}
-"""Upstream's stages under the names that they are compared by; one that took our name would else be taken for ours."""
+"""The names that upstream's stages are compared by; a stage of upstream's with our name must not pass for ours."""
 
 _OTHER_PROGRAMS = frozenset({"full", "light"})
 
@@ -48,11 +48,11 @@ _OUR_ARGUMENTS = frozenset({*dockerfile.BASE_ARGUMENTS.values(), *_PIN_ARGUMENTS
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A fact that only one of two Dockerfiles has, or that has another value in the other.
+    """A fact that only one of two Dockerfiles has, or that has different values.
 
     Attributes:
-        before: upstream's fact, or that of the older ref; None when it has none.
-        after: our fact, or that of the newer ref; None when it has none.
+        before: upstream's fact, or the older ref's; None if it has none.
+        after: our fact, or the newer ref's; None if it has none.
     """
 
     before: Fact | None
@@ -62,7 +62,7 @@ class Difference:
     def key(self) -> str:
         """The difference as text: `-` is only before, `+` only after, `!` has both values.
 
-        It holds the values, so that a record of it is no excuse for the next one.
+        It includes the values, so that a record does not excuse the next change.
         """
         if self.before and self.after:
             return f"! {self.after.subject}: {self.before.value or 'no value'} -> {self.after.value or 'no value'}"
@@ -70,7 +70,7 @@ class Difference:
 
 
 class Status(StrEnum):
-    """What a difference between upstream and us is."""
+    """The judgement of a difference between upstream and us."""
 
     INTENDED = "intended"
     NOT_PORTED = "not ported"
@@ -106,14 +106,14 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How our recipes stand to an upstream tree.
+    """Our recipes compared with an upstream tree.
 
     Attributes:
-        comparisons: one for each recipe that upstream has a file for.
-        stale: records that match no difference any more.
-        gone: our recipes that upstream has no file for.
-        upstream_only: variants that upstream has and our table has not.
-        without_recipe: variants of our table that have no recipe yet.
+        comparisons: one for each recipe that has a file at upstream.
+        stale: records that match no difference.
+        gone: recipes without a file at upstream.
+        upstream_only: upstream's variants that our table lacks.
+        without_recipe: variants of our table without a recipe.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -124,14 +124,14 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every difference is intended and every record is one of a difference."""
+        """Whether every difference is intended, every record matches, and upstream has every variant."""
         unexplained = any(
             finding.status is not Status.INTENDED for comparison in self.comparisons for finding in comparison.findings
         )
         return not (unexplained or self.stale or self.gone)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON has it."""
+        """Returns the report for JSON."""
         return {
             "ok": self.ok,
             "variants": {
@@ -160,10 +160,10 @@ class RefsReport:
     """What upstream changed between two refs.
 
     Attributes:
-        changes: of every variant that both have, its differences; before is the older ref.
+        changes: the differences of every variant that both refs have; `before` is the older ref.
         appeared: variants that only the newer ref has.
         disappeared: variants that only the older ref has.
-        arguments: what changed of llama-server's arguments; None where nobody asked.
+        arguments: changes of llama-server's arguments; None if they were not compared.
     """
 
     changes: Mapping[str, tuple[Difference, ...]]
@@ -172,9 +172,9 @@ class RefsReport:
     arguments: argument_changes.Report | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON has it."""
+        """Returns the report for JSON."""
         return {
-            "variants": {name: [one.key for one in differences] for name, differences in self.changes.items()},
+            "variants": {name: [difference.key for difference in found] for name, found in self.changes.items()},
             "appeared": list(self.appeared),
             "disappeared": list(self.disappeared),
             **({"arguments": self.arguments.as_dict()} if self.arguments else {}),
@@ -185,10 +185,10 @@ class RefsReport:
 
 
 def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
-    """Returns upstream's Dockerfiles by the name of their variant: those of a tree, or of a ref of the clone there.
+    """Returns upstream's Dockerfiles by variant, from a tree, or from a ref of the clone there.
 
     Raises:
-        SourceError: there are none, or the tree is not a git clone or does not know the ref.
+        SourceError: there are none, or the tree is no git clone or lacks the ref.
     """
     texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree / UPSTREAM_DIRECTORY)
     if not texts:
@@ -197,15 +197,15 @@ def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
 
 
 def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.Source:
-    """Returns what a ref of a clone has of the files that say llama-server's arguments; it may have none of them.
+    """Returns the files of a ref that define llama-server's arguments, as far as the ref has them.
 
     Args:
         clone: a clone of llama.cpp.
-        ref: a tag or commit of it.
-        name: what a person calls it; the ref if empty.
+        ref: a tag or commit.
+        name: the name of the ref in messages; default: `ref`.
 
     Raises:
-        SourceError: there is no clone, or it does not know the ref.
+        SourceError: there is no clone, or it lacks the ref.
     """
     texts = {}
     with commit_of(clone, ref) as commit:
@@ -218,7 +218,7 @@ def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.S
 
 
 def our_texts(root: Path) -> dict[str, str]:
-    """Returns the recipes of the checkout at `root` by the name of their variant."""
+    """Returns the recipes of the checkout at `root` by variant."""
     recipes = {variant.name: root / variant.dockerfile for variant in variants.VARIANTS}
     return {name: path.read_text(encoding="utf-8") for name, path in recipes.items() if path.is_file()}
 
@@ -242,10 +242,10 @@ def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
 
 
 def load_records(path: Path) -> tuple[Record, ...]:
-    """Returns the intended differences that a file records.
+    """Returns the intended differences recorded in a file.
 
     Raises:
-        UsageError: it cannot be read, names no variant of ours, lacks a key or a reason, or says something twice.
+        UsageError: the file cannot be read, names an unknown variant, lacks a key or a reason, or has a key twice.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -276,7 +276,7 @@ def load_records(path: Path) -> tuple[Record, ...]:
 
 
 def differences(before: Iterable[Fact], after: Iterable[Fact]) -> tuple[Difference, ...]:
-    """Returns what differs between two files' facts, in the order of stages and kinds."""
+    """Returns the differences between the facts of two files, in the order of stages and kinds."""
     old, new = ({fact.subject: fact for fact in facts} for facts in (before, after))
     return tuple(
         Difference(before=old.get(subject), after=new.get(subject))
@@ -286,7 +286,7 @@ def differences(before: Iterable[Fact], after: Iterable[Fact]) -> tuple[Differen
 
 
 def upstream_facts(text: str, name: str) -> tuple[Fact, ...]:
-    """Returns the facts of a file of upstream's as they are compared: named as ours, other programs left out.
+    """Returns the facts of upstream's file for the comparison: with our names, without other programs.
 
     Raises:
         SourceError: as `recipe_facts.read`.
@@ -295,7 +295,7 @@ def upstream_facts(text: str, name: str) -> tuple[Fact, ...]:
 
 
 def our_facts(text: str, name: str) -> tuple[Fact, ...]:
-    """Returns the facts of a recipe of ours as they are compared: paths as upstream has them, without our own ARGs.
+    """Returns the facts of our recipe for the comparison: with upstream's paths, without our own ARGs.
 
     Raises:
         SourceError: as `recipe_facts.read`.
@@ -333,13 +333,13 @@ def check(
     records: Sequence[Record],
     chosen: Sequence[str] = (),
 ) -> Report:
-    """Returns how our recipes stand to upstream's files.
+    """Compares our recipes with upstream's files.
 
     Args:
         upstream: upstream's Dockerfiles by variant.
         ours: our recipes by variant.
         records: the intended differences.
-        chosen: the variants to report on; none means all.
+        chosen: the variants to report on; empty means all.
 
     Raises:
         SourceError: a file cannot be parsed.
@@ -355,8 +355,8 @@ def check(
         mine = our_facts(ours[name], variants.find(name).dockerfile)
         found = differences(theirs, mine)
         reasons = {record.key: record for record in records if record.variant in {ALL, name}}
-        used |= {(reasons[one.key].variant, one.key) for one in found if one.key in reasons}
-        findings = tuple(_judge(one, reasons.get(one.key)) for one in found)
+        used |= {(reasons[each.key].variant, each.key) for each in found if each.key in reasons}
+        findings = tuple(_judge(difference, reasons.get(difference.key)) for difference in found)
         comparisons.append(Comparison(variant=name, same=len(set(theirs) & set(mine)), findings=findings))
     gone = tuple(name for name in ours if name not in upstream)
     shown = set(chosen or ours)
@@ -386,14 +386,14 @@ def compare_refs(
     sources: tuple[argument_changes.Source, argument_changes.Source] | None = None,
     used: Collection[str] = (),
 ) -> RefsReport:
-    """Returns what changed from one ref of upstream's to another.
+    """Compares two refs of upstream.
 
     Args:
         before: upstream's Dockerfiles by variant at the older ref.
-        after: at the newer one.
-        chosen: the variants whose files are compared; none means all.
-        sources: of the older and of the newer ref what says llama-server's arguments, to compare them too.
-        used: the arguments and variables that the consumer uses, to come first.
+        after: the same at the newer ref.
+        chosen: the variants to compare; empty means all.
+        sources: the sources of llama-server's arguments at the older and the newer ref, to compare them too.
+        used: the arguments and variables that the consumer uses, which are listed first.
 
     Raises:
         SourceError: a file cannot be parsed.
@@ -425,6 +425,6 @@ def _judge(difference: Difference, record: Record | None) -> Finding:
 
 
 def _servers(texts: Mapping[str, str]) -> list[str]:
-    """Returns the variants that have a server; upstream also has images of one other program."""
+    """Returns the variants with a server stage; some of upstream's images hold only another program."""
     stage = re.compile(rf"^\s*FROM\s.*\sAS\s+{_SERVER}\s*$", re.IGNORECASE | re.MULTILINE)
     return [name for name, text in texts.items() if stage.search(text)]
