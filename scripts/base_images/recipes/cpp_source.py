@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
-import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,19 +20,6 @@ PARAMETERS = "common_params"
 
 _FORMAT_MACRO = re.compile(r"\bPRI([diouxX])(?:8|16|32|64|MAX|PTR)\b")
 """Those of <cinttypes>, which are string literals: the grammar does not know a macro amidst literals."""
-
-_SYSTEMS = {"_WIN32": False, "__APPLE__": False, "__EMSCRIPTEN__": False, "__linux__": True}
-"""What is defined where our images are built; of other macros it is not known."""
-
-_OPERATORS: dict[str, Callable[[float, float], float | bool]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "<": operator.lt,
-    ">": operator.gt,
-    "<=": operator.le,
-    ">=": operator.ge,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +58,8 @@ class Field:
 # The syntax tree.
 
 
-def parse(text: str, name: str) -> Node:
-    """Returns the root of a file's syntax tree; parts that the grammar does not know are errors in it.
-
-    Raises:
-        SourceError: the text is empty; `name` is how the error calls it.
-    """
-    if not text.strip():
-        raise SourceError(f"{name} is empty.")
+def parse(text: str) -> Node:
+    """Returns the root of a file's syntax tree; parts that the grammar does not know are error nodes."""
     literals = _FORMAT_MACRO.sub(lambda macro: f'"{macro[1]}"'.ljust(len(macro[0])), text)
     return _parser().parse(literals.encode()).root_node
 
@@ -204,9 +184,7 @@ class Scope:
         found = self.field(path)
         if path in self._assigned or found is None:
             return self._assigned.get(path, Code(text=".".join(("params", *path))))
-        if found.initializer is None:
-            return "" if found.type == "std::string" else ()
-        return value_of(found.initializer, self)
+        return value_of(found.initializer, self) if found.initializer else ""
 
     def name(self, name: str) -> Value:
         """Returns what an identifier stands for."""
@@ -216,9 +194,6 @@ class Scope:
 
     def holds(self, branch: Node) -> bool | None:
         """Returns whether the condition of an `if`, `#if` or `? :` is true; None where the source does not tell."""
-        if branch.type == "preproc_ifdef":
-            defined = _SYSTEMS.get(part(branch, "name"))
-            return defined if defined is None or branch.children[0].type == "#ifdef" else not defined
         condition = branch.child_by_field_name("condition")
         return _truth(value_of(condition, self)) if condition else None
 
@@ -259,7 +234,7 @@ def value_of(node: Node, scope: Scope) -> Value:
             value = int(value) if isinstance(value, bool) and node.type == "cast_expression" else value
         case "subscript_expression":
             value = _item(value_of(inner[0], scope), value_of(children(inner[1])[0], scope))
-        case "unary_expression" | "binary_expression" | "conditional_expression":
+        case "binary_expression" | "conditional_expression":
             value = _calculated(part(node, "operator"), [value_of(one, scope) for one in inner])
         case "call_expression":
             value = _called(node, scope)
@@ -272,14 +247,10 @@ def _literal(node: Node) -> Value | None:
     match node.type:
         case "string_literal":
             return "".join(map(_piece, node.named_children))
-        case "raw_string_literal":
-            return "".join(code(one) for one in node.named_children if one.type == "raw_string_content")
         case "number_literal":
             return _number(code(node))
         case "true" | "false":
             return node.type == "true"
-        case "preproc_defined":
-            return _SYSTEMS.get(code(node.named_children[0]))
         case _:
             return None
 
@@ -291,31 +262,17 @@ def _item(listed: Value, index: Value) -> Value | None:
 
 def _calculated(sign: str, values: list[Value]) -> Value | None:
     """Returns what an operator makes of one or two values, or `? :` of three; None if that cannot be told."""
-    truths = [_truth(value) for value in values]
-    result: Value | None = None
     match sign, values:
-        case "!", [_] if truths[0] is not None:
-            result = not truths[0]
-        case "-", [int() | float() as number]:
-            result = -number
-        case "", [_, yes, no] if truths[0] is not None:
-            result = yes if truths[0] else no
-        case "&&" | "||", [_, _]:
-            decisive = sign == "||"
-            result = decisive if decisive in truths else None if None in truths else not decisive
-        case "==" | "!=", [left, right] if _comparable(left, right):
-            result = (left == right) is (sign == "==")
-        case "+", [str() as left, str() as right]:
-            result = left + right
+        case "", [condition, yes, no] if (holds := _truth(condition)) is not None:
+            return yes if holds else no
+        case "==", [left, right] if _comparable(left, right):
+            return left == right
         case "/", [int() as left, int() as right] if right:
-            result = left // right
-        case "<<", [int() as left, int() as right] if right >= 0:
-            result = left << right
-        case _, [int() | float() as left, int() | float() as right] if sign in _OPERATORS:
-            result = _OPERATORS[sign](left, right)
+            return left // right
+        case "*", [int() as left, int() as right]:
+            return left * right
         case _:
-            pass
-    return result
+            return None
 
 
 def _called(node: Node, scope: Scope) -> Value | None:
@@ -325,12 +282,8 @@ def _called(node: Node, scope: Scope) -> Value | None:
     given = [value_of(one, scope) for one in children(node.child_by_field_name("arguments"))]
     owner = value_of(function.children[0], scope) if function.type == "field_expression" else None
     match part(function, "field"), owner, given:
-        case "c_str", str() | Code(), []:
+        case "c_str", str(), []:
             return owner
-        case "empty", str() | tuple(), []:
-            return not owner
-        case _, None, [str() as text] if name == "std::string":
-            return text
         case _, None, [_, value] if name.startswith("std::vector<"):  # so many times the value; once is as good
             return (value,)
         case _, None, [value] if enum := re.fullmatch(r"(\w+)_name(?:_str)?", name):
@@ -346,8 +299,6 @@ def spelled(value: Value, enum: str) -> Value:
     Those of enums of common.h do not: some have a hyphen for the underscore, and some do not.
     """
     match value:
-        case tuple():
-            return tuple(spelled(one, enum) for one in value)
         case Code(text=text) if text.startswith(prefix := f"{enum.upper()}_") and not enum.startswith("common_"):
             return text.removeprefix(prefix).lower()
         case _:

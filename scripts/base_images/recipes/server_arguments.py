@@ -106,8 +106,8 @@ def read(arg_cpp: str, common_h: str) -> tuple[Argument, ...]:
     Raises:
         SourceError: the text is not what llama.cpp's was so far; it says which line.
     """
-    header = cpp_source.parse(common_h, DEFAULTS)
-    scope = Scope(cpp_source.parse(arg_cpp, ARGUMENTS), header, names={"ex": _SERVER})
+    header = cpp_source.parse(common_h)
+    scope = Scope(cpp_source.parse(arg_cpp), header, names={"ex": _SERVER})
     body = scope.functions.get(_INIT)
     if body is None:
         raise SourceError(f"{ARGUMENTS} has no {_INIT}, which its arguments were read from so far.")
