@@ -35,10 +35,6 @@ const std::vector<ggml_type> cache_types = { GGML_TYPE_F16, GGML_TYPE_Q8_0, };
 static ggml_type cache_type(const std::string & s) { for (auto & type : cache_types) { if (s == "x") { } } }
 [[noreturn]] static void arg_removed(const std::string & msg) { throw std::invalid_argument(msg); }
 
-bool common_arg::get_value_from_env(std::string & output) const {
-    string_replace_all(neg_env, "LLAMA_ARG_", "LLAMA_ARG_NO_");
-}
-
 common_params_context common_params_parser_init(common_params & params, llama_example ex, void(*print)(int, char **)) {
     if (ex == LLAMA_EXAMPLE_CLI) {
         params.port = 1;
@@ -220,10 +216,6 @@ def test_what_is_there_under_a_condition_only_and_what_is_refused() -> None:
         "--curl": "defined(LLAMA_CURL)",
     }
     assert {name: one.refused for name, one in found.items() if one.refused} == {"--draft": "use --modes"}
-
-
-def test_variables_of_a_source_without_the_form_that_turns_off() -> None:
-    assert read(ARG_CPP.replace('"LLAMA_ARG_NO_"', '""'))["--mmap"].environment == ("LLAMA_ARG_MMAP",)
 
 
 @pytest.mark.parametrize(
