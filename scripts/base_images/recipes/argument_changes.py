@@ -129,36 +129,39 @@ def changes(before: Iterable[Argument], after: Iterable[Argument], used: Collect
         used: the arguments and variables that the consumer uses.
     """
     before, after = tuple(before), tuple(after)
-    old, new = ([one for one in arguments if not one.refused] for arguments in (before, after))
-    refused = {thing: one.refused for one in after if one.refused for thing in one.things}
+    old, new = ([argument for argument in arguments if not argument.refused] for arguments in (before, after))
+    refused = {thing: argument.refused for argument in after if argument.refused for thing in argument.things}
     in_old, in_new = _by_thing(old), _by_thing(new)
     pairs: list[tuple[Argument, Argument]] = []
     found: list[Change] = []
-    for one in old:
-        gone = tuple(thing for thing in one.things if thing not in in_new)
+    for argument in old:
+        gone = tuple(thing for thing in argument.things if thing not in in_new)
         why = next((f"llama-server refuses it: {refused[thing]}" for thing in gone if thing in refused), "")
-        if stayed := _nearest(one, in_new):
-            pairs.append((one, stayed))
+        if stayed := _nearest(argument, in_new):
+            pairs.append((argument, stayed))
             why = why or (f"{_main(stayed)} stays" if _main(stayed) in in_old else f"now {_main(stayed)}")
         found += _change(Kind.GONE, gone, why, used)
-    for one in new:
-        appeared = tuple(thing for thing in one.things if thing not in in_old)
-        detail = _described(one)
-        if was := _nearest(one, in_old):
-            pairs.append((was, one))
-            detail = f"formerly {_main(was)}" if _main(one) in appeared else f"of {_main(one)}"
+    for argument in new:
+        appeared = tuple(thing for thing in argument.things if thing not in in_old)
+        detail = _described(argument)
+        if was := _nearest(argument, in_old):
+            pairs.append((was, argument))
+            detail = f"formerly {_main(was)}" if _main(argument) in appeared else f"of {_main(argument)}"
         found += _change(Kind.APPEARED, appeared, detail, used)
-    for one in new:
-        for thing in one.things:
-            if (owners := in_old.get(thing)) and not any((owner, one) in pairs for owner in owners):
-                found += _change(Kind.CHANGED, (thing,), f"of {_main(owners[0])} -> of {_main(one)}", used)
+    for argument in new:
+        for thing in argument.things:
+            if (owners := in_old.get(thing)) and not any((owner, argument) in pairs for owner in owners):
+                found += _change(Kind.CHANGED, (thing,), f"of {_main(owners[0])} -> of {_main(argument)}", used)
     for first, second in pairs:
         detail = "; ".join(_differences(first, second))
         names = (_main(second),) if detail else ()
         found += _change(Kind.CHANGED, names, detail, {*first.things, *second.things} & {*used} and names)
     order = list(Kind)
     return tuple(
-        sorted(dict.fromkeys(found), key=lambda one: (not one.used, order.index(one.kind), one.names[0].lstrip("-")))
+        sorted(
+            dict.fromkeys(found),
+            key=lambda change: (not change.used, order.index(change.kind), change.names[0].lstrip("-")),
+        )
     )
 
 
@@ -168,9 +171,9 @@ def _change(kind: Kind, names: tuple[str, ...], detail: str, used: Collection[st
 
 def _by_thing(arguments: Iterable[Argument]) -> dict[str, list[Argument]]:
     found: dict[str, list[Argument]] = {}
-    for one in arguments:
-        for thing in one.things:
-            found.setdefault(thing, []).append(one)
+    for argument in arguments:
+        for thing in argument.things:
+            found.setdefault(thing, []).append(argument)
     return found
 
 
@@ -199,13 +202,13 @@ def _differences(before: Argument, after: Argument) -> Iterator[str]:
         yield f"takes {before.takes} -> {after.takes}"
     elif {*before.values} != {*after.values}:
         lost, won = (
-            ", ".join(value for value in one.values if value not in other.values)
-            for one, other in ((before, after), (after, before))
+            ", ".join(value for value in argument.values if value not in other.values)
+            for argument, other in ((before, after), (after, before))
         )
         yield "values " + ", ".join(filter(None, (lost and f"no longer {lost}", won and f"now also {won}")))
     elif {*before.choices} != {*after.choices}:
         yield f"values that its hint lists {' '.join(before.hints)} -> {' '.join(after.hints)}"
-    said = [_SAME_WORDS.get(one.default, one.default) for one in (before, after)]
+    said = [_SAME_WORDS.get(argument.default, argument.default) for argument in (before, after)]
     if all(said) and said[0] != said[1]:
         yield f"default {before.default} -> {after.default}"
     elif before.parameter == after.parameter and before.initial != after.initial:

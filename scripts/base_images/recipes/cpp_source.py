@@ -202,7 +202,7 @@ def _fields(body: Node) -> Iterator[tuple[str, Field]]:
     for declared in descendants(body, "field_declaration"):
         for number, child in enumerate(declared.children):
             if declared.field_name_for_child(number) == "declarator":
-                is_set = [one.type for one in declared.children[number + 1 : number + 2]] == ["="]
+                is_set = [following.type for following in declared.children[number + 1 : number + 2]] == ["="]
                 name = next(descendants(child, "field_identifier"), child)
                 yield (
                     code(name),

@@ -80,7 +80,7 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
     Raises:
         SourceError: an instruction or its shell cannot be parsed, or shfmt is not installed.
     """
-    said: list[Fact] = []
+    found: list[Fact] = []
     installs: list[_Install] = []
     arguments: _Arguments = {}
     stages: list[str] = []
@@ -89,18 +89,18 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
         stage = stages[-1] if stages else GLOBAL
         if instruction == "FROM":
             stages.append(stage_name(value, len(stages)))
-            said.append(Fact(stage=stages[-1], kind="from", name="", value=_base(value, arguments)))
+            found.append(Fact(stage=stages[-1], kind="from", name="", value=_base(value, arguments)))
         elif instruction == "RUN":
-            _run(stage, value, where, said, installs)
+            _run(stage, value, where, found, installs)
         else:
-            said += _facts(stage, instruction, value, where)
+            found += _facts(stage, instruction, value, where)
         if instruction == "ARG" and stage == GLOBAL:
             for key, default in assignments(value):
                 if default is not None:
                     expanded, used = _expanded(default, arguments)
                     arguments[key] = (expanded, used or frozenset({key}))
-    said += _install_facts(installs)
-    subjects = groupby(sorted(said, key=lambda fact: fact.subject), key=lambda fact: fact.subject)
+    found += _install_facts(installs)
+    subjects = groupby(sorted(found, key=lambda fact: fact.subject), key=lambda fact: fact.subject)
     return tuple(sorted(_without_other_names([_merged(tuple(facts)) for _, facts in subjects])))
 
 
@@ -256,34 +256,34 @@ class _Install:
     when: str
 
 
-def _run(stage: str, value: str, where: str, said: list[Fact], installs: list[_Install]) -> None:
-    """Adds the facts of a RUN to `said`, and its installs to `installs`."""
+def _run(stage: str, value: str, where: str, found: list[Fact], installs: list[_Install]) -> None:
+    """Adds the facts of a RUN to `found`, and its installs to `installs`."""
     options, text = leading_options(value)
-    said += [Fact(stage=stage, kind="run option", name=option, value="") for option in options]
+    found += [Fact(stage=stage, kind="run option", name=option, value="") for option in options]
     if words := exec_form(text):
-        said.append(Fact(stage=stage, kind="run", name=json.dumps(words), value=""))
+        found.append(Fact(stage=stage, kind="run", name=json.dumps(words), value=""))
         return
     for command in shell.commands(run_script(text), where):
         if command.written:
-            said += _file(stage, *command.written)
+            found += _file(stage, *command.written)
         install = _install(stage, command)
         program = command.words[0] if command.words else ""
         if program in {"", "export"}:
             for name, assigned in command.variables:
-                said += _variable(stage, "variable", name, assigned, command.when)
+                found += _variable(stage, "variable", name, assigned, command.when)
             continue
         if install:
             installs.append(install)
             program = install.manager
         elif program == "cmake" and "--install" not in command.words:
-            said += _cmake(stage, command)
+            found += _cmake(stage, command)
         else:
             prefix = [f"{name}={assigned}" for name, assigned in command.variables]
             words = [*prefix, _MANAGERS.get(program, program), *command.words[1:]]
-            said.append(Fact(stage=stage, kind="run", name=" ".join(words), value=command.when.strip()))
+            found.append(Fact(stage=stage, kind="run", name=" ".join(words), value=command.when.strip()))
             continue
         for name, assigned in command.variables:
-            said += _variable(stage, f"{program} environment", name, assigned, command.when)
+            found += _variable(stage, f"{program} environment", name, assigned, command.when)
 
 
 def _install(stage: str, command: Command) -> _Install | None:

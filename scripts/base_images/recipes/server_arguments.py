@@ -136,7 +136,7 @@ def _added(node: Node, scope: Scope, condition: str = "") -> Iterator[tuple[Node
             alternative, holds = node.child_by_field_name("alternative"), scope.holds(node)
             clause = node.child_by_field_name("condition") or node.child_by_field_name("name") or node
             says = part(clause, "value") or code(clause)
-            met, unmet = (" and ".join(filter(None, (condition, one))) for one in (says, f"not ({says})"))
+            met, unmet = (" and ".join(filter(None, (condition, text))) for text in (says, f"not ({says})"))
             if holds is None:
                 branches = [(child, unmet if child == alternative else met) for child, _ in branches]
             else:
@@ -164,15 +164,15 @@ def _argument(call: Node, condition: str, scope: Scope) -> Argument | None:
     )
     if not {_SERVER, _COMMON} & {*examples} or _SERVER in excludes:
         return None
-    names, *between = (value_of(one, scope) for one in given[:-2])
+    names, *between = (value_of(argument, scope) for argument in given[:-2])
     negated = between.pop(0) if between and isinstance(between[0], tuple) else ()
     variables = _texts(setters.get("set_env", ()), where)
     if negated:
-        variables = tuple(dict.fromkeys((*variables, *(one.replace(*_NEGATION) for one in variables))))
+        variables = tuple(dict.fromkeys((*variables, *(variable.replace(*_NEGATION) for variable in variables))))
     handler, (text, values) = given[-1], _help(given[-2], scope)
     path, initial = _parameter(handler, scope)
     hints = tuple(map(shown, between))
-    refusals = [_given(one) for one in every(handler, "call_expression") if part(one, "function") == "arg_removed"]
+    refusals = [_given(node) for node in every(handler, "call_expression") if part(node, "function") == "arg_removed"]
     return Argument(
         names=_texts(names, where),
         negated=_texts(negated, where),
@@ -183,7 +183,7 @@ def _argument(call: Node, condition: str, scope: Scope) -> Argument | None:
         parameter=".".join(path),
         initial=shown(initial) if path else "",
         condition=condition,
-        refused=shown(tuple(value_of(one, scope) for given in refusals for one in given)) if refusals else "",
+        refused=shown(tuple(value_of(node, scope) for given in refusals for node in given)) if refusals else "",
     )
 
 
@@ -198,19 +198,19 @@ def _list(value: Value, where: str) -> tuple[Value, ...]:
 
 
 def _texts(value: Value, where: str) -> tuple[str, ...]:
-    texts = tuple(one for one in _list(value, where) if isinstance(one, str))
+    texts = tuple(text for text in _list(value, where) if isinstance(text, str))
     if texts != value:
         raise SourceError(f"{where}: not every name of {shown(value)} is a literal.")
     return texts
 
 
 def _choices(hints: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(one for hint in hints if _CHOICES.fullmatch(hint) for one in re.findall(_WORD, hint))
+    return tuple(word for hint in hints if _CHOICES.fullmatch(hint) for word in re.findall(_WORD, hint))
 
 
 def _listed(text: str) -> tuple[str, ...]:
     """Returns the values that a help text lists, as in `available tools: a, b`."""
-    return tuple(one for listed in _LISTED.findall(text) for one in listed.split(", "))
+    return tuple(word for listed in _LISTED.findall(text) for word in listed.split(", "))
 
 
 # Help texts.
@@ -247,13 +247,13 @@ def stated(text: str, values: tuple[Value, ...] = ()) -> str:
         end += 1
     phrase = " ".join(text[found.end() : end].split())
     before, within = (
-        sum(1 for one in _PRINTF.finditer(one_part) if one[1]) for one_part in (text[: found.end()], phrase)
+        sum(1 for conversion in _PRINTF.finditer(piece) if conversion[1]) for piece in (text[: found.end()], phrase)
     )
     used = values[before : before + within]
-    if any(isinstance(one, Code) and not (one.is_constant or one.is_parameter) for one in used):
+    if any(isinstance(value, Code) and not (value.is_constant or value.is_parameter) for value in used):
         return ""
-    words = iter([shown(one) for one in used])
-    filled = _PRINTF.sub(lambda one: next(words, one[0]) if one[1] else "%", phrase)
+    words = iter([shown(value) for value in used])
+    filled = _PRINTF.sub(lambda conversion: next(words, conversion[0]) if conversion[1] else "%", phrase)
     quote = filled[:1]
     return (filled[1:].partition(quote)[0] if quote in {"'", '"'} else filled) or "empty"
 
@@ -266,7 +266,7 @@ def _value_name(handler: Node) -> tuple[str, str]:
     given = [*cpp_source.descendants(handler, "parameter_declaration", "compound_statement")][:-1]
     if len(given) < 2:  # noqa: PLR2004  # `params`, and a value
         return "", ""
-    return part(given[1], "type"), next((code(one) for one in every(given[1], "identifier")), "")
+    return part(given[1], "type"), next((code(node) for node in every(given[1], "identifier")), "")
 
 
 def _parameter(handler: Node, scope: Scope) -> tuple[tuple[str, ...], Value]:
@@ -309,13 +309,13 @@ def _values(handler: Node, path: tuple[str, ...], scope: Scope) -> tuple[str, ..
             words.append(_ON_OFF[function])
         elif function in scope.functions:
             looked_at = map(code, every(scope.functions[function], "identifier"))
-            tables += [scope.tables[one] for one in looked_at if one in scope.tables]
+            tables += [scope.tables[name] for name in looked_at if name in scope.tables]
         elif part(node, "operator") == "==" and name in map(code, sides):
-            words += [text for one in sides if isinstance(text := value_of(one, scope), str) and text]
+            words += [text for side in sides if isinstance(text := value_of(side, scope), str) and text]
     field = scope.field(path)
     if not words and tables and tables[0].initializer:
         constants = value_of(tables[0].initializer, scope)
-        words = [shown(cpp_source.spelled(one, tables[0].type)) for one in _list(constants, ARGUMENTS)]
+        words = [shown(cpp_source.spelled(constant, tables[0].type)) for constant in _list(constants, ARGUMENTS)]
     elif not words and field:
-        words = [one for one in scope.enums.get(field.type, ()) if not one.endswith("_COUNT")]
+        words = [constant for constant in scope.enums.get(field.type, ()) if not constant.endswith("_COUNT")]
     return tuple(dict.fromkeys(words))

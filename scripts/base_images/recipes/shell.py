@@ -71,13 +71,17 @@ def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator
         kind = None
     if simple and kind:
         redirections = statement.get("Redirs", ())
-        heredoc = "\n".join(_heredoc(one, source) for one in redirections if one.get("Hdoc"))
-        targets = [_word(one["Word"], source) for one in redirections if one["Op"] in {">", ">>"}]
+        heredoc = "\n".join(_heredoc(redirection, source) for redirection in redirections if redirection.get("Hdoc"))
+        targets = [
+            _word(redirection["Word"], source) for redirection in redirections if redirection["Op"] in {">", ">>"}
+        ]
         made = _simple(command, source, ())
         written = (targets[0], heredoc) if heredoc and targets and made.words == ("cat",) else None
         texts = (
-            "<<" + ("" if written else f" {' '.join(heredoc.split())}") if one.get("Hdoc") else _slice(one, source)
-            for one in redirections
+            "<<" + ("" if written else f" {' '.join(heredoc.split())}")
+            if redirection.get("Hdoc")
+            else _slice(redirection, source)
+            for redirection in redirections
         )
         yield replace(made, when=_when((*when, *texts)), written=written)
     elif kind == "BinaryCmd" and command["Op"] in {"&&", "||"}:
@@ -124,15 +128,18 @@ def _simple(command: Any, source: bytes, when: tuple[str, ...]) -> Command:
     assigned = command.get("Assigns", [])
     if command["Type"] == "DeclClause":
         words, assigned = [command["Variant"]["Value"]], command.get("Args", [])
-        plain = words == ["export"] and assigned and all(one.get("Value") for one in assigned)
+        plain = words == ["export"] and assigned and all(assignment.get("Value") for assignment in assigned)
     else:
         words = [_word(word, source) for word in command.get("Args", ())]
         plain = True
-    if not plain or any({"Append", "Array", "Index"} & one.keys() for one in assigned):
+    if not plain or any({"Append", "Array", "Index"} & assignment.keys() for assignment in assigned):
         return Command(words=(_slice(command, source),), variables=(), when=_when(when))
     variables = tuple(
-        (one["Name"]["Value"], _word(one["Value"], source, splits=False) if one.get("Value") else "")
-        for one in assigned
+        (
+            assignment["Name"]["Value"],
+            _word(assignment["Value"], source, splits=False) if assignment.get("Value") else "",
+        )
+        for assignment in assigned
     )
     return Command(words=tuple(words), variables=variables, when=_when(when))
 
