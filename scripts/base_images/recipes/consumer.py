@@ -298,7 +298,7 @@ def ask(
     while True:
         code, said = server(_words(groups))
         refusal = refused(said) if code else None
-        # A repeated argument is a replacement that fails; any other that was not passed is no argument at all.
+        # A repeat is a replacement that fails; a name that was not passed is a value, or a variable of the image.
         if refusal is None or refusal.argument in found or all(group[0] != refusal.argument for group in groups):
             last = (said.strip().splitlines() or [f"exit code {code}"])[-1].strip()
             failure = refusal.sentence if refusal else last if code else ""

@@ -33,7 +33,7 @@ def test_our_recipes_mirror_the_pin(tree: Path) -> None:
     assert report.upstream_only == ("openvino", "s390x", "zendnn")
 
 
-# What upstream may do to each of its files, and what must be said of it beside the difference itself.
+# Changes of upstream's files and the expected keys.
 MUTATIONS: tuple[tuple[str, str, str, list[str]], ...] = (
     (
         "cuda",
@@ -82,7 +82,7 @@ MUTATIONS: tuple[tuple[str, str, str, list[str]], ...] = (
 
 
 @pytest.mark.parametrize(("name", "old", "new", "expected"), MUTATIONS)
-def test_what_upstream_changes_in_any_file_is_seen(
+def test_a_change_of_any_upstream_file_is_reported(
     tree: Path, name: str, old: str, new: str, expected: list[str]
 ) -> None:
     upstream = mirror.upstream_texts(tree)
@@ -96,7 +96,7 @@ def test_what_upstream_changes_in_any_file_is_seen(
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])
-def test_upstreams_files_are_read_without_loss(tree: Path, name: str) -> None:
+def test_facts_lose_no_word_of_upstreams_files(tree: Path, name: str) -> None:
     text = mirror.upstream_texts(tree)[name]
     facts = recipe_facts.read(text, name)
     assert lost_words(text, facts) == set()
@@ -153,14 +153,14 @@ def test_upstreams_files_are_read_without_loss(tree: Path, name: str) -> None:
         ),
     ],
 )
-def test_what_each_of_the_others_says(tree: Path, name: str, facts: tuple[str, ...]) -> None:
+def test_facts_of_each_upstream_file(tree: Path, name: str, facts: tuple[str, ...]) -> None:
     said = {str(fact) for fact in recipe_facts.read(mirror.upstream_texts(tree)[name], name)}
     assert set(facts) <= said
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])
-def test_every_line_of_upstreams_files_counts(tree: Path, name: str) -> None:
-    """Leaving out any line of a file that is compared is seen, or makes it unreadable."""
+def test_every_line_of_upstreams_files_matters(tree: Path, name: str) -> None:
+    """A file without any one of its compared lines has other facts, or cannot be read."""
     text = mirror.upstream_texts(tree)[name]
     whole = mirror.upstream_facts(text, name)
     lines = text.splitlines()

@@ -1,4 +1,4 @@
-"""Recipes run from end to end with stand-ins for the tools that no package mirror has: all but what the tools do.
+"""Recipes built from end to end, with stand-ins for the tools that no package mirror has.
 
 A stand-in leaves its arguments where its output would be, and real ELF files of the base image for what is compiled.
 """
@@ -158,7 +158,7 @@ def test_a_recipe_from_end_to_end(engine: Engine, built: Built) -> None:
     assert json.loads(run(engine, built, "cat", "/app/version.json"))["toolkit"] == toolkit
 
 
-def test_what_a_recipe_asks_of_cmake(engine: Engine, built: Built) -> None:
+def test_the_cmake_arguments_of_a_recipe(engine: Engine, built: Built) -> None:
     triple = engine.platform().triple
     own = run(engine, built, "cat", f"/app/bin/{triple}/{built.variant.name}/arguments.so.txt").split()
     cpu = run(engine, built, "cat", f"/app/bin/{triple}/cpu/arguments.so.txt").split()

@@ -1,4 +1,4 @@
-"""What is read from the source of the pin against what the server built of it says of itself."""
+"""The arguments read from the pin's source, compared with the help of the server built from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from base_images.recipes import server_arguments
 from base_images.recipes.server_arguments import Argument
 
 HELP_COLUMN = 40
-"""Where common_arg::to_string begins the help text."""
+"""The column where common_arg::to_string begins the help text."""
 
 
 class Said(NamedTuple):
@@ -74,7 +74,7 @@ def test_names_and_variables_are_those_that_the_server_prints(
 
 
 @pytest.mark.parametrize(("variable", "is_read"), [("LLAMA_ARG_NO_JINJA", True), ("LLAMA_ARG_NO_SUCH", False)])
-def test_the_form_that_turns_off_is_read(engine: Engine, cpu_image: Image, variable: str, *, is_read: bool) -> None:
+def test_the_negated_variable_is_read(engine: Engine, cpu_image: Image, variable: str, *, is_read: bool) -> None:
     command = ("--no-jinja", "--version")
     done = engine.probe(ContainerSpec(image=cpu_image.id, command=command, environment={variable: "1"}))
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""Clones of an upstream for the tests of this room."""
+"""Fixtures: clones of an upstream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UPSTREAM = (Path(__file__).parent / "upstream/cuda.Dockerfile").read_text(encodi
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A clone of an upstream with the tags b1 and b2: b2 flipped a flag, dropped s390x and added zendnn."""
+    """An upstream with the tags b1 and b2: b2 flips a flag, drops s390x and adds zendnn."""
     path = tmp_path / "clone"
     repository = git.Repo.init(path)
     repository.config_writer().set_value("user", "name", "test").set_value("user", "email", "t@example.org").release()

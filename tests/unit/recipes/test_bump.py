@@ -1,4 +1,4 @@
-"""What changed between two refs of an upstream, and the pin's move from one to the other."""
+"""Comparing two refs of upstream, and moving the pin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.recipes.conftest import UPSTREAM
 from tests.unit.recipes.test_server_arguments import ARG_CPP, COMMON_H
 
 
-def test_two_refs_of_a_clone(clone: Path) -> None:
+def test_comparing_two_refs_of_a_clone(clone: Path) -> None:
     report = mirror.compare_refs(mirror.upstream_texts(clone, "b1"), mirror.upstream_texts(clone, "b2"))
     assert report.as_dict() == {
         "variants": {"cuda": ["! build: cmake build -DGGML_NATIVE: OFF -> ON"]},
@@ -27,19 +27,19 @@ def test_two_refs_of_a_clone(clone: Path) -> None:
     }
 
 
-def test_the_refs_report_of_a_variant(clone: Path) -> None:
+def test_comparing_one_variant_at_two_refs(clone: Path) -> None:
     old, new = mirror.upstream_texts(clone, "b1"), mirror.upstream_texts(clone, "b2")
     assert mirror.compare_refs(old, new, ["zendnn"]).appeared == ("zendnn",)
     with pytest.raises(UsageError, match=r"Neither ref has \.devops/cpu\.Dockerfile"):
         mirror.compare_refs(old, new, ["cpu"])
 
 
-def test_the_work_tree_and_a_ref(clone: Path) -> None:
+def test_reading_a_work_tree_and_a_ref(clone: Path) -> None:
     assert mirror.upstream_texts(clone) == mirror.upstream_texts(clone, "b2")
     assert set(mirror.upstream_texts(clone, "HEAD~1")) == {"cuda", "s390x"}
 
 
-def test_trees_and_refs_that_are_none(clone: Path, tmp_path: Path) -> None:
+def test_a_missing_tree_or_ref_is_an_error(clone: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has no ref 'b3'"):
         mirror.upstream_texts(clone, "b3")
     with pytest.raises(SourceError, match="is not a git clone"):
@@ -56,7 +56,7 @@ def test_trees_and_refs_that_are_none(clone: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def clone_with_source(clone: Path) -> Path:
-    """The clone with the tags b3 and b4, which have the source of llama-server's arguments: b4 has another port."""
+    """The clone with tags b3 and b4 that have the source of llama-server's arguments; b4 changes the port."""
     (clone / "common").mkdir()
     with git.Repo(clone) as repository:
         for tag, port in (("b3", "8080"), ("b4", "9931")):
@@ -68,7 +68,7 @@ def clone_with_source(clone: Path) -> Path:
     return clone
 
 
-def test_arguments_of_two_refs(clone_with_source: Path) -> None:
+def test_comparing_arguments_of_two_refs(clone_with_source: Path) -> None:
     sources = tuple(mirror.argument_source(clone_with_source, ref) for ref in ("b3", "b4"))
     texts = mirror.upstream_texts(clone_with_source, "b4")
     changed = mirror.compare_refs(texts, texts, sources=(sources[0], sources[1]), used=["-p"])
@@ -86,7 +86,7 @@ def test_arguments_of_two_refs(clone_with_source: Path) -> None:
     assert "arguments\n\nNothing.\n" in bump.markdown(same, nothing, before="b3", after="b4")
 
 
-def test_what_breaks_the_consumer_is_said_first(clone_with_source: Path) -> None:
+def test_removed_arguments_of_the_consumer_are_reported_first(clone_with_source: Path) -> None:
     path = clone_with_source / "common" / "arg.cpp"
     path.write_text(path.read_text().replace('"--port"', '"--the-port"'))
     with git.Repo(clone_with_source) as repository:
@@ -103,7 +103,7 @@ def test_what_breaks_the_consumer_is_said_first(clone_with_source: Path) -> None
     assert "BodhiApp passes" not in bump.markdown(unused, mirror.check({}, {}, ()), before="b4", after="b5")
 
 
-def test_a_ref_without_the_source_is_said_by_the_name_that_a_person_knows(clone_with_source: Path) -> None:
+def test_a_ref_without_the_source_keeps_its_given_name(clone_with_source: Path) -> None:
     commit = bump.tag_commit(str(clone_with_source), "b1")
     source = mirror.argument_source(clone_with_source, commit, "b1")
     assert (source.name, source.texts) == ("b1", {})
@@ -113,7 +113,7 @@ def test_a_ref_without_the_source_is_said_by_the_name_that_a_person_knows(clone_
         mirror.argument_source(clone_with_source / ".devops", "b1")
 
 
-def test_check_upstream_shows_what_changed_of_the_arguments(clone_with_source: Path) -> None:
+def test_check_upstream_shows_changed_arguments(clone_with_source: Path) -> None:
     def run(before: str, after: str, *more: str) -> str:
         refs = ("--from", before, "--to", after)
         done = invoke("check-upstream", "--source", str(clone_with_source), *refs, *more)
@@ -131,7 +131,7 @@ def test_check_upstream_shows_what_changed_of_the_arguments(clone_with_source: P
 NEW_COMMIT = "f" * 40
 
 
-def test_the_pin_moves_and_nothing_else(tmp_path: Path) -> None:
+def test_bump_changes_only_the_pin(tmp_path: Path) -> None:
     before = bump.pinned_texts(settings.ROOT)
     assert "dockerfiles/cpu.Dockerfile" in before
     after = bump.bump(before, settings.load().pin, tag="b99999", commit=NEW_COMMIT)
@@ -147,13 +147,13 @@ def test_the_pin_moves_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tag", "commit"), [("v1", NEW_COMMIT), ("b1", "abc1234"), ("b1\n", NEW_COMMIT)])
-def test_a_pin_that_is_none(tag: str, commit: str) -> None:
+def test_a_malformed_tag_or_commit_is_an_error(tag: str, commit: str) -> None:
     with pytest.raises(UsageError, match="is no tag of llama"):
         bump.bump(bump.pinned_texts(settings.ROOT), settings.load().pin, tag=tag, commit=commit)
 
 
 @pytest.mark.parametrize(("line", "count"), [("", 0), ("ARG LLAMA_CPP_TAG=b11312\nARG LLAMA_CPP_TAG=b11312\n", 2)])
-def test_a_recipe_without_the_pin_is_named(line: str, count: int) -> None:
+def test_a_recipe_without_the_pin_is_an_error(line: str, count: int) -> None:
     pin = settings.load().pin
     text = line.replace("b11312", pin.tag)
     with pytest.raises(UsageError, match=rf"cpu\.Dockerfile has the line .* {count} times"):
@@ -170,7 +170,7 @@ def test_the_commit_of_a_tag(clone: Path, tmp_path: Path) -> None:
         bump.tag_commit(str(tmp_path / "nowhere"), "b1")
 
 
-def test_the_newest_tag_is_that_of_the_highest_number(clone: Path, tmp_path: Path) -> None:
+def test_the_newest_tag_has_the_highest_number(clone: Path, tmp_path: Path) -> None:
     assert bump.newest_tag(str(clone)) == "b2"
     with git.Repo(clone) as repository:
         for tag in ("b10", "b9", "b11-rc", "bb12", "master-13", "x/b14"):
@@ -182,7 +182,7 @@ def test_the_newest_tag_is_that_of_the_highest_number(clone: Path, tmp_path: Pat
         bump.newest_tag(str(tmp_path / "nowhere"))
 
 
-def test_a_pull_request_says_what_changed_and_what_is_lacking(clone: Path) -> None:
+def test_the_pull_request_lists_changes_and_missing_ports(clone: Path) -> None:
     changed = mirror.compare_refs(mirror.upstream_texts(clone, "b1"), mirror.upstream_texts(clone, "b2"))
     lacking = mirror.check(mirror.upstream_texts(clone, "b2"), {"cuda": UPSTREAM.replace("server", "runtime")}, ())
     text = bump.markdown(changed, lacking, before="b1", after="b2")
@@ -207,7 +207,7 @@ def test_a_pull_request_says_what_changed_and_what_is_lacking(clone: Path) -> No
 
 @pytest.fixture
 def checkout(clone: Path, tmp_path: Path) -> Path:
-    """A checkout whose pin is b1 of the clone."""
+    """A checkout with its pin at b1 of the clone."""
     root = fresh_copy(tmp_path / "checkout")
     shutil.copytree(settings.ROOT / "dockerfiles", root / "dockerfiles")
     pin = settings.load().pin
@@ -228,7 +228,7 @@ def bump_to_newest(checkout: Path, clone: Path) -> subprocess.CompletedProcess[s
     return invoke(*arguments, cwd=checkout, environment=environment)
 
 
-def test_the_pin_follows_the_newest_tag_and_then_stays(checkout: Path, clone: Path) -> None:
+def test_bump_moves_to_the_newest_tag_once(checkout: Path, clone: Path) -> None:
     done = bump_to_newest(checkout, clone)
     assert done.returncode == 0, done.stderr
     assert settings.load(checkout).pin.tag == "b2"

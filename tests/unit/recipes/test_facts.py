@@ -1,4 +1,4 @@
-"""What is read of a Dockerfile."""
+"""Reading the facts of a Dockerfile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.recipes.conftest import UPSTREAM
 
 
 def lost_words(text: str, facts: tuple[Fact, ...]) -> set[str]:
-    """The words of a Dockerfile that no fact repeats: a parser that drops something shows here."""
+    """Returns the words of a Dockerfile that no fact contains, to show what the parser drops."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     lines = re.sub(r"\$(\w+)", r" \1 ", lines)
     lines = re.sub(r'(image\.\w+=)("[^"]*"|\S+)', r"\1", lines)  # only the name of a label is a fact
@@ -23,7 +23,7 @@ def lost_words(text: str, facts: tuple[Fact, ...]) -> set[str]:
     return {word for word in words if word.rstrip("/").removeprefix("./") not in said} - {";", "RUN", "-j"}
 
 
-def test_nothing_of_a_file_is_lost() -> None:
+def test_facts_lose_no_word_of_a_file() -> None:
     facts = recipe_facts.read(UPSTREAM, "cuda")
     # Replaced in FROM by what they stand for.
     assert lost_words(UPSTREAM, facts) <= {"DEV_IMAGE", "RUN_IMAGE"}
@@ -32,7 +32,7 @@ def test_nothing_of_a_file_is_lost() -> None:
     assert "ldconfig" in lost_words(UPSTREAM, without)
 
 
-def test_each_subject_stands_once() -> None:
+def test_subjects_are_unique() -> None:
     facts = recipe_facts.read(UPSTREAM, "cuda")
     assert len({fact.subject for fact in facts}) == len(facts)
 
@@ -70,7 +70,7 @@ def test_each_subject_stands_once() -> None:
         ("""echo "it's $A" """, """x: run echo "it's ${A}\""""),
     ],
 )
-def test_commands_of_many_forms(run: str, fact: str) -> None:
+def test_forms_of_shell_commands(run: str, fact: str) -> None:
     assert fact in [str(one) for one in recipe_facts.read(f"FROM scratch AS x\nRUN {run}\n", "x")]
 
 
@@ -115,7 +115,7 @@ def test_heredocs(text: str, facts: list[str]) -> None:
         ('ENV X="y', "a quote"),
     ],
 )
-def test_what_cannot_be_read_is_an_error(line: str, said: str) -> None:
+def test_unreadable_instructions_are_errors(line: str, said: str) -> None:
     with pytest.raises(SourceError, match=f"(?i){said}"):
         recipe_facts.read(f"FROM scratch\n{line}\n", "x")
 
@@ -130,5 +130,5 @@ def test_what_cannot_be_read_is_an_error(line: str, said: str) -> None:
         ("ARG C", "${C}"),
     ],
 )
-def test_a_base_is_followed_to_its_arguments(arguments: str, base: str) -> None:
+def test_a_base_names_the_arguments_that_it_depends_on(arguments: str, base: str) -> None:
     assert f"y: from = {base}" in [str(fact) for fact in recipe_facts.read(f"{arguments}\nFROM ${{C}} AS y\n", "y")]

@@ -1,4 +1,4 @@
-"""The mirror, on a file in the manner of upstream's and our recipe for it, which is made from that file."""
+"""Comparing a file like upstream's with a recipe like ours that is made from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 def our_recipe() -> str:
-    """What a recipe of ours for that file looks like: our stage's name, our context, our ARGs for each base."""
+    """Returns our recipe for that file: with our stage's name, our context, and our ARG for each base."""
     text = UPSTREAM
     for old, new in (
         ("FROM base AS server", "FROM base AS runtime"),
@@ -58,13 +58,13 @@ def check(upstream: str = UPSTREAM, ours: str = "", records: tuple[Record, ...] 
 
 
 def unexplained(report: Report) -> list[str]:
-    """What a person has to act on: differences that nobody recorded, and records without a difference."""
+    """Returns the keys that need action: unrecorded differences, and records without a difference."""
     findings = [finding for comparison in report.comparisons for finding in comparison.findings]
     keys = [finding.difference.key for finding in findings if finding.status is not Status.INTENDED]
     return sorted([*keys, *(f"stale {record.key}" for record in report.stale)])
 
 
-def test_intended_differences_are_told_with_their_reason() -> None:
+def test_intended_differences_have_their_reason() -> None:
     report = check()
     [comparison] = report.comparisons
     assert report.ok
@@ -74,7 +74,7 @@ def test_intended_differences_are_told_with_their_reason() -> None:
     assert comparison.same > 60
 
 
-def test_without_records_each_difference_has_its_side() -> None:
+def test_unrecorded_differences_name_their_side() -> None:
     report = check(records=())
     assert not report.ok
     assert {finding.difference.key: finding.status for finding in report.comparisons[0].findings} == {
@@ -84,7 +84,7 @@ def test_without_records_each_difference_has_its_side() -> None:
     }
 
 
-# What upstream may do, and what must be said of it: - upstream has it, + we have it, ! upstream's value -> ours.
+# Changes by upstream and the expected keys: - only upstream, + only ours, ! upstream's value -> ours.
 MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
     "flag flipped": (
         "-DGGML_NATIVE=OFF",
@@ -414,7 +414,7 @@ MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_what_upstream_changes_is_seen(name: str) -> None:
+def test_a_change_by_upstream_is_reported(name: str) -> None:
     old, new, expected = MUTATIONS[name]
     assert unexplained(check(replaced(UPSTREAM, old, new))) == sorted(expected)
 
@@ -467,19 +467,19 @@ HARMLESS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_changes_nothing_is_not_reported(name: str) -> None:
+def test_equivalent_forms_are_not_reported(name: str) -> None:
     old, new = HARMLESS[name]
     report = check(replaced(UPSTREAM, old, new))
     assert unexplained(report) == []
     assert report.ok
 
 
-def test_a_flag_we_dropped_is_not_ported() -> None:
+def test_a_flag_that_our_recipe_lacks_is_not_ported() -> None:
     report = check(ours=our_recipe().replace(" -DGGML_CUDA=ON", ""))
     assert unexplained(report) == ["- build: cmake build -DGGML_CUDA = ON"]
 
 
-def test_one_of_two_installs_with_an_option() -> None:
+def test_an_option_of_one_of_two_installs() -> None:
     ours = replaced(our_recipe(), "install -y libgomp1 curl", "install -y libgomp1 && apt-get install -yq curl")
     assert unexplained(check(ours=ours)) == [
         "! base: apt option -y: no value -> for libgomp1",
@@ -497,7 +497,7 @@ def test_a_second_build_directory_has_its_own_flags() -> None:
     ]
 
 
-def test_another_name_for_a_base_is_no_difference() -> None:
+def test_an_alias_of_a_base_is_no_difference() -> None:
     ours = replaced(
         our_recipe(),
         "FROM $RUNTIME_BASE_IMAGE AS base",

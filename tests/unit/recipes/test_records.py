@@ -1,4 +1,4 @@
-"""The recorded differences, and variants that only one side has."""
+"""Recorded differences, and variants of only one side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.recipes.test_facts import lost_words
 from tests.unit.recipes.test_mirror import RECORDS, check, our_recipe
 
 
-def test_variants_that_only_one_side_has() -> None:
+def test_variants_of_only_one_side() -> None:
     one_program = "FROM scratch AS build\n"
     report = mirror.check(
         {"cuda": UPSTREAM, "s390x": UPSTREAM, "llama-cli-cann": one_program},
@@ -40,7 +40,7 @@ def test_a_record_that_matches_nothing_is_an_error() -> None:
     assert (report.stale, report.ok) == (stale, False)
 
 
-def test_records_of_variants_that_were_not_asked_for_are_left_alone() -> None:
+def test_records_of_other_variants_are_ignored() -> None:
     upstream, ours = {"cuda": UPSTREAM, "musa": UPSTREAM}, {"cuda": our_recipe(), "musa": our_recipe()}
     records = (*RECORDS, Record(variant="musa", key="- base: apt vim", reason="x"))
     report = mirror.check(upstream, ours, records, chosen=["cuda"])
@@ -80,19 +80,19 @@ def test_records_are_read_from_toml(tmp_path: Path) -> None:
         ('[[cuda]]\nreason = "r"\nkeys = ["k"]\n[[all]]\nreason = "r"\nkeys = ["k"]', "twice for all"),
     ],
 )
-def test_bad_records_are_told(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_records_are_errors(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "differences.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=said):
         mirror.load_records(path)
 
 
-def test_records_that_are_missing(tmp_path: Path) -> None:
+def test_missing_records_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         mirror.load_records(tmp_path / "differences.toml")
 
 
-def test_our_own_records_and_recipes_can_be_read() -> None:
+def test_our_records_and_recipes_can_be_read() -> None:
     records = mirror.load_records(settings.ROOT / mirror.DIFFERENCES)
     texts = mirror.our_texts(settings.ROOT)
     assert records

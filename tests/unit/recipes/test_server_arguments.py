@@ -1,4 +1,4 @@
-"""What llama-server takes, read from small pieces of C++, and what changed of it."""
+"""Reading llama-server's arguments from C++, and comparing them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def read(arg_cpp: str = ARG_CPP, common_h: str = COMMON_H) -> dict[str, Argument
     return {one.names[-1]: one for one in server_arguments.read(arg_cpp, common_h)}
 
 
-def test_what_llama_server_takes() -> None:
+def test_arguments_of_llama_server() -> None:
     found = read()
     assert list(found) == [
         *(
@@ -209,7 +209,7 @@ def test_values(name: str, values: tuple[str, ...]) -> None:
     assert read()[name].values == values
 
 
-def test_what_is_there_under_a_condition_only_and_what_is_refused() -> None:
+def test_conditional_and_refused_arguments() -> None:
     found = read()
     assert {name: one.condition for name, one in found.items() if one.condition} == {
         "--rpc": "llama_supports_rpc()",
@@ -235,7 +235,7 @@ def test_what_is_there_under_a_condition_only_and_what_is_refused() -> None:
         ("a default: 5\nmore", "5"),
     ],
 )
-def test_what_a_help_text_states(text: str, default: str) -> None:
+def test_the_default_in_a_help_text(text: str, default: str) -> None:
     assert server_arguments.stated(text) == default
 
 
@@ -256,13 +256,13 @@ def test_what_a_help_text_states(text: str, default: str) -> None:
         ("add_opt(", "add(", "adds no argument"),
     ],
 )
-def test_a_source_that_is_not_understood_is_an_error(old: str, new: str, said: str) -> None:
+def test_an_unknown_form_of_the_source_is_an_error(old: str, new: str, said: str) -> None:
     assert old in ARG_CPP
     with pytest.raises(SourceError, match=said):
         server_arguments.read(ARG_CPP.replace(old, new), COMMON_H)
 
 
-def test_a_header_that_is_not_understood_is_an_error() -> None:
+def test_an_unknown_form_of_the_header_is_an_error() -> None:
     with pytest.raises(SourceError, match=r"common/common\.h has no struct common_params"):
         server_arguments.read(ARG_CPP, "struct other { };")
     with pytest.raises(SourceError, match=r"common/common\.h cannot be parsed as C\+\+ at line \d+"):
@@ -273,7 +273,7 @@ def test_a_header_that_is_not_understood_is_an_error() -> None:
 
 
 def changed(old: str, new: str, used: tuple[str, ...] = ()) -> list[str]:
-    """Returns what is said where a text of the two files is another one, in one of them."""
+    """Returns the reported changes after a replacement in one of the two files."""
     assert (old in ARG_CPP) is not (old in COMMON_H), old
     before = Source(name="b1", texts=dict(zip(FILES, (ARG_CPP, COMMON_H), strict=True)))
     after = Source(name="b2", texts={path: text.replace(old, new) for path, text in before.texts.items()})
@@ -358,7 +358,7 @@ PORT = ARG_CPP[
         ),
     ],
 )
-def test_each_change_is_said_once(old: str, new: str, said: str | list[str]) -> None:
+def test_each_change_is_reported_once(old: str, new: str, said: str | list[str]) -> None:
     assert changed(old, new) == ([said] if isinstance(said, str) else said)
 
 
@@ -384,7 +384,7 @@ def test_each_change_is_said_once(old: str, new: str, said: str | list[str]) -> 
         (PORT, ""),  # moved to the end
     ],
 )
-def test_what_changes_nothing_is_not_said(old: str, new: str) -> None:
+def test_equivalent_sources_have_no_changes(old: str, new: str) -> None:
     if old == PORT:
         end = "    return ctx;"
         moved = ARG_CPP.replace(PORT, "").replace(end, PORT + end)
@@ -393,20 +393,20 @@ def test_what_changes_nothing_is_not_said(old: str, new: str) -> None:
         assert changed(old, new) == []
 
 
-def test_a_name_that_goes_to_another_argument_is_said() -> None:
+def test_a_name_that_moves_to_another_argument() -> None:
     moved = ARG_CPP.replace('{"-p", "--port"}', '{"--port"}').replace('{"--range"}', '{"-p", "--range"}')
     said = [str(one) for one in argument_changes.changes(read().values(), read(moved).values())]
     assert said == ["-p: of --port -> of --range"]
 
 
-def test_arguments_that_become_one_are_compared_with_it() -> None:
+def test_two_arguments_that_become_one() -> None:
     before = (Argument(names=("--a",), hints=("N",), default="1"), Argument(names=("--b",), hints=("N",), default="2"))
     after = (Argument(names=("--a", "--b"), hints=("N",), default="1"),)
     assert [str(one) for one in argument_changes.changes(before, after)] == ["--a: default 2 -> 1"]
     assert [str(one) for one in argument_changes.changes(after, before)] == ["--b: default 1 -> 2"]
 
 
-def test_one_argument_in_both_branches_of_a_condition() -> None:
+def test_an_argument_in_both_branches_of_a_condition() -> None:
     before = ARG_CPP.replace(
         "    if (llama_supports_rpc()) {", PORT.join(("    if (llama_supports_rpc()) {", "    } else {")), 1
     ).replace(PORT, PORT.replace("to listen", "of RPC"), 1)
@@ -416,7 +416,7 @@ def test_one_argument_in_both_branches_of_a_condition() -> None:
     assert argument_changes.changes(read(before).values(), read(after).values()) == ()
 
 
-def test_what_the_consumer_uses_comes_first() -> None:
+def test_changes_that_the_consumer_uses_come_first() -> None:
     new = ARG_CPP.replace(PORT, "").replace('{"--no-mmap"}', "{}").replace("row}", "row,tensor}")
     found = argument_changes.changes(read().values(), read(new).values(), used={"--no-mmap", "-sm", "--other"})
     assert [(str(one), one.used) for one in found] == [
@@ -432,7 +432,7 @@ def test_what_the_consumer_uses_comes_first() -> None:
     }
 
 
-def test_a_default_that_changed_behind_the_help_is_said() -> None:
+def test_a_changed_initial_value_with_the_same_help() -> None:
     literal = ARG_CPP.replace(
         'string_format("methods (default: %s)", params.methods.c_str())', '"methods (default: GET)"'
     )
@@ -441,7 +441,7 @@ def test_a_default_that_changed_behind_the_help_is_said() -> None:
     assert said == ["--methods: default GET, POST -> GET, PUT, though its help says GET"]
 
 
-def test_a_parameter_that_moved_to_another_file_is_seen() -> None:
+def test_a_parameter_that_moved_to_another_file() -> None:
     said = changed("struct common_params_sampling sampling;", "other_sampling sampling;")
     assert said == ["--temp: default 0.8 -> params.sampling.temp"]
 
