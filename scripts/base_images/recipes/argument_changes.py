@@ -208,8 +208,8 @@ def _differences(before: Argument, after: Argument) -> Iterator[str]:
         yield "values " + ", ".join(filter(None, (lost and f"no longer {lost}", won and f"now also {won}")))
     elif {*before.choices} != {*after.choices}:
         yield f"values that its hint lists {' '.join(before.hints)} -> {' '.join(after.hints)}"
-    said = [_SAME_WORDS.get(argument.default, argument.default) for argument in (before, after)]
-    if all(said) and said[0] != said[1]:
+    defaults = [_SAME_WORDS.get(argument.default, argument.default) for argument in (before, after)]
+    if all(defaults) and defaults[0] != defaults[1]:
         yield f"default {before.default} -> {after.default}"
     elif before.parameter == after.parameter and before.initial != after.initial:
         though = f", though its help says {after.default}" if after.default else ""

@@ -257,9 +257,9 @@ _REFUSED = re.compile(
 )
 
 
-def refused(said: str) -> Refused | None:
+def refused(output: str) -> Refused | None:
     """Returns the argument that llama-server's output reports as refused; None if there is none."""
-    found = _REFUSED.search(said)
+    found = _REFUSED.search(output)
     return Refused(argument=found["unknown"] or found["known"], sentence=found[0].strip()) if found else None
 
 
@@ -296,11 +296,11 @@ def ask(
     found: dict[str, Refused] = {}
     groups = grouped(arguments)
     while True:
-        code, said = server(_words(groups))
-        refusal = refused(said) if code else None
+        code, output = server(_words(groups))
+        refusal = refused(output) if code else None
         # A repeat is a replacement that fails; a name that was not passed is a value, or a variable of the image.
         if refusal is None or refusal.argument in found or all(group[0] != refusal.argument for group in groups):
-            last = (said.strip().splitlines() or [f"exit code {code}"])[-1].strip()
+            last = (output.strip().splitlines() or [f"exit code {code}"])[-1].strip()
             failure = refusal.sentence if refusal else last if code else ""
             return Answer(directory=directory, arguments=arguments, refused=tuple(found.values()), failure=failure)
         found[refusal.argument] = refusal

@@ -96,16 +96,16 @@ def _dockerfile(text: str, name: str) -> Dockerfile:
     facts = recipe_facts.read(text, name)
     stages = [value for instruction, value, _ in instructions(text, name) if instruction == "FROM"]
     last = stage_name(stages[-1], len(stages) - 1)
-    image, lines, said = "", [], {}
+    image, lines, values = "", [], {}
     for fact in (fact for fact in facts if fact.stage == last):
         file, _, setting = fact.name.partition(" ")
         if fact.kind == "from":
             image = fact.value
         elif fact.kind == "file" and file == _DEFAULTS_FILE and setting:
-            said[setting] = fact.value
+            values[setting] = fact.value
         else:
             lines.append(str(fact).removeprefix(f"{last}: "))
-    return Dockerfile(image=image, instructions=frozenset(lines), settings=said)
+    return Dockerfile(image=image, instructions=frozenset(lines), settings=values)
 
 
 def _server(path: Path) -> dict[str, str]:
@@ -143,9 +143,9 @@ def changes(known: Consumer, checkout: Checkout) -> tuple[Change, ...]:
         "health": known.server.health,
     }
     found += [
-        Change(where=(_SERVER_FILE,), what=what, before=said, after=checkout.server.get(what, ""))
-        for what, said in server.items()
-        if checkout.server.get(what, "") != said
+        Change(where=(_SERVER_FILE,), what=what, before=recorded, after=checkout.server.get(what, ""))
+        for what, recorded in server.items()
+        if checkout.server.get(what, "") != recorded
     ]
     return tuple(found)
 

@@ -154,8 +154,8 @@ def test_facts_lose_no_word_of_upstreams_files(tree: Path, name: str) -> None:
     ],
 )
 def test_facts_of_each_upstream_file(tree: Path, name: str, facts: tuple[str, ...]) -> None:
-    said = {str(fact) for fact in recipe_facts.read(mirror.upstream_texts(tree)[name], name)}
-    assert set(facts) <= said
+    found = {str(fact) for fact in recipe_facts.read(mirror.upstream_texts(tree)[name], name)}
+    assert set(facts) <= found
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])

@@ -74,9 +74,9 @@ def test_comparing_arguments_of_two_refs(clone_with_source: Path) -> None:
     changed = mirror.compare_refs(texts, texts, sources=(sources[0], sources[1]), used=["-p"])
     line = "--port: default 8080 -> 9931"
     assert changed.arguments
-    assert [(str(one), one.used) for one in changed.arguments.changes] == [(line, True)]
-    said = {"change": "changed", "names": ["--port"], "detail": "default 8080 -> 9931", "used": True}
-    assert changed.as_dict()["arguments"] == {"changes": [said], "breaks": [], "not_compared": ""}
+    assert [(str(change), change.used) for change in changed.arguments.changes] == [(line, True)]
+    expected = {"change": "changed", "names": ["--port"], "detail": "default 8080 -> 9931", "used": True}
+    assert changed.as_dict()["arguments"] == {"changes": [expected], "breaks": [], "not_compared": ""}
     nothing = mirror.check({}, {}, ())
     text = bump.markdown(changed, nothing, before="b3", after="b4")
     assert f"## What changed in llama-server's arguments\n\n**used by BodhiApp**\n\n- `{line}`\n\n## What our" in text
@@ -123,7 +123,7 @@ def test_check_upstream_shows_changed_arguments(clone_with_source: Path) -> None
     assert "│ changed │ --port │ default 8080 -> 9931│" in run("b3", "b4")
     assert "llama-server takes the same in b4 and b4." in run("b4", "b4")
     assert "llama-server's arguments cannot be compared: b2 has no common/arg.cpp." in run("b2", "b3")
-    assert [one["names"] for one in json.loads(run("b3", "b4", "--json"))["arguments"]["changes"]] == [["--port"]]
+    assert [change["names"] for change in json.loads(run("b3", "b4", "--json"))["arguments"]["changes"]] == [["--port"]]
 
 
 # Moving the pin.

@@ -28,11 +28,11 @@ VARIANTS = pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda vari
 
 @VARIANTS
 def test_every_variant_has_a_dockerfile_with_the_directories_of_the_table(variant: variants.Variant) -> None:
-    said = DATA.dockerfiles[variant.name]
-    assert said.image == f"{settings.load().registry}:{versions.latest_tag(variant.name)}"
-    assert said.directories == variant.directories
+    dockerfile = DATA.dockerfiles[variant.name]
+    assert dockerfile.image == f"{settings.load().registry}:{versions.latest_tag(variant.name)}"
+    assert dockerfile.directories == variant.directories
     assert dict(DATA.starts(variant.name)).keys() == set(variant.directories)
-    assert said.settings["BODHI_EXEC_LOOKUP_PATH"] == "/app/bin"
+    assert dockerfile.settings["BODHI_EXEC_LOOKUP_PATH"] == "/app/bin"
 
 
 def test_the_volumes_belong_to_the_user_of_the_images() -> None:
@@ -60,7 +60,7 @@ def test_the_cpu_arguments_are_those_of_the_user_guide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("[server]", "[server", "is not valid TOML"),
         ("attempts = 300\n", "", "lacks something, or has it in another form"),
@@ -73,13 +73,13 @@ def test_the_cpu_arguments_are_those_of_the_user_guide() -> None:
         ),
     ],
 )
-def test_invalid_data_is_a_usage_error(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_invalid_data_is_a_usage_error(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / consumer.FILE
     path.parent.mkdir()
     text = (settings.ROOT / consumer.FILE).read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         consumer.load(tmp_path)
 
 
@@ -111,7 +111,7 @@ FLASH = Refusal(
 
 
 @pytest.mark.parametrize(
-    ("said", "argument"),
+    ("output", "argument"),
     [
         ("error: invalid argument: --no-mmap\n", "--no-mmap"),
         ("warn: x\nerror: unknown argument: -zz\nmore", "-zz"),
@@ -120,8 +120,8 @@ FLASH = Refusal(
         ("", None),
     ],
 )
-def test_the_refused_argument_in_the_output_of_a_server(said: str, argument: str | None) -> None:
-    found = consumer.refused(said)
+def test_the_refused_argument_in_the_output_of_a_server(output: str, argument: str | None) -> None:
+    found = consumer.refused(output)
     assert (found.argument if found else None) == argument
 
 
@@ -142,7 +142,7 @@ def server(refusing: Iterable[str], needing_value: Iterable[str] = ()) -> Callab
 def test_ask_finds_every_refusal() -> None:
     words = ("--jinja", "--flash-attn", "--no-mmap", "--threads", "4", "--mlock")
     answer = consumer.ask("cuda", words, [FLASH], server({"--no-mmap", "--mlock"}, {"--flash-attn"}))
-    assert [one.argument for one in answer.refused] == ["--flash-attn", "--no-mmap", "--mlock"]
+    assert [refusal.argument for refusal in answer.refused] == ["--flash-attn", "--no-mmap", "--mlock"]
     assert answer.failure == ""
     judged = consumer.judge([answer], [FLASH])
     assert [sentence.partition(",")[0] for sentence in judged.findings] == [
@@ -158,9 +158,9 @@ def test_a_refused_replacement_is_a_failure() -> None:
     assert "does not start with BodhiApp's arguments" in consumer.judge([answer], [FLASH]).findings[0]
 
 
-@pytest.mark.parametrize(("said", "failure"), [("a\nno such file\n", "no such file"), ("", "exit code 127")])
-def test_a_server_that_fails_for_another_reason(said: str, failure: str) -> None:
-    assert consumer.ask("cpu", ("--jinja",), [], lambda _: (127, said)).failure == failure
+@pytest.mark.parametrize(("output", "failure"), [("a\nno such file\n", "no such file"), ("", "exit code 127")])
+def test_a_server_that_fails_for_another_reason(output: str, failure: str) -> None:
+    assert consumer.ask("cpu", ("--jinja",), [], lambda _: (127, output)).failure == failure
 
 
 def test_an_outdated_refusal_record_is_a_finding() -> None:
@@ -233,13 +233,13 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "what"), [one[1:] for one in MUTATIONS], ids=[one[0] for one in MUTATIONS]
+    ("name", "old", "new", "what"), [case[1:] for case in MUTATIONS], ids=[case[0] for case in MUTATIONS]
 )
 def test_a_change_is_reported(checkout: Path, name: str, old: str, new: str, what: str) -> None:
     edit(checkout, name, old, new)
     found = changes(checkout)
-    assert any(one.what.startswith(what) and one.where == (name,) for one in found), found
-    assert len({one.what for one in found}) == len(found)
+    assert any(change.what.startswith(what) and change.where == (name,) for change in found), found
+    assert len({change.what for change in found}) == len(found)
 
 
 HARMLESS = [
@@ -257,7 +257,7 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "old", "new"), [one[1:] for one in HARMLESS], ids=[one[0] for one in HARMLESS])
+@pytest.mark.parametrize(("name", "old", "new"), [case[1:] for case in HARMLESS], ids=[case[0] for case in HARMLESS])
 def test_equivalent_forms_are_not_reported(checkout: Path, name: str, old: str, new: str) -> None:
     edit(checkout, name, old, new)
     assert changes(checkout) == []
@@ -266,8 +266,10 @@ def test_equivalent_forms_are_not_reported(checkout: Path, name: str, old: str, 
 def test_the_same_change_in_all_dockerfiles_is_reported_once(checkout: Path) -> None:
     for name in DATA.dockerfiles:
         edit(checkout, name, "--jinja --no-webui", "--jinja")
-    same = [one for one in changes(checkout) if one.after == "--jinja"]
-    assert [one.where for one in same] == [tuple(name for name in DATA.dockerfiles if name not in {"rocm", "vulkan"})]
+    same = [change for change in changes(checkout) if change.after == "--jinja"]
+    assert [change.where for change in same] == [
+        tuple(name for name in DATA.dockerfiles if name not in {"rocm", "vulkan"})
+    ]
 
 
 def test_a_new_and_a_removed_dockerfile(checkout: Path) -> None:
@@ -275,7 +277,7 @@ def test_a_new_and_a_removed_dockerfile(checkout: Path) -> None:
     shutil.copy(devops / "cuda.Dockerfile", devops / "cuda13.Dockerfile")
     edit(checkout, "cuda13", "latest-cuda", "latest-cuda13")
     (devops / "musa.Dockerfile").unlink()
-    found = {one.where: (one.before, one.after) for one in changes(checkout)}
+    found = {change.where: (change.before, change.after) for change in changes(checkout)}
     assert found == {
         ("cuda13",): ("", "FROM ghcr.io/bodhisearch/llama.cpp:latest-cuda13"),
         ("musa",): ("FROM ghcr.io/bodhisearch/llama.cpp:latest-musa", ""),
@@ -298,7 +300,7 @@ def test_a_change_of_the_server_source_is_reported(checkout: Path, old: str, new
     path.write_text(f"// a comment\n{path.read_text().replace(new, old)}")
     assert changes(checkout) == []
     path.unlink()
-    assert {one.after for one in changes(checkout)} == {""}
+    assert {change.after for change in changes(checkout)} == {""}
 
 
 def test_an_unreadable_dockerfile_hides_no_other(checkout: Path) -> None:
@@ -307,7 +309,7 @@ def test_an_unreadable_dockerfile_hides_no_other(checkout: Path) -> None:
     read = consumer_checkout.read(checkout, DATA)
     [sentence] = read.unreadable
     assert "devops/musa.Dockerfile line" in sentence
-    assert [one.where for one in consumer_checkout.changes(DATA, read)] == [("cpu",)]
+    assert [change.where for change in consumer_checkout.changes(DATA, read)] == [("cpu",)]
     report = consumer_checkout.report(DATA, read)
     assert not report.ok
     text = consumer_checkout.markdown(report)

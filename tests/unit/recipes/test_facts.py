@@ -19,8 +19,8 @@ def lost_words(text: str, facts: tuple[Fact, ...]) -> set[str]:
     lines = re.sub(r'(image\.\w+=)("[^"]*"|\S+)', r"\1", lines)  # only the name of a label is a fact
     syntax = {"if", "then", "else", "fi", "case", "esac", "in", "export", "AS", "apt-get", "pip3", "install", "cmake"}
     words = set(re.findall(r"[\w.+:/%~*-]+", lines)) - syntax
-    said = " ".join(f"{fact.stage} {fact.kind.upper()} {fact.kind} {fact.name} {fact.value}" for fact in facts)
-    return {word for word in words if word.rstrip("/").removeprefix("./") not in said} - {";", "RUN", "-j"}
+    stated = " ".join(f"{fact.stage} {fact.kind.upper()} {fact.kind} {fact.name} {fact.value}" for fact in facts)
+    return {word for word in words if word.rstrip("/").removeprefix("./") not in stated} - {";", "RUN", "-j"}
 
 
 def test_facts_lose_no_word_of_a_file() -> None:
@@ -71,7 +71,7 @@ def test_subjects_are_unique() -> None:
     ],
 )
 def test_forms_of_shell_commands(run: str, fact: str) -> None:
-    assert fact in [str(one) for one in recipe_facts.read(f"FROM scratch AS x\nRUN {run}\n", "x")]
+    assert fact in [str(found) for found in recipe_facts.read(f"FROM scratch AS x\nRUN {run}\n", "x")]
 
 
 @pytest.mark.parametrize(
@@ -103,20 +103,20 @@ def test_forms_of_shell_commands(run: str, fact: str) -> None:
     ids=["copied", "two to a directory", "cat", "tabs", "a script", "to a program", "none"],
 )
 def test_heredocs(text: str, facts: list[str]) -> None:
-    said = [str(one).removeprefix("x: ") for one in recipe_facts.read(f"FROM scratch AS x\n{text}USER u\n", "x")]
-    assert said == sorted([*facts, "from = scratch", "user = u"])
+    found = [str(fact).removeprefix("x: ") for fact in recipe_facts.read(f"FROM scratch AS x\n{text}USER u\n", "x")]
+    assert found == sorted([*facts, "from = scratch", "user = u"])
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("RUN if true; then", "line 2: the shell cannot be parsed"),
         ("RAN true", "line 2: RAN is not a Dockerfile instruction"),
         ('ENV X="y', "a quote"),
     ],
 )
-def test_unreadable_instructions_are_errors(line: str, said: str) -> None:
-    with pytest.raises(SourceError, match=f"(?i){said}"):
+def test_unreadable_instructions_are_errors(line: str, message: str) -> None:
+    with pytest.raises(SourceError, match=f"(?i){message}"):
         recipe_facts.read(f"FROM scratch\n{line}\n", "x")
 
 

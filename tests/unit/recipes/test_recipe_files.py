@@ -67,13 +67,13 @@ def test_a_recipe_passes_on_the_toolkit_of_the_table(variant: variants.Variant) 
     """Global ARGs have a default and stages redeclare them without one, which would hide the global value."""
     path = settings.ROOT / variant.dockerfile
     defaults = dockerfile.global_arguments(path, {})
-    said = {
+    facts = {
         (fact.stage, fact.kind, fact.name): fact.value for fact in recipe_facts.read(path.read_text(), variant.name)
     }
     for argument in variant.toolkit.values():
         assert defaults[argument]
-        assert said["runtime", "arg", argument] == ""
-    handed = [name for stage, kind, name in said if (stage, kind) == ("runtime", "run") and "version-json" in name]
+        assert facts["runtime", "arg", argument] == ""
+    handed = [name for stage, kind, name in facts if (stage, kind) == ("runtime", "run") and "version-json" in name]
     directories = ",".join(variant.directories)
     toolkit = "".join(f' {key}="${{{argument}}}"' for key, argument in variant.toolkit.items())
     assert handed == [f"sh /mnt/version-json variant={variant.name} variants={directories}{toolkit}"]

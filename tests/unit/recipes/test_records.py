@@ -67,7 +67,7 @@ def test_records_are_read_from_toml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[[all", "not valid TOML"),
         ('[[cuba]]\nreason = "r"\nkeys = ["k"]', "did you mean cuda"),
@@ -80,10 +80,10 @@ def test_records_are_read_from_toml(tmp_path: Path) -> None:
         ('[[cuda]]\nreason = "r"\nkeys = ["k"]\n[[all]]\nreason = "r"\nkeys = ["k"]', "twice for all"),
     ],
 )
-def test_invalid_records_are_errors(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_records_are_errors(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "differences.toml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         mirror.load_records(path)
 
 

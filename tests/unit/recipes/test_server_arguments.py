@@ -136,7 +136,7 @@ void common_params_add_preset_options(std::vector<common_arg> & args) {
 
 
 def read(arg_cpp: str = ARG_CPP, common_h: str = COMMON_H) -> dict[str, Argument]:
-    return {one.names[-1]: one for one in server_arguments.read(arg_cpp, common_h)}
+    return {argument.names[-1]: argument for argument in server_arguments.read(arg_cpp, common_h)}
 
 
 def test_arguments_of_llama_server() -> None:
@@ -211,11 +211,13 @@ def test_values(name: str, values: tuple[str, ...]) -> None:
 
 def test_conditional_and_refused_arguments() -> None:
     found = read()
-    assert {name: one.condition for name, one in found.items() if one.condition} == {
+    assert {name: argument.condition for name, argument in found.items() if argument.condition} == {
         "--rpc": "llama_supports_rpc()",
         "--curl": "defined(LLAMA_CURL)",
     }
-    assert {name: one.refused for name, one in found.items() if one.refused} == {"--draft": "use --modes"}
+    assert {name: argument.refused for name, argument in found.items() if argument.refused} == {
+        "--draft": "use --modes"
+    }
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_the_default_in_a_help_text(text: str, default: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("common_params_parser_init(", "parser_init(", "has no common_params_parser_init"),
         ('"PORT",\n', '"PORT" )\n', r"common/arg\.cpp cannot be parsed as C\+\+ at line \d+"),
@@ -256,9 +258,9 @@ def test_the_default_in_a_help_text(text: str, default: str) -> None:
         ("add_opt(", "add(", "adds no argument"),
     ],
 )
-def test_an_unknown_form_of_the_source_is_an_error(old: str, new: str, said: str) -> None:
+def test_an_unknown_form_of_the_source_is_an_error(old: str, new: str, message: str) -> None:
     assert old in ARG_CPP
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         server_arguments.read(ARG_CPP.replace(old, new), COMMON_H)
 
 
@@ -279,7 +281,7 @@ def changed(old: str, new: str, used: tuple[str, ...] = ()) -> list[str]:
     after = Source(name="b2", texts={path: text.replace(old, new) for path, text in before.texts.items()})
     report = argument_changes.compare(before, after, used)
     assert not report.not_compared
-    return [str(one) for one in report.changes]
+    return [str(change) for change in report.changes]
 
 
 PORT = ARG_CPP[
@@ -290,7 +292,7 @@ PORT = ARG_CPP[
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         (PORT, "", "-p, --port, LLAMA_ARG_PORT: gone"),
         (
@@ -358,8 +360,8 @@ PORT = ARG_CPP[
         ),
     ],
 )
-def test_each_change_is_reported_once(old: str, new: str, said: str | list[str]) -> None:
-    assert changed(old, new) == ([said] if isinstance(said, str) else said)
+def test_each_change_is_reported_once(old: str, new: str, expected: str | list[str]) -> None:
+    assert changed(old, new) == ([expected] if isinstance(expected, str) else expected)
 
 
 @pytest.mark.parametrize(
@@ -395,15 +397,15 @@ def test_equivalent_sources_have_no_changes(old: str, new: str) -> None:
 
 def test_a_name_that_moves_to_another_argument() -> None:
     moved = ARG_CPP.replace('{"-p", "--port"}', '{"--port"}').replace('{"--range"}', '{"-p", "--range"}')
-    said = [str(one) for one in argument_changes.changes(read().values(), read(moved).values())]
-    assert said == ["-p: of --port -> of --range"]
+    found = [str(change) for change in argument_changes.changes(read().values(), read(moved).values())]
+    assert found == ["-p: of --port -> of --range"]
 
 
 def test_two_arguments_that_become_one() -> None:
     before = (Argument(names=("--a",), hints=("N",), default="1"), Argument(names=("--b",), hints=("N",), default="2"))
     after = (Argument(names=("--a", "--b"), hints=("N",), default="1"),)
-    assert [str(one) for one in argument_changes.changes(before, after)] == ["--a: default 2 -> 1"]
-    assert [str(one) for one in argument_changes.changes(after, before)] == ["--b: default 1 -> 2"]
+    assert [str(change) for change in argument_changes.changes(before, after)] == ["--a: default 2 -> 1"]
+    assert [str(change) for change in argument_changes.changes(after, before)] == ["--b: default 1 -> 2"]
 
 
 def test_an_argument_in_both_branches_of_a_condition() -> None:
@@ -411,15 +413,15 @@ def test_an_argument_in_both_branches_of_a_condition() -> None:
         "    if (llama_supports_rpc()) {", PORT.join(("    if (llama_supports_rpc()) {", "    } else {")), 1
     ).replace(PORT, PORT.replace("to listen", "of RPC"), 1)
     after = before.replace('PORT",\n        string_format("port of RPC', 'PORT",\n        string_format("the port')
-    found = [one for one in server_arguments.read(before, COMMON_H) if "--port" in one.names]
-    assert [one.condition for one in found] == ["", "llama_supports_rpc()"]
+    found = [argument for argument in server_arguments.read(before, COMMON_H) if "--port" in argument.names]
+    assert [argument.condition for argument in found] == ["", "llama_supports_rpc()"]
     assert argument_changes.changes(read(before).values(), read(after).values()) == ()
 
 
 def test_changes_that_the_consumer_uses_come_first() -> None:
     new = ARG_CPP.replace(PORT, "").replace('{"--no-mmap"}', "{}").replace("row}", "row,tensor}")
     found = argument_changes.changes(read().values(), read(new).values(), used={"--no-mmap", "-sm", "--other"})
-    assert [(str(one), one.used) for one in found] == [
+    assert [(str(change), change.used) for change in found] == [
         ("--no-mmap, LLAMA_ARG_NO_MMAP: gone; --mmap stays", True),
         ("--split-mode: values that its hint lists {none,layer,row} -> {none,layer,row,tensor}", True),
         ("-p, --port, LLAMA_ARG_PORT: gone", False),
@@ -437,17 +439,17 @@ def test_a_changed_initial_value_with_the_same_help() -> None:
         'string_format("methods (default: %s)", params.methods.c_str())', '"methods (default: GET)"'
     )
     before, after = (read(literal, header) for header in (COMMON_H, COMMON_H.replace("GET, POST", "GET, PUT")))
-    said = [str(one) for one in argument_changes.changes(before.values(), after.values())]
-    assert said == ["--methods: default GET, POST -> GET, PUT, though its help says GET"]
+    found = [str(change) for change in argument_changes.changes(before.values(), after.values())]
+    assert found == ["--methods: default GET, POST -> GET, PUT, though its help says GET"]
 
 
 def test_a_parameter_that_moved_to_another_file() -> None:
-    said = changed("struct common_params_sampling sampling;", "other_sampling sampling;")
-    assert said == ["--temp: default 0.8 -> params.sampling.temp"]
+    found = changed("struct common_params_sampling sampling;", "other_sampling sampling;")
+    assert found == ["--temp: default 0.8 -> params.sampling.temp"]
 
 
 @pytest.mark.parametrize(
-    ("texts", "said"),
+    ("texts", "message"),
     [
         ({}, "llama-server's arguments cannot be compared: b2 has no common/arg.cpp."),
         ({FILES[0]: ARG_CPP}, "llama-server's arguments cannot be compared: b2 has no common/common.h."),
@@ -460,7 +462,7 @@ def test_a_parameter_that_moved_to_another_file() -> None:
         ),
     ],
 )
-def test_trees_that_cannot_be_compared(texts: dict[str, str], said: str) -> None:
+def test_trees_that_cannot_be_compared(texts: dict[str, str], message: str) -> None:
     whole = Source(name="b1", texts={FILES[0]: ARG_CPP, DEFAULTS: COMMON_H})
     report = argument_changes.compare(whole, Source(name="b2", texts=texts))
-    assert report.as_dict() == {"changes": [], "breaks": [], "not_compared": said}
+    assert report.as_dict() == {"changes": [], "breaks": [], "not_compared": message}
