@@ -157,12 +157,9 @@ def changes(before: Iterable[Argument], after: Iterable[Argument], used: Collect
         names = (_main(second),) if detail else ()
         found += _change(Kind.CHANGED, names, detail, {*first.things, *second.things} & {*used} and names)
     order = list(Kind)
-    return tuple(
-        sorted(
-            dict.fromkeys(found),
-            key=lambda change: (not change.used, order.index(change.kind), change.names[0].lstrip("-")),
-        )
-    )
+    found = list(dict.fromkeys(found))
+    found.sort(key=lambda change: (not change.used, order.index(change.kind), change.names[0].lstrip("-")))
+    return tuple(found)
 
 
 def _change(kind: Kind, names: tuple[str, ...], detail: str, used: Collection[str]) -> list[Change]:

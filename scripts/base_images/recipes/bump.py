@@ -56,11 +56,8 @@ def tag_commit(repository: str, tag: str) -> str:
     Raises:
         SourceError: the repository does not answer, or has no such tag.
     """
-    listed = programs.run(["git", "ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}"], timeout=60)
-    if listed.exit_code:
-        raise SourceError(f"{repository} cannot be asked for {tag} ({listed.last_words}): give --source a clone.")
     # The line that ends in ^{} has the commit of an annotated tag, and comes last.
-    lines = listed.stdout.splitlines()
+    lines = _ls_remote(repository, tag, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}").splitlines()
     if not lines:
         raise SourceError(f"{repository} has no tag {tag!r}: tags of llama.cpp are like b11312.")
     return lines[-1].split()[0]
@@ -72,13 +69,18 @@ def newest_tag(repository: str) -> str:
     Raises:
         SourceError: the repository does not answer, or has no such tag.
     """
-    listed = programs.run(["git", "ls-remote", "--tags", "--refs", repository, "refs/tags/b*"], timeout=60)
-    if listed.exit_code:
-        raise SourceError(f"{repository} cannot be asked for its tags ({listed.last_words}): give --source a clone.")
-    numbers = [int(number) for number in re.findall(r"\trefs/tags/b(\d+)$", listed.stdout, re.MULTILINE)]
+    listed = _ls_remote(repository, "its tags", "refs/tags/b*")
+    numbers = [int(number) for number in re.findall(r"\trefs/tags/b(\d+)$", listed, re.MULTILINE)]
     if not numbers:
         raise SourceError(f"{repository} has no tag of llama.cpp: they are like b11312.")
     return f"b{max(numbers)}"
+
+
+def _ls_remote(repository: str, what: str, *patterns: str) -> str:
+    listed = programs.run(["git", "ls-remote", repository, *patterns], timeout=60)
+    if listed.exit_code:
+        raise SourceError(f"{repository} cannot be asked for {what} ({listed.last_words}): give --source a clone.")
+    return listed.stdout
 
 
 def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:

@@ -297,16 +297,16 @@ def ask(
     groups = grouped(arguments)
     while True:
         code, output = server(_words(groups))
-        refusal = refused(output) if code else None
+        error = refused(output) if code else None
         # A repeat is a replacement that fails; a name that was not passed is a value, or a variable of the image.
-        if refusal is None or refusal.argument in found or all(group[0] != refusal.argument for group in groups):
+        if error is None or error.argument in found or all(group[0] != error.argument for group in groups):
             last = (output.strip().splitlines() or [f"exit code {code}"])[-1].strip()
-            failure = refusal.sentence if refusal else last if code else ""
+            failure = error.sentence if error else last if code else ""
             return Answer(directory=directory, arguments=arguments, refused=tuple(found.values()), failure=failure)
-        found[refusal.argument] = refusal
-        replacement = instead.get(refusal.argument, ())
+        found[error.argument] = error
+        replacement = instead.get(error.argument, ())
         groups = [
-            group for group in (replacement if group[0] == refusal.argument else group for group in groups) if group
+            group for group in (replacement if group[0] == error.argument else group for group in groups) if group
         ]
 
 

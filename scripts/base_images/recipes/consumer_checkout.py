@@ -173,16 +173,8 @@ def newest(repository: str) -> Iterator[Path]:
         SourceError: the repository cannot be fetched.
     """
     with tempfile.TemporaryDirectory() as directory:
-        clone = [
-            "clone",
-            "--quiet",
-            "--depth=1",
-            "--filter=blob:none",
-            "--no-checkout",
-            "--template=",
-            repository,
-            directory,
-        ]
+        options = ["--quiet", "--depth=1", "--filter=blob:none", "--no-checkout", "--template="]
+        clone = ["clone", *options, repository, directory]
         files = ["-C", directory, "checkout", "--quiet", "HEAD", "--", _DIRECTORY, _SERVER_FILE]
         for arguments in (clone, files):
             done = programs.run(["git", *arguments], timeout=_FETCH_SECONDS)

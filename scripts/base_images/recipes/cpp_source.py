@@ -265,8 +265,8 @@ def _calculated(sign: str, values: list[Value]) -> Value | None:
     match sign, values:
         case "", [condition, yes, no] if (holds := _truth(condition)) is not None:
             return yes if holds else no
-        case "==", [left, right] if _comparable(left, right):
-            return left == right
+        case "==", [Code(is_constant=True), Code(is_constant=True)] | [int(), int()]:
+            return values[0] == values[1]
         case "/", [int() as left, int() as right] if right:
             return left // right
         case "*", [int() as left, int() as right]:
@@ -322,16 +322,6 @@ def shown(value: Value) -> str:
 
 def _truth(value: Value) -> bool | None:
     return bool(value) if isinstance(value, int | float) else None
-
-
-def _comparable(left: Value, right: Value) -> bool:
-    match left, right:
-        case Code(), Code():
-            return left.is_constant and right.is_constant
-        case (str(), str()) | (int() | float(), int() | float()):
-            return True
-        case _:
-            return False
 
 
 def _piece(node: Node) -> str:

@@ -14,19 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeAlias
 
+from base_images.recipes import instructions as syntax
 from base_images.recipes import shell
-from base_images.recipes.instructions import (
-    assignments,
-    braced,
-    exec_form,
-    heredoc_bodies,
-    instructions,
-    is_blank,
-    leading_options,
-    run_script,
-    split_words,
-    stage_name,
-)
 from base_images.recipes.shell import Command
 
 GLOBAL = "global"
@@ -84,18 +73,18 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
     installs: list[_Install] = []
     arguments: _Arguments = {}
     stages: list[str] = []
-    for instruction, value, line in instructions(text, name):
+    for instruction, value, line in syntax.instructions(text, name):
         where = f"{name} line {line}"
         stage = stages[-1] if stages else GLOBAL
         if instruction == "FROM":
-            stages.append(stage_name(value, len(stages)))
+            stages.append(syntax.stage_name(value, len(stages)))
             found.append(Fact(stage=stages[-1], kind="from", name="", value=_base(value, arguments)))
         elif instruction == "RUN":
             _run(stage, value, where, found, installs)
         else:
             found += _facts(stage, instruction, value, where)
         if instruction == "ARG" and stage == GLOBAL:
-            for key, default in assignments(value):
+            for key, default in syntax.assignments(value):
                 if default is not None:
                     expanded, used = _expanded(default, arguments)
                     arguments[key] = (expanded, used or frozenset({key}))
@@ -139,9 +128,9 @@ def _file(stage: str, path: str, body: str) -> Iterator[Fact]:
     """Yields the lines of a file that a Dockerfile writes; settings, `name: value` or `name = value`, by name."""
     for line in body.split("\n"):
         setting = _SETTING.fullmatch(line.strip())
-        if setting and not is_blank(line):
+        if setting and not syntax.is_blank(line):
             yield Fact(stage=stage, kind="file", name=f"{path} {setting[1]}", value=setting[2].strip("'\"") or '""')
-        elif not is_blank(line):
+        elif not syntax.is_blank(line):
             yield Fact(stage=stage, kind="file", name=path, value=" ".join(line.split()))
 
 
@@ -157,19 +146,19 @@ def _expanded(text: str, arguments: _Arguments) -> tuple[str, frozenset[str]]:
 
 
 def _base(value: str, arguments: _Arguments) -> str:
-    image, used = _expanded(braced(re.sub(r"\s+AS\s+\S+$", "", value, flags=re.IGNORECASE)), arguments)
+    image, used = _expanded(syntax.braced(re.sub(r"\s+AS\s+\S+$", "", value, flags=re.IGNORECASE)), arguments)
     return f"{image} by {' '.join(sorted(used))}" if used else image
 
 
 def _facts(stage: str, instruction: str, value: str, where: str) -> Iterable[Fact]:
     if instruction in _PARSERS:
         return _PARSERS[instruction](stage, instruction.lower(), value)
-    text = _exec_or_shell(value, where) if instruction in _EXEC else braced(" ".join(value.split()))
+    text = _exec_or_shell(value, where) if instruction in _EXEC else syntax.braced(" ".join(value.split()))
     return [Fact(stage=stage, kind=instruction.lower(), name="", value=text)]
 
 
 def _variables(stage: str, kind: str, value: str) -> Iterator[Fact]:
-    for name, default in assignments(value, old_form=kind == "env"):
+    for name, default in syntax.assignments(value, old_form=kind == "env"):
         if default is None:
             yield Fact(stage=stage, kind=kind, name=name, value="")
         else:
@@ -195,22 +184,22 @@ def _flag(stage: str, kind: str, flag: str, when: str) -> Fact:
 
 def _labels(stage: str, kind: str, value: str) -> Iterator[Fact]:
     """Yields the names only: the values differ by publisher."""
-    for name, _ in assignments(value, old_form=True):
+    for name, _ in syntax.assignments(value, old_form=True):
         yield Fact(stage=stage, kind=kind, name=name, value="")
 
 
 def _ports(stage: str, kind: str, value: str) -> Iterator[Fact]:
-    for port in split_words(value):
+    for port in syntax.split_words(value):
         yield Fact(stage=stage, kind=kind, name=port, value="")
 
 
 def _copies(stage: str, kind: str, value: str) -> Iterator[Fact]:
     """Yields one fact per source; its name includes `--from`."""
-    bodies = heredoc_bodies(value)
-    options, rest = leading_options(value.split("\n", maxsplit=1)[0])
+    bodies = syntax.heredoc_bodies(value)
+    options, rest = syntax.leading_options(value.split("\n", maxsplit=1)[0])
     origin = "".join(f"{option.lower()} " for option in options if option.startswith("--from="))
     others = "".join(f" {option}" for option in sorted(options) if not option.startswith("--from="))
-    *sources, target = exec_form(rest) or split_words(rest)
+    *sources, target = syntax.exec_form(rest) or syntax.split_words(rest)
     for end, body in bodies:
         yield from _file(stage, posixpath.join(target, end) if target.endswith("/") else target, body)
     for source in sources:
@@ -221,7 +210,7 @@ def _copies(stage: str, kind: str, value: str) -> Iterator[Fact]:
 
 
 def _health(stage: str, kind: str, value: str) -> Iterator[Fact]:
-    options, rest = leading_options(value)
+    options, rest = syntax.leading_options(value)
     instruction, _, command = rest.partition(" ")
     words = [*sorted(options), instruction.upper(), _exec_or_shell(command.strip(), stage) if command else ""]
     yield Fact(stage=stage, kind=kind, name="", value=" ".join(words).strip())
@@ -239,7 +228,7 @@ _PARSERS = {
 
 
 def _exec_or_shell(value: str, where: str) -> str:
-    if words := exec_form(value):
+    if words := syntax.exec_form(value):
         return json.dumps(words)
     return shell.one_line(value, where)
 
@@ -258,12 +247,12 @@ class _Install:
 
 def _run(stage: str, value: str, where: str, found: list[Fact], installs: list[_Install]) -> None:
     """Adds the facts of a RUN to `found`, and its installs to `installs`."""
-    options, text = leading_options(value)
+    options, text = syntax.leading_options(value)
     found += [Fact(stage=stage, kind="run option", name=option, value="") for option in options]
-    if words := exec_form(text):
+    if words := syntax.exec_form(text):
         found.append(Fact(stage=stage, kind="run", name=json.dumps(words), value=""))
         return
-    for command in shell.commands(run_script(text), where):
+    for command in shell.commands(syntax.run_script(text), where):
         if command.written:
             found += _file(stage, *command.written)
         install = _install(stage, command)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -138,17 +138,13 @@ class Report:
                 comparison.variant: {
                     "same": comparison.same,
                     "differences": [
-                        {
-                            "key": finding.difference.key,
-                            "status": finding.status.value,
-                            "reason": finding.reason,
-                        }
+                        {"key": finding.difference.key, "status": finding.status.value, "reason": finding.reason}
                         for finding in comparison.findings
                     ],
                 }
                 for comparison in self.comparisons
             },
-            "stale": [{"variant": record.variant, "key": record.key, "reason": record.reason} for record in self.stale],
+            "stale": [asdict(record) for record in self.stale],
             "gone": list(self.gone),
             "upstream_only": list(self.upstream_only),
             "without_recipe": list(self.without_recipe),
@@ -291,7 +287,8 @@ def upstream_facts(text: str, name: str) -> tuple[Fact, ...]:
     Raises:
         SourceError: as `recipe_facts.read`.
     """
-    return tuple(_as_ours(fact) for fact in recipe_facts.read(text, name) if _is_compared(fact))
+    facts = recipe_facts.read(text, name)
+    return tuple(_as_ours(fact) for fact in facts if fact.stage not in _OTHER_PROGRAMS or fact.kind == "from")
 
 
 def our_facts(text: str, name: str) -> tuple[Fact, ...]:
@@ -300,15 +297,8 @@ def our_facts(text: str, name: str) -> tuple[Fact, ...]:
     Raises:
         SourceError: as `recipe_facts.read`.
     """
-    return tuple(_in_upstream_context(fact) for fact in recipe_facts.read(text, name) if not _is_our_argument(fact))
-
-
-def _is_compared(fact: Fact) -> bool:
-    return fact.stage not in _OTHER_PROGRAMS or fact.kind == "from"
-
-
-def _is_our_argument(fact: Fact) -> bool:
-    return fact.kind == "arg" and fact.name in _OUR_ARGUMENTS
+    facts = recipe_facts.read(text, name)
+    return tuple(_in_upstream_context(fact) for fact in facts if fact.kind != "arg" or fact.name not in _OUR_ARGUMENTS)
 
 
 def _as_ours(fact: Fact) -> Fact:
@@ -328,10 +318,7 @@ def _in_upstream_context(fact: Fact) -> Fact:
 
 
 def check(
-    upstream: Mapping[str, str],
-    ours: Mapping[str, str],
-    records: Sequence[Record],
-    chosen: Sequence[str] = (),
+    upstream: Mapping[str, str], ours: Mapping[str, str], records: Sequence[Record], chosen: Sequence[str] = ()
 ) -> Report:
     """Compares our recipes with upstream's files.
 

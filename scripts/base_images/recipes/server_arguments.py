@@ -172,13 +172,14 @@ def _argument(call: Node, condition: str, scope: Scope) -> Argument | None:
     handler, (text, values) = given[-1], _help(given[-2], scope)
     path, initial = _parameter(handler, scope)
     hints = tuple(map(shown, between))
+    listed = tuple(word for words in _LISTED.findall(text) for word in words.split(", "))
     refusals = [_given(node) for node in every(handler, "call_expression") if part(node, "function") == "arg_removed"]
     return Argument(
         names=_texts(names, where),
         negated=_texts(negated, where),
         environment=variables,
         hints=hints,
-        values=hints and (_values(handler, path, scope) or _choices(hints) or _listed(text)),
+        values=hints and (_values(handler, path, scope) or _choices(hints) or listed),
         default=stated(text, values),
         parameter=".".join(path),
         initial=shown(initial) if path else "",
@@ -206,11 +207,6 @@ def _texts(value: Value, where: str) -> tuple[str, ...]:
 
 def _choices(hints: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for hint in hints if _CHOICES.fullmatch(hint) for word in re.findall(_WORD, hint))
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    """Returns the values that a help text lists, as in `available tools: a, b`."""
-    return tuple(word for listed in _LISTED.findall(text) for word in listed.split(", "))
 
 
 # Help texts.

@@ -1,6 +1,6 @@
 """The shell of RUN, parsed by shfmt: a real shell grammar with a stable JSON form.
 
-Splitting at `&&` would take an `if`, a quoted `;` or a redirection for something else.
+Splitting at `&&` would take an `if`, a quoted `;` or a redirect for something else.
 """
 
 from __future__ import annotations
@@ -71,17 +71,15 @@ def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator
         kind = None
     if simple and kind:
         redirections = statement.get("Redirs", ())
-        heredoc = "\n".join(_heredoc(redirection, source) for redirection in redirections if redirection.get("Hdoc"))
-        targets = [
-            _word(redirection["Word"], source) for redirection in redirections if redirection["Op"] in {">", ">>"}
-        ]
+        heredoc = "\n".join(_heredoc(redirect, source) for redirect in redirections if redirect.get("Hdoc"))
+        targets = [_word(redirect["Word"], source) for redirect in redirections if redirect["Op"] in {">", ">>"}]
         made = _simple(command, source, ())
         written = (targets[0], heredoc) if heredoc and targets and made.words == ("cat",) else None
         texts = (
             "<<" + ("" if written else f" {' '.join(heredoc.split())}")
-            if redirection.get("Hdoc")
-            else _slice(redirection, source)
-            for redirection in redirections
+            if redirect.get("Hdoc")
+            else _slice(redirect, source)
+            for redirect in redirections
         )
         yield replace(made, when=_when((*when, *texts)), written=written)
     elif kind == "BinaryCmd" and command["Op"] in {"&&", "||"}:
@@ -152,7 +150,7 @@ def _text(statement: Any, source: bytes) -> str:
     """Returns a statement on one line; simple commands lose the quotes that change nothing."""
     command = statement.get("Cmd") or {}
     prefix = "! " if statement.get("Negated") else ""
-    suffix = "".join(f" {_slice(redirection, source)}" for redirection in statement.get("Redirs", ()))
+    suffix = "".join(f" {_slice(redirect, source)}" for redirect in statement.get("Redirs", ()))
     suffix += " &" if statement.get("Background") else ""
     if command.get("Type") == "BinaryCmd":
         left, right = (_text(command[side], source) for side in ("X", "Y"))

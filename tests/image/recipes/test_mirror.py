@@ -39,17 +39,9 @@ MUTATIONS: tuple[tuple[str, str, str, list[str]], ...] = (
         "cuda",
         "CUDA_DOCKER_ARCH=default",
         "CUDA_DOCKER_ARCH=all",
-        [
-            "! build: arg CUDA_DOCKER_ARCH: all -> no value",
-            "stale ! build: arg CUDA_DOCKER_ARCH: default -> no value",
-        ],
+        ["! build: arg CUDA_DOCKER_ARCH: all -> no value", "stale ! build: arg CUDA_DOCKER_ARCH: default -> no value"],
     ),
-    (
-        "cuda",
-        "-DGGML_CUDA=ON",
-        "-DGGML_CUDA=ON -DGGML_CUDA_FA=OFF",
-        ["- build: cmake build -DGGML_CUDA_FA = OFF"],
-    ),
+    ("cuda", "-DGGML_CUDA=ON", "-DGGML_CUDA=ON -DGGML_CUDA_FA=OFF", ["- build: cmake build -DGGML_CUDA_FA = OFF"]),
     ("rocm", "-DGGML_HIP=ON", "-DGGML_HIP=ON -DGGML_NATIVE=OFF", ["- build: cmake build -DGGML_NATIVE = OFF"]),
     (
         "rocm",

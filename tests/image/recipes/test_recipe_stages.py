@@ -81,12 +81,7 @@ def build(engine: Engine, files: Mapping[str, str], dockerfile: str, arguments: 
             tar.addfile(member, io.BytesIO(content.encode()))
     context.seek(0)
     stream = engine.build(
-        context,
-        dockerfile=dockerfile,
-        target=target,
-        arguments=arguments,
-        labels={},
-        platform=engine.platform().docker,
+        context, dockerfile=dockerfile, target=target, arguments=arguments, labels={}, platform=engine.platform().docker
     )
     with contextlib.closing(stream):
         [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]

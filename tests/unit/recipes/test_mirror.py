@@ -86,11 +86,7 @@ def test_unrecorded_differences_name_their_side() -> None:
 
 # Changes by upstream and the expected keys: - only upstream, + only ours, ! upstream's value -> ours.
 MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
-    "flag flipped": (
-        "-DGGML_NATIVE=OFF",
-        "-DGGML_NATIVE=ON",
-        ["! build: cmake build -DGGML_NATIVE: ON -> OFF"],
-    ),
+    "flag flipped": ("-DGGML_NATIVE=OFF", "-DGGML_NATIVE=ON", ["! build: cmake build -DGGML_NATIVE: ON -> OFF"]),
     "flag added": (
         "-DGGML_CUDA=ON",
         "-DGGML_CUDA=ON -DGGML_CUDA_NCCL=OFF",
@@ -117,11 +113,7 @@ MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
         '-DGGML_CUDA="$USE_CUDA"',
         ['! build: cmake build -DGGML_CUDA: "${USE_CUDA}" -> ON'],
     ),
-    "flag in an ENV flipped": (
-        "-DGGML_RPC=OFF",
-        "-DGGML_RPC=ON",
-        ["! build: env OPTIONS -DGGML_RPC: ON -> OFF"],
-    ),
+    "flag in an ENV flipped": ("-DGGML_RPC=OFF", "-DGGML_RPC=ON", ["! build: env OPTIONS -DGGML_RPC: ON -> OFF"]),
     "flag behind an if changed": (
         "-DGGML_FP16=ON",
         "-DGGML_FP16=OFF",
@@ -166,10 +158,7 @@ MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
     "target added": (
         "--config Release",
         "--target a b --config Release",
-        [
-            "- build: cmake --build build --target a",
-            "- build: cmake --build build --target b",
-        ],
+        ["- build: cmake --build build --target a", "- build: cmake --build build --target b"],
     ),
     "jobs changed": ("-j$(nproc)", "-j4", ["! build: cmake --build build -j: 4 -> $(nproc)"]),
     "failure of the build ignored": (
@@ -210,10 +199,7 @@ MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
     "package behind an if": (
         "&& apt-get install -y -o",
         '&& [ "$FP16" = ON ] || apt-get install -y -o',
-        [
-            '- build: run [ "${FP16}" = ON ]',
-            '! build: apt thrust: =12.8-1 [if `[ "${FP16}" = ON ]` fails] -> =12.8-1',
-        ],
+        ['- build: run [ "${FP16}" = ON ]', '! build: apt thrust: =12.8-1 [if `[ "${FP16}" = ON ]` fails] -> =12.8-1'],
     ),
     "python package added": ("setuptools", "setuptools wheel", ["- build: pip wheel"]),
     "base bumped through an ARG": (
@@ -310,11 +296,7 @@ MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
             '+ runtime: healthcheck = --interval=5m CMD ["curl", "-f", "http://localhost:8080/health"]',
         ],
     ),
-    "stage started from another": (
-        "FROM base AS server",
-        "FROM build AS server",
-        ["! runtime: from: build -> base"],
-    ),
+    "stage started from another": ("FROM base AS server", "FROM build AS server", ["! runtime: from: build -> base"]),
     "copied from another stage": (
         "COPY --from=build /app/lib/",
         "COPY --from=web /app/lib/",
@@ -325,11 +307,7 @@ MUTATIONS: dict[str, tuple[str, str, list[str]]] = {
         "/app/full/llama-server /opt",
         ["! runtime: copy --from=build /app/full/llama-server: /opt -> /app"],
     ),
-    "copied with another owner": (
-        "COPY . .",
-        "COPY --chown=1000 . .",
-        ["! build: copy .: . --chown=1000 -> ."],
-    ),
+    "copied with another owner": ("COPY . .", "COPY --chown=1000 . .", ["! build: copy .: . --chown=1000 -> ."]),
     "ENV changed": ("CXX=g++-14", "CXX=clang++", ["! build: env CXX: clang++ -> g++-14"]),
     "ENV that builds on itself reordered": (
         "ENV LD_LIBRARY_PATH=${TOOLKIT}/lib64:$LD_LIBRARY_PATH\nENV LD_LIBRARY_PATH=${TOOLKIT}/stub:$LD_LIBRARY_PATH",

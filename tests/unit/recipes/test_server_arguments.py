@@ -141,20 +141,10 @@ def read(arg_cpp: str = ARG_CPP, common_h: str = COMMON_H) -> dict[str, Argument
 
 def test_arguments_of_llama_server() -> None:
     found = read()
-    assert list(found) == [
-        *(
-            "--port",
-            "--mmap",
-            "--split-mode",
-            "--cache-type-k",
-            "--modes",
-            "--color",
-            "--methods",
-            "--host",
-            "--target",
-        ),
-        *("--tools", "--temp", "--range", "--draft", "--parallel", "--rpc", "--curl"),
-    ]
+    listed = (
+        "port mmap split-mode cache-type-k modes color methods host target tools temp range draft parallel rpc curl"
+    )
+    assert list(found) == [f"--{name}" for name in listed.split()]
     assert found["--port"] == Argument(
         names=("-p", "--port"),
         environment=("LLAMA_ARG_PORT",),
@@ -340,11 +330,7 @@ PORT = ARG_CPP[
         ("else if (is_autoy(value)) { }", "", "--color: values no longer auto"),
         ("read_file, get_time", "read_file", "--tools: values no longer get_time"),
         ('"START", "END"', '"START"', "--range: takes START END -> START"),
-        (
-            '"[on|off|auto]", "colours',
-            '"colours',
-            "--color: takes [on|off|auto] -> no value",
-        ),
+        ('"[on|off|auto]", "colours', '"colours', "--color: takes [on|off|auto] -> no value"),
         ("LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_SERVER, }", "LLAMA_EXAMPLE_CLI }", "--color: gone"),
         (".set_excludes({LLAMA_EXAMPLE_SERVER})", "", "--prompt: appeared; takes no value"),
         ("if (llama_supports_rpc())", "", "--rpc: there only if llama_supports_rpc() -> always"),
@@ -353,11 +339,7 @@ PORT = ARG_CPP[
             '{ arg_removed("use --host"); }',
             "-p, --port, LLAMA_ARG_PORT: gone; llama-server refuses it: use --host",
         ),
-        (
-            '{ arg_removed("use --modes"); }',
-            "{ }",
-            "--draft, LLAMA_ARG_DRAFT: appeared; takes N",
-        ),
+        ('{ arg_removed("use --modes"); }', "{ }", "--draft, LLAMA_ARG_DRAFT: appeared; takes N"),
     ],
 )
 def test_each_change_is_reported_once(old: str, new: str, expected: str | list[str]) -> None:
