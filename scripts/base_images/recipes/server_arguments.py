@@ -135,7 +135,7 @@ def _added(node: Node, scope: Scope, condition: str = "") -> Iterator[tuple[Node
         case "if_statement" | "preproc_if" | "preproc_ifdef" | "preproc_elif":
             alternative, holds = node.child_by_field_name("alternative"), scope.holds(node)
             clause = node.child_by_field_name("condition") or node.child_by_field_name("name") or node
-            says = part(clause, "value") or code(clause)
+            says = "not " * (node.children[0].type == "#ifndef") + (part(clause, "value") or code(clause))
             met, unmet = (" and ".join(filter(None, (condition, text))) for text in (says, f"not ({says})"))
             if holds is None:
                 branches = [(child, unmet if child == alternative else met) for child, _ in branches]

@@ -126,6 +126,9 @@ common_params_context common_params_parser_init(common_params & params, llama_ex
 #if defined(LLAMA_CURL)
     add_opt(common_arg({"--curl"}, "of some builds", [](common_params & p) { }));
 #endif
+#ifndef _WIN32
+    add_opt(common_arg({"--posix"}, "of some systems", [](common_params & p) { }));
+#endif
     return ctx;
 }
 
@@ -141,10 +144,8 @@ def read(arg_cpp: str = ARG_CPP, common_h: str = COMMON_H) -> dict[str, Argument
 
 def test_arguments_of_llama_server() -> None:
     found = read()
-    listed = (
-        "port mmap split-mode cache-type-k modes color methods host target tools temp range draft parallel rpc curl"
-    )
-    assert list(found) == [f"--{name}" for name in listed.split()]
+    first = "port mmap split-mode cache-type-k modes color methods host target tools temp range draft parallel"
+    assert list(found) == [f"--{name}" for name in [*first.split(), "rpc", "curl", "posix"]]
     assert found["--port"] == Argument(
         names=("-p", "--port"),
         environment=("LLAMA_ARG_PORT",),
@@ -204,6 +205,7 @@ def test_conditional_and_refused_arguments() -> None:
     assert {name: argument.condition for name, argument in found.items() if argument.condition} == {
         "--rpc": "llama_supports_rpc()",
         "--curl": "defined(LLAMA_CURL)",
+        "--posix": "not _WIN32",
     }
     assert {name: argument.refused for name, argument in found.items() if argument.refused} == {
         "--draft": "use --modes"
