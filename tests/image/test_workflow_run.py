@@ -27,7 +27,7 @@ from base_images.build import bases as origin
 from base_images.build.inputs import Origin
 from base_images.labels import Label
 from base_images.progress import silent
-from base_images.recipes import consumer, mirror
+from base_images.recipes import bump, consumer
 from base_images.recipes.dockerfile import BASE_ARGUMENTS
 from base_images.versions import Version
 from tests.support import bodhi, builders, clones, workflows
@@ -233,7 +233,7 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
         theirs.create_tag("b2")
         one, two = (theirs.commit(name).hexsha for name in ("b1", "b2"))
     pin = settings.load(root).pin
-    for path, text in mirror.bump(mirror.pinned_texts(root), pin, tag="b1", commit=one).items():
+    for path, text in bump.bump(bump.pinned_texts(root), pin, tag="b1", commit=one).items():
         (root / path).write_text(text.replace(f'"{pin.repository}"', f'"{upstream}"'))
     consumer_checkout = bodhi.checkout(github.directory / "BodhiApp")
     text = (root / consumer.FILE).read_text()
@@ -254,6 +254,4 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
     assert (settings.load(root).pin.tag, settings.load(root).pin.commit) == ("b2", two)
     changed = github.opened.partition("## What our recipes need")[0]
     assert re.search(r"cpu(?s:.*)GGML_NATIVE(?s:.*)ON", changed), github.opened
-    assert {item.a_path for item in github.clone.index.diff(None)} <= set(mirror.pinned_texts(root)), (
-        "nothing else moved"
-    )
+    assert {item.a_path for item in github.clone.index.diff(None)} <= set(bump.pinned_texts(root)), "nothing else moved"

@@ -74,7 +74,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
 
     from base_images.adapters import repository
     from base_images.cli import views
-    from base_images.recipes import consumer, mirror
+    from base_images.recipes import bump, consumer, mirror
     from base_images.smoke import report as smoke_report
 
     pin = settings.load(ROOT).pin
@@ -82,18 +82,18 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         raise UsageError("The tree has changes: commit or stash them first, a bump is a commit of its own.")
     clone, written = caller_path(source), caller_path(report)
     if to == "newest":
-        to = mirror.newest_tag(str(clone or pin.repository))
+        to = bump.newest_tag(str(clone or pin.repository))
         if int(to[1:]) <= int(pin.tag[1:]):
             said = f"The pin is {pin.tag} and the newest tag of llama.cpp is {to}: nothing to move."
             if written:
                 smoke_report.write_file(written, f"{said}\n")
             views.say(said)
             return
-    commit = mirror.tag_commit(str(clone or pin.repository), to)
+    commit = bump.tag_commit(str(clone or pin.repository), to)
     with tempfile.TemporaryDirectory() as directory:
         if not clone:
             clone = Path(directory)
-            mirror.fetch_refs(pin.repository, [pin.commit, to], clone)
+            bump.fetch_refs(pin.repository, [pin.commit, to], clone)
         newer = mirror.upstream_texts(clone, to)
         changed = mirror.compare_refs(
             mirror.upstream_texts(clone, pin.commit),
@@ -107,8 +107,8 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         "with its hash, in pyproject.toml, or only git has the source."
     )
     if written:
-        smoke_report.write_file(written, f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}")
-    for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
+        smoke_report.write_file(written, f"{said}\n\n{bump.markdown(changed, lacking, before=pin.tag, after=to)}")
+    for path, text in bump.bump(bump.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
         (ROOT / path).write_text(text, encoding="utf-8")
     views.print_refs(changed, pin.tag, to)
     views.say(said)

@@ -1,1 +1,1 @@
-"""The Dockerfiles, upstream's and the consumer's: reads them, compares them, moves the pin."""
+"""Reads and compares Dockerfiles, upstream's, ours and the consumer's; moves the pin."""

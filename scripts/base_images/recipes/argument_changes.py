@@ -1,4 +1,4 @@
-"""What upstream changed of llama-server's arguments and variables between two trees of llama.cpp."""
+"""Compares llama-server's arguments and variables between two trees of llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from base_images.recipes import consumer, server_arguments
 from base_images.recipes.server_arguments import Argument
 
 _SAME_WORDS = {"true": "enabled", "false": "disabled"}
-"""What a help text says of the same value in other words."""
+"""Other words of help texts for the same value."""
 
 
 class Kind(StrEnum):
-    """What happened to an argument or a variable."""
+    """The kind of change of an argument or a variable."""
 
     GONE = "gone"
     CHANGED = "changed"
@@ -26,13 +26,13 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One thing that upstream changed.
+    """One change by upstream.
 
     Attributes:
-        kind: what happened.
-        names: the spellings and variables that are gone or appeared; of a changed argument the one that names it.
-        detail: what changed, and what else is to be known; may be empty.
-        used: whether the consumer uses one of them, or a changed argument by any of its names.
+        kind: the kind of change.
+        names: the spellings and variables that are gone or appeared; for a changed argument its main name.
+        detail: the change itself and its context; may be empty.
+        used: whether the consumer uses one of `names`, or any name of a changed argument.
     """
 
     kind: Kind
@@ -45,13 +45,13 @@ class Change:
         return f"{', '.join(self.names)}: {'; '.join((*kind, *filter(None, [self.detail])))}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the change as JSON has it."""
+        """Returns the change for JSON."""
         return {"change": self.kind.value, "names": list(self.names), "detail": self.detail, "used": self.used}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a tree of llama.cpp, called `name`, has of `server_arguments.FILES`: their texts by their path."""
+    """The texts of `server_arguments.FILES` by path in a tree of llama.cpp, as far as it has them."""
 
     name: str
     texts: Mapping[str, str]
@@ -59,11 +59,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What changed between two trees.
+    """The changes between two trees.
 
     Attributes:
-        breaks: those of the consumer's arguments and variables that are gone.
-        not_compared: the sentence that says why the trees cannot be compared; empty where they are.
+        breaks: the consumer's arguments and variables that are gone.
+        not_compared: a sentence that says why the trees cannot be compared; empty if they were.
     """
 
     changes: tuple[Change, ...] = ()
@@ -72,7 +72,7 @@ class Report:
 
     @property
     def warning(self) -> str:
-        """What a pin on the newer tree means for the consumer, a sentence; empty where it takes all that it did."""
+        """A sentence on what a pin on the newer tree breaks for the consumer; empty if nothing."""
         if not self.breaks:
             return ""
         names = ", ".join(f"`{name}`" for name in self.breaks)
@@ -82,24 +82,24 @@ class Report:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON has it."""
-        changes = [one.as_dict() for one in self.changes]
+        """Returns the report for JSON."""
+        changes = [change.as_dict() for change in self.changes]
         return {"changes": changes, "breaks": list(self.breaks), "not_compared": self.not_compared}
 
 
 def compare(before: Source, after: Source, used: Collection[str] = ()) -> Report:
-    """Returns what upstream changed from one tree to another; a tree that cannot be read is said, and is no error.
+    """Compares two trees; a tree that cannot be read is reported in `not_compared`, not raised.
 
     Args:
         before: the older tree.
         after: the newer one.
-        used: the names and variables that the consumer uses.
+        used: the arguments and variables that the consumer uses.
     """
     try:
         found = changes(_read(before), _read(after), used)
     except SourceError as error:
         return Report(not_compared=f"llama-server's arguments cannot be compared: {error}")
-    breaks = tuple(name for one in found if one.kind is Kind.GONE for name in one.names if name in used)
+    breaks = tuple(name for change in found if change.kind is Kind.GONE for name in change.names if name in used)
     return Report(changes=found, breaks=breaks)
 
 
@@ -114,51 +114,52 @@ def _read(source: Source) -> tuple[Argument, ...]:
 
 
 def changes(before: Iterable[Argument], after: Iterable[Argument], used: Collection[str] = ()) -> tuple[Change, ...]:
-    """Returns what appeared, is gone, or takes other values or has another default; first what is used.
+    """Returns the arguments that appeared, are gone, or changed their values or default; those in `used` come first.
 
-    An argument that has any name or variable in both stayed, and of it each that appeared or is gone counts, or that is
-    another argument's now. One that llama-server knows but always refuses is gone. Values count where the words that
-    are allowed differ or where it takes another number of values, whatever the hint calls them: `MODE` for `{a,b}` is
-    no change. A default counts where both help texts say one, a phrase too, and otherwise where the parameter starts as
-    something else. Other words of a help text do not count, nor do order and formatting.
+    - An argument with any name or variable in both trees stayed; its names that appeared, are gone or moved to another
+      argument are changes. An argument that llama-server knows but always refuses is gone.
+    - Values changed if the allowed words or the number of values differ. The hint alone is no change, such as `MODE`
+      for `{a,b}`.
+    - Defaults are compared as both help texts state them, else by the initial value of the parameter. Other words of
+      a help text, order and formatting are ignored.
 
     Args:
-        before: what `server_arguments.read` returned of the older tree.
-        after: of the newer one.
-        used: the names and variables that the consumer uses.
+        before: the result of `server_arguments.read` for the older tree.
+        after: the same for the newer tree.
+        used: the arguments and variables that the consumer uses.
     """
     before, after = tuple(before), tuple(after)
-    old, new = ([one for one in arguments if not one.refused] for arguments in (before, after))
-    refused = {thing: one.refused for one in after if one.refused for thing in one.things}
+    old, new = ([argument for argument in arguments if not argument.refused] for arguments in (before, after))
+    refused = {thing: argument.refused for argument in after if argument.refused for thing in argument.things}
     in_old, in_new = _by_thing(old), _by_thing(new)
     pairs: list[tuple[Argument, Argument]] = []
     found: list[Change] = []
-    for one in old:
-        gone = tuple(thing for thing in one.things if thing not in in_new)
+    for argument in old:
+        gone = tuple(thing for thing in argument.things if thing not in in_new)
         why = next((f"llama-server refuses it: {refused[thing]}" for thing in gone if thing in refused), "")
-        if stayed := _nearest(one, in_new):
-            pairs.append((one, stayed))
+        if stayed := _nearest(argument, in_new):
+            pairs.append((argument, stayed))
             why = why or (f"{_main(stayed)} stays" if _main(stayed) in in_old else f"now {_main(stayed)}")
         found += _change(Kind.GONE, gone, why, used)
-    for one in new:
-        appeared = tuple(thing for thing in one.things if thing not in in_old)
-        detail = _described(one)
-        if was := _nearest(one, in_old):
-            pairs.append((was, one))
-            detail = f"formerly {_main(was)}" if _main(one) in appeared else f"of {_main(one)}"
+    for argument in new:
+        appeared = tuple(thing for thing in argument.things if thing not in in_old)
+        detail = _described(argument)
+        if was := _nearest(argument, in_old):
+            pairs.append((was, argument))
+            detail = f"formerly {_main(was)}" if _main(argument) in appeared else f"of {_main(argument)}"
         found += _change(Kind.APPEARED, appeared, detail, used)
-    for one in new:
-        for thing in one.things:
-            if (owners := in_old.get(thing)) and not any((owner, one) in pairs for owner in owners):
-                found += _change(Kind.CHANGED, (thing,), f"of {_main(owners[0])} -> of {_main(one)}", used)
+    for argument in new:
+        for thing in argument.things:
+            if (owners := in_old.get(thing)) and not any((owner, argument) in pairs for owner in owners):
+                found += _change(Kind.CHANGED, (thing,), f"of {_main(owners[0])} -> of {_main(argument)}", used)
     for first, second in pairs:
         detail = "; ".join(_differences(first, second))
         names = (_main(second),) if detail else ()
         found += _change(Kind.CHANGED, names, detail, {*first.things, *second.things} & {*used} and names)
     order = list(Kind)
-    return tuple(
-        sorted(dict.fromkeys(found), key=lambda one: (not one.used, order.index(one.kind), one.names[0].lstrip("-")))
-    )
+    found = list(dict.fromkeys(found))
+    found.sort(key=lambda change: (not change.used, order.index(change.kind), change.names[0].lstrip("-")))
+    return tuple(found)
 
 
 def _change(kind: Kind, names: tuple[str, ...], detail: str, used: Collection[str]) -> list[Change]:
@@ -167,14 +168,14 @@ def _change(kind: Kind, names: tuple[str, ...], detail: str, used: Collection[st
 
 def _by_thing(arguments: Iterable[Argument]) -> dict[str, list[Argument]]:
     found: dict[str, list[Argument]] = {}
-    for one in arguments:
-        for thing in one.things:
-            found.setdefault(thing, []).append(one)
+    for argument in arguments:
+        for thing in argument.things:
+            found.setdefault(thing, []).append(argument)
     return found
 
 
 def _nearest(argument: Argument, others: Mapping[str, list[Argument]]) -> Argument | None:
-    """Returns the argument of the other tree that has most of its names and variables."""
+    """Returns the argument of the other tree that shares most names and variables; None if none does."""
     counted = Counter(other for thing in argument.things for other in others.get(thing, ()))
 
     def likeness(other: Argument) -> tuple[int, bool, bool]:
@@ -198,14 +199,14 @@ def _differences(before: Argument, after: Argument) -> Iterator[str]:
         yield f"takes {before.takes} -> {after.takes}"
     elif {*before.values} != {*after.values}:
         lost, won = (
-            ", ".join(value for value in one.values if value not in other.values)
-            for one, other in ((before, after), (after, before))
+            ", ".join(value for value in argument.values if value not in other.values)
+            for argument, other in ((before, after), (after, before))
         )
         yield "values " + ", ".join(filter(None, (lost and f"no longer {lost}", won and f"now also {won}")))
     elif {*before.choices} != {*after.choices}:
         yield f"values that its hint lists {' '.join(before.hints)} -> {' '.join(after.hints)}"
-    said = [_SAME_WORDS.get(one.default, one.default) for one in (before, after)]
-    if all(said) and said[0] != said[1]:
+    defaults = [_SAME_WORDS.get(argument.default, argument.default) for argument in (before, after)]
+    if all(defaults) and defaults[0] != defaults[1]:
         yield f"default {before.default} -> {after.default}"
     elif before.parameter == after.parameter and before.initial != after.initial:
         though = f", though its help says {after.default}" if after.default else ""

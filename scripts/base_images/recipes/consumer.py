@@ -1,8 +1,7 @@
-"""What BodhiApp does with these images, and whether a server takes the arguments that it passes.
+"""How BodhiApp uses these images, and whether a server accepts the arguments that it passes.
 
-`dockerfiles/consumer.toml` is what was read off BodhiApp's repository at one commit: its Dockerfiles as facts, its own
-names for its settings, and the arguments that llama-server is known to refuse. Nothing here starts a server: who does
-hands in what it said.
+`dockerfiles/consumer.toml` records BodhiApp's repository at one commit: its Dockerfiles as facts, its settings by its
+own names, and the arguments that llama-server is known to refuse. Nothing here starts a server: callers pass output.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from base_images import settings, versions
 from base_images.errors import UsageError
 
 FILE = "dockerfiles/consumer.toml"
-"""The data, below the checkout."""
+"""The data, relative to the checkout."""
 
 NAME = "BodhiApp"
 
@@ -27,7 +26,7 @@ _COMMON = "BODHI_LLAMACPP_ARGS"
 _DIRECTORIES = "BODHI_EXEC_VARIANTS"
 
 Words = tuple[str, ...]
-"""Part of a command line, as a process gets it."""
+"""Part of a command line, as a process receives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +34,9 @@ class Dockerfile:
     """One of BodhiApp's Dockerfiles.
 
     Attributes:
-        image: what its published stage starts from.
-        instructions: what that stage says besides, as facts without their stage.
-        settings: BodhiApp's own settings in /app/defaults.yaml.
+        image: the base image of its published stage.
+        instructions: the other facts of that stage, without the stage's name.
+        settings: BodhiApp's settings in /app/defaults.yaml.
     """
 
     image: str
@@ -46,11 +45,11 @@ class Dockerfile:
 
     @property
     def directories(self) -> Words:
-        """Where llama-server is looked for below /app/bin/<triple>/, in this order."""
+        """The directories below /app/bin/<triple>/ that BodhiApp searches for llama-server, in order."""
         return tuple(self.settings.get(_DIRECTORIES, "").split(","))
 
     def arguments(self, directory: str) -> Words:
-        """Returns the arguments that the server of a directory is given after BodhiApp's own."""
+        """Returns the arguments from the settings for the server of a directory; they follow BodhiApp's own."""
         return tuple(
             f"{self.settings.get(_COMMON, '')} {self.settings.get(f'{_COMMON}_{directory.upper()}', '')}".split()
         )
@@ -61,10 +60,10 @@ class Refusal:
     """An argument that llama-server is known to refuse.
 
     Attributes:
-        variants: whose Dockerfiles pass it.
-        instead: what works in its place; empty for nothing.
-        since: when llama-server began to refuse it.
-        because: why, and so why it is not ours to mend.
+        variants: the variants whose Dockerfiles pass it.
+        instead: the arguments that work in its place; may be empty.
+        since: the build of llama-server that began to refuse it.
+        because: the reason, and why this project cannot fix it.
     """
 
     variants: Words
@@ -76,13 +75,13 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerCommand:
-    """How BodhiApp starts and awaits its child.
+    """How BodhiApp starts llama-server and waits for it.
 
     Attributes:
-        arguments: its own, before those of the settings; `{alias}`, `{model}` and `{port}` stand for theirs.
-        options: every option that its source file has.
-        health: the path that is asked.
-        attempts: how often, a second apart, before it gives up.
+        arguments: BodhiApp's own, before those of the settings, with the fields `{alias}`, `{model}` and `{port}`.
+        options: every option in its source file.
+        health: the path of the health check.
+        attempts: the number of health checks, a second apart, before it gives up.
     """
 
     arguments: Words
@@ -96,9 +95,9 @@ class Consumer:
     """The data in `FILE`.
 
     Attributes:
-        commit: of BodhiApp's repository, that it was read at.
-        volumes: the directories that existing installations keep.
-        volume_owner: the number that the files in them belong to.
+        commit: the commit of BodhiApp's repository that the data records.
+        volumes: the directories that existing installations keep in volumes.
+        volume_owner: the user id that owns the files there.
         dockerfiles: by name, such as `cpu` or `multi-tenant`.
     """
 
@@ -114,12 +113,14 @@ class Consumer:
     def options(self) -> frozenset[str]:
         """Every option of llama-server that BodhiApp passes."""
         passed = [
-            dockerfile.arguments(one) for dockerfile in self.dockerfiles.values() for one in dockerfile.directories
+            dockerfile.arguments(directory)
+            for dockerfile in self.dockerfiles.values()
+            for directory in dockerfile.directories
         ]
         return frozenset(group[0] for words in (self.server.arguments, *passed) for group in grouped(words))
 
     def refusals_of(self, variant: str) -> tuple[Refusal, ...]:
-        """Returns the known refusals of a variant's images."""
+        """Returns the known refusals of a variant."""
         return tuple(refusal for refusal in self.refusals if variant in refusal.variants)
 
     def command(self, *, alias: str, model: str, port: int) -> Words:
@@ -127,21 +128,20 @@ class Consumer:
         return tuple(word.format(alias=alias, model=model, port=port) for word in self.server.arguments)
 
     def starts(self, variant: str) -> tuple[tuple[str, Words], ...]:
-        """Returns the directories that a variant's children start the server of, each with the settings' arguments.
+        """Returns the directories whose server a variant's child images start, each with the arguments of the settings.
 
         Raises:
-            UsageError: no child starts from images of this variant.
+            UsageError: no child image starts from this variant.
         """
-        of_variant = [
-            one for one in self.dockerfiles.values() if one.image.endswith(f":{versions.latest_tag(variant)}")
-        ]
+        tag = f":{versions.latest_tag(variant)}"
+        of_variant = [dockerfile for dockerfile in self.dockerfiles.values() if dockerfile.image.endswith(tag)]
         if not of_variant:
             raise UsageError(f"{NAME} has no Dockerfile on images of {variant}, by {FILE}: add what it does with them.")
-        found = ((name, one.arguments(name)) for one in of_variant for name in one.directories)
+        found = ((name, dockerfile.arguments(name)) for dockerfile in of_variant for name in dockerfile.directories)
         return tuple(dict.fromkeys(found))
 
     def working(self, variant: str, directory: str) -> Words:
-        """Returns the settings' arguments for a directory, what is known to be refused replaced by what works."""
+        """Returns the arguments of the settings for a directory, with known refusals replaced."""
         return replaced(dict(self.starts(variant)).get(directory, ()), self.refusals_of(variant))
 
 
@@ -150,7 +150,7 @@ def load(root: Path = settings.ROOT) -> Consumer:
     """Returns the data of the checkout at `root`.
 
     Raises:
-        UsageError: it cannot be read, or lacks something.
+        UsageError: the file cannot be read or is incomplete.
     """
     path = root / FILE
     try:
@@ -169,21 +169,21 @@ def load(root: Path = settings.ROOT) -> Consumer:
             volume_owner=int(table["volumes"]["owner"]),
             dockerfiles={
                 name: Dockerfile(
-                    image=one["image"],
-                    instructions=frozenset((*shared["instructions"], *one["instructions"])),
-                    settings={**shared["settings"], **one["settings"]},
+                    image=entry["image"],
+                    instructions=frozenset((*shared["instructions"], *entry["instructions"])),
+                    settings={**shared["settings"], **entry["settings"]},
                 )
-                for name, one in table["dockerfiles"].items()
+                for name, entry in table["dockerfiles"].items()
             },
             refusals=tuple(
                 Refusal(
-                    variants=tuple(one["variants"]),
-                    argument=one["argument"],
-                    instead=tuple(one["instead"].split()),
-                    since=one["since"],
-                    because=one["because"],
+                    variants=tuple(entry["variants"]),
+                    argument=entry["argument"],
+                    instead=tuple(entry["instead"].split()),
+                    since=entry["since"],
+                    because=entry["because"],
                 )
-                for one in table["refusals"]
+                for entry in table["refusals"]
             ),
         )
     except OSError as error:
@@ -204,7 +204,7 @@ def load(root: Path = settings.ROOT) -> Consumer:
 
 
 def markdown_table(known: Consumer, names: Iterable[str]) -> str:
-    """Returns the README's table of arguments, one row per variant: those that work, and what they stand for."""
+    """Returns the README's table of working arguments and the refused ones that they replace, one row per variant."""
     rows = [("variant", "arguments that work", f"{NAME} writes, and llama-server refuses"), ("---",) * 3]
     for name in names:
         working = " ".join(known.working(name, name))
@@ -217,7 +217,7 @@ def markdown_table(known: Consumer, names: Iterable[str]) -> str:
 
 
 def grouped(words: Sequence[str]) -> list[Words]:
-    """Returns options with their values; a word of a dash and no letter, such as `-1`, is a value."""
+    """Groups options with their values; a dash without a letter, as in `-1`, begins a value."""
     groups: list[Words] = []
     for word in words:
         if re.match(r"--?[A-Za-z]", word) or not groups:
@@ -228,7 +228,7 @@ def grouped(words: Sequence[str]) -> list[Words]:
 
 
 def replaced(words: Sequence[str], refusals: Iterable[Refusal]) -> Words:
-    """Returns arguments with those that are refused replaced by what works."""
+    """Returns arguments with the refused ones replaced."""
     instead = {refusal.argument: refusal.instead for refusal in refusals}
     return _words(instead.get(group[0], group) for group in grouped(words))
 
@@ -238,13 +238,13 @@ def _words(groups: Iterable[Words]) -> Words:
 
 
 def value_of(option: str, words: Sequence[str]) -> str | None:
-    """Returns an option's value among arguments, the last one if there are several; None where it is not there."""
+    """Returns the last value of an option among arguments; None without one."""
     return next((group[1] for group in reversed(grouped(words)) if group[0] == option and len(group) > 1), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """An argument that a server refused, and its own sentence about it."""
+    """An argument that a server refused, and the server's error message."""
 
     argument: str
     sentence: str
@@ -257,21 +257,21 @@ _REFUSED = re.compile(
 )
 
 
-def refused(said: str) -> Refused | None:
-    """Returns the argument that llama-server says it refuses; None where it says nothing of the kind."""
-    found = _REFUSED.search(said)
+def refused(output: str) -> Refused | None:
+    """Returns the argument that llama-server's output reports as refused; None if there is none."""
+    found = _REFUSED.search(output)
     return Refused(argument=found["unknown"] or found["known"], sentence=found[0].strip()) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the server of one directory said to the arguments that BodhiApp's settings give it.
+    """The response of one directory's server to the arguments of BodhiApp's settings.
 
     Attributes:
-        directory: below /app/bin/<triple>/.
-        arguments: as BodhiApp passes them.
-        refused: those that it refuses, in this order.
-        failure: its last words, where it failed for another reason; empty where it did not.
+        directory: its name below /app/bin/<triple>/.
+        arguments: the arguments, as BodhiApp passes them.
+        refused: the refused ones, in order of refusal.
+        failure: the last line of output, if it failed for another reason; else empty.
     """
 
     directory: str
@@ -283,38 +283,40 @@ class Answer:
 def ask(
     directory: str, arguments: Words, refusals: Iterable[Refusal], server: Callable[[Words], tuple[int, str]]
 ) -> Answer:
-    """Returns every argument that a server refuses; it names one at a time, which is left out or replaced then.
+    """Returns every argument that a server refuses; it reports one at a time, which is then removed or replaced.
 
     Args:
-        directory: of the server.
-        arguments: to try.
-        refusals: the known ones: what works instead is tried in their place.
-        server: runs it with arguments and `--version`, at which it ends if it took all that came before
-            (llama.cpp's common/arg.cpp); returns the exit code and what it said.
+        directory: the server's directory.
+        arguments: the arguments to try.
+        refusals: the known refusals; their replacements are tried.
+        server: runs the server with arguments and `--version`, which exits once all arguments before it are accepted
+            (llama.cpp's common/arg.cpp); returns the exit code and the output.
     """
     instead = {refusal.argument: refusal.instead for refusal in refusals}
     found: dict[str, Refused] = {}
     groups = grouped(arguments)
     while True:
-        code, said = server(_words(groups))
-        one = refused(said) if code else None
-        # A second time it is what should work instead; what is no argument is a value, or a variable of the image.
-        if one is None or one.argument in found or all(group[0] != one.argument for group in groups):
-            last = (said.strip().splitlines() or [f"exit code {code}"])[-1].strip()
-            failure = one.sentence if one else last if code else ""
+        code, output = server(_words(groups))
+        error = refused(output) if code else None
+        # A repeat is a replacement that fails; a name that was not passed is a value, or a variable of the image.
+        if error is None or error.argument in found or all(group[0] != error.argument for group in groups):
+            last = (output.strip().splitlines() or [f"exit code {code}"])[-1].strip()
+            failure = error.sentence if error else last if code else ""
             return Answer(directory=directory, arguments=arguments, refused=tuple(found.values()), failure=failure)
-        found[one.argument] = one
-        replacement = instead.get(one.argument, ())
-        groups = [group for group in (replacement if group[0] == one.argument else group for group in groups) if group]
+        found[error.argument] = error
+        replacement = instead.get(error.argument, ())
+        groups = [
+            group for group in (replacement if group[0] == error.argument else group for group in groups) if group
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """How an image's answers stand to the known refusals.
+    """An image's answers compared with the known refusals.
 
     Attributes:
-        findings: what is wrong, a sentence each.
-        known: what is refused, and is known to be.
+        findings: the problems, a sentence each.
+        known: the refusals that are recorded, a sentence each.
     """
 
     findings: tuple[str, ...]
@@ -322,23 +324,23 @@ class Judgement:
 
 
 def judge(answers: Iterable[Answer], refusals: Sequence[Refusal]) -> Judgement:
-    """Returns which refusals are new, which known ones are none any more, and which are as recorded."""
+    """Returns new refusals and outdated records as findings, and the refusals that are as recorded."""
     findings: list[str] = []
     known: list[str] = []
     recorded = {refusal.argument: refusal for refusal in refusals}
     for answer in answers:
         where = f"{answer.directory}/llama-server"
-        for one in answer.refused:
-            if refusal := recorded.get(one.argument):
+        for item in answer.refused:
+            if refusal := recorded.get(item.argument):
                 instead = f"`{' '.join(refusal.instead)}`" if refusal.instead else "nothing"
                 known.append(
-                    f"{where} refuses {one.argument}, since {refusal.since}: {refusal.because}; instead: {instead}."
+                    f"{where} refuses {item.argument}, since {refusal.since}: {refusal.because}; instead: {instead}."
                 )
             else:
-                findings.append(f"{where} refuses {one.argument}, which {NAME} passes: {one.sentence}")
+                findings.append(f"{where} refuses {item.argument}, which {NAME} passes: {item.sentence}")
         if answer.failure:
             findings.append(f"{where} does not start with {NAME}'s arguments: {answer.failure}")
-        refuses = {one.argument for one in answer.refused}
+        refuses = {item.argument for item in answer.refused}
         findings += [
             f"{where} takes {argument}, which {FILE} records as refused: remove that record."
             for argument in recorded

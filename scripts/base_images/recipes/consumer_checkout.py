@@ -1,4 +1,4 @@
-"""A checkout of BodhiApp against our data of it: what its Dockerfiles and its server's file say now."""
+"""Compares a checkout of BodhiApp, its Dockerfiles and its server's source file, with our data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 
 from base_images.adapters import programs
 from base_images.errors import SourceError
-from base_images.recipes import consumer, mirror
+from base_images.recipes import consumer
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.consumer import NAME, Answer, Consumer, Dockerfile, Words
+from base_images.recipes.instructions import instructions, stage_name
+from base_images.recipes.markdown import bullets, code
 from base_images.variants import Variant
 
 _DIRECTORY, _SUFFIX = "devops", ".Dockerfile"
@@ -25,13 +27,13 @@ _FETCH_SECONDS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What is another in a checkout than in our data.
+    """A difference between a checkout and our data.
 
     Attributes:
-        where: the Dockerfiles, or the file, that say it.
+        where: the Dockerfiles, or the file, that have it.
         what: the setting or the instruction.
-        before: our data's; empty for none.
-        after: the checkout's; likewise.
+        before: the value in our data; empty for none.
+        after: the value in the checkout; empty for none.
     """
 
     where: Words
@@ -45,11 +47,11 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """What a checkout of BodhiApp says.
+    """The state of a checkout of BodhiApp.
 
     Attributes:
-        commit: empty where git does not know.
-        server: of `ServerCommand`, what its source file says; empty where there is no such file.
+        commit: its commit; empty if it is no git repository.
+        server: the fields of `ServerCommand` that its source file has; empty without that file.
         unreadable: a sentence for each Dockerfile that cannot be read.
     """
 
@@ -60,10 +62,10 @@ class Checkout:
 
 
 def read(path: Path, known: Consumer) -> Checkout:
-    """Returns what a checkout of BodhiApp says: the Dockerfiles that are known, and others on images like ours.
+    """Reads a checkout of BodhiApp: the known Dockerfiles, and others that start from images of this project.
 
     Raises:
-        SourceError: it is none.
+        SourceError: `path` is no checkout of BodhiApp.
     """
     texts = {
         file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8", errors="replace")
@@ -73,10 +75,10 @@ def read(path: Path, known: Consumer) -> Checkout:
         raise SourceError(f"{path} has no {_DIRECTORY}/*{_SUFFIX}: give --source a checkout of {NAME}.")
     dockerfiles: dict[str, Dockerfile] = {}
     unreadable: list[str] = []
-    images = {one.image.rpartition(":")[0] for one in known.dockerfiles.values()}
+    images = {dockerfile.image.rpartition(":")[0] for dockerfile in known.dockerfiles.values()}
     for name, text in texts.items():
         if name not in known.dockerfiles and not any(image in text for image in images):
-            continue  # such as the one that builds the program
+            continue  # such as the one that builds BodhiApp
         try:
             dockerfiles[name] = _dockerfile(text, f"{_DIRECTORY}/{name}{_SUFFIX}")
         except SourceError as error:
@@ -92,22 +94,22 @@ def read(path: Path, known: Consumer) -> Checkout:
 
 def _dockerfile(text: str, name: str) -> Dockerfile:
     facts = recipe_facts.read(text, name)
-    stages = [value for instruction, value, _ in recipe_facts.instructions(text, name) if instruction == "FROM"]
-    last = recipe_facts.stage_name(stages[-1], len(stages) - 1)
-    image, instructions, said = "", [], {}
+    stages = [value for instruction, value, _ in instructions(text, name) if instruction == "FROM"]
+    last = stage_name(stages[-1], len(stages) - 1)
+    image, lines, values = "", [], {}
     for fact in (fact for fact in facts if fact.stage == last):
         file, _, setting = fact.name.partition(" ")
         if fact.kind == "from":
             image = fact.value
         elif fact.kind == "file" and file == _DEFAULTS_FILE and setting:
-            said[setting] = fact.value
+            values[setting] = fact.value
         else:
-            instructions.append(str(fact).removeprefix(f"{last}: "))
-    return Dockerfile(image=image, instructions=frozenset(instructions), settings=said)
+            lines.append(str(fact).removeprefix(f"{last}: "))
+    return Dockerfile(image=image, instructions=frozenset(lines), settings=values)
 
 
 def _server(path: Path) -> dict[str, str]:
-    """Returns what the source file that starts the server says: its options, and how often it asks for which path."""
+    """Returns the options, attempts and health path of the source file that starts the server; empty without it."""
     if not path.is_file():
         return {}
     code = path.read_text(encoding="utf-8", errors="replace").partition("#[cfg(test)]")[0]
@@ -119,18 +121,18 @@ def _server(path: Path) -> dict[str, str]:
 
 
 def changes(known: Consumer, checkout: Checkout) -> tuple[Change, ...]:
-    """Returns what a checkout says otherwise than our data, each once, with all the Dockerfiles that say it."""
+    """Returns the differences between our data and a checkout, each once, with all the Dockerfiles that have it."""
     where: dict[tuple[str, str, str], list[str]] = {}
     for name in dict.fromkeys((*known.dockerfiles, *checkout.dockerfiles)):
         ours, theirs = known.dockerfiles.get(name), checkout.dockerfiles.get(name)
         if ours is None or theirs is None:
             if not any(f"/{name}{_SUFFIX}" in sentence for sentence in checkout.unreadable):
-                there = theirs or ours
-                image = f"FROM {there.image}" if there else ""
+                present = theirs or ours
+                image = f"FROM {present.image}" if present else ""
                 where.setdefault(("the Dockerfile", "" if theirs else image, image if theirs else ""), []).append(name)
             continue
-        for one in _differences(ours, theirs):
-            where.setdefault(one, []).append(name)
+        for difference in _differences(ours, theirs):
+            where.setdefault(difference, []).append(name)
     found = [
         Change(where=tuple(names), what=what, before=before, after=after)
         for (what, before, after), names in where.items()
@@ -141,9 +143,9 @@ def changes(known: Consumer, checkout: Checkout) -> tuple[Change, ...]:
         "health": known.server.health,
     }
     found += [
-        Change(where=(_SERVER_FILE,), what=what, before=said, after=checkout.server.get(what, ""))
-        for what, said in server.items()
-        if checkout.server.get(what, "") != said
+        Change(where=(_SERVER_FILE,), what=what, before=recorded, after=checkout.server.get(what, ""))
+        for what, recorded in server.items()
+        if checkout.server.get(what, "") != recorded
     ]
     return tuple(found)
 
@@ -165,22 +167,14 @@ def _differences(ours: Dockerfile, theirs: Dockerfile) -> Iterator[tuple[str, st
 
 @contextmanager
 def newest(repository: str) -> Iterator[Path]:
-    """Yields a checkout of a repository's newest commit, as much of it as is read here; it is gone afterwards.
+    """Yields a checkout of a repository's newest commit with the files that `read` needs; removes it afterwards.
 
     Raises:
         SourceError: the repository cannot be fetched.
     """
     with tempfile.TemporaryDirectory() as directory:
-        clone = [
-            "clone",
-            "--quiet",
-            "--depth=1",
-            "--filter=blob:none",
-            "--no-checkout",
-            "--template=",
-            repository,
-            directory,
-        ]
+        options = ["--quiet", "--depth=1", "--filter=blob:none", "--no-checkout", "--template="]
+        clone = ["clone", *options, repository, directory]
         files = ["-C", directory, "checkout", "--quiet", "HEAD", "--", _DIRECTORY, _SERVER_FILE]
         for arguments in (clone, files):
             done = programs.run(["git", *arguments], timeout=_FETCH_SECONDS)
@@ -196,16 +190,16 @@ def newest(repository: str) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check-consumer` saw.
+    """The results of `check-consumer`.
 
     Attributes:
-        data_commit: what our data was read at.
-        checkout: what was read; None without one.
-        changes: between our data and that.
-        image: that was asked; empty for none.
-        answers: of its servers.
-        findings: what is wrong with the image, a sentence each.
-        known: the refusals that are as recorded.
+        data_commit: the commit of BodhiApp that our data records.
+        checkout: the checkout that was read, if any.
+        changes: the differences between our data and the checkout.
+        image: the image that was tested; empty for none.
+        answers: the answers of its servers.
+        findings: the problems of the image, a sentence each.
+        known: the refusals that are as recorded, a sentence each.
     """
 
     data_commit: str
@@ -223,19 +217,19 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether BodhiApp is as our data says, and the image takes its arguments."""
+        """Whether BodhiApp matches our data, and the image accepts its arguments."""
         return not (self.changes or self.unreadable or self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns it for JSON."""
+        """Returns the report for JSON."""
         return {
             "ok": self.ok,
             "data_commit": self.data_commit,
             "commit": self.checkout.commit if self.checkout else "",
-            "changes": [asdict(one) for one in self.changes],
+            "changes": [asdict(change) for change in self.changes],
             "unreadable": list(self.unreadable),
             "image": self.image,
-            "answers": [asdict(one) for one in self.answers],
+            "answers": [asdict(answer) for answer in self.answers],
             "findings": list(self.findings),
             "known": list(self.known),
         }
@@ -249,7 +243,7 @@ def report(
     variant: Variant | None = None,
     answers: tuple[Answer, ...] = (),
 ) -> Report:
-    """Returns what was seen of a checkout, of an image's answers, or of both."""
+    """Returns the report on a checkout, on an image's answers, or on both."""
     judged = consumer.judge(answers, known.refusals_of(variant.name) if variant else ())
     return Report(
         data_commit=known.commit,
@@ -262,22 +256,22 @@ def report(
     )
 
 
-def markdown(seen: Report) -> str:
-    """Returns a section of a pull request's text: how BodhiApp stands to our data."""
-    commit = f" ({seen.checkout.commit[:9]})" if seen.checkout and seen.checkout.commit else ""
+def markdown(result: Report) -> str:
+    """Returns a section of a pull request's text: how BodhiApp differs from our data."""
+    commit = f" ({result.checkout.commit[:9]})" if result.checkout and result.checkout.commit else ""
     lines = [f"## What {NAME}{commit} does with the images", ""]
-    if seen.ok:
+    if result.ok:
         return "\n".join([*lines, f"As {consumer.FILE} says.", ""])
-    lines += mirror.bullets(
-        f"changed since {seen.data_commit[:9]}, which {consumer.FILE} was read at",
+    lines += bullets(
+        f"changed since {result.data_commit[:9]}, which {consumer.FILE} was read at",
         (
-            f"{', '.join(one.where)}: {mirror.code(one.what)}: {_quoted(one.before)} → {_quoted(one.after)}"
-            for one in seen.changes
+            f"{', '.join(change.where)}: {code(change.what)}: {_quoted(change.before)} → {_quoted(change.after)}"
+            for change in result.changes
         ),
     )
-    lines += mirror.bullets("cannot be read", map(mirror.code, seen.unreadable))
-    return "\n".join(lines + mirror.bullets(f"wrong with {seen.image}", map(mirror.code, seen.findings)))
+    lines += bullets("cannot be read", map(code, result.unreadable))
+    return "\n".join(lines + bullets(f"wrong with {result.image}", map(code, result.findings)))
 
 
 def _quoted(value: str) -> str:
-    return mirror.code(value) if value else "none"
+    return code(value) if value else "none"

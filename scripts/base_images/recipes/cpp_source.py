@@ -1,12 +1,11 @@
-"""C++ read by a real grammar, and what its constant expressions come to: no preprocessor, no types, no other file."""
+"""Parses C++ with a real grammar and evaluates constant expressions: no preprocessor, no types, no other files."""
 
 from __future__ import annotations
 
 import ast
 import functools
-import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,39 +16,26 @@ from tree_sitter import Node
 from base_images.errors import SourceError
 
 PARAMETERS = "common_params"
-"""The struct of llama.cpp that `params` is one of."""
+"""The type of `params` in llama.cpp."""
 
 _FORMAT_MACRO = re.compile(r"\bPRI([diouxX])(?:8|16|32|64|MAX|PTR)\b")
-"""Those of <cinttypes>, which are string literals: the grammar does not know a macro amidst literals."""
-
-_SYSTEMS = {"_WIN32": False, "__APPLE__": False, "__EMSCRIPTEN__": False, "__linux__": True}
-"""What is defined where our images are built; of other macros it is not known."""
-
-_OPERATORS: dict[str, Callable[[float, float], float | bool]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "<": operator.lt,
-    ">": operator.gt,
-    "<=": operator.le,
-    ">=": operator.ge,
-}
+"""Macros of <cinttypes>, which are string literals: the grammar knows no macro between literals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """An expression that cannot be worked out here, such as a constant or a call of another file, in its own words."""
+    """The source of an expression that cannot be evaluated here, such as a constant or a function of another file."""
 
     text: str
 
     @property
     def is_constant(self) -> bool:
-        """Whether it is the name of a constant, such as `GGML_TYPE_F16`."""
+        """Whether this is the name of a constant, such as `GGML_TYPE_F16`."""
         return re.fullmatch(r"[A-Z][A-Z0-9_]*", self.text) is not None
 
     @property
     def is_parameter(self) -> bool:
-        """Whether it is a parameter that the header does not have."""
+        """Whether this is a parameter that the header lacks."""
         return re.fullmatch(r"params(\.\w+)+", self.text) is not None
 
 
@@ -58,11 +44,11 @@ Value: TypeAlias = "str | int | float | tuple[Value, ...] | Code"
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A member of a struct, or a list.
+    """A member of a struct, or a table.
 
     Attributes:
-        type: without `struct`, `enum` and `std::vector`.
-        initializer: what it starts as; None where the source does not say it.
+        type: its type without `struct`, `enum` and `std::vector`.
+        initializer: its initializer; None if it has none.
     """
 
     type: str
@@ -72,14 +58,8 @@ class Field:
 # The syntax tree.
 
 
-def parse(text: str, name: str) -> Node:
-    """Returns the root of a file's syntax tree; parts that the grammar does not know are errors in it.
-
-    Raises:
-        SourceError: the text is empty; `name` is how the error calls it.
-    """
-    if not text.strip():
-        raise SourceError(f"{name} is empty.")
+def parse(text: str) -> Node:
+    """Returns the root of a file's syntax tree; parts that the grammar does not know are error nodes."""
     literals = _FORMAT_MACRO.sub(lambda macro: f'"{macro[1]}"'.ljust(len(macro[0])), text)
     return _parser().parse(literals.encode()).root_node
 
@@ -90,35 +70,35 @@ def _parser() -> tree_sitter.Parser:
 
 
 def require_whole(node: Node, name: str) -> None:
-    """Does nothing for a node that the grammar knows all of.
+    """Raises an error if the grammar does not know a part of a node.
 
     Raises:
-        SourceError: it does not; the error names the line of the file `name`.
+        SourceError: a part is unknown; the error names its line in the file `name`.
     """
     if not node.has_error:
         return
-    while not node.is_error and (broken := [one for one in node.children if one.has_error or one.is_missing]):
+    while not node.is_error and (broken := [child for child in node.children if child.has_error or child.is_missing]):
         node = broken[0]
     raise SourceError(f"{name} cannot be parsed as C++ at line {node.start_point.row + 1}: {code(node)[:60]!r}.")
 
 
 def children(node: Node | None) -> list[Node]:
-    """Returns the parts of a node without punctuation and comments; none of no node."""
+    """Returns the named children of a node without comments; empty for None."""
     return [child for child in node.named_children if child.type != "comment"] if node else []
 
 
 def code(node: Node | None) -> str:
-    """Returns the source of a node on one line; empty of no node."""
+    """Returns the source of a node on one line; empty for None."""
     return " ".join((node.text or b"").decode().split()) if node else ""
 
 
 def part(node: Node, field: str) -> str:
-    """Returns the source of what a node has in a field of the grammar, such as `operator`; empty where it has none."""
+    """Returns the source of a node's field of the grammar, such as `operator`; empty if the node lacks it."""
     return code(node.child_by_field_name(field))
 
 
 def descendants(node: Node, *types: str) -> Iterator[Node]:
-    """Yields the outermost nodes of these types below a node, in the order of the source."""
+    """Yields the outermost nodes of these types below a node, in source order."""
     for child in node.named_children:
         if child.type in types:
             yield child
@@ -127,14 +107,14 @@ def descendants(node: Node, *types: str) -> Iterator[Node]:
 
 
 def every(node: Node, *types: str) -> Iterator[Node]:
-    """Yields all nodes of these types below a node, in the order of the source."""
+    """Yields all nodes of these types below a node, in source order."""
     for child in descendants(node, *types):
         yield child
         yield from every(child, *types)
 
 
 def parameter(node: Node) -> tuple[str, ...]:
-    """Returns the path of `params.a.b`, which is (a, b); empty of any other expression."""
+    """Returns the path (a, b) of `params.a.b`; empty for any other expression."""
     if node.type != "field_expression":
         return ()
     owner, name = node.children[0], part(node, "field")
@@ -142,21 +122,21 @@ def parameter(node: Node) -> tuple[str, ...]:
     return (*path, name) if path or code(owner) == "params" else ()
 
 
-# What names and expressions come to.
+# Names and expressions.
 
 
 class Scope:
-    """What names stand for: in a file of functions, with the structs and enums of a header.
+    """Resolves names in a source file, with the structs and enums of a header.
 
     Attributes:
-        functions: the bodies of the file's functions by their name, members with their class's, such as `a::b`.
-        tables: the file's lists of constants by their name.
-        enums: the constants of the header's enums by its name.
-        structs: the members of the header's structs by its name.
+        functions: the bodies of the file's functions by qualified name, such as `a::b`.
+        tables: the file's lists of constants by name.
+        enums: the constants of the header's enums by the enum's name.
+        structs: the members of the header's structs by the struct's name.
     """
 
     def __init__(self, source: Node, header: Node, names: dict[str, Value]) -> None:
-        """Reads the declarations; `names` are local names that have a value from the start."""
+        """Reads the declarations; `names` are the known values of local names."""
         self.functions = {
             part(declarator, "declarator"): body
             for function in descendants(source, "function_definition")
@@ -171,7 +151,7 @@ class Scope:
             if (listed := declarator.child_by_field_name("value")) and listed.type == "initializer_list"
         }
         self.enums = {
-            part(enum, "name"): tuple(part(one, "name") for one in descendants(enum, "enumerator"))
+            part(enum, "name"): tuple(part(constant, "name") for constant in descendants(enum, "enumerator"))
             for enum in descendants(header, "enum_specifier")
             if enum.child_by_field_name("body")
         }
@@ -184,13 +164,13 @@ class Scope:
         self._assigned: dict[tuple[str, ...], Value] = {}
 
     def assign(self, assignment: Node) -> None:
-        """Makes a parameter start as an assignment says."""
+        """Sets the initial value of a parameter from an assignment."""
         left, right = (assignment.child_by_field_name(side) for side in ("left", "right"))
         if left and right and (path := parameter(left)):
             self._assigned[path] = value_of(right, self)
 
     def field(self, path: tuple[str, ...]) -> Field | None:
-        """Returns the member that a path such as `sampling.top_k` of `PARAMETERS` leads to."""
+        """Returns the member at a path of `PARAMETERS`, such as `sampling.top_k`."""
         struct, found = PARAMETERS, None
         for name in path:
             found = self.structs.get(struct, {}).get(name)
@@ -200,25 +180,20 @@ class Scope:
         return found
 
     def initial(self, path: tuple[str, ...]) -> Value:
-        """Returns what a parameter starts as; one without an initializer is empty."""
+        """Returns the initial value of a parameter; empty without an initializer."""
         found = self.field(path)
         if path in self._assigned or found is None:
             return self._assigned.get(path, Code(text=".".join(("params", *path))))
-        if found.initializer is None:
-            return "" if found.type == "std::string" else ()
-        return value_of(found.initializer, self)
+        return value_of(found.initializer, self) if found.initializer else ""
 
     def name(self, name: str) -> Value:
-        """Returns what an identifier stands for."""
+        """Returns the value of an identifier."""
         if name in self.tables:
-            return tuple(value_of(one, self) for one in children(self.tables[name].initializer))
+            return tuple(value_of(item, self) for item in children(self.tables[name].initializer))
         return self._names.get(name, Code(text=name))
 
     def holds(self, branch: Node) -> bool | None:
-        """Returns whether the condition of an `if`, `#if` or `? :` is true; None where the source does not tell."""
-        if branch.type == "preproc_ifdef":
-            defined = _SYSTEMS.get(part(branch, "name"))
-            return defined if defined is None or branch.children[0].type == "#ifdef" else not defined
+        """Returns whether the condition of an `if` is true; None if it cannot be evaluated, as that of any `#if`."""
         condition = branch.child_by_field_name("condition")
         return _truth(value_of(condition, self)) if condition else None
 
@@ -227,7 +202,7 @@ def _fields(body: Node) -> Iterator[tuple[str, Field]]:
     for declared in descendants(body, "field_declaration"):
         for number, child in enumerate(declared.children):
             if declared.field_name_for_child(number) == "declarator":
-                is_set = [one.type for one in declared.children[number + 1 : number + 2]] == ["="]
+                is_set = [following.type for following in declared.children[number + 1 : number + 2]] == ["="]
                 name = next(descendants(child, "field_identifier"), child)
                 yield (
                     code(name),
@@ -241,7 +216,7 @@ def _type(declared: Node) -> str:
 
 
 def value_of(node: Node, scope: Scope) -> Value:
-    """Returns what an expression comes to; what cannot be worked out is its code."""
+    """Evaluates an expression; returns its `Code` if it cannot be evaluated."""
     inner = children(node)
     value: Value | None = None
     match node.type:
@@ -250,17 +225,17 @@ def value_of(node: Node, scope: Scope) -> Value:
         case "field_expression" if path := parameter(node):
             value = scope.initial(path)
         case "initializer_list":
-            value = tuple(value_of(one, scope) for one in inner)
+            value = tuple(value_of(child, scope) for child in inner)
         case "concatenated_string":
-            pieces = [text for one in inner if isinstance(text := value_of(one, scope), str)]
+            pieces = [text for child in inner if isinstance(text := value_of(child, scope), str)]
             value = "".join(pieces) if len(pieces) == len(inner) else None
         case "parenthesized_expression" | "condition_clause" | "cast_expression":
             value = value_of(inner[-1], scope)
             value = int(value) if isinstance(value, bool) and node.type == "cast_expression" else value
         case "subscript_expression":
             value = _item(value_of(inner[0], scope), value_of(children(inner[1])[0], scope))
-        case "unary_expression" | "binary_expression" | "conditional_expression":
-            value = _calculated(part(node, "operator"), [value_of(one, scope) for one in inner])
+        case "binary_expression" | "conditional_expression":
+            value = _calculated(part(node, "operator"), [value_of(child, scope) for child in inner])
         case "call_expression":
             value = _called(node, scope)
         case _:
@@ -272,14 +247,10 @@ def _literal(node: Node) -> Value | None:
     match node.type:
         case "string_literal":
             return "".join(map(_piece, node.named_children))
-        case "raw_string_literal":
-            return "".join(code(one) for one in node.named_children if one.type == "raw_string_content")
         case "number_literal":
             return _number(code(node))
         case "true" | "false":
             return node.type == "true"
-        case "preproc_defined":
-            return _SYSTEMS.get(code(node.named_children[0]))
         case _:
             return None
 
@@ -290,48 +261,30 @@ def _item(listed: Value, index: Value) -> Value | None:
 
 
 def _calculated(sign: str, values: list[Value]) -> Value | None:
-    """Returns what an operator makes of one or two values, or `? :` of three; None if that cannot be told."""
-    truths = [_truth(value) for value in values]
-    result: Value | None = None
+    """Applies an operator to two values, or `? :` to three; None if the result is unknown."""
     match sign, values:
-        case "!", [_] if truths[0] is not None:
-            result = not truths[0]
-        case "-", [int() | float() as number]:
-            result = -number
-        case "", [_, yes, no] if truths[0] is not None:
-            result = yes if truths[0] else no
-        case "&&" | "||", [_, _]:
-            decisive = sign == "||"
-            result = decisive if decisive in truths else None if None in truths else not decisive
-        case "==" | "!=", [left, right] if _comparable(left, right):
-            result = (left == right) is (sign == "==")
-        case "+", [str() as left, str() as right]:
-            result = left + right
+        case "", [condition, yes, no] if (holds := _truth(condition)) is not None:
+            return yes if holds else no
+        case "==", [Code(is_constant=True), Code(is_constant=True)] | [int(), int()]:
+            return values[0] == values[1]
         case "/", [int() as left, int() as right] if right:
-            result = left // right
-        case "<<", [int() as left, int() as right] if right >= 0:
-            result = left << right
-        case _, [int() | float() as left, int() | float() as right] if sign in _OPERATORS:
-            result = _OPERATORS[sign](left, right)
+            return left // right
+        case "*", [int() as left, int() as right]:
+            return left * right
         case _:
-            pass
-    return result
+            return None
 
 
 def _called(node: Node, scope: Scope) -> Value | None:
-    """Returns what a call comes to, of the few functions whose meaning is known from their name."""
+    """Evaluates a call of the few functions whose meaning follows from their name; None for others."""
     function = node.children[0]
     name = code(function)
-    given = [value_of(one, scope) for one in children(node.child_by_field_name("arguments"))]
+    given = [value_of(argument, scope) for argument in children(node.child_by_field_name("arguments"))]
     owner = value_of(function.children[0], scope) if function.type == "field_expression" else None
     match part(function, "field"), owner, given:
-        case "c_str", str() | Code(), []:
+        case "c_str", str(), []:
             return owner
-        case "empty", str() | tuple(), []:
-            return not owner
-        case _, None, [str() as text] if name == "std::string":
-            return text
-        case _, None, [_, value] if name.startswith("std::vector<"):  # so many times the value; once is as good
+        case _, None, [_, value] if name.startswith("std::vector<"):  # the value repeated; once is enough
             return (value,)
         case _, None, [value] if enum := re.fullmatch(r"(\w+)_name(?:_str)?", name):
             return word if (word := spelled(value, enum[1])) != value else None
@@ -340,14 +293,12 @@ def _called(node: Node, scope: Scope) -> Value | None:
 
 
 def spelled(value: Value, enum: str) -> Value:
-    """Returns constants of an enum as users type them: `LLAMA_SPLIT_MODE_ROW` of `llama_split_mode` is `row`.
+    """Returns a constant of an enum as users type it: `LLAMA_SPLIT_MODE_ROW` of `llama_split_mode` is `row`.
 
-    The functions that say so are in other files; that their names follow this rule is tested against a built server.
-    Those of enums of common.h do not: some have a hyphen for the underscore, and some do not.
+    The functions that convert them are in other files; a test compares this rule with a built server. Enums of common.h
+    do not follow the rule: only some replace the underscore with a hyphen.
     """
     match value:
-        case tuple():
-            return tuple(spelled(one, enum) for one in value)
         case Code(text=text) if text.startswith(prefix := f"{enum.upper()}_") and not enum.startswith("common_"):
             return text.removeprefix(prefix).lower()
         case _:
@@ -355,7 +306,7 @@ def spelled(value: Value, enum: str) -> Value:
 
 
 def shown(value: Value) -> str:
-    """Returns a value as a person reads it; numbers without the digits that say nothing."""
+    """Returns a value as text, numbers without insignificant digits."""
     match value:
         case bool():
             return str(value).lower()
@@ -373,18 +324,8 @@ def _truth(value: Value) -> bool | None:
     return bool(value) if isinstance(value, int | float) else None
 
 
-def _comparable(left: Value, right: Value) -> bool:
-    match left, right:
-        case Code(), Code():
-            return left.is_constant and right.is_constant
-        case (str(), str()) | (int() | float(), int() | float()):
-            return True
-        case _:
-            return False
-
-
 def _piece(node: Node) -> str:
-    """Returns a part of a string literal; the escapes that C++ has are Python's too."""
+    """Returns a part of a string literal; Python evaluates the escapes as C++ does."""
     text = (node.text or b"").decode()
     return str(ast.literal_eval(f'"{text}"')) if node.type == "escape_sequence" else text
 

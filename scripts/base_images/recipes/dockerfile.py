@@ -1,4 +1,4 @@
-"""Facts that a Dockerfile states before its first FROM: the versions and base images it is built from."""
+"""The global ARGs of a recipe: the versions and base images that it is built from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from string import Template
 
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import facts as recipe_facts
+from base_images.recipes.instructions import assignments, instructions
 
 BASE_ARGUMENTS = {"web": "WEB_BASE_IMAGE", "build": "BUILD_BASE_IMAGE", "runtime": "RUNTIME_BASE_IMAGE"}
-"""The role of each base image and the global ARG that names it; the same in every recipe."""
+"""The global ARG that names the base image of each role; the same in every recipe."""
 
 SLIM = {"RUNTIME_LIBRARIES": "slim"}
-"""The ARG with which a recipe puts the libraries of the toolkit that the server needs on a small base."""
+"""The ARG that copies the toolkit's libraries that the server needs onto a small base."""
 
 _SLIM_BASE = "SLIM_BASE_IMAGE"
 
@@ -21,23 +21,23 @@ _SLIM_BASE = "SLIM_BASE_IMAGE"
 def global_arguments(dockerfile: Path, overrides: Mapping[str, str]) -> dict[str, str]:
     """Returns the ARGs before the first FROM with their values, `$NAME` and `${NAME}` in a default replaced.
 
-    An override replaces the default of an ARG that the recipe declares; others are none of the recipe's. An ARG
-    without default and override is left out.
+    An override replaces the default of a declared ARG; other overrides are ignored. An ARG without default and override
+    is left out.
 
     Raises:
-        SourceError: the file cannot be read, or a default uses a form of substitution that is not read here.
+        SourceError: the file cannot be read, or a default uses an unsupported form of substitution.
     """
     try:
         text = dockerfile.read_text(encoding="utf-8")
     except OSError as error:
         raise SourceError(f"The recipe {dockerfile} cannot be read: {error.strerror}.") from error
     values: dict[str, str] = {}
-    for instruction, rest, _ in recipe_facts.instructions(text, str(dockerfile)):
+    for instruction, rest, _ in instructions(text, str(dockerfile)):
         if instruction == "FROM":
             break
         if instruction != "ARG":
             continue
-        for name, default in recipe_facts.assignments(rest):
+        for name, default in assignments(rest):
             if name in overrides:
                 values[name] = overrides[name]
             elif default is not None:
@@ -46,7 +46,7 @@ def global_arguments(dockerfile: Path, overrides: Mapping[str, str]) -> dict[str
 
 
 def base_arguments(chosen: Mapping[str, str]) -> dict[str, str]:
-    """Returns the global ARG that names the base image of each role, given the ARGs that a person chose."""
+    """Returns the global ARG that names the base image of each role, given the build arguments that a user chose."""
     slim = {"runtime": _SLIM_BASE} if SLIM.items() <= chosen.items() else {}
     return {**BASE_ARGUMENTS, **slim}
 
@@ -55,7 +55,7 @@ def base_references(dockerfile: Path, overrides: Mapping[str, str] | None = None
     """Returns the reference of each base image of the recipe by its role: `web`, `build`, `runtime`.
 
     Raises:
-        SourceError: as `global_arguments`, and when the recipe does not say which image a role starts from.
+        SourceError: as `global_arguments`, or the recipe names no image for a role.
     """
     arguments = global_arguments(dockerfile, overrides or {})
     roles = base_arguments(overrides or {})
@@ -71,7 +71,7 @@ def slim_argument(dockerfile: Path) -> dict[str, str]:
     """Returns the ARG that makes an image slim.
 
     Raises:
-        UsageError: the recipe has no such choice.
+        UsageError: the recipe has no slim runtime.
     """
     if _SLIM_BASE not in global_arguments(dockerfile, {}):
         raise UsageError(f"{dockerfile.name} has no slim runtime: its base is small as it is. Leave --slim out.")

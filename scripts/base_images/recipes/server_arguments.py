@@ -1,8 +1,8 @@
-"""What llama-server takes from its command line and environment, read from llama.cpp's source by a real C++ grammar.
+"""The arguments and environment variables of llama-server, read from llama.cpp's source with a real C++ grammar.
 
-`common_params_parser_init` of `common/arg.cpp` adds one `common_arg` per argument, and `common/common.h` has what the
-parameters start as. What neither file says is left as the source has it, such as the name of a constant, and an
-argument that is not understood is an error: none is left out in silence.
+`common_params_parser_init` of `common/arg.cpp` adds one `common_arg` per argument, and `common/common.h` initializes
+the parameters. Values that neither file defines stay as written, such as the name of a constant. An argument that
+cannot be read is an error: none is skipped silently.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from base_images.recipes import cpp_source
 from base_images.recipes.cpp_source import Code, Field, Scope, Value, children, code, every, part, shown, value_of
 
 ARGUMENTS, DEFAULTS = FILES = ("common/arg.cpp", "common/common.h")
-"""The two files of llama.cpp that say it."""
+"""The two files of llama.cpp that define them."""
 
 _INIT = "common_params_parser_init"
 _SERVER = Code(text="LLAMA_EXAMPLE_SERVER")
 _COMMON = Code(text="LLAMA_EXAMPLE_COMMON")
 
-_FROM_ENVIRONMENT = "common_arg::get_value_from_env"
 _NEGATION = ("LLAMA_ARG_", "LLAMA_ARG_NO_")
-"""What that function replaces in a variable's name, for an argument that can be turned off."""
+"""The replacement in a variable's name that turns an argument off (`common_arg::get_value_from_env`)."""
 
 _ON_OFF = {"is_truthy": "on", "is_falsey": "off", "is_autoy": "auto"}
-"""Functions of arg.cpp that take several spellings of a word, and the one that help texts use."""
+"""Functions of arg.cpp that accept several spellings of a word, and the spelling in help texts."""
 
 _APPENDS = {"push_back", "emplace_back", "insert"}
 _PRINTF = re.compile(r"%(?:%|[-+ #0]*\d*(?:\.\d+)?(?:hh?|ll?|z|j|t)?([a-zA-Z]))")
@@ -47,16 +46,16 @@ class Argument:
     Attributes:
         names: its spellings, such as `-c` and `--ctx-size`.
         negated: the spellings that turn it off, such as `--no-mmap`.
-        environment: its variables: that of `set_env`, and the LLAMA_ARG_NO_ form where it can be turned off.
-        hints: what its help calls its values, such as `N` or `{none,layer,row}`; empty where it takes none.
-        values: the words that its handler knows, or the constants of the table or the enum that it looks them up in;
-            else the words that its hint or its help text lists. It may take others beside them, such as a number.
-        default: what its help says after `default:`, with `params.x` replaced by what it starts as; empty where the
-            help does not say it, or says it by a function of another file.
-        parameter: the one parameter that it sets, such as `load_mode`; empty where there is not just one.
-        initial: what that starts as; empty where there is none.
-        condition: what the source makes it depend on, where that cannot be told from the source.
-        refused: what llama-server says instead, if all that it does with it is to end with an error.
+        environment: its variables: that of `set_env`, and the LLAMA_ARG_NO_ form if it can be turned off.
+        hints: the names of its values in its help, such as `N` or `{none,layer,row}`; empty if it takes none.
+        values: the words that its handler compares, or the constants of the table or enum that it looks them up in;
+            else the words that its hint or help text lists. It may accept others, such as a number.
+        default: the text after `default:` in its help, with `params.x` replaced by the initial value; empty if the
+            help states none, or uses a function of another file.
+        parameter: the one parameter that it sets, such as `load_mode`; empty if it sets none or several.
+        initial: the initial value of that parameter; empty without one.
+        condition: the condition in the source under which it is added, if the source alone does not decide it.
+        refused: the error message of llama-server, if the argument always ends in an error.
     """
 
     names: tuple[str, ...]
@@ -72,42 +71,42 @@ class Argument:
 
     @property
     def things(self) -> tuple[str, ...]:
-        """All that a person can type for it: every spelling and every variable."""
+        """Everything that names it: each spelling and each variable."""
         return (*self.names, *self.negated, *self.environment)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that its hints list, as `[on|off]` and `{none,layer,row}` do; `N` and `FILE` list none."""
+        """The values that its hints list, as in `[on|off]` and `{none,layer,row}`; `N` and `FILE` list none."""
         return _choices(self.hints)
 
     @property
     def takes(self) -> str:
-        """What its value is, in words."""
+        """Its values, in words."""
         words = f" ({', '.join(self.values)})" if self.values and not self.choices else ""
         return " ".join(self.hints) + words if self.hints else "no value"
 
     @property
     def is_there(self) -> str:
-        """When llama-server takes it, in words."""
+        """When llama-server accepts it, in words."""
         return f"only if {self.condition}" if self.condition else "always"
 
 
 def read(arg_cpp: str, common_h: str) -> tuple[Argument, ...]:
-    """Returns what llama-server takes, in the order of the source, with what it still knows but refuses.
+    """Returns the arguments of llama-server in source order, including those that it knows but refuses.
 
-    The rule is that of `add_opt` there: an argument is for llama-server if its examples have LLAMA_EXAMPLE_SERVER or
-    LLAMA_EXAMPLE_COMMON and its excludes do not have LLAMA_EXAMPLE_SERVER. Of an `if` or `#if` whose condition depends
-    on the build or the machine both branches count, and the argument has the condition.
+    As in `add_opt`, an argument belongs to llama-server if its examples include LLAMA_EXAMPLE_SERVER or
+    LLAMA_EXAMPLE_COMMON and its excludes do not include LLAMA_EXAMPLE_SERVER. Both branches of an `if` or `#if` count
+    if the build or the machine decides its condition; the argument then has that condition.
 
     Args:
         arg_cpp: `common/arg.cpp` of llama.cpp.
         common_h: `common/common.h` of the same commit.
 
     Raises:
-        SourceError: the text is not what llama.cpp's was so far; it says which line.
+        SourceError: the source differs from the known form; the error names the line.
     """
-    header = cpp_source.parse(common_h, DEFAULTS)
-    scope = Scope(cpp_source.parse(arg_cpp, ARGUMENTS), header, names={"ex": _SERVER})
+    header = cpp_source.parse(common_h)
+    scope = Scope(cpp_source.parse(arg_cpp), header, names={"ex": _SERVER})
     body = scope.functions.get(_INIT)
     if body is None:
         raise SourceError(f"{ARGUMENTS} has no {_INIT}, which its arguments were read from so far.")
@@ -117,9 +116,7 @@ def read(arg_cpp: str, common_h: str) -> tuple[Argument, ...]:
             cpp_source.require_whole(struct, DEFAULTS)
     if cpp_source.PARAMETERS not in scope.structs:
         raise SourceError(f"{DEFAULTS} has no struct {cpp_source.PARAMETERS}, which defaults were read from so far.")
-    environment = scope.functions.get(_FROM_ENVIRONMENT)
-    negates = environment is not None and f'"{_NEGATION[1]}"' in code(environment)
-    added = [_argument(call, condition, scope, negates=negates) for call, condition in _added(body, scope)]
+    added = (_argument(call, condition, scope) for call, condition in _added(body, scope))
     taken = tuple(argument for argument in added if argument)
     if not taken:
         raise SourceError(f"{ARGUMENTS} adds no argument in {_INIT}, where they all were so far.")
@@ -127,11 +124,9 @@ def read(arg_cpp: str, common_h: str) -> tuple[Argument, ...]:
 
 
 def _added(node: Node, scope: Scope, condition: str = "") -> Iterator[tuple[Node, str]]:
-    """Yields the calls of add_opt that llama-server reaches or may reach, with the condition; assignments are noted."""
+    """Yields the calls of add_opt that llama-server may reach, with their condition; notes assignments in `scope`."""
     branches = [(child, condition) for child in children(node)]
     match node.type:
-        case "lambda_expression":
-            return
         case "call_expression" if part(node, "function") == "add_opt":
             yield node, condition
             return
@@ -140,8 +135,8 @@ def _added(node: Node, scope: Scope, condition: str = "") -> Iterator[tuple[Node
         case "if_statement" | "preproc_if" | "preproc_ifdef" | "preproc_elif":
             alternative, holds = node.child_by_field_name("alternative"), scope.holds(node)
             clause = node.child_by_field_name("condition") or node.child_by_field_name("name") or node
-            says = part(clause, "value") or code(clause)
-            met, unmet = (" and ".join(filter(None, (condition, one))) for one in (says, f"not ({says})"))
+            says = "not " * (node.children[0].type == "#ifndef") + (part(clause, "value") or code(clause))
+            met, unmet = (" and ".join(filter(None, (condition, text))) for text in (says, f"not ({says})"))
             if holds is None:
                 branches = [(child, unmet if child == alternative else met) for child, _ in branches]
             else:
@@ -152,13 +147,13 @@ def _added(node: Node, scope: Scope, condition: str = "") -> Iterator[tuple[Node
         yield from _added(child, scope, depends)
 
 
-def _argument(call: Node, condition: str, scope: Scope, *, negates: bool) -> Argument | None:
-    """Returns the argument that a call of add_opt adds; None if it is not one of llama-server's."""
+def _argument(call: Node, condition: str, scope: Scope) -> Argument | None:
+    """Returns the argument that a call of add_opt adds; None if llama-server does not have it."""
     where = f"{ARGUMENTS} line {call.start_point.row + 1}"
     setters: dict[str, tuple[Value, ...]] = {}
     made = (_given(call) or [call])[0]
     while (chain := made.child_by_field_name("function")) and chain.type == "field_expression":
-        setters[part(chain, "field")] = tuple(value_of(one, scope) for one in _given(made))
+        setters[part(chain, "field")] = tuple(value_of(argument, scope) for argument in _given(made))
         made = chain.children[0]
     given = _given(made)
     if part(made, "function") != "common_arg" or len(given) < 3:  # noqa: PLR2004  # names, help text and handler
@@ -169,26 +164,27 @@ def _argument(call: Node, condition: str, scope: Scope, *, negates: bool) -> Arg
     )
     if not {_SERVER, _COMMON} & {*examples} or _SERVER in excludes:
         return None
-    names, *between = (value_of(one, scope) for one in given[:-2])
+    names, *between = (value_of(argument, scope) for argument in given[:-2])
     negated = between.pop(0) if between and isinstance(between[0], tuple) else ()
     variables = _texts(setters.get("set_env", ()), where)
-    if negated and negates:
-        variables = tuple(dict.fromkeys((*variables, *(one.replace(*_NEGATION) for one in variables))))
+    if negated:
+        variables = tuple(dict.fromkeys((*variables, *(variable.replace(*_NEGATION) for variable in variables))))
     handler, (text, values) = given[-1], _help(given[-2], scope)
     path, initial = _parameter(handler, scope)
     hints = tuple(map(shown, between))
-    refusals = [_given(one) for one in every(handler, "call_expression") if part(one, "function") == "arg_removed"]
+    listed = tuple(word for words in _LISTED.findall(text) for word in words.split(", "))
+    refusals = [_given(node) for node in every(handler, "call_expression") if part(node, "function") == "arg_removed"]
     return Argument(
         names=_texts(names, where),
         negated=_texts(negated, where),
         environment=variables,
         hints=hints,
-        values=hints and (_values(handler, path, scope) or _choices(hints) or _listed(text)),
+        values=hints and (_values(handler, path, scope) or _choices(hints) or listed),
         default=stated(text, values),
         parameter=".".join(path),
         initial=shown(initial) if path else "",
         condition=condition,
-        refused=shown(tuple(value_of(one, scope) for given in refusals for one in given)) if refusals else "",
+        refused=shown(tuple(value_of(node, scope) for given in refusals for node in given)) if refusals else "",
     )
 
 
@@ -203,54 +199,38 @@ def _list(value: Value, where: str) -> tuple[Value, ...]:
 
 
 def _texts(value: Value, where: str) -> tuple[str, ...]:
-    texts = tuple(one for one in _list(value, where) if isinstance(one, str))
+    texts = tuple(text for text in _list(value, where) if isinstance(text, str))
     if texts != value:
         raise SourceError(f"{where}: not every name of {shown(value)} is a literal.")
     return texts
 
 
 def _choices(hints: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(one for hint in hints if _CHOICES.fullmatch(hint) for one in re.findall(_WORD, hint))
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    """Returns the values that a help text lists, as in `available tools: a, b`."""
-    return tuple(one for listed in _LISTED.findall(text) for one in listed.split(", "))
+    return tuple(word for hint in hints if _CHOICES.fullmatch(hint) for word in re.findall(_WORD, hint))
 
 
 # Help texts.
 
 
 def _help(node: Node, scope: Scope) -> tuple[str, tuple[Value, ...]]:
-    """Returns a help text as printf takes it: its format and its values."""
-    inner = children(node)
-    match node.type:
-        case "conditional_expression" if (holds := scope.holds(node)) is not None:
-            return _help(inner[1 if holds else 2], scope)
-        case "parenthesized_expression":
-            return _help(inner[0], scope)
-        case "call_expression" if code(inner[0]) == "string_format":
-            form, *values = _given(node)
-            text = value_of(form, scope)
-            return (text if isinstance(text, str) else "", tuple(value_of(one, scope) for one in values))
-        case "binary_expression":
-            (left, first), (right, second) = (_help(one, scope) for one in inner)
-            return left + right, first + second
-        case _:
-            text = value_of(node, scope)
-            return (text.replace("%", "%%") if isinstance(text, str) else "", ())
+    """Returns the printf format of a help text and its values."""
+    if part(node, "function") == "string_format":
+        text, *values = (value_of(argument, scope) for argument in _given(node))
+        return (text if isinstance(text, str) else "", tuple(values))
+    text = value_of(node, scope)
+    return (text.replace("%", "%%") if isinstance(text, str) else "", ())
 
 
 def stated(text: str, values: tuple[Value, ...] = ()) -> str:
-    """Returns what a help text says after its first `default:`, without quotes; empty where it says nothing.
+    """Returns the text after the first `default:` of a help text, without quotes; empty if there is none.
 
-    It ends at a comma, a semicolon, a closing bracket, the end of a sentence or line, and where an explanation follows,
-    as in `0 = unlimited`. A value is put in afterwards, so that it may hold commas; one that cannot be worked out
-    leaves the default unsaid.
+    It ends at a comma, a semicolon, a closing bracket, the end of a sentence or line, or an explanation as in
+    `0 = unlimited`. Values are filled in afterwards, so they may contain commas; with a value that cannot be evaluated
+    the result is empty.
 
     Args:
-        text: the help text as printf takes it.
-        values: for printf.
+        text: the help text, as a printf format.
+        values: the values for the format.
     """
     found = _DEFAULT.search(text)
     if not found:
@@ -263,13 +243,13 @@ def stated(text: str, values: tuple[Value, ...] = ()) -> str:
         end += 1
     phrase = " ".join(text[found.end() : end].split())
     before, within = (
-        sum(1 for one in _PRINTF.finditer(one_part) if one[1]) for one_part in (text[: found.end()], phrase)
+        sum(1 for conversion in _PRINTF.finditer(piece) if conversion[1]) for piece in (text[: found.end()], phrase)
     )
     used = values[before : before + within]
-    if any(isinstance(one, Code) and not (one.is_constant or one.is_parameter) for one in used):
+    if any(isinstance(value, Code) and not (value.is_constant or value.is_parameter) for value in used):
         return ""
-    words = iter([shown(one) for one in used])
-    filled = _PRINTF.sub(lambda one: next(words, one[0]) if one[1] else "%", phrase)
+    words = iter([shown(value) for value in used])
+    filled = _PRINTF.sub(lambda conversion: next(words, conversion[0]) if conversion[1] else "%", phrase)
     quote = filled[:1]
     return (filled[1:].partition(quote)[0] if quote in {"'", '"'} else filled) or "empty"
 
@@ -278,18 +258,18 @@ def stated(text: str, values: tuple[Value, ...] = ()) -> str:
 
 
 def _value_name(handler: Node) -> tuple[str, str]:
-    """Returns the type and the name of what a handler is given beside the parameters; empty where that is nothing."""
-    *given, _ = cpp_source.descendants(handler, "parameter_declaration", "compound_statement")
-    if handler.type != "lambda_expression" or len(given) < 2:  # noqa: PLR2004  # the parameters, and a value
+    """Returns the type and the name of the value that a handler takes beside `params`; empty if it takes none."""
+    given = [*cpp_source.descendants(handler, "parameter_declaration", "compound_statement")][:-1]
+    if len(given) < 2:  # noqa: PLR2004  # `params`, and a value
         return "", ""
-    return part(given[1], "type"), next((code(one) for one in every(given[1], "identifier")), "")
+    return part(given[1], "type"), next((code(node) for node in every(given[1], "identifier")), "")
 
 
 def _parameter(handler: Node, scope: Scope) -> tuple[tuple[str, ...], Value]:
-    """Returns the path of the one parameter that a handler sets, and what that starts as; empty where there is none.
+    """Returns the path of the one parameter that a handler sets, and its initial value; empty unless it sets just one.
 
-    A flag that sets one of several values, such as one mode of three, is not the parameter's argument. Neither is what
-    takes a value and notes only that it was there.
+    A flag that sets one of several values, such as one mode of three, does not count, nor does a handler that takes a
+    value and only sets a flag.
     """
     kind, name = _value_name(handler)
     set_to: dict[tuple[str, ...], set[str]] = {}
@@ -313,7 +293,7 @@ def _parameter(handler: Node, scope: Scope) -> tuple[tuple[str, ...], Value]:
 
 
 def _values(handler: Node, path: tuple[str, ...], scope: Scope) -> tuple[str, ...]:
-    """Returns the words that a handler of a text knows, by itself or by a table or an enum that it looks them up in."""
+    """Returns the words that a handler of text compares, or looks up in a table or an enum."""
     kind, name = _value_name(handler)
     if kind != "std::string":
         return ()
@@ -325,13 +305,13 @@ def _values(handler: Node, path: tuple[str, ...], scope: Scope) -> tuple[str, ..
             words.append(_ON_OFF[function])
         elif function in scope.functions:
             looked_at = map(code, every(scope.functions[function], "identifier"))
-            tables += [scope.tables[one] for one in looked_at if one in scope.tables]
+            tables += [scope.tables[name] for name in looked_at if name in scope.tables]
         elif part(node, "operator") == "==" and name in map(code, sides):
-            words += [text for one in sides if isinstance(text := value_of(one, scope), str) and text]
+            words += [text for side in sides if isinstance(text := value_of(side, scope), str) and text]
     field = scope.field(path)
     if not words and tables and tables[0].initializer:
         constants = value_of(tables[0].initializer, scope)
-        words = [shown(cpp_source.spelled(one, tables[0].type)) for one in _list(constants, ARGUMENTS)]
+        words = [shown(cpp_source.spelled(constant, tables[0].type)) for constant in _list(constants, ARGUMENTS)]
     elif not words and field:
-        words = [one for one in scope.enums.get(field.type, ()) if not one.endswith("_COUNT")]
+        words = [constant for constant in scope.enums.get(field.type, ()) if not constant.endswith("_COUNT")]
     return tuple(dict.fromkeys(words))

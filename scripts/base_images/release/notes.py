@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from base_images import variants
-from base_images.recipes import consumer
+from base_images.recipes import consumer, markdown
 from base_images.release.record import Record, Status
 from base_images.settings import Settings
 
@@ -20,9 +19,6 @@ TEMPLATE = "release.md.jinja"
 
 WORKFLOW = ".github/workflows/variant.yml"
 """What signs the images."""
-
-_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$#]")
-"""What could begin something else than text (CommonMark 0.31, and GitHub's tables, strike-through, mathematics)."""
 
 
 def as_markdown(record: Record, settings: Settings) -> str:
@@ -50,21 +46,13 @@ def signer(record: Record, settings: Settings) -> str:
 
 
 def text(value: str) -> Markup:
-    """Returns a value as one line of Markdown that reads as it is, also in a table; what backquotes are around is code.
-
-    Nothing begins there in code, so it may be anybody's text.
-    """
-    parts = re.split(r"`([^`]+)`", " ".join(value.split()))
-    escaped = [code(part) if number % 2 else _SPECIAL.sub(r"\\\g<0>", part) for number, part in enumerate(parts)]
-    return Markup("".join(escaped))  # noqa: S704 - it is escaped, for Markdown
+    """Returns `markdown.text`, marked as escaped."""
+    return Markup(markdown.text(value))  # noqa: S704 - it is escaped, for Markdown
 
 
 def code(value: str) -> Markup:
-    """Returns a value as code of one line in Markdown, in a table."""
-    line = " ".join(value.split()).replace("|", r"\|")
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    space = " " if "`" in line else ""
-    return Markup(f"{fence}{space}{line}{space}{fence}")  # noqa: S704 - likewise
+    """Returns `markdown.code` for a table, marked as escaped."""
+    return Markup(markdown.code(value, in_table=True))  # noqa: S704 - likewise
 
 
 def _passed(ok: bool | None) -> str:

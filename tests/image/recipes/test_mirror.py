@@ -14,7 +14,8 @@ from base_images.errors import SourceError
 from base_images.progress import silent
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes import mirror
-from tests.unit.recipes.test_mirror import lost_words, unexplained
+from tests.unit.recipes.test_facts import lost_words
+from tests.unit.recipes.test_mirror import unexplained
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +33,15 @@ def test_our_recipes_mirror_the_pin(tree: Path) -> None:
     assert report.upstream_only == ("openvino", "s390x", "zendnn")
 
 
-# What upstream may do to each of its files, and what must be said of it beside the difference itself.
+# Changes of upstream's files and the expected keys.
 MUTATIONS: tuple[tuple[str, str, str, list[str]], ...] = (
     (
         "cuda",
         "CUDA_DOCKER_ARCH=default",
         "CUDA_DOCKER_ARCH=all",
-        [
-            "! build: arg CUDA_DOCKER_ARCH: all -> no value",
-            "stale ! build: arg CUDA_DOCKER_ARCH: default -> no value",
-        ],
+        ["! build: arg CUDA_DOCKER_ARCH: all -> no value", "stale ! build: arg CUDA_DOCKER_ARCH: default -> no value"],
     ),
-    (
-        "cuda",
-        "-DGGML_CUDA=ON",
-        "-DGGML_CUDA=ON -DGGML_CUDA_FA=OFF",
-        ["- build: cmake build -DGGML_CUDA_FA = OFF"],
-    ),
+    ("cuda", "-DGGML_CUDA=ON", "-DGGML_CUDA=ON -DGGML_CUDA_FA=OFF", ["- build: cmake build -DGGML_CUDA_FA = OFF"]),
     ("rocm", "-DGGML_HIP=ON", "-DGGML_HIP=ON -DGGML_NATIVE=OFF", ["- build: cmake build -DGGML_NATIVE = OFF"]),
     (
         "rocm",
@@ -81,7 +74,7 @@ MUTATIONS: tuple[tuple[str, str, str, list[str]], ...] = (
 
 
 @pytest.mark.parametrize(("name", "old", "new", "expected"), MUTATIONS)
-def test_what_upstream_changes_in_any_file_is_seen(
+def test_a_change_of_any_upstream_file_is_reported(
     tree: Path, name: str, old: str, new: str, expected: list[str]
 ) -> None:
     upstream = mirror.upstream_texts(tree)
@@ -95,7 +88,7 @@ def test_what_upstream_changes_in_any_file_is_seen(
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])
-def test_upstreams_files_are_read_without_loss(tree: Path, name: str) -> None:
+def test_facts_lose_no_word_of_upstreams_files(tree: Path, name: str) -> None:
     text = mirror.upstream_texts(tree)[name]
     facts = recipe_facts.read(text, name)
     assert lost_words(text, facts) == set()
@@ -152,14 +145,14 @@ def test_upstreams_files_are_read_without_loss(tree: Path, name: str) -> None:
         ),
     ],
 )
-def test_what_each_of_the_others_says(tree: Path, name: str, facts: tuple[str, ...]) -> None:
-    said = {str(fact) for fact in recipe_facts.read(mirror.upstream_texts(tree)[name], name)}
-    assert set(facts) <= said
+def test_facts_of_each_upstream_file(tree: Path, name: str, facts: tuple[str, ...]) -> None:
+    found = {str(fact) for fact in recipe_facts.read(mirror.upstream_texts(tree)[name], name)}
+    assert set(facts) <= found
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in variants.VARIANTS])
-def test_every_line_of_upstreams_files_counts(tree: Path, name: str) -> None:
-    """Leaving out any line of a file that is compared is seen, or makes it unreadable."""
+def test_every_line_of_upstreams_files_matters(tree: Path, name: str) -> None:
+    """A file without any one of its compared lines has other facts, or cannot be read."""
     text = mirror.upstream_texts(tree)[name]
     whole = mirror.upstream_facts(text, name)
     lines = text.splitlines()

@@ -1,4 +1,4 @@
-"""Recipes run from end to end with stand-ins for the tools that no package mirror has: all but what the tools do.
+"""Recipes built from end to end, with stand-ins for the tools that no package mirror has.
 
 A stand-in leaves its arguments where its output would be, and real ELF files of the base image for what is compiled.
 """
@@ -82,12 +82,7 @@ def build(engine: Engine, files: Mapping[str, str], dockerfile: str, arguments: 
             tar.addfile(member, io.BytesIO(content.encode()))
     context.seek(0)
     stream = engine.build(
-        context,
-        dockerfile=dockerfile,
-        target=target,
-        arguments=arguments,
-        labels={},
-        platform=engine.platform().docker,
+        context, dockerfile=dockerfile, target=target, arguments=arguments, labels={}, platform=engine.platform().docker
     )
     with contextlib.closing(stream):
         [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
@@ -159,7 +154,7 @@ def test_a_recipe_from_end_to_end(engine: Engine, built: Built) -> None:
     assert json.loads(run(engine, built, "cat", "/app/version.json"))["toolkit"] == toolkit
 
 
-def test_what_a_recipe_asks_of_cmake(engine: Engine, built: Built) -> None:
+def test_the_cmake_arguments_of_a_recipe(engine: Engine, built: Built) -> None:
     triple = engine.platform().triple
     own = run(engine, built, "cat", f"/app/bin/{triple}/{built.variant.name}/arguments.so.txt").split()
     cpu = run(engine, built, "cat", f"/app/bin/{triple}/cpu/arguments.so.txt").split()

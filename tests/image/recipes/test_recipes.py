@@ -1,4 +1,4 @@
-"""What recipes offer beyond the image that is published."""
+"""Options of recipes that no published image uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from base_images.labels import Label
 
 @pytest.fixture
 def with_an_extra_package(engine: Engine, cpu_image: Image, tmp_path: Path) -> Iterator[str]:
-    """The stage `base` of the cpu recipe, on the same base as the image at hand."""
+    """The stage `base` of the cpu recipe, on the same base as the cpu image."""
     with tempfile.TemporaryFile() as tar:
         context.write(tar, root=settings.ROOT, source=tmp_path)
         tar.seek(0)

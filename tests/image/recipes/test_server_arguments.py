@@ -1,4 +1,4 @@
-"""What is read from the source of the pin against what the server built of it says of itself."""
+"""The arguments read from the pin's source, compared with the help of the server built from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from base_images.recipes import server_arguments
 from base_images.recipes.server_arguments import Argument
 
 HELP_COLUMN = 40
-"""Where common_arg::to_string begins the help text."""
+"""The column where common_arg::to_string begins the help text."""
 
 
 class Said(NamedTuple):
@@ -42,11 +42,11 @@ def arguments(cpu_image: Image) -> tuple[Argument, ...]:
 
 
 @pytest.fixture(scope="module")
-def said(engine: Engine, cpu_image: Image) -> dict[tuple[str, ...], Said]:
+def printed_help(engine: Engine, cpu_image: Image) -> dict[tuple[str, ...], Said]:
     done = engine.probe(ContainerSpec(image=cpu_image.id, command=("--help",)))
     assert done.exit_code == 0, done.output
     found = [_said(block) for block in re.split(r"\n(?=-\S)|\n\n", done.stdout) if re.match(r"-(?!----)", block)]
-    return {one.names: one for one in found}
+    return {printed.names: printed for printed in found}
 
 
 def _said(block: str) -> Said:
@@ -64,17 +64,17 @@ def spellings(argument: Argument) -> tuple[str, ...]:
 
 
 def test_names_and_variables_are_those_that_the_server_prints(
-    arguments: tuple[Argument, ...], said: dict[tuple[str, ...], Said]
+    arguments: tuple[Argument, ...], printed_help: dict[tuple[str, ...], Said]
 ) -> None:
-    printed = {names: one.environment for names, one in said.items()}
-    read = {spellings(one): one.environment[:1] for one in arguments}
-    conditional = {spellings(one) for one in arguments if one.condition}
+    printed = {names: printed.environment for names, printed in printed_help.items()}
+    read = {spellings(argument): argument.environment[:1] for argument in arguments}
+    conditional = {spellings(argument) for argument in arguments if argument.condition}
     assert len(printed) > 200
     assert {names: read[names] for names in read if names in printed or names not in conditional} == printed
 
 
 @pytest.mark.parametrize(("variable", "is_read"), [("LLAMA_ARG_NO_JINJA", True), ("LLAMA_ARG_NO_SUCH", False)])
-def test_the_form_that_turns_off_is_read(engine: Engine, cpu_image: Image, variable: str, *, is_read: bool) -> None:
+def test_the_negated_variable_is_read(engine: Engine, cpu_image: Image, variable: str, *, is_read: bool) -> None:
     command = ("--no-jinja", "--version")
     done = engine.probe(ContainerSpec(image=cpu_image.id, command=command, environment={variable: "1"}))
     assert done.exit_code == 0, done.output
@@ -82,35 +82,36 @@ def test_the_form_that_turns_off_is_read(engine: Engine, cpu_image: Image, varia
 
 
 def test_hints_and_values_are_those_that_the_server_prints(
-    arguments: tuple[Argument, ...], said: dict[tuple[str, ...], Said]
+    arguments: tuple[Argument, ...], printed_help: dict[tuple[str, ...], Said]
 ) -> None:
     compared = 0
-    for one in arguments:
-        printed = said.get(spellings(one))
+    for argument in arguments:
+        printed = printed_help.get(spellings(argument))
         if printed is None:
-            assert one.condition
-        elif any(hint.endswith("()") for hint in one.hints):  # a function of another file: a list of an enum's names
-            assert len(printed.hints.split(",")) == len(one.values), one
+            assert argument.condition
+        elif any(hint.endswith("()") for hint in argument.hints):
+            # A function of another file lists the names of an enum.
+            assert len(printed.hints.split(",")) == len(argument.values), argument
         else:
-            assert " ".join(one.hints) == printed.hints, one
+            assert " ".join(argument.hints) == printed.hints, argument
             if listed := re.search(r"allowed values: ([\w, ]+) \(", printed.text):
-                assert tuple(listed[1].split(", ")) == one.values
+                assert tuple(listed[1].split(", ")) == argument.values
                 compared += 1
     assert compared
 
 
 def test_defaults_are_those_that_the_server_prints(
-    arguments: tuple[Argument, ...], said: dict[tuple[str, ...], Said]
+    arguments: tuple[Argument, ...], printed_help: dict[tuple[str, ...], Said]
 ) -> None:
     wrong = []
-    for one in arguments:
-        if printed := said.get(spellings(one)):
+    for argument in arguments:
+        if printed := printed_help.get(spellings(argument)):
             text = printed.text.partition("(env: ")[0]
             states = server_arguments.stated(text.replace("%", "%%"))
-            read = one.default or (one.initial if states else "")
+            read = argument.default or (argument.initial if states else "")
             # Of a constant that the help prints as a number, or by a function of another file, the name is read.
             if not (_same(read, states) or re.fullmatch(r"[A-Z_]+(, [A-Z_]+)*", read)):
-                wrong.append((one.names, read, states))
+                wrong.append((argument.names, read, states))
     assert wrong == []
 
 

@@ -1,4 +1,4 @@
-"""`dockerfiles/vendor-libraries` on a small toolkit: a packaged program whose libraries lie where a vendor's would."""
+"""`dockerfiles/vendor-libraries` on a small toolkit: a packaged program with its libraries in a vendor's directory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ REGISTERED = "./etc/ld.so.conf.d/000-vendor-libraries.conf"
 
 
 def build(engine: Engine, base: str, **arguments: str) -> str:
-    """Returns the id of an image that has the payload and what it needs of the toolkit."""
+    """Returns the id of an image with the payload and its libraries from the toolkit."""
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, content in (("Dockerfile", TOOLKIT.encode()), ("vendor-libraries", SCRIPT.read_bytes())):
@@ -80,7 +80,7 @@ def base(cpu_image: Image) -> str:
 
 @pytest.fixture(params=["slim", "toolkit"])
 def image(engine: Engine, base: str, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """The payload on a base without the toolkit, and on one that has it and does not register it."""
+    """The payload on a base without the toolkit, and on one where the toolkit is not registered."""
     image_id = build(engine, base, RUNTIME=request.param)
     yield request.param, image_id
     engine.remove_image(image_id)
@@ -118,13 +118,13 @@ def test_the_payload_finds_its_libraries(engine: Engine, image: tuple[str, str])
         }
 
 
-def test_a_library_that_is_nowhere_fails_the_build(engine: Engine, base: str) -> None:
+def test_a_missing_library_fails_the_build(engine: Engine, base: str) -> None:
     with pytest.raises(BuildError, match="vendor-libraries") as failed:
         build(engine, base, BREAK="rm /opt/toolkit/lib/libonig.so.5")
     assert "libonig.so.5 => not found" in failed.value.detail
 
 
-def test_what_a_library_opens_has_to_be_there(engine: Engine, base: str) -> None:
+def test_a_missing_file_that_a_library_opens_fails_the_build(engine: Engine, base: str) -> None:
     with pytest.raises(BuildError, match="vendor-libraries") as failed:
         build(engine, base, BREAK="rm /opt/toolkit/device.spv")
     assert "/opt/toolkit-1/device.spv" in failed.value.detail

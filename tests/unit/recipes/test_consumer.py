@@ -1,4 +1,4 @@
-"""What BodhiApp does with the images, as data; its arguments; and a checkout of it against the data."""
+"""The consumer's data, its arguments, and a checkout of it compared with the data."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ VARIANTS = pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda vari
 
 
 @VARIANTS
-def test_every_variant_has_a_dockerfile_that_looks_where_the_table_says(variant: variants.Variant) -> None:
-    said = DATA.dockerfiles[variant.name]
-    assert said.image == f"{settings.load().registry}:{versions.latest_tag(variant.name)}"
-    assert said.directories == variant.directories
+def test_every_variant_has_a_dockerfile_with_the_directories_of_the_table(variant: variants.Variant) -> None:
+    dockerfile = DATA.dockerfiles[variant.name]
+    assert dockerfile.image == f"{settings.load().registry}:{versions.latest_tag(variant.name)}"
+    assert dockerfile.directories == variant.directories
     assert dict(DATA.starts(variant.name)).keys() == set(variant.directories)
-    assert said.settings["BODHI_EXEC_LOOKUP_PATH"] == "/app/bin"
+    assert dockerfile.settings["BODHI_EXEC_LOOKUP_PATH"] == "/app/bin"
 
 
-def test_the_volumes_belong_to_the_user_that_the_images_have() -> None:
+def test_the_volumes_belong_to_the_user_of_the_images() -> None:
     assert DATA.volume_owner == rows_layout.LLAMA_ID
     assert set(DATA.volumes) == {DATA.dockerfiles["cpu"].settings[name] for name in ("BODHI_HOME", "HF_HOME")}
 
 
 @VARIANTS
-def test_what_works_has_no_argument_that_is_refused(variant: variants.Variant) -> None:
+def test_working_arguments_have_no_refused_one(variant: variants.Variant) -> None:
     refused = {refusal.argument: refusal for refusal in DATA.refusals_of(variant.name)}
     for directory, passed in DATA.starts(variant.name):
         works = DATA.working(variant.name, directory)
@@ -60,7 +60,7 @@ def test_the_cpu_arguments_are_those_of_the_user_guide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("[server]", "[server", "is not valid TOML"),
         ("attempts = 300\n", "", "lacks something, or has it in another form"),
@@ -73,17 +73,17 @@ def test_the_cpu_arguments_are_those_of_the_user_guide() -> None:
         ),
     ],
 )
-def test_data_that_cannot_be_used_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_invalid_data_is_a_usage_error(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / consumer.FILE
     path.parent.mkdir()
     text = (settings.ROOT / consumer.FILE).read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         consumer.load(tmp_path)
 
 
-def test_no_data_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_data_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"consumer\.toml cannot be read \(No such file or directory\): restore it"):
         consumer.load(tmp_path)
 
@@ -91,7 +91,7 @@ def test_no_data_is_one_sentence(tmp_path: Path) -> None:
 # --- arguments ---
 
 
-def test_options_with_their_values() -> None:
+def test_grouping_options_with_their_values() -> None:
     words = ("--n-gpu-layers", "-1", "--flash-attn", "--batch-size", "2048", "-fa", "on", "--no-mmap")
     assert consumer.grouped(words) == [
         ("--n-gpu-layers", "-1"),
@@ -111,7 +111,7 @@ FLASH = Refusal(
 
 
 @pytest.mark.parametrize(
-    ("said", "argument"),
+    ("output", "argument"),
     [
         ("error: invalid argument: --no-mmap\n", "--no-mmap"),
         ("warn: x\nerror: unknown argument: -zz\nmore", "-zz"),
@@ -120,13 +120,13 @@ FLASH = Refusal(
         ("", None),
     ],
 )
-def test_the_argument_that_a_server_says_it_refuses(said: str, argument: str | None) -> None:
-    found = consumer.refused(said)
+def test_the_refused_argument_in_the_output_of_a_server(output: str, argument: str | None) -> None:
+    found = consumer.refused(output)
     assert (found.argument if found else None) == argument
 
 
 def server(refusing: Iterable[str], needing_value: Iterable[str] = ()) -> Callable[[tuple[str, ...]], tuple[int, str]]:
-    """Answers as llama.cpp's parser does: at the first argument that it does not take."""
+    """Answers as llama.cpp's parser: refuses the first unknown argument."""
 
     def run(words: tuple[str, ...]) -> tuple[int, str]:
         for group in consumer.grouped(words):
@@ -139,10 +139,10 @@ def server(refusing: Iterable[str], needing_value: Iterable[str] = ()) -> Callab
     return run
 
 
-def test_every_refusal_is_found_though_the_server_names_one_at_a_time() -> None:
+def test_ask_finds_every_refusal() -> None:
     words = ("--jinja", "--flash-attn", "--no-mmap", "--threads", "4", "--mlock")
     answer = consumer.ask("cuda", words, [FLASH], server({"--no-mmap", "--mlock"}, {"--flash-attn"}))
-    assert [one.argument for one in answer.refused] == ["--flash-attn", "--no-mmap", "--mlock"]
+    assert [refusal.argument for refusal in answer.refused] == ["--flash-attn", "--no-mmap", "--mlock"]
     assert answer.failure == ""
     judged = consumer.judge([answer], [FLASH])
     assert [sentence.partition(",")[0] for sentence in judged.findings] == [
@@ -152,18 +152,18 @@ def test_every_refusal_is_found_though_the_server_names_one_at_a_time() -> None:
     assert len(judged.known) == 1
 
 
-def test_what_should_work_instead_and_does_not_is_a_failure_and_no_endless_loop() -> None:
+def test_a_refused_replacement_is_a_failure() -> None:
     answer = consumer.ask("cuda", ("--flash-attn",), [FLASH], server({"--flash-attn"}))
     assert answer.failure == "error: invalid argument: --flash-attn"
     assert "does not start with BodhiApp's arguments" in consumer.judge([answer], [FLASH]).findings[0]
 
 
-@pytest.mark.parametrize(("said", "failure"), [("a\nno such file\n", "no such file"), ("", "exit code 127")])
-def test_a_server_that_fails_for_another_reason(said: str, failure: str) -> None:
-    assert consumer.ask("cpu", ("--jinja",), [], lambda _: (127, said)).failure == failure
+@pytest.mark.parametrize(("output", "failure"), [("a\nno such file\n", "no such file"), ("", "exit code 127")])
+def test_a_server_that_fails_for_another_reason(output: str, failure: str) -> None:
+    assert consumer.ask("cpu", ("--jinja",), [], lambda _: (127, output)).failure == failure
 
 
-def test_a_record_of_what_is_refused_no_longer_fails() -> None:
+def test_an_outdated_refusal_record_is_a_finding() -> None:
     taken = consumer.ask("cuda", ("--flash-attn",), [FLASH], server(()))
     [finding] = consumer.judge([taken], [FLASH]).findings
     assert finding == (
@@ -194,7 +194,7 @@ def edit(checkout: Path, name: str, old: str, new: str) -> None:
     path.write_text(re.sub(old, new, text), encoding="utf-8")
 
 
-def test_a_checkout_as_the_data_says(checkout: Path) -> None:
+def test_a_checkout_that_matches_the_data(checkout: Path) -> None:
     assert changes(checkout) == []
     read = consumer_checkout.read(checkout, DATA)
     assert read.unreadable == ()
@@ -233,13 +233,13 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "what"), [one[1:] for one in MUTATIONS], ids=[one[0] for one in MUTATIONS]
+    ("name", "old", "new", "what"), [case[1:] for case in MUTATIONS], ids=[case[0] for case in MUTATIONS]
 )
 def test_a_change_is_reported(checkout: Path, name: str, old: str, new: str, what: str) -> None:
     edit(checkout, name, old, new)
     found = changes(checkout)
-    assert any(one.what.startswith(what) and one.where == (name,) for one in found), found
-    assert len({one.what for one in found}) == len(found)
+    assert any(change.what.startswith(what) and change.where == (name,) for change in found), found
+    assert len({change.what for change in found}) == len(found)
 
 
 HARMLESS = [
@@ -257,25 +257,27 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "old", "new"), [one[1:] for one in HARMLESS], ids=[one[0] for one in HARMLESS])
-def test_what_changes_nothing_is_not_reported(checkout: Path, name: str, old: str, new: str) -> None:
+@pytest.mark.parametrize(("name", "old", "new"), [case[1:] for case in HARMLESS], ids=[case[0] for case in HARMLESS])
+def test_equivalent_forms_are_not_reported(checkout: Path, name: str, old: str, new: str) -> None:
     edit(checkout, name, old, new)
     assert changes(checkout) == []
 
 
-def test_the_same_change_in_all_dockerfiles_is_one(checkout: Path) -> None:
+def test_the_same_change_in_all_dockerfiles_is_reported_once(checkout: Path) -> None:
     for name in DATA.dockerfiles:
         edit(checkout, name, "--jinja --no-webui", "--jinja")
-    same = [one for one in changes(checkout) if one.after == "--jinja"]
-    assert [one.where for one in same] == [tuple(name for name in DATA.dockerfiles if name not in {"rocm", "vulkan"})]
+    same = [change for change in changes(checkout) if change.after == "--jinja"]
+    assert [change.where for change in same] == [
+        tuple(name for name in DATA.dockerfiles if name not in {"rocm", "vulkan"})
+    ]
 
 
-def test_a_variant_that_is_new_or_gone(checkout: Path) -> None:
+def test_a_new_and_a_removed_dockerfile(checkout: Path) -> None:
     devops = checkout / "devops"
     shutil.copy(devops / "cuda.Dockerfile", devops / "cuda13.Dockerfile")
     edit(checkout, "cuda13", "latest-cuda", "latest-cuda13")
     (devops / "musa.Dockerfile").unlink()
-    found = {one.where: (one.before, one.after) for one in changes(checkout)}
+    found = {change.where: (change.before, change.after) for change in changes(checkout)}
     assert found == {
         ("cuda13",): ("", "FROM ghcr.io/bodhisearch/llama.cpp:latest-cuda13"),
         ("musa",): ("FROM ghcr.io/bodhisearch/llama.cpp:latest-musa", ""),
@@ -290,7 +292,7 @@ def test_a_variant_that_is_new_or_gone(checkout: Path) -> None:
         ("/health", "/healthz", "health"),
     ],
 )
-def test_what_starts_the_server_is_watched_too(checkout: Path, old: str, new: str, what: str) -> None:
+def test_a_change_of_the_server_source_is_reported(checkout: Path, old: str, new: str, what: str) -> None:
     path = checkout / "crates/llama_server_proc/src/server.rs"
     path.write_text(path.read_text().replace(old, new))
     [change] = changes(checkout)
@@ -298,16 +300,16 @@ def test_what_starts_the_server_is_watched_too(checkout: Path, old: str, new: st
     path.write_text(f"// a comment\n{path.read_text().replace(new, old)}")
     assert changes(checkout) == []
     path.unlink()
-    assert {one.after for one in changes(checkout)} == {""}
+    assert {change.after for change in changes(checkout)} == {""}
 
 
-def test_a_dockerfile_that_cannot_be_read_is_one_sentence_and_hides_no_other(checkout: Path) -> None:
+def test_an_unreadable_dockerfile_hides_no_other(checkout: Path) -> None:
     edit(checkout, "musa", "USER root", "RUN if true; then")
     edit(checkout, "cpu", "--threads 4", "--threads 6")
     read = consumer_checkout.read(checkout, DATA)
     [sentence] = read.unreadable
     assert "devops/musa.Dockerfile line" in sentence
-    assert [one.where for one in consumer_checkout.changes(DATA, read)] == [("cpu",)]
+    assert [change.where for change in consumer_checkout.changes(DATA, read)] == [("cpu",)]
     report = consumer_checkout.report(DATA, read)
     assert not report.ok
     text = consumer_checkout.markdown(report)
@@ -316,12 +318,12 @@ def test_a_dockerfile_that_cannot_be_read_is_one_sentence_and_hides_no_other(che
     assert report.as_dict()["changes"][0]["where"] == ("cpu",)
 
 
-def test_a_directory_that_is_no_checkout(tmp_path: Path) -> None:
+def test_a_directory_that_is_no_checkout_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"has no devops/\*\.Dockerfile: give --source a checkout of BodhiApp"):
         consumer_checkout.read(tmp_path, DATA)
 
 
-def test_the_newest_commit_of_a_repository_is_fetched_and_gone_afterwards(checkout: Path) -> None:
+def test_the_newest_commit_is_fetched_and_removed_afterwards(checkout: Path) -> None:
     repository = git.Repo.init(checkout)
     repository.git.add("--all")
     commit = repository.index.commit("all")

@@ -47,7 +47,7 @@ def test_the_arguments_before_the_first_from(recipe: Path) -> None:
     }
 
 
-def test_an_override_reaches_what_is_built_from_it(recipe: Path) -> None:
+def test_an_override_reaches_dependent_arguments(recipe: Path) -> None:
     arguments = global_arguments(recipe, {"UBUNTU_VERSION": "26.04", "NO_DEFAULT": "x", "INSIDE_A_STAGE": "2"})
 
     assert arguments["BUILD_BASE_IMAGE"] == "docker.io/ubuntu:26.04"
@@ -63,7 +63,7 @@ def test_the_base_of_each_role(recipe: Path) -> None:
     }
 
 
-def test_a_role_without_a_base_is_named(recipe: Path) -> None:
+def test_a_role_without_a_base_is_an_error(recipe: Path) -> None:
     recipe.write_text("ARG WEB_BASE_IMAGE=node:24\nARG BUILD_BASE_IMAGE=ubuntu\nFROM scratch\n", encoding="utf-8")
 
     with pytest.raises(SourceError, match="RUNTIME_BASE_IMAGE"):
@@ -71,14 +71,14 @@ def test_a_role_without_a_base_is_named(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("default", ["${UNKNOWN}", "${UBUNTU_VERSION:-24.04}"])
-def test_a_default_that_cannot_be_read_is_an_error(recipe: Path, default: str) -> None:
+def test_an_unsupported_default_is_an_error(recipe: Path, default: str) -> None:
     recipe.write_text(f"ARG UBUNTU_VERSION=24.04\nARG BUILD_BASE_IMAGE={default}\nFROM scratch\n", encoding="utf-8")
 
     with pytest.raises(SourceError, match="uses an ARG that is not declared"):
         global_arguments(recipe, {})
 
 
-def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         global_arguments(tmp_path / "none.Dockerfile", {})
 

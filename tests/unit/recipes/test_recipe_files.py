@@ -1,4 +1,4 @@
-"""The shell files that recipes copy, run by the host's own shell."""
+"""The shell scripts that recipes copy, run by the host's shell."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_version_json_has_the_specifications_keys_and_ours() -> None:
 
 
 @pytest.mark.parametrize("branch", ['say-"hi"', "it's", "a$b`c`", "ü/ß", "50%", "a\\b"])
-def test_a_branch_may_be_called_anything(branch: str) -> None:
+def test_a_branch_may_have_any_name(branch: str) -> None:
     assert version_json("variant=cpu", "variants=cpu", BUILD_BRANCH=branch)["branch"] == branch
 
 
@@ -63,17 +63,17 @@ def test_a_toolkit_setting_may_be_any_text(value: str) -> None:
 
 
 @pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
-def test_a_recipe_hands_on_the_toolkit_that_the_table_names(variant: variants.Variant) -> None:
-    """As ARGs before the first FROM with a default, redeclared without one: a default in a stage would hide them."""
+def test_a_recipe_passes_on_the_toolkit_of_the_table(variant: variants.Variant) -> None:
+    """Global ARGs have a default and stages redeclare them without one, which would hide the global value."""
     path = settings.ROOT / variant.dockerfile
     defaults = dockerfile.global_arguments(path, {})
-    said = {
+    facts = {
         (fact.stage, fact.kind, fact.name): fact.value for fact in recipe_facts.read(path.read_text(), variant.name)
     }
     for argument in variant.toolkit.values():
         assert defaults[argument]
-        assert said["runtime", "arg", argument] == ""
-    handed = [name for stage, kind, name in said if (stage, kind) == ("runtime", "run") and "version-json" in name]
+        assert facts["runtime", "arg", argument] == ""
+    handed = [name for stage, kind, name in facts if (stage, kind) == ("runtime", "run") and "version-json" in name]
     directories = ",".join(variant.directories)
     toolkit = "".join(f' {key}="${{{argument}}}"' for key, argument in variant.toolkit.items())
     assert handed == [f"sh /mnt/version-json variant={variant.name} variants={directories}{toolkit}"]
