@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+import docker.auth
+import docker.errors
 import requests
 from dxf import DXF, DXFBase
 from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError, DXFUnexpectedStatusCodeError
 
-from base_images.adapters import engine
 from base_images.adapters.download import host_certificates
 from base_images.errors import RegistryError
 
@@ -262,7 +263,7 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
         RegistryError: the registry does not answer.
     """
     host, path = _split(name)
-    username, password = engine.registry_credentials(host) or (None, None)
+    username, password = _credentials(host) or (None, None)
 
     actions: list[str] = []  # none: what the registry says that the request needs
 
@@ -287,6 +288,31 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
             log_in(client, None)
 
     return Repository(name, client, attempts=ATTEMPTS if patient else 1, ask_to_write=ask_to_write)
+
+
+def _credentials(host: str) -> tuple[str, str] | None:
+    """Returns the user name and password that docker's own configuration has for a registry; None without.
+
+    Raises:
+        RegistryError: its configuration or its credential helper does not work, or it has a token of another kind.
+    """
+    try:
+        found = docker.auth.load_config().resolve_authconfig("" if host == docker.auth.INDEX_NAME else host)
+    except (docker.errors.DockerException, OSError, ValueError) as error:
+        # Neither the helper's output nor the file is quoted: it may hold the secret.
+        raise RegistryError(
+            f"docker's credentials for {host} cannot be read: look at ~/.docker/config.json and its credential helper "
+            f"({type(error).__name__})."
+        ) from None
+    if not found:
+        return None
+    try:
+        username, password = (found.get(key) or found[key.capitalize()] for key in ("username", "password"))
+    except KeyError:
+        raise RegistryError(
+            f"docker holds no user name and password for {host}: log in with `docker login {host}` and an access token."
+        ) from None
+    return str(username), str(password)
 
 
 def is_loopback(name: str) -> bool:

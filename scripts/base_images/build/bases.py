@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from base_images.adapters import programs, registry
+from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, host_certificates, locked
-from base_images.adapters.engine import ContainerSpec, Engine, Image, pull_progress
+from base_images.adapters.engine import Engine, Image, pull_progress
 from base_images.build import packages
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.build.packages import Packages, Root

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base_images.adapters import buildkit, repository
-from base_images.adapters.engine import ContainerSpec, Engine
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine
 from base_images.build import architectures as toolkit
 from base_images.build import bases as origin
 from base_images.build import context

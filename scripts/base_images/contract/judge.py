@@ -20,7 +20,8 @@ from packaging.version import InvalidVersion
 from packaging.version import Version as PackageVersion
 
 from base_images import versions
-from base_images.adapters.engine import Engine, ProbeResult
+from base_images.adapters.container import ProbeResult
+from base_images.adapters.engine import Engine
 from base_images.contract import layers
 from base_images.contract.facts import GROUP, PASSWD, VERSION_JSON, ImageFacts, Server, gather, which
 from base_images.contract.layers import Entry, Kind

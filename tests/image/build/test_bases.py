@@ -16,8 +16,9 @@ import docker
 import pytest
 
 from base_images import settings, variants
+from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import host_certificates
-from base_images.adapters.engine import ContainerSpec, Engine
+from base_images.adapters.engine import Engine
 from base_images.build import bases as origins
 from base_images.build import packages as debian
 from base_images.build import source

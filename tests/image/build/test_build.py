@@ -18,6 +18,7 @@ import pytest
 
 from base_images import progress, settings, variants, versions
 from base_images.adapters import buildkit, engine
+from base_images.adapters.container import ContainerSpec
 from base_images.build import bases as origin
 from base_images.build import local as build
 from base_images.build import source
@@ -137,8 +138,8 @@ def test_a_build_argument_reaches_the_recipe(engine: engine.Engine, root: Path, 
     assert probe.stdout.split() == [built.plan.version, engine.info().architecture]
 
 
-def engines_spec(image: str, *command: str) -> engine.ContainerSpec:
-    return engine.ContainerSpec(image=image, entrypoint=command)
+def engines_spec(image: str, *command: str) -> ContainerSpec:
+    return ContainerSpec(image=image, entrypoint=command)
 
 
 def test_a_failing_step_is_named_with_the_tail_of_its_log(engine: engine.Engine, root: Path, tree: Path) -> None:
