@@ -7,6 +7,7 @@ digest of every file, so that a tree that is half written or was edited is never
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -141,7 +142,7 @@ def _require_llama_cpp(tree: Path) -> None:
 
 def _git_checkout(tree: Path, pin: Pin) -> Source:
     def git(*arguments: str) -> str:
-        outcome = _git("-C", str(tree), *arguments)
+        outcome = programs.git(*arguments, directory=tree)
         if outcome.exit_code:
             raise SourceError(f"git cannot say which commit {tree} is: {outcome.last_words}.")
         return outcome.stdout.strip()
@@ -293,42 +294,30 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
         listener(Progress(what=what, note=line))
 
     note(f"asking {pin.repository}")
-    # A host that swallows packets would hold git for minutes.
-    reach = _git("ls-remote", "--quiet", pin.repository, "HEAD", timeout=REACH_SECONDS)
+    # Ask first: git would wait for minutes for a host that drops packets.
+    reach = programs.git("ls-remote", "--quiet", pin.repository, "HEAD", timeout=REACH_SECONDS)
     if reach.exit_code:
         reason = f"no answer within {REACH_SECONDS} s" if reach.timed_out else reach.last_words
         raise _UnreachableError(f"llama.cpp's git repository {pin.repository} cannot be reached ({reason}).")
-    # No template: a user's hooks have no business here.
-    _git("init", "--quiet", "--template=", str(target))
-    here = ("-C", str(target), "-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
+    # Without a template, which could install hooks of the user's.
+    programs.git("init", "--quiet", "--template=", str(target))
+    git = functools.partial(programs.git, directory=target)
+    options = ("-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
     stall = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60")
-    fetched = _git(
-        *here, *stall, "fetch", "--progress", "--depth=1", "--no-tags", pin.repository, pin.commit, on_line=note
-    )
+    fetch = ("fetch", "--progress", "--depth=1", "--no-tags", pin.repository, pin.commit)
+    fetched = git(*options, *stall, *fetch, on_line=note)
     if "not our ref" in fetched.stderr or "couldn't find remote ref" in fetched.stderr:
         raise SourceError(
             f"{pin.repository} has no commit {pin.commit}: correct the pin (tag {pin.tag}) in pyproject.toml."
         )
     if fetched.exit_code:
         raise _UnreachableError(f"The fetch from {pin.repository} broke off ({fetched.last_words}).")
-    checkout = _git(*here, "checkout", "--quiet", "FETCH_HEAD")
-    head = _git(*here, "rev-parse", "HEAD").stdout.strip()
+    checkout = git(*options, "checkout", "--quiet", "FETCH_HEAD")
+    head = git("rev-parse", "HEAD").stdout.strip()
     if checkout.exit_code or head != pin.commit:
         raise SourceError(f"The checkout of llama.cpp {pin.commit} failed: {checkout.last_words}; HEAD is {head!r}.")
     shutil.rmtree(target / ".git")
     listener(Progress(what=what, finished=True))
-
-
-def _git(
-    *arguments: str, timeout: float | None = None, on_line: Callable[[str], None] | None = None
-) -> programs.Outcome:
-    """Runs git in plain English, without questions, and not in the repository that a calling git hook points at."""
-    environment = {name: value for name, value in os.environ.items() if name not in _GIT_LOCAL}
-    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-    return programs.run(["git", *arguments], environment=environment, timeout=timeout, on_line=on_line)
-
-
-_GIT_LOCAL = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"})
 
 
 # The sdist.

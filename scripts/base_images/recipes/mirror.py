@@ -477,7 +477,7 @@ def tag_commit(repository: str, tag: str) -> str:
     Raises:
         SourceError: the repository does not answer, or has no such tag.
     """
-    listed = programs.run(["git", "ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}"], timeout=60)
+    listed = programs.git("ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}", timeout=60)
     if listed.exit_code:
         raise SourceError(f"{repository} cannot be asked for {tag} ({listed.last_words}): give --source a clone.")
     # The line that ends in ^{} is the commit of an annotated tag, and comes last.
@@ -493,7 +493,7 @@ def newest_tag(repository: str) -> str:
     Raises:
         SourceError: the repository does not answer, or has no such tag.
     """
-    listed = programs.run(["git", "ls-remote", "--tags", "--refs", repository, "refs/tags/b*"], timeout=60)
+    listed = programs.git("ls-remote", "--tags", "--refs", repository, "refs/tags/b*", timeout=60)
     if listed.exit_code:
         raise SourceError(f"{repository} cannot be asked for its tags ({listed.last_words}): give --source a clone.")
     numbers = [int(number) for number in re.findall(r"\trefs/tags/b(\d+)$", listed.stdout, re.MULTILINE)]
@@ -558,6 +558,6 @@ def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
     wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
     for arguments in (["init", "--quiet", "--bare", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
         extra = wanted if arguments[0] == "fetch" else []
-        done = programs.run(["git", "-C", str(directory), *arguments, *extra])
+        done = programs.git(*arguments, *extra, directory=directory)
         if done.exit_code:
             raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.last_words}).")
