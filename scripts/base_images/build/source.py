@@ -1,7 +1,7 @@
-"""llama.cpp's source tree: the pinned one that this project fetches, or one that the user has, with its commit known.
+"""llama.cpp's source tree: the pinned one, which this project fetches, or one of the user's.
 
-The managed tree is `llama.cpp/` in the checkout. It appears by one rename, with a stamp that says what it is and a
-digest of every file, so that a tree that is half written or was edited is never taken for the pin.
+The managed tree is `llama.cpp/` in the checkout. It is created by one rename, with a stamp that holds its commit and a
+digest over all files, so that an incomplete or edited tree is never mistaken for the pin.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ DIRECTORY = "llama.cpp"
 STAMP = ".base-images-source.json"
 
 _MARKS = ("CMakeLists.txt", ".devops", "ggml/CMakeLists.txt", "tools/server/CMakeLists.txt", "tools/ui/package.json")
-"""What a build reads; together with CMake's project name they tell llama.cpp from its forks and neighbours."""
+"""Files that a build needs; with CMake's project name they identify llama.cpp."""
 
 _SDIST_TREE = ("vendor", "llama.cpp")
 _TAG = re.compile(r"b(\d+)")
 
 
 def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener: Listener) -> Source:
-    """Returns the source to build: `path`, else LLAMA_CPP_DIR's, else the managed tree, fetched if it is not the pin.
+    """Returns the source to build: `path`, else LLAMA_CPP_DIR, else the managed tree, fetched unless it is the pin.
 
     Args:
-        pin: the commit that the managed tree has to be.
-        path: a tree of the user's; it is only read.
-        origin: whether the pin comes from git, from the sdist, or from whichever can be had.
-        root: the checkout, which holds the managed tree.
-        listener: gets the progress of a download.
+        pin: the commit of the managed tree.
+        path: a tree of the user's; never modified.
+        origin: whether the pin is fetched from git, from the sdist, or from the first that is available.
+        root: the checkout, which contains the managed tree.
+        listener: receives the progress of a download.
 
     Raises:
-        SourceError: a tree is not llama.cpp, or its commit is not known, or the pin cannot be had.
+        SourceError: a tree is not llama.cpp, or its commit is unknown, or the pin is unavailable.
     """
     if given := _given(path):
         return _inspect(given, pin)
@@ -64,10 +64,10 @@ def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener
 
 
 def expected(pin: Pin, *, path: Path | None, root: Path) -> Source:
-    """Returns the source that `resolve` would return, without fetching it: the pin, where it would be fetched.
+    """Returns the source that `resolve` would return, without fetching anything.
 
     Raises:
-        SourceError: a tree of the user's is not llama.cpp, or its commit is not known.
+        SourceError: a tree of the user's is not llama.cpp, or its commit is unknown.
     """
     tree = root / DIRECTORY
     if given := _given(path):
@@ -86,7 +86,7 @@ def _given(path: Path | None) -> Path | None:
 
 
 def tree_digest(tree: Path, files: list[str] | None = None) -> str:
-    """Returns the digest of a tree: of `files` below it, or of all of them but `.git` and the stamp."""
+    """Returns the digest over `files` of a tree, or over all of them except `.git` and the stamp."""
     digest = hashlib.sha256()
     for name in sorted(_files(tree) if files is None else files):
         file = tree / name
@@ -109,11 +109,11 @@ def _files(tree: Path) -> Iterator[str]:
                 yield (below / name).relative_to(tree).as_posix()
 
 
-# A tree of the user's.
+# Trees of the user's.
 
 
 def _inspect(tree: Path, pin: Pin) -> Source:
-    """Returns what a tree that somebody else put there is."""
+    """Identifies a tree that this project did not fetch."""
     _require_llama_cpp(tree)
     if (tree / STAMP).exists():
         return _stamped(tree, pin, SourceKind.PATH)
@@ -159,7 +159,7 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
             f"`git -C {tree} fetch --unshallow`, or fetch the tag of that commit."
         )
     else:
-        # llama.cpp's own rule: the build number is the number of commits (cmake/build-info.cmake).
+        # llama.cpp's rule: the build number is the number of commits (cmake/build-info.cmake).
         tag = f"b{git('rev-list', '--count', 'HEAD')}"
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     present = [name for name in names if name and ((tree / name).is_file() or (tree / name).is_symlink())]
@@ -186,12 +186,12 @@ def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
             f"The llama-cpp-python {version} at {top} vendors llama.cpp {commit or 'of an unknown commit'}, not the "
             f"pin {pin.commit[:9]}: an sdist of another commit does not say its build number; use a git clone."
         )
-    # Without git or a stamp nothing shows that the files were left alone, and what is not known is not clean.
+    # Dirty, because nothing shows that the files are unchanged: there is neither git nor a stamp.
     return _source(tree, tag=pin.tag, commit=pin.commit, dirty=True, digest=tree_digest(tree))
 
 
 def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
-    """Returns what a tree with our stamp is; it is dirty when a file is not as it was fetched."""
+    """Identifies a tree with our stamp; it is dirty when a file has changed since the fetch."""
     try:
         stamp = json.loads((tree / STAMP).read_text(encoding="utf-8"))
         tag, commit, digest = stamp["tag"], stamp["commit"], stamp["digest"]
@@ -216,17 +216,17 @@ def _source(
 
 
 def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source:
-    """Returns the managed tree, which is the pin afterwards; the caller holds the lock."""
+    """Returns the managed tree, fetched if necessary; the caller holds the lock."""
     if tree.is_symlink() or (tree.exists() and not _is_empty(tree)):
-        ours = (tree / STAMP).exists()
+        is_stamped = (tree / STAMP).exists()
         try:
-            found = _stamped(tree, pin) if ours else _inspect(tree, pin)
+            found = _stamped(tree, pin) if is_stamped else _inspect(tree, pin)
         except SourceError as error:
             raise SourceError(f"{error} It stands where the pin {pin.tag} is fetched to: move it away.") from error
         if found.commit == pin.commit:
             changed = f"{tree} is {pin.tag} with changes of yours: this build has them, and cannot be released."
             return replace(found, notices=(changed,)) if found.dirty else found
-        if found.dirty or not ours:
+        if found.dirty or not is_stamped:
             raise SourceError(
                 f"{tree} is llama.cpp {found.tag} as you changed it or put it there, and the pin is {pin.tag}: "
                 f"move it away (`mv {tree} ../`), or build it with --source."
@@ -263,7 +263,7 @@ def _is_empty(directory: Path) -> bool:
 
 
 def _fetch(pin: Pin, origin: Origin, target: Path, listener: Listener) -> tuple[SourceKind, tuple[str, ...]]:
-    """Puts the pin's files into `target`; returns how, and what a person must be told."""
+    """Fetches the pin into `target`; returns where from, and notices for the user."""
     notices: tuple[str, ...] = ()
     if origin is not Origin.PACKAGES:
         try:
@@ -283,11 +283,11 @@ def _fetch(pin: Pin, origin: Origin, target: Path, listener: Listener) -> tuple[
 
 
 class _UnreachableError(SourceError):
-    """The git host does not answer, or stopped answering."""
+    """The git host does not answer, or the connection was lost."""
 
 
 def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
-    """Fetches the one commit, without history; `.git` goes afterwards, so that the tree is the same from any origin."""
+    """Fetches the commit without history and removes `.git`, so that the tree is the same from any origin."""
     what = f"fetch llama.cpp {pin.tag}"
 
     def note(line: str) -> None:
@@ -324,7 +324,7 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
 
 
 def _fetch_sdist(pin: Pin, target: Path, listener: Listener) -> None:
-    """Downloads the sdist, or takes it from the cache, and unpacks the llama.cpp in it."""
+    """Downloads the sdist, unless it is cached, and unpacks the llama.cpp in it."""
     requirement = packaging.requirements.Requirement(pin.sdist)
     version = next(iter(requirement.specifier)).version
     archive = cache_directory() / f"{requirement.name}-{version}.tar.gz"
@@ -353,7 +353,7 @@ def _unpack(archive: Path, target: Path, listener: Listener) -> str:
             inside = PurePosixPath(member.name).parts[1:]
             if inside == ("CHANGELOG.md",) and (stream := members.extractfile(member)):
                 changelog = stream.read().decode("utf-8")
-            # `.git` there is a file that points at the sdist's own repository.
+            # `.git` is a file here, a link into the sdist's own repository.
             if inside[:2] != _SDIST_TREE or inside[2:] in {(), (".git",)}:
                 continue
             relative = str(PurePosixPath(*inside[2:]))
@@ -365,9 +365,9 @@ def _unpack(archive: Path, target: Path, listener: Listener) -> str:
 
 
 def _changelog_commit(changelog: str, version: str) -> str:
-    """Returns the llama.cpp commit, shortened as it is there, that llama-cpp-python's changelog names for a version.
+    """Returns the abbreviated llama.cpp commit in llama-cpp-python's changelog for a version.
 
-    The newest entry of a section comes first; empty when the version is not there or names none.
+    The newest entry of a section comes first. Empty when the changelog lacks the version or its commit.
     """
     section = re.search(rf"^## \[{re.escape(version)}\]$(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     commit = re.search(r"llama\.cpp@([0-9a-f]{7,40})\b", section[1]) if section else None
@@ -375,11 +375,11 @@ def _changelog_commit(changelog: str, version: str) -> str:
 
 
 def package_indexes(environment: Mapping[str, str], pip_configuration: str) -> list[str]:
-    """Returns the package indexes that pip would ask, the main one first.
+    """Returns the package indexes of pip, the main one first.
 
     Args:
-        environment: PIP_INDEX_URL and PIP_EXTRA_INDEX_URL win over the configuration, as in pip.
-        pip_configuration: what `pip config list` prints.
+        environment: PIP_INDEX_URL and PIP_EXTRA_INDEX_URL override the configuration, as in pip.
+        pip_configuration: the output of `pip config list`.
     """
     configured: dict[str, str] = {}
     for line in pip_configuration.splitlines():
@@ -394,12 +394,12 @@ def package_indexes(environment: Mapping[str, str], pip_configuration: str) -> l
 
 
 def _pip_configuration() -> str:
-    # An environment without pip has nothing configured.
+    # Empty in an environment without pip.
     return programs.run([sys.executable, "-m", "pip", "config", "list"]).stdout
 
 
 def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
-    """Returns where the first index that has the sdist keeps it."""
+    """Returns the URL of the sdist on the first index that has it."""
     problems = []
     for index in indexes:
         if not index.startswith(("http://", "https://")):
