@@ -181,17 +181,17 @@ class Compiled:
     times: int = 0
 
 
-def next_percentage(known: Compiled, said: int) -> Compiled:
-    """Returns the progress after a further line with the percentage `said`.
+def next_percentage(known: Compiled, percent: int) -> Compiled:
+    """Returns the progress after a further line with the percentage `percent`.
 
     A project's percentage grows in small steps, or restarts when the step compiles a second project. Other values are
     those of a nested project, such as Vulkan's shader compiler with 50, 100, 100; but many of them in a row mean that
     the engine has dropped lines, as it does for fast output.
     """
-    if said <= 1 or 0 <= said - known.percent <= LARGEST_LEAP:
-        return Compiled(said)
-    times = known.times + 1 if abs(said - known.rival) <= LARGEST_LEAP else 1
-    return Compiled(said) if times > INNER_LINES else Compiled(known.percent, said, times)
+    if percent <= 1 or 0 <= percent - known.percent <= LARGEST_LEAP:
+        return Compiled(percent)
+    times = known.times + 1 if abs(percent - known.rival) <= LARGEST_LEAP else 1
+    return Compiled(percent) if times > INNER_LINES else Compiled(known.percent, percent, times)
 
 
 class _Trace:

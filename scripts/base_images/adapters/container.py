@@ -187,9 +187,15 @@ def resource_labels(resource: str, *, keep: bool) -> dict[str, str]:
 
 def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
     """Returns docker-py's arguments for creating the container."""
-    arguments: dict[str, Any] = {
+    network: dict[str, Any] = {"network_mode": "none"}
+    if spec.publish is not None:
+        network = {"ports": {f"{spec.publish}/tcp": ("127.0.0.1", None)}}
+    return {
         "image": spec.image,
         "command": list(spec.command),
+        "entrypoint": None if spec.entrypoint is None else list(spec.entrypoint),
+        "user": spec.user,
+        "working_dir": spec.working_directory,
         "environment": dict(spec.environment),
         "labels": resource_labels(spec.resource, keep=keep),
         "cap_drop": ["ALL"],
@@ -198,25 +204,13 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
         "tmpfs": dict(spec.tmpfs),
         "volumes": {name: {"bind": path, "mode": "rw"} for name, path in spec.volumes.items()},
         "devices": [f"{node}:{node}:rwm" for node in spec.devices],
+        "device_requests": [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])] if spec.gpus else None,
+        "runtime": spec.runtime or None,
         "group_add": list(spec.groups),
         # Unlike a volume, a mount of a missing path is an error.
         "mounts": [docker.types.Mount(path, path, type="bind", read_only=True) for path in spec.mounts],
+        **network,
     }
-    if spec.gpus:
-        arguments["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
-    if spec.runtime:
-        arguments["runtime"] = spec.runtime
-    if spec.entrypoint is not None:
-        arguments["entrypoint"] = list(spec.entrypoint)
-    if spec.user is not None:
-        arguments["user"] = spec.user
-    if spec.working_directory is not None:
-        arguments["working_dir"] = spec.working_directory
-    if spec.publish is None:
-        arguments["network_mode"] = "none"
-    else:
-        arguments["ports"] = {f"{spec.publish}/tcp": ("127.0.0.1", None)}
-    return arguments
 
 
 def _text(raw: bytes) -> str:

@@ -115,11 +115,7 @@ def git(
 ) -> Outcome:
     """Runs git with English messages and without prompts, ignoring the repository of a calling git hook.
 
-    Args:
-        arguments: git's arguments.
-        directory: the work tree or repository to run in; None is the current directory.
-        timeout: as for `run`.
-        on_line: as for `run`.
+    `directory` is the work tree or repository to run in, None the current directory; for the rest see `run`.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
     environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}

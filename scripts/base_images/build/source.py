@@ -246,16 +246,8 @@ def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    return Source(
-        path=tree,
-        tag=pin.tag,
-        commit=pin.commit,
-        build_number=int(pin.tag.removeprefix("b")),
-        kind=kind,
-        dirty=False,
-        digest=digest,
-        notices=notices,
-    )
+    fetched = _source(tree, tag=pin.tag, commit=pin.commit, dirty=False, digest=digest, kind=kind)
+    return replace(fetched, notices=notices)
 
 
 def _is_empty(directory: Path) -> bool:

@@ -121,7 +121,7 @@ def test_a_build_has_the_plans_labels_and_tags(engine: engine.Engine, root: Path
 
 
 @pytest.mark.usefixtures("clean")
-def test_the_same_again_is_cached_and_gives_the_same_image(engine: engine.Engine, root: Path, tree: Path) -> None:
+def test_a_repeated_build_is_cached_and_gives_the_same_image(engine: engine.Engine, root: Path, tree: Path) -> None:
     first, _ = run(engine, root, tree)
     second, events = run(engine, root, tree)
     assert second.image_id == first.image_id
@@ -134,12 +134,8 @@ def test_the_same_again_is_cached_and_gives_the_same_image(engine: engine.Engine
 def test_a_build_argument_reaches_the_recipe(engine: engine.Engine, root: Path, tree: Path) -> None:
     (root / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD + 'RUN echo "$BUILD_VERSION $TARGETARCH" > /said\n')
     built, _ = run(engine, root, tree)
-    probe = engine.probe(engines_spec(built.image_id, "cat", "/said"))
+    probe = engine.probe(ContainerSpec(image=built.image_id, entrypoint=("cat", "/said")))
     assert probe.stdout.split() == [built.plan.version, engine.info().architecture]
-
-
-def engines_spec(image: str, *command: str) -> ContainerSpec:
-    return ContainerSpec(image=image, entrypoint=command)
 
 
 def test_a_failing_step_is_named_with_the_tail_of_its_log(engine: engine.Engine, root: Path, tree: Path) -> None:
@@ -149,13 +145,13 @@ def test_a_failing_step_is_named_with_the_tail_of_its_log(engine: engine.Engine,
     assert "about to fail" in caught.value.detail
 
 
-def test_a_variant_without_a_recipe(engine: engine.Engine, root: Path, tree: Path) -> None:
+def test_a_variant_without_a_recipe_is_refused(engine: engine.Engine, root: Path, tree: Path) -> None:
     (root / "dockerfiles" / "cpu.Dockerfile").unlink()
     with pytest.raises(UsageError, match="There is no recipe for cpu yet"):
         run(engine, root, tree)
 
 
-def test_an_image_that_does_not_exist(engine: engine.Engine) -> None:
+def test_a_missing_image_is_one_sentence(engine: engine.Engine) -> None:
     for reference in ("llama-cpp-cpu:no-such-tag", "sha256:" + "0" * 64, "Not A Reference"):
         with pytest.raises(ImageNotFoundError, match="There is no image"):
             engine.image(reference)
@@ -300,15 +296,13 @@ def podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
                 process.terminate()
 
 
-def test_an_engine_without_buildkit_is_told(podman: engine.Engine) -> None:
+def test_an_engine_without_buildkit_is_refused(podman: engine.Engine) -> None:
     with pytest.raises(EngineError, match="without BuildKit, which the recipes need"):
         podman.require_buildkit()
 
 
 @pytest.mark.usefixtures("clean")
-def test_when_one_of_all_fails_the_others_finish_and_it_is_named(
-    engine: engine.Engine, tmp_path: Path, tree: Path
-) -> None:
+def test_a_failed_variant_is_named_and_the_others_are_built(engine: engine.Engine, tmp_path: Path, tree: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(
         settings.ROOT,
