@@ -377,7 +377,7 @@ def test_an_answer_that_is_not_a_registrys_is_reported(body: bytes) -> None:
 
 @contextmanager
 def served(answers: Mapping[bytes, bytes]) -> Iterator[str]:
-    """Yields the address of a server that gives an answer by the beginning of the request; none for any other."""
+    """Yields the address of a server that answers by the beginning of the request; empty for any other."""
 
     def serve() -> None:
         while True:

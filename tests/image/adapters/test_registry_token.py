@@ -54,7 +54,7 @@ def name(serving: tuple[TokenServer, Registry], request: pytest.FixtureRequest) 
 
 
 def push(repository: Repository, tag: str) -> str:
-    """Pushes an image without layers, another for each tag, and returns its digest."""
+    """Pushes an image without layers, different for each tag, and returns its digest."""
     return repository.put_manifest(tag, manifest(repository.put_blob(tag.encode()), tag))
 
 
@@ -262,7 +262,7 @@ def test_the_engine_uses_the_same_login(name: str, tokens: TokenServer, tmp_path
         except EngineError as error:
             if "x509" not in str(error):
                 raise
-            # With the containerd store, that a registry is on loopback does not excuse its token server.
+            # The containerd store checks the token server's certificate even for a registry on loopback.
             pytest.skip("the engine does not trust the token server's certificate")
         finally:
             engine.remove_image(image.id)

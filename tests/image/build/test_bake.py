@@ -1,4 +1,4 @@
-"""Bake with the real buildx: into a registry by digest, attested; into the engine; and for two platforms."""
+"""Bake with the real buildx: pushed by digest with attestations, loaded into the engine, and for two platforms."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ARG BUILD_BRANCH
 RUN echo "$BUILD_VERSION of $BUILD_BRANCH" > /app/version
 """
 
-# No RUN, so that it needs no machine of the platform.
+# Without RUN, which would need a machine of the platform.
 RECIPE_WITHOUT_RUN = """\
 FROM scratch AS runtime
 COPY llama.cpp/CMakeLists.txt /app/
@@ -103,7 +103,7 @@ def invoke(checkout: Checkout, *arguments: str, **environment: str) -> subproces
 
 @pytest.fixture(scope="module", autouse=True)
 def buildx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Without it there is nothing to test; the builders made here are in no configuration of the user's."""
+    """Skips without buildx, and keeps the builders made here out of the user's configuration."""
     if subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode:
         pytest.skip("needs docker buildx")
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ def buildx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A registry with a base image, in which a shell and getconf run, and a generator of SBOMs."""
+    """A registry with a base image that has a shell and getconf, and with an SBOM generator."""
     directory = tmp_path_factory.mktemp("registry")
     running = Registry(directory)
     try:
@@ -166,7 +166,7 @@ def builder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def attested(repository: Repository, index: Manifest) -> dict[str, Mapping[str, Any]]:
-    """Returns the predicates that are attached within an index, by their type."""
+    """Returns the predicates of the attestations in an index, by type."""
     [child] = [child for child in index.children if child.platform == "unknown/unknown"]
     assert child.annotations["vnd.docker.reference.type"] == "attestation-manifest"
     manifest = repository.manifest(child.digest)
@@ -181,7 +181,7 @@ def test_a_push_has_the_values_of_the_plan_and_attestations(checkout: Checkout, 
     assert done.returncode == 0, done.stdout + done.stderr
 
     repository = checkout.repository
-    # One tag for the image, and one for the cache: it was pushed by its digest.
+    # One tag for the image, which was pushed by its digest, and one for the cache.
     assert set(repository.tags()) == {checkout.anchor, "cache-cpu-amd64"}
     index = repository.manifest(checkout.anchor)
     assert index
@@ -222,7 +222,7 @@ def test_every_step_is_cached_in_the_registry(checkout: Checkout, builder: str) 
     run(checkout, builder, [])
     cached = checkout.repository.manifest("cache-cpu-amd64")
     assert cached
-    # The base, the compile and the three of the runtime: the compile is in no layer of the image.
+    # The base, three steps of the runtime, and the compile, which is in no layer of the image.
     assert len(cached.document["layers"]) == 5
     events: list[Event] = []
     run(checkout, builder, events)

@@ -1,4 +1,4 @@
-"""Origins against a real engine: a registry on loopback, Debian's packages, and the machine's package index."""
+"""Origins with a real engine: a registry on loopback, Debian's packages, and the machine's package index."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
         tar = write_root(tmp_path / "root.tar", "getconf")
         client = docker.from_env()
         for reference in sorted(set(references(registry).values())):
-            # Another command in each, so that they are two images.
+            # With another command in each, they are two images.
             engine.import_filesystem(tar, reference, [f'CMD ["{reference}"]'])
             messages = list(client.api.push(reference, stream=True, decode=True))
             assert not [message for message in messages if "error" in message]
@@ -118,7 +118,7 @@ def test_a_base_does_not_follow_a_tag_that_moves(engine: Engine, registry: Regis
     engine.import_filesystem(write_root(tmp_path / "other.tar", "getconf"), base.name, ['CMD ["moved"]'])
 
     assert engine.image(base.name).id != before
-    # The containerd store forgets an image without a tag; BuildKit then asks the registry for that digest.
+    # The containerd store drops an image without a tag; BuildKit then pulls the digest from the registry.
     assert not engine.has_image(base.reference) or engine.image(base.reference).id == before
     engine.remove_image(before)
 
@@ -197,7 +197,7 @@ def test_ctrl_c_while_making_a_base_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    # Packages that no other base has, so that it is made and not found.
+    # With packages of no other base, so that it does not exist yet.
     monkeypatch.setattr(debian, "_TOOLKITS", {"cpu": Packages(runtime=Root(packages=("hello",)))})
 
     def interrupt(progress: Progress) -> None:
@@ -249,7 +249,7 @@ def test_a_toolkit_too_large_for_the_disk_is_not_pulled(engine: Engine, registry
 
 
 def test_the_pin_comes_from_the_package_index(tmp_path: Path) -> None:
-    """The one test that needs the machine's package index, or the sdist in the cache from an earlier run."""
+    """The only test that needs the machine's package index, or the sdist in the cache from an earlier run."""
     pin = settings.load().pin
     found = source.resolve(pin, path=None, origin=Origin.PACKAGES, root=tmp_path, listener=silent)
 
