@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes ready what this project needs, a Python environment and a container engine, and runs a command in it:
+# Sets up a Python environment and a container engine and runs a command with them:
 #   sh scripts/bootstrap.sh invoke build-local --variant cpu --smoke
-# Safe to run again and from any directory; what is there already is used as it is.
+# Runs from any directory, any number of times; an existing environment or engine is used as it is.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,7 +14,7 @@ die() {
     exit 3
 }
 
-# May this script install Debian packages?
+# Succeeds if this script may install Debian packages.
 installer() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }
 
 install() {
@@ -23,7 +23,7 @@ install() {
         die "apt-get could not install $*: see above."
 }
 
-# Prints the first Python that fits and can make environments.
+# Prints the path of the first supported Python that has venv.
 find_python() {
     for python in python3.14 python3.13 python3.12 python3.11 python3; do
         if "$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
@@ -37,19 +37,19 @@ find_python() {
 make_environment() {
     python=$(find_python) || { installer && install python3 python3-venv && python=$(find_python); } ||
         die "Python 3.11 to 3.14 with its venv module is needed: install it, such as with 'apt-get install python3-venv'."
-    # An environment belongs to its lock file, its Python and its place; the stamp is written last.
+    # The environment depends on the lock file, Python and its own path; the stamp is written last.
     stamp="$(cksum <"$lock") $("$python" --version) $environment"
     [ "$(cat "$environment/stamp" 2>/dev/null)" != "$stamp" ] || return 0
     say "making the Python environment in $environment"
     rm -rf "$environment"
     "$python" -m venv "$environment"
-    # Wheels alone, because building runs code; but one package of a few lines has none.
+    # Wheels only, because building runs code; www-authenticate, a few lines long, has no wheel.
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
         --no-binary www-authenticate --use-pep517 -r "$lock" >&2 || die "pip could not install what requirements.lock names: see above."
     echo "$stamp" >"$environment/stamp"
 }
 
-# Ends with 0 when an engine answers, 1 when there is none, 2 when the one that somebody chose does not answer.
+# Exits with 0 if an engine answers, 1 if there is none, 2 if the one selected by the user does not answer.
 engine_answers() {
     PYTHONPATH=$root/scripts "$environment/bin/python" -c '
 import sys
@@ -64,17 +64,17 @@ except errors.EngineError as error:
 
 make_engine() {
     answer=0
-    said=$(engine_answers) || answer=$?
+    message=$(engine_answers) || answer=$?
     [ "$answer" -ne 0 ] || return 0
-    [ "$answer" -eq 1 ] || die "$said"
-    installer || die "$said"
+    [ "$answer" -eq 1 ] || die "$message"
+    installer || die "$message"
     command -v dockerd >/dev/null || install docker.io iptables
-    command -v docker >/dev/null || install docker-cli # a package of its own since Debian 13
+    command -v docker >/dev/null || install docker-cli # a separate package since Debian 13
     say "starting the container engine"
     if [ -d /run/systemd/system ]; then
         systemctl start docker >&2
     else
-        # No init system: a session of its own, so that it outlives this command.
+        # Without an init system: in its own session, to outlive this command.
         setsid dockerd >/var/log/dockerd.log 2>&1 </dev/null &
     fi
     tries=0

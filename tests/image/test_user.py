@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from base_images import settings
-from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine, Image
 from tests.support import bodhi
 
 

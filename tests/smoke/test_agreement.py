@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from base_images import variants, versions
-from base_images.adapters.engine import Container, Engine, Image
+from base_images.adapters.container import Container
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import BaseImagesError
 from base_images.smoke import agreement, device, launch, model
 from base_images.smoke.agreement import PAIRS, TOLERANCES, Pair

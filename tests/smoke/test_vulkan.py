@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from base_images import variants, versions
-from base_images.adapters.engine import Container, Engine, Image
+from base_images.adapters.container import Container
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import BaseImagesError
 from base_images.smoke import checks_http, device, launch, model
 from base_images.smoke.checks_http import CheckFailedError, Target

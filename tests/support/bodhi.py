@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from base_images.adapters import buildkit
-from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine, Image
 from base_images.recipes import consumer
 from base_images.smoke import checks_http, launch, model
 from base_images.smoke.checks_http import Target

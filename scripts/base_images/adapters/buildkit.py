@@ -1,8 +1,8 @@
-"""BuildKit's progress: from the engine's build stream, or from buildx, to typed events.
+"""Parses BuildKit's progress, from the engine's build stream or from buildx, into typed events.
 
 The engine sends `{"id": "moby.buildkit.trace", "aux": <base64 of moby.buildkit.v1.StatusResponse>}`. The message is
-described here with the field numbers of BuildKit's `api/services/control/control.proto`; the protobuf runtime decodes.
-buildx writes the same as JSON with `--progress=rawjson`, whose names of the fields are those used here.
+declared here with the field numbers of BuildKit's `api/services/control/control.proto`. With `--progress=rawjson`,
+buildx writes the same messages as JSON, with the field names used here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ IMAGE_ID = "moby.image.id"
 LOG_TAIL_LINES = 40
 
 LARGEST_LEAP = 10
-"""Percentage points between two figures of one CMake project; llama.cpp's own are 3 apart at most."""
+"""Largest step in percentage points within one CMake project; llama.cpp's largest is 3."""
 
 INNER_LINES = 8
-"""Lines of a project inside the project are fewer."""
+"""More lines than a nested CMake project prints."""
 
 _DISK_FULL = "no space left on device"
 _BUILDX_ERROR = "ERROR: "
@@ -33,7 +33,7 @@ _BUILDX_ERROR = "ERROR: "
 
 @dataclass(frozen=True, kw_only=True)
 class StepStarted:
-    """A step of the build begins. `name` is BuildKit's, such as `[build 3/7] RUN …`."""
+    """A step of the build started. `name` is BuildKit's, such as `[build 3/7] RUN …`."""
 
     step: str
     name: str
@@ -41,7 +41,7 @@ class StepStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class StepLog:
-    """One line that a step wrote."""
+    """One line of a step's output."""
 
     step: str
     line: str
@@ -49,7 +49,7 @@ class StepLog:
 
 @dataclass(frozen=True, kw_only=True)
 class StepFinished:
-    """A step ended after `seconds`; `cached` steps did not run, failed ones have an `error`."""
+    """A step ended after `seconds`; a cached step did not run, and a failed step has an `error`."""
 
     step: str
     name: str
@@ -60,7 +60,7 @@ class StepFinished:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBuilt:
-    """The build is done and the engine has the image."""
+    """The build has finished and the engine has the image."""
 
     image_id: str
 
@@ -69,7 +69,7 @@ Event = StepStarted | StepLog | StepFinished | ImageBuilt
 
 
 def _status_response() -> Any:
-    """Returns the message class of StatusResponse, with the fields that are read here."""
+    """Returns the message class of StatusResponse, with the fields that are used here."""
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="moby/buildkit/v1/control.proto",
@@ -116,7 +116,7 @@ StatusResponse = _status_response()
 
 
 def events(stream: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
-    """Yields the events of a build, given the engine's stream of JSON messages; `ImageBuilt` is among them.
+    """Yields the events of a build from the engine's stream of JSON messages.
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
@@ -132,47 +132,48 @@ def events(stream: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
 
 
 class RawProgress:
-    """Reads what `docker buildx … --progress=rawjson` writes to standard error, line by line."""
+    """Parses the standard error of `docker buildx … --progress=rawjson`, line by line."""
 
     def __init__(self) -> None:
         self._trace = _Trace()
-        self._said: list[str] = []
+        self._messages: list[str] = []
 
     def read(self, line: str) -> Iterator[Event]:
-        """Yields the events of a line; a line that is no JSON is what buildx itself says."""
+        """Yields the events of a line; a line that is not JSON is a message of buildx itself."""
         if line.startswith("{"):
             yield from self._trace.read(json_format.Parse(line, StatusResponse(), ignore_unknown_fields=True))
         else:
-            self._said = [*self._said, line][-LOG_TAIL_LINES:]
+            self._messages = [*self._messages, line][-LOG_TAIL_LINES:]
 
     def failure(self) -> BuildError:
-        """Returns the error of a build that failed."""
-        errors = [number for number, line in enumerate(self._said) if line.startswith(_BUILDX_ERROR)]
-        begin = errors[-1] if errors else max(len(self._said) - 1, 0)
-        # The reason itself can take several lines.
-        reason = " ".join(self._said[begin:]).removeprefix(_BUILDX_ERROR)
+        """Returns the error of a failed build."""
+        starts = [number for number, line in enumerate(self._messages) if line.startswith(_BUILDX_ERROR)]
+        begin = starts[-1] if starts else max(len(self._messages) - 1, 0)
+        # The reason can have several lines.
+        reason = " ".join(self._messages[begin:]).removeprefix(_BUILDX_ERROR)
         error = self._trace.failure(reason.rstrip("."))
-        return error if error.detail else BuildError(str(error), detail="\n".join(self._said[:begin]))
+        return error if error.detail else BuildError(str(error), detail="\n".join(self._messages[:begin]))
 
 
 def is_internal(name: str) -> bool:
-    """Returns whether a step is BuildKit's own housekeeping; in a build of several targets its name has the target."""
+    """Returns whether a step is internal to BuildKit; with several targets its name starts with the target."""
     return re.match(r"\[(\S+ )?internal\]", name) is not None
 
 
 def compile_percentage(line: str) -> int | None:
-    """Returns the percentage that a line of CMake's Makefiles says, such as `[ 42%] Building …`, else None."""
+    """Returns the percentage in a line of CMake's Makefiles, such as `[ 42%] Building …`; None without one."""
     match = re.match(r"\[ *(\d{1,3})%\]", line)
     return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """How far the compilation of a step is.
+    """Progress of the compilation in a step.
 
     Attributes:
-        percent: what is believed.
-        rival: another figure that was said last, and `times` how often in a row it or one near it was.
+        percent: the accepted percentage.
+        rival: the last percentage that did not follow from `percent`.
+        times: how often in a row `rival` or a percentage close to it was printed.
     """
 
     percent: int = 0
@@ -180,21 +181,21 @@ class Compiled:
     times: int = 0
 
 
-def next_percentage(known: Compiled, said: int) -> Compiled:
-    """Returns how far a step's compilation is, given what was known and the percentage of a further line.
+def next_percentage(known: Compiled, percent: int) -> Compiled:
+    """Returns the progress after a further line with the percentage `percent`.
 
-    CMake counts every file, so a project's percentage grows little by little, or begins again when the step compiles a
-    second one. Other figures are those of a small project inside, such as Vulkan's shader compiler with its 50, 100,
-    100; where they go on, though, the engine left out lines, as it does with output that comes fast.
+    A project's percentage grows in small steps, or restarts when the step compiles a second project. Other values are
+    those of a nested project, such as Vulkan's shader compiler with 50, 100, 100; but many of them in a row mean that
+    the engine has dropped lines, as it does for fast output.
     """
-    if said <= 1 or 0 <= said - known.percent <= LARGEST_LEAP:
-        return Compiled(said)
-    times = known.times + 1 if abs(said - known.rival) <= LARGEST_LEAP else 1
-    return Compiled(said) if times > INNER_LINES else Compiled(known.percent, said, times)
+    if percent <= 1 or 0 <= percent - known.percent <= LARGEST_LEAP:
+        return Compiled(percent)
+    times = known.times + 1 if abs(percent - known.rival) <= LARGEST_LEAP else 1
+    return Compiled(percent) if times > INNER_LINES else Compiled(known.percent, percent, times)
 
 
 class _Trace:
-    """What BuildKit has told of a build so far."""
+    """The state of a build, from BuildKit's messages so far."""
 
     def __init__(self) -> None:
         self._started: set[str] = set()
@@ -211,27 +212,27 @@ class _Trace:
                 yield StepLog(step=log.vertex, line=line)
 
     def _read_vertex(self, vertex: Any) -> Iterator[Event]:
-        # BuildKit repeats a vertex whenever something about it changes.
+        # BuildKit repeats a vertex whenever it changes.
         step = vertex.digest
-        began = vertex.started.ToNanoseconds() / 1e9
+        started = vertex.started.ToNanoseconds() / 1e9
         if vertex.HasField("started") and step not in self._started:
             self._started.add(step)
             yield StepStarted(step=step, name=vertex.name)
         if vertex.HasField("completed") and step not in self._finished:
             self._finished.add(step)
-            # A step that another one's failure stopped is "canceled": not the one to show.
+            # "canceled" is a step that was stopped because another one failed.
             if vertex.error and "context canceled" not in vertex.error:
                 self._failed, self._failed_name = step, vertex.name
             yield StepFinished(
                 step=step,
                 name=vertex.name,
-                seconds=vertex.completed.ToNanoseconds() / 1e9 - began,
+                seconds=vertex.completed.ToNanoseconds() / 1e9 - started,
                 cached=vertex.cached,
                 error=vertex.error,
             )
 
     def failure(self, reason: str) -> BuildError:
-        """Returns the error that the engine's `reason` and the failed step's log make together."""
+        """Returns the error, made of the engine's `reason` and the log of the failed step."""
         tail = self._logs[self._failed].tail() if self._failed in self._logs else []
         where = f" in the step {self._failed_name!r}" if self._failed_name else ""
         full = any(_DISK_FULL in line.lower() for line in [reason, *tail])
@@ -244,7 +245,7 @@ class _Trace:
 
 
 class _Lines:
-    """The lines of one step's log, put together from the pieces that BuildKit sends."""
+    """Assembles the lines of a step's log from the pieces that BuildKit sends."""
 
     def __init__(self) -> None:
         self._rest = b""

@@ -1,4 +1,4 @@
-"""Downloads that are verified, can be broken off at any moment and go on where they stopped."""
+"""Verified downloads that can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from base_images.progress import Listener, Progress
 ATTEMPTS = 4
 PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = (15, 60)
-"""For the connection, and for the next bytes."""
+"""To connect, and between two reads (requests' `timeout`)."""
 
 _CHUNK = 1 << 20
 _USUAL_CERTIFICATES = (
@@ -32,9 +32,9 @@ _USUAL_CERTIFICATES = (
 
 
 def host_certificates() -> Path | None:
-    """Returns the bundle of certificate authorities that this machine trusts, or None when it has none.
+    """Returns this machine's bundle of certificate authorities; None when it has none.
 
-    SSL_CERT_FILE and OpenSSL's own default come first, then the places where distributions keep it.
+    Looks at SSL_CERT_FILE and OpenSSL's default first, then at the usual paths of distributions.
     """
     for candidate in (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, *_USUAL_CERTIFICATES):
         if candidate and Path(candidate).is_file():
@@ -43,10 +43,7 @@ def host_certificates() -> Path | None:
 
 
 def session() -> requests.Session:
-    """Returns an HTTP session that trusts what the machine trusts: sites may have certificate authorities of their own.
-
-    REQUESTS_CA_BUNDLE still wins.
-    """
+    """Returns an HTTP session that trusts this machine's certificate authorities, unless REQUESTS_CA_BUNDLE is set."""
     result = requests.Session()
     if certificates := host_certificates():
         result.verify = str(certificates)
@@ -54,7 +51,7 @@ def session() -> requests.Session:
 
 
 def cache_directory() -> Path:
-    """Returns the directory, made if need be, for what is worth keeping between runs (XDG base directories)."""
+    """Returns this project's cache directory (XDG base directories) and creates it if it is missing."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(base) / "llama-cpp-base-images"
     directory.mkdir(parents=True, exist_ok=True)
@@ -62,7 +59,7 @@ def cache_directory() -> Path:
 
 
 def is_valid(path: Path, sha256: str) -> bool:
-    """Returns whether `path` is a file with that SHA-256 (hexadecimal)."""
+    """Returns whether `path` is a file with this SHA-256 (hexadecimal)."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
@@ -72,7 +69,7 @@ def is_valid(path: Path, sha256: str) -> bool:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Holds `directory` for this process; another one that wants it waits. The lock ends with the process."""
+    """Locks `directory` against other processes, waiting for the lock; the lock ends with the process."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -82,14 +79,14 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path:
-    """Downloads `url` to `target` and returns it; a `target` that has the right content already is kept.
+    """Downloads `url` to `target`, unless that has the right content already, and returns `target`.
 
-    What has come so far is `target` with `.part` appended. It survives Ctrl-C and a broken connection, and the next
-    call asks the server for the rest. `target` itself appears at once, whole and verified.
+    The incomplete file has `.part` appended. It is kept after Ctrl-C or a lost connection, and the next call requests
+    the remaining bytes. `target` itself is created atomically, complete and verified.
 
     Raises:
-        SourceError: the server has no such file, the connection broke off too often, or the content is not what
-            `sha256` says (then the part is removed).
+        SourceError: the server has no such file, the connection was lost too often, or `sha256` does not match (then
+            the incomplete file is removed).
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
@@ -125,13 +122,13 @@ def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path
 
 
 def _fetch_rest(url: str, part: Path, what: str, listener: Listener) -> None:
-    """Appends what `part` lacks, or starts again where the server cannot send a rest."""
+    """Downloads the remaining bytes of `part`, or all of it where the server does not support ranges."""
     done = part.stat().st_size if part.exists() else 0
-    # Without "identity" a server may compress on the way, and then the ranges are those of another file.
+    # With another encoding, ranges would count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with session() as http, http.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            # There is no rest: the part is whole, or it is not from this file, which its hash tells.
+            # Nothing remains: the part is complete, or of another file, as its hash will show.
             return
         response.raise_for_status()
         if not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
@@ -139,7 +136,7 @@ def _fetch_rest(url: str, part: Path, what: str, listener: Listener) -> None:
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
         with part.open("ab" if done else "wb") as stream:
-            # The raw bytes: some servers declare a .tar.gz itself to be a compressed transfer.
+            # Raw bytes: some servers send a .tar.gz with `Content-Encoding: gzip`.
             for chunk in response.raw.stream(_CHUNK, decode_content=False):
                 stream.write(chunk)
                 done += len(chunk)

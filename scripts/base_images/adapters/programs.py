@@ -1,4 +1,4 @@
-"""Runs a program of the machine, such as git or mmdebstrap, and never leaves it running behind."""
+"""Runs programs of this machine, such as git or mmdebstrap, and never leaves one running."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NOT_INSTALLED = 127
-"""The exit code of a program that does not exist, as a shell says it."""
+"""The exit code for a missing program, as in a shell."""
 
 GRACE_SECONDS = 15
-"""How long a program may take to clean up when told to end; mmdebstrap unmounts and removes its chroot."""
+"""How long a program may clean up after SIGTERM; mmdebstrap unmounts and removes its chroot."""
+
+_REPOSITORY_VARIABLES = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"})
+"""Set by git for its hooks; they override the current directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +33,13 @@ class Outcome:
 
     @property
     def last_words(self) -> str:
-        """The last line it wrote to standard error, which is where programs say why they failed."""
+        """The last line of standard error, which usually holds the reason for a failure."""
         lines = self.stderr.split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {self.exit_code}")
 
 
 def find_program(name: str) -> str | None:
-    """Returns the path of a program: this Python environment's own, else the machine's; None when neither has it."""
+    """Returns the path of a program in this Python environment, else in PATH; None when it is in neither."""
     return shutil.which(name, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
 
 
@@ -48,18 +51,18 @@ def run(
     timeout: float | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Runs `command` to its end and returns how it ended; a failure is an outcome, not an error.
+    """Runs `command` and returns how it ended; a failure is an outcome, not an error.
 
     Args:
         command: the program and its arguments.
-        environment: the whole environment; None is this process's own.
-        directory: where it runs; None is this process's own.
-        timeout: seconds after which it is ended, with every process it started.
-        on_line: gets each line of standard error as it comes; a carriage return ends a line too.
+        environment: the complete environment; None inherits this process's.
+        directory: the working directory; None inherits this process's.
+        timeout: seconds after which the program and every process it started are terminated.
+        on_line: receives each line of standard error; a carriage return ends a line too.
     """
     try:
-        # A session of its own: a time-out or Ctrl-C has to reach its children as well (git's transport helpers hold
-        # git's pipes open), and Ctrl-C must not reach them before this process has decided what to do.
+        # In its own session, so that a time-out ends its children too (git's transport helpers keep git's pipes open),
+        # and Ctrl-C reaches this process alone, which then ends them.
         process = subprocess.Popen(
             command,
             env=environment,
@@ -74,7 +77,7 @@ def run(
     except FileNotFoundError:
         return Outcome(exit_code=NOT_INSTALLED, stdout="", stderr=f"{command[0]}: not installed")
     with process:
-        assert process.stdout is not None  # noqa: S101 - both were asked for; this is for the type checker
+        assert process.stdout is not None  # noqa: S101 - for the type checker; both are pipes
         assert process.stderr is not None  # noqa: S101
         expired = threading.Event()
 
@@ -104,8 +107,24 @@ def run(
     )
 
 
+def git(
+    *arguments: str,
+    directory: Path | None = None,
+    timeout: float | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Runs git with English messages and without prompts, ignoring the repository of a calling git hook.
+
+    `directory` is the work tree or repository to run in, None the current directory; for the rest see `run`.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
+    where = ("-C", str(directory)) if directory else ()
+    return run(["git", *where, *arguments], environment=environment, timeout=timeout, on_line=on_line)
+
+
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends the program and all it started, gently first; one that ended already is left alone."""
+    """Terminates the program and all it started, by SIGKILL after a grace period, unless it has ended already."""
     for name, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return

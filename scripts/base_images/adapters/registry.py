@@ -1,7 +1,7 @@
-"""A container registry: what its tags point at, and pointing them elsewhere. Talks HTTP through python-dxf.
+"""Client of a container registry, over python-dxf: reads and writes manifests, blobs and tags.
 
-Credentials are docker's own: what `docker login` left, credential helpers included. They are only sent over TLS, and
-are in no message of ours.
+Credentials are those of `docker login`, credential helpers included. They are sent over TLS only and appear in no
+message.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+import docker.auth
+import docker.errors
 import requests
 from dxf import DXF, DXFBase
 from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError, DXFUnexpectedStatusCodeError
 
-from base_images.adapters import engine
 from base_images.adapters.download import host_certificates
 from base_images.errors import RegistryError
 
@@ -35,10 +36,10 @@ TIMEOUT_SECONDS = 60
 REACH_SECONDS = 15
 ATTEMPTS = 3
 PAUSE_SECONDS = 1.0
-"""A registry that is busy or lost a connection is asked again, a little later each time."""
+"""Wait before a retry, multiplied by the number of attempts so far."""
 
 CERTIFICATE_DIRECTORY = Path("/etc/docker/certs.d")
-"""Where docker looks for a registry's own certificate authority, as `<host>/ca.crt`."""
+"""Docker's directory of certificate authorities of registries, as `<host>/ca.crt`."""
 
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_HOST = "registry-1.docker.io"
@@ -46,10 +47,10 @@ _DOCKER_HUB_HOST = "registry-1.docker.io"
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """What an index says of one of its manifests.
+    """An entry of an index.
 
     Attributes:
-        size: bytes of the manifest.
+        size: size of the manifest in bytes.
         platform: such as `linux/arm64`; `unknown/unknown` for an attestation.
     """
 
@@ -62,7 +63,7 @@ class Descriptor:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A manifest or an index, byte for byte: its digest is that of its bytes."""
+    """A manifest or an index with its exact bytes, of which `digest` is the digest."""
 
     digest: str
     media_type: str
@@ -76,12 +77,12 @@ class Manifest:
 
     @property
     def is_index(self) -> bool:
-        """Whether it lists manifests instead of layers."""
+        """Whether this is an index, which lists manifests instead of layers."""
         return self.media_type in {OCI_INDEX, DOCKER_LIST}
 
     @property
     def children(self) -> tuple[Descriptor, ...]:
-        """The manifests of an index, in its order; empty for an image."""
+        """The entries of an index, in its order; empty for an image."""
         return tuple(
             Descriptor(
                 media_type=entry["mediaType"],
@@ -95,7 +96,7 @@ class Manifest:
 
     @property
     def layers_size(self) -> int:
-        """Bytes to download for an image: its compressed layers and its configuration."""
+        """Download size of an image in bytes: compressed layers and configuration."""
         document = self.document
         return sum(entry["size"] for entry in (document["config"], *document["layers"]))
 
@@ -115,22 +116,22 @@ class Repository:
         self._ask_to_write: Callable[[], object] | None = ask_to_write
 
     def tags(self) -> list[str]:
-        """Returns every tag; none when nothing was ever pushed."""
+        """Returns all tags; empty when nothing was ever pushed."""
         return self._ask("list the tags", lambda: list(self._client.list_aliases())) or []
 
     def digest(self, reference: str) -> str | None:
-        """Returns the digest that a tag or a digest stands for; None when the repository has no such thing."""
+        """Returns the digest of a tag or a digest; None when the repository does not have it."""
         found = self._ask(f"look at {reference}", lambda: self._client.head_manifest_and_response(reference))
         if found is None:
             return None
-        # The header is optional.
+        # The digest header is optional.
         return found[0] or (manifest.digest if (manifest := self.manifest(reference)) else None)
 
     def manifest(self, reference: str) -> Manifest | None:
-        """Returns the manifest or index of a tag or a digest; None when there is none.
+        """Returns the manifest or index of a tag or a digest; None when the repository does not have it.
 
         Raises:
-            RegistryError: what came is not what the digest says.
+            RegistryError: the content does not match the digest.
         """
         found = self._ask(f"read {reference}", lambda: _manifest(self._client.get_manifest_and_response(reference)[1]))
         if found and reference.startswith("sha256:") and reference != found.digest:
@@ -141,20 +142,20 @@ class Repository:
         """Stores a manifest under a tag, or by its digest alone, and returns its digest.
 
         Raises:
-            RegistryError: the registry refused, or the tag points at something else now.
+            RegistryError: the registry refused, or the tag points at something else afterwards.
         """
         digest = self.point(reference, content)
-        if (seen := self.digest(reference)) != digest:
+        if (actual := self.digest(reference)) != digest:
             raise RegistryError(
-                f"{self.name}:{reference} points at {seen or 'nothing'} and not at {digest}, which was just pushed: "
+                f"{self.name}:{reference} points at {actual or 'nothing'} and not at {digest}, which was just pushed: "
                 "somebody else writes at the same time; run the same command again."
             )
         return digest
 
     def point(self, reference: str, content: bytes) -> str:
-        """Points a tag at a manifest and returns the manifest's digest; somebody else may point it elsewhere since.
+        """Points a tag at a manifest, atomically, and returns the manifest's digest.
 
-        The tag points at what it did, or at the new manifest, at every moment.
+        Does not verify the tag afterwards; somebody else may move it at the same time.
 
         Raises:
             RegistryError: the registry refused.
@@ -174,7 +175,7 @@ class Repository:
         """Returns a blob, such as an image's configuration.
 
         Raises:
-            RegistryError: there is none.
+            RegistryError: the repository does not have it.
         """
         content = self._ask(f"read {digest}", lambda: b"".join(cast("Iterable[bytes]", self._client.pull_blob(digest))))
         if content is None:
@@ -185,7 +186,7 @@ class Repository:
         """Stores a small blob and returns its digest."""
         self._prepare_to_write()
         digest = _digest(content)
-        # Of bytes, unlike a file, the length is told and all is sent again after a token expired on the way.
+        # Bytes, not a file: python-dxf then sends the length, and repeats the request after a token has expired.
         data = cast("Iterable[bytes]", content)
         self._ask(
             "push a blob",
@@ -195,7 +196,7 @@ class Repository:
         return digest
 
     def configuration(self, manifest: Manifest) -> dict[str, Any]:
-        """Returns the configuration of an image (not of an index): its architecture, its labels, its history."""
+        """Returns the configuration of an image (not of an index), such as architecture, labels and history."""
         parsed: dict[str, Any] = json.loads(self.blob(manifest.document["config"]["digest"]))
         return parsed
 
@@ -204,19 +205,17 @@ class Repository:
         return dict(self.configuration(manifest).get("config", {}).get("Labels") or {})
 
     def platform_manifests(self, reference: str) -> dict[str, Manifest]:
-        """Returns the image of each platform behind a tag or a digest; empty when there is no such thing.
+        """Returns the image of each platform of a tag or a digest; empty when the repository does not have it.
 
         Raises:
-            RegistryError: an index names an image that is not there.
+            RegistryError: an index refers to a missing image.
         """
         top = self.manifest(reference)
         if top is None:
             return {}
         if not top.is_index:
-            configuration = self.configuration(top)
-            # An artifact that is no image says neither.
-            named = {**_UNKNOWN, **configuration}
-            return {"{os}/{architecture}".format(**named): top}
+            # An artifact that is not an image has neither field.
+            return {"{os}/{architecture}".format(**{**_UNKNOWN, **self.configuration(top)}): top}
         found = {}
         for child in top.children:
             if child.platform == "unknown/unknown":  # an attestation
@@ -230,13 +229,13 @@ class Repository:
         return found
 
     def _prepare_to_write(self) -> None:
-        """Gets, once, the right to write: some registries answer "forbidden" to who only asked to read before."""
+        """Requests write access once: some registries answer "forbidden" to a token that was issued for reading."""
         if self._ask_to_write:
             self._ask("log in to write", self._ask_to_write)
             self._ask_to_write = None
 
     def _ask(self, what: str, question: Callable[[], _T], missing: str = "") -> _T | None:
-        """Returns the answer, or None for "not found", which is an error where `missing` says so."""
+        """Returns the answer, retrying while the registry is busy; "not found" is None, or an error with `missing`."""
         for attempt in range(1, self._attempts + 1):
             try:
                 with _registry_errors(self.name, what):
@@ -255,23 +254,23 @@ class Repository:
 def open_repository(name: str, *, patient: bool = True) -> Repository:
     """Returns a repository, such as `ghcr.io/bodhisearch/llama.cpp` or `127.0.0.1:5000/llama.cpp`.
 
-    A registry on loopback may speak plain HTTP, as docker has it; any other has to speak TLS. Who is not patient is
-    told soon that a registry does not answer.
+    A registry on loopback may use plain HTTP, as in docker; any other has to use TLS. Without `patient`, time-outs are
+    short and nothing is retried.
 
     Raises:
         RegistryError: the registry does not answer.
     """
     host, path = _split(name)
-    username, password = engine.registry_credentials(host) or (None, None)
+    username, password = _credentials(host) or (None, None)
 
-    actions: list[str] = []  # none: what the registry says that the request needs
+    actions: list[str] = []  # when empty, the registry's answer says which actions the request needs
 
     def log_in(client: DXFBase, response: requests.Response | None) -> None:
         client.authenticate(username, password, actions=actions, response=response)
 
     address = _DOCKER_HUB_HOST if host == _DOCKER_HUB else host
-    own = CERTIFICATE_DIRECTORY / host / "ca.crt"
-    certificates = own if own.is_file() else host_certificates()
+    authority = CERTIFICATE_DIRECTORY / host / "ca.crt"
+    certificates = authority if authority.is_file() else host_certificates()
     client = DXF(
         address,
         path,
@@ -283,14 +282,39 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
 
     def ask_to_write() -> None:
         if username is not None:
-            actions[:] = ["pull", "push"]  # from now on, also when a token expired and is renewed to read
+            actions[:] = ["pull", "push"]  # also for the renewal of an expired token by a read
             log_in(client, None)
 
     return Repository(name, client, attempts=ATTEMPTS if patient else 1, ask_to_write=ask_to_write)
 
 
+def _credentials(host: str) -> tuple[str, str] | None:
+    """Returns the user name and password for a registry in docker's configuration; None without.
+
+    Raises:
+        RegistryError: the configuration or the credential helper does not work, or holds another kind of token.
+    """
+    try:
+        found = docker.auth.load_config().resolve_authconfig("" if host == docker.auth.INDEX_NAME else host)
+    except (docker.errors.DockerException, OSError, ValueError) as error:
+        # The helper's output and the file may contain the secret, so neither is quoted.
+        raise RegistryError(
+            f"docker's credentials for {host} cannot be read: look at ~/.docker/config.json and its credential helper "
+            f"({type(error).__name__})."
+        ) from None
+    if not found:
+        return None
+    try:
+        username, password = (found.get(key) or found[key.capitalize()] for key in ("username", "password"))
+    except KeyError:
+        raise RegistryError(
+            f"docker holds no user name and password for {host}: log in with `docker login {host}` and an access token."
+        ) from None
+    return str(username), str(password)
+
+
 def is_loopback(name: str) -> bool:
-    """Returns whether a repository's registry is on this machine alone: nobody else's `latest` is there."""
+    """Returns whether the registry of a repository is on a loopback address, out of reach for others."""
     host = urlsplit(f"//{_split(name)[0]}").hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -299,7 +323,7 @@ def is_loopback(name: str) -> bool:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """`ubuntu` → (`docker.io`, `library/ubuntu`): a registry's name has a dot or a port, or is localhost."""
+    """`ubuntu` → (`docker.io`, `library/ubuntu`): a registry's name contains a dot or a port, or is localhost."""
     host, _, path = name.partition("/")
     if not path or not ("." in host or ":" in host or host == "localhost"):
         host, path = _DOCKER_HUB, name
@@ -307,25 +331,25 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _speaks_tls(host: str) -> bool:
-    """Whether TLS is answered at all; whether the certificate is trusted is another question."""
+    """Returns whether the host answers TLS, with whatever certificate."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     address = urlsplit(f"https://{host}")
     try:
         connection = socket.create_connection((address.hostname, address.port or 443), REACH_SECONDS)
     except OSError:
-        return True  # nothing answers, which the first question will say
+        return True  # nothing listens; the first request will report it
     with connection:
         try:
             context.wrap_socket(connection).close()
-        except OSError:  # an answer in plain text, or none: a connection may as well be closed on such a greeting
+        except OSError:  # a plain-text answer, or a closed connection
             return False
     return True
 
 
 def _manifest(response: requests.Response) -> Manifest:
     document = json.loads(response.content)
-    # The field is optional in OCI manifests, the header is not.
+    # The field is optional in OCI manifests; the header is not.
     media_type = document.get("mediaType") or response.headers["Content-Type"].partition(";")[0]
     return Manifest(digest=_digest(response.content), media_type=media_type, content=response.content)
 
@@ -335,16 +359,16 @@ def _digest(content: bytes) -> str:
 
 
 class _NotFoundError(RegistryError):
-    """The registry answered that a thing does not exist."""
+    """The registry answered that an object does not exist."""
 
 
 class _BusyError(RegistryError):
-    """The registry did not answer, or says that it cannot now."""
+    """The registry did not answer, or is temporarily unable to."""
 
 
 @contextmanager
 def _registry_errors(name: str, what: str) -> Iterator[None]:
-    """Turns python-dxf's and HTTP's errors into ours, with what was being done; no request and no header is quoted."""
+    """Converts errors of python-dxf and HTTP into `RegistryError`, without quoting requests or headers."""
     host = _split(name)[0]
     try:
         yield
@@ -357,7 +381,7 @@ def _registry_errors(name: str, what: str) -> Iterator[None]:
             f"The registry {host} did not let us {what} of {name}: log in with `docker login {host}` "
             "as somebody who may."
         ) from error
-    except DXFUnexpectedStatusCodeError as error:  # to the question how to log in
+    except DXFUnexpectedStatusCodeError as error:  # from the request that asks how to authenticate
         raise _refusal(name, what, error.got, _NO_REASON) from error
     except requests.HTTPError as error:
         raise _refusal(name, what, error.response.status_code, _reason(error.response)) from error
@@ -366,8 +390,8 @@ def _registry_errors(name: str, what: str) -> Iterator[None]:
             f"The registry {host} has a certificate that this machine does not trust: put its authority's into "
             f"{CERTIFICATE_DIRECTORY}/{host}/ca.crt, where docker looks too, or name a bundle in SSL_CERT_FILE."
         ) from error
-    except (DXFError, ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON is one of requests' too
-        # The error is not quoted: of a token that cannot be sent, it does.
+    except (DXFError, ValueError, KeyError, TypeError, AttributeError) as error:  # JSON errors of requests included
+        # The error itself may quote a token that cannot be sent.
         raise RegistryError(
             f"The registry {host} gave an answer that makes no sense to {what} of {name} ({type(error).__name__})."
         ) from error
@@ -398,6 +422,6 @@ _NO_REASON = "it gives no reason."
 
 def _reason(response: requests.Response) -> str:
     try:
-        return "; ".join(f"{one['code']}: {one.get('message', '')}" for one in response.json()["errors"]) + "."
+        return "; ".join(f"{error['code']}: {error.get('message', '')}" for error in response.json()["errors"]) + "."
     except (ValueError, KeyError, TypeError):
         return _NO_REASON

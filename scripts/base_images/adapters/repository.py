@@ -1,4 +1,4 @@
-"""This project's own git repository: what HEAD is, how clean it is, and what was released before it."""
+"""This project's own git repository: HEAD, uncommitted changes, and release tags here and at a remote."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from base_images.errors import RepositoryError, SourceError
 from base_images.versions import Head, Version
 
 Clone = git.Repo
-"""What `open_repository` returns, for those who only hand it on: none but adapters import git."""
+"""The type that `open_repository` returns, for modules that must not import git."""
 
 DETACHED = "detached"
-"""The branch of a detached HEAD that no branch and no environment variable names."""
+"""The branch name of a detached HEAD for which neither a branch nor an environment variable gives one."""
 
 NETWORK_SECONDS = 60.0
-"""How long a remote may take for one answer."""
+"""Time-out of one request to a remote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Releases:
-    """Where HEAD stands among the released versions.
+    """The releases that this clone knows, and how HEAD relates to them.
 
     Attributes:
-        newest: the newest released version that the repository knows; None when there is none.
-        head: the version that a release tag on HEAD itself says; None when HEAD is not released.
-        commits_since: commits of HEAD's history after the newest release; None where there is no release or where
-            a shallow clone ends before it.
+        newest: the newest released version; None without a release.
+        head: the version of a release tag on HEAD itself; None when HEAD is not released.
+        commits_since: number of commits from the newest release to HEAD; None without a release, or where a shallow
+            clone does not reach back to it.
         shallow: whether the clone lacks history, so that older tags may be missing.
     """
 
@@ -46,7 +46,7 @@ class Releases:
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A remote of a clone, and how long it may take for one answer."""
+    """A remote of a clone; `seconds` is the time-out of one request."""
 
     clone: git.Repo
     name: str = "origin"
@@ -55,11 +55,11 @@ class Remote:
 
 @dataclass(frozen=True, kw_only=True)
 class Tag:
-    """A tag, here or at a remote.
+    """A tag of this clone or of a remote.
 
     Attributes:
-        object: the hash of the tag itself; the commit's where the tag is not annotated.
-        commit: the hash of what it points at.
+        object: the hash of the tag object; the commit's for a lightweight tag.
+        commit: the hash of the commit that it points at.
     """
 
     object: str
@@ -67,13 +67,13 @@ class Tag:
 
     @property
     def annotated(self) -> bool:
-        """Whether it is an object of its own, with a message."""
+        """Whether the tag is an object of its own, with a message."""
         return self.object != self.commit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commits:
-    """Some of a history: how many commits there are, and the subject lines of the newest of them."""
+    """The number of commits in a range, and the subject lines of the newest of them."""
 
     count: int
     subjects: tuple[str, ...]
@@ -83,11 +83,11 @@ def open_repository(root: Path) -> git.Repo:
     """Returns the repository whose work tree is `root`.
 
     Raises:
-        RepositoryError: there is none, or it has no commit yet.
+        RepositoryError: `root` is not a repository, or has no commit yet.
     """
     try:
         repository = git.Repo(root)
-        repository.head.commit.hexsha  # noqa: B018 - asks git for it
+        repository.head.commit.hexsha  # noqa: B018 - reads it, to see that it exists
     except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
         raise RepositoryError(
             f"{root} is not a git repository, and versions come from its commits: clone the project with git."
@@ -100,10 +100,10 @@ def open_repository(root: Path) -> git.Repo:
 
 
 def head(repository: git.Repo) -> Head:
-    """Returns what is checked out.
+    """Returns the commit, branch, changes and version of what is checked out.
 
     Raises:
-        RepositoryError: git cannot answer, or the commit's time makes no version.
+        RepositoryError: git failed, or the commit's time is outside what a version can express.
     """
     commit = repository.head.commit
     changes = _changes(repository)
@@ -117,7 +117,7 @@ def head(repository: git.Repo) -> Head:
 
 
 def releases(repository: git.Repo) -> Releases:
-    """Returns where HEAD stands among the releases that the repository's own tags name."""
+    """Returns the releases that the tags of this clone name, and how HEAD relates to them."""
     tags = release_tags(repository)
     known = {version: name for name in tags if (version := versions.parse_git_tag(name)) and not version.dirty}
     here = repository.head.commit.hexsha
@@ -132,13 +132,13 @@ def releases(repository: git.Repo) -> Releases:
 
 
 def released_commit(repository: git.Repo, version: Version) -> str | None:
-    """Returns the commit that the release tag of a version points at; None when this clone has no such tag."""
+    """Returns the commit of a version's release tag; None when this clone has no such tag."""
     tag = release_tags(repository).get(version.git_tag)
     return tag.commit if tag else None
 
 
 def _commits_since(repository: git.Repo, tag: str, *, shallow: bool) -> int | None:
-    # A shallow clone can hold the tag's commit without the history between: then the count would be too small.
+    # A shallow clone can have the tag's commit without the history in between; the count would be too small.
     if shallow and not repository.is_ancestor(repository.commit(tag), repository.head.commit):
         return None
     return int(repository.git.rev_list("--count", f"{tag}..HEAD"))
@@ -155,7 +155,7 @@ def _changes(repository: git.Repo) -> tuple[str, ...]:
 def _branch(repository: git.Repo, environment: Iterable[str] = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME")) -> str:
     if not repository.head.is_detached:
         return repository.active_branch.name
-    # CI checks a commit out by its hash. A tag's name is no branch: GitHub says which of the two it is.
+    # CI checks out a commit by its hash. GITHUB_REF_NAME can also be the name of a tag.
     if os.environ.get("GITHUB_REF_TYPE") == "branch":
         for name in environment:
             if os.environ.get(name):
@@ -167,11 +167,11 @@ def _branch(repository: git.Repo, environment: Iterable[str] = ("GITHUB_HEAD_REF
     return branches[0] if len(set(branches)) == 1 else DETACHED
 
 
-# What a release asks of git, and the only things that it changes.
+# Releases: queries, and the only functions here that change anything.
 
 
 def checked_out_branch(repository: git.Repo) -> str | None:
-    """Returns the branch that is checked out; None where HEAD is detached."""
+    """Returns the branch that is checked out; None for a detached HEAD."""
     return None if repository.head.is_detached else repository.active_branch.name
 
 
@@ -181,13 +181,13 @@ def is_shallow(repository: git.Repo) -> bool:
 
 
 def commits(repository: git.Repo, head: str, *, since: str | None, most: int) -> Commits | None:
-    """Returns the commits of a commit's history, newest first; None where `since` is not in this clone.
+    """Returns the commits `since..head`, newest first; None where `since` is not in this clone.
 
     Args:
         repository: the clone.
         head: the newest commit.
-        since: the commit whose history is left out; None leaves nothing out.
-        most: how many subject lines there are at most.
+        since: excluded together with its history; None excludes nothing.
+        most: maximum number of subject lines.
     """
     if since and _git(repository, "cat-file", "-e", f"{since}^{{commit}}").exit_code:
         return None
@@ -198,7 +198,7 @@ def commits(repository: git.Repo, head: str, *, since: str | None, most: int) ->
 
 
 def release_tags(repository: git.Repo) -> dict[str, Tag]:
-    """Returns the release tags here by their names."""
+    """Returns the release tags of this clone by name."""
     pattern = f"refs/tags/{versions.GIT_TAG_PREFIX}*"
     listed = _answer(repository, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)", pattern)
     refs = (line.split() for line in listed.splitlines())
@@ -206,10 +206,10 @@ def release_tags(repository: git.Repo) -> dict[str, Tag]:
 
 
 def remote_release_tags(remote: Remote) -> dict[str, Tag]:
-    """Returns the release tags that a remote has by their names.
+    """Returns the release tags of a remote by name.
 
     Raises:
-        RepositoryError: the clone has no such remote, or it does not answer.
+        RepositoryError: the clone has no such remote, or the remote does not answer.
     """
     if remote.name not in _answer(remote.clone, "remote").split():
         raise RepositoryError(
@@ -217,17 +217,17 @@ def remote_release_tags(remote: Remote) -> dict[str, Tag]:
         )
     pattern = f"refs/tags/{versions.GIT_TAG_PREFIX}*"
     listed = _ask(remote, "did not say which releases it has", "ls-remote", "--tags", remote.name, pattern)
-    refs = {name: found for found, name in (line.split() for line in listed.splitlines())}
-    # The line that ends in ^{} says what an annotated tag points at.
+    refs = {name: object_id for object_id, name in (line.split() for line in listed.splitlines())}
+    # A name that ends in ^{} is listed with the commit that an annotated tag points at.
     return {
-        name.removeprefix("refs/tags/"): Tag(object=found, commit=refs.get(f"{name}^{{}}", found))
-        for name, found in refs.items()
+        name.removeprefix("refs/tags/"): Tag(object=object_id, commit=refs.get(f"{name}^{{}}", object_id))
+        for name, object_id in refs.items()
         if not name.endswith("^{}")
     }
 
 
 def distance(remote: Remote, branch: str) -> tuple[int, int]:
-    """Returns how many commits HEAD is ahead of and behind the remote's branch, which is fetched first; tags are not.
+    """Fetches the remote's branch, without tags, and returns how many commits HEAD is ahead of it and behind it.
 
     Raises:
         RepositoryError: the remote does not answer or has no such branch.
@@ -240,12 +240,12 @@ def distance(remote: Remote, branch: str) -> tuple[int, int]:
 
 
 def create_tag(repository: git.Repo, name: str, commit: str, message: str) -> Tag:
-    """Makes an annotated tag here, signed where the user's `tag.gpgSign` says so, and returns it.
+    """Creates an annotated tag in this clone, signed if the user's `tag.gpgSign` is set, and returns it.
 
     Raises:
-        RepositoryError: git refuses, such as for a name that is taken or a signature that fails.
+        RepositoryError: git refused, such as for an existing name or a failed signature.
     """
-    # GitPython leaves git the terminal, on which a passphrase may be asked for.
+    # Through GitPython, which leaves git the terminal: signing may prompt for a passphrase.
     status, _, stderr = repository.git.execute(
         ["git", "tag", "--annotate", "--message", message, name, commit],
         env={"LC_ALL": "C"},
@@ -253,20 +253,20 @@ def create_tag(repository: git.Repo, name: str, commit: str, message: str) -> Ta
         with_exceptions=False,
     )
     if status:
-        raise RepositoryError(f"git did not make the tag {name} ({_words(str(stderr))}): mend that and run it again.")
+        raise RepositoryError(f"git did not make the tag {name} ({_reason(str(stderr))}): mend that and run it again.")
     return release_tags(repository)[name]
 
 
 def delete_tag(repository: git.Repo, name: str, tag: Tag) -> None:
-    """Removes a tag here, unless it is another one by now."""
+    """Removes a tag from this clone, unless it has changed since."""
     _git(repository, "update-ref", "-d", f"refs/tags/{name}", tag.object)
 
 
 def push_release(remote: Remote, branch: str, name: str, tag: Tag) -> None:
-    """Pushes a tag and the branch up to its commit: both or, such as when somebody pushed to the branch, neither.
+    """Pushes a tag, and the branch up to its commit, atomically: both or neither.
 
     Raises:
-        RepositoryError: the remote did not take both, or its answer did not come.
+        RepositoryError: the remote rejected the push, such as after a push by somebody else, or did not answer.
     """
     refspecs = (f"{tag.commit}:refs/heads/{branch}", f"{tag.object}:refs/tags/{name}")
     arguments = ("push", "--quiet", "--atomic", "--no-follow-tags", remote.name, *refspecs)
@@ -274,26 +274,22 @@ def push_release(remote: Remote, branch: str, name: str, tag: Tag) -> None:
 
 
 def _ask(remote: Remote, failed: str, *arguments: str) -> str:
-    done = _git(remote.clone, *arguments, seconds=remote.seconds)
+    done = _git(remote.clone, *arguments, timeout=remote.seconds)
     if done.exit_code:
-        words = f"no answer within {remote.seconds:g} s" if done.timed_out else _words(done.stderr)
-        raise RepositoryError(f"{remote.name} {failed} ({words}): mend that and run the same command again.")
+        reason = f"no answer within {remote.seconds:g} s" if done.timed_out else _reason(done.stderr)
+        raise RepositoryError(f"{remote.name} {failed} ({reason}): mend that and run the same command again.")
     return done.stdout
 
 
 def _answer(repository: git.Repo, *arguments: str) -> str:
     done = _git(repository, *arguments)
     if done.exit_code:
-        raise RepositoryError(f"`git {arguments[0]}` failed in {repository.working_dir} ({_words(done.stderr)}).")
+        raise RepositoryError(f"`git {arguments[0]}` failed in {repository.working_dir} ({_reason(done.stderr)}).")
     return done.stdout
 
 
-def _git(repository: git.Repo, *arguments: str, seconds: float | None = None) -> programs.Outcome:
-    """Runs git in plain English and without questions."""
-    environment = {**os.environ, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-    return programs.run(
-        ["git", "-C", str(repository.working_dir), *arguments], environment=environment, timeout=seconds
-    )
+def _git(repository: git.Repo, *arguments: str, timeout: float | None = None) -> programs.Outcome:
+    return programs.git(*arguments, directory=Path(repository.working_dir), timeout=timeout)
 
 
 _NOT_THE_REASON = (
@@ -303,25 +299,25 @@ _NOT_THE_REASON = (
     "Please make sure you have the correct access rights",
     "and the repository exists.",
 )
-"""How lines begin that git prints after the reason why it failed."""
+"""Prefixes of lines that git prints after the reason for a failure."""
 
 _LINES_OF_REASON = 3
 
 
-def _words(stderr: str) -> str:
-    """Returns git's last words on one line: what a hook at the remote said is among them."""
+def _reason(stderr: str) -> str:
+    """Returns the end of git's error output on one line, including what a hook of the remote printed."""
     lines = [line.strip() for line in stderr.splitlines()]
     reasons = [line for line in lines if not line.startswith(_NOT_THE_REASON) and "atomic push failed" not in line]
-    said = [line for line in (reason.removeprefix("remote:").strip() for reason in reasons) if line]
-    return "; ".join(said[-_LINES_OF_REASON:]) or "git does not say why"
+    texts = [text for text in (reason.removeprefix("remote:").strip() for reason in reasons) if text]
+    return "; ".join(texts[-_LINES_OF_REASON:]) or "git does not say why"
 
 
 @contextmanager
 def commit_of(clone: Path, ref: str) -> Iterator[git.Commit]:
-    """Yields the commit that a ref of a clone of llama.cpp names.
+    """Yields the commit of a ref in a clone of llama.cpp.
 
     Raises:
-        SourceError: there is no clone, or it does not know the ref.
+        SourceError: `clone` is not a clone, or lacks the ref.
     """
     try:
         with git.Repo(clone) as repository:

@@ -1,4 +1,4 @@
-"""What a backend is compiled with and for: `--arch`, and the recipe's ARGs that an image reports. Touches nothing."""
+"""Device architectures (`--arch`) and toolkit versions of a build. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from base_images.variants import Architectures, Variant
 
 
 def architecture_argument(variant: Variant, asked: Sequence[str]) -> dict[str, str]:
-    """Returns the recipe's ARG for the device architectures of `--arch`; empty when none was asked for.
+    """Returns the recipe's ARG for the device architectures of `--arch`; empty without any.
 
     Args:
-        variant: what is built.
-        asked: architectures, each also several of them joined by a comma or a semicolon.
+        variant: the variant to build.
+        asked: architectures; an item may hold several, separated by commas or semicolons.
 
     Raises:
-        UsageError: the variant is not compiled for architectures, or one does not look like its architectures.
+        UsageError: the variant has no device architectures, or a name is not one of them.
     """
     names = [name for text in asked for name in re.split(r"[;,\s]+", text) if name]
     if not names:
@@ -38,15 +38,15 @@ def architecture_argument(variant: Variant, asked: Sequence[str]) -> dict[str, s
 
 
 def listed(architectures: Architectures, listing: str) -> tuple[str, ...]:
-    """Returns the names of architectures in what a toolkit's listing command printed."""
+    """Returns the architectures in the output of a toolkit's listing command."""
     return tuple(dict.fromkeys(re.findall(architectures.listed, listing)))
 
 
 def require_known(variant: str, architectures: Architectures, names: Sequence[str], known: Sequence[str]) -> None:
-    """Returns when the toolkit of a variant knows every architecture.
+    """Checks that the toolkit of a variant supports every architecture.
 
     Raises:
-        UsageError: it does not know one.
+        UsageError: an architecture is not among `known`.
     """
     for name in names:
         match = re.fullmatch(architectures.form, name)
@@ -58,10 +58,10 @@ def require_known(variant: str, architectures: Architectures, names: Sequence[st
 
 
 def reported(variant: Variant, arguments: Mapping[str, str]) -> dict[str, str]:
-    """Returns version.json's `toolkit`: the names of the variant's table with the values of the recipe's ARGs.
+    """Returns version.json's `toolkit`: the variant's names for it, with the values of the recipe's ARGs.
 
     Raises:
-        UsageError: the recipe gives an ARG no value, so that the image could not report it.
+        UsageError: the recipe has no value for an ARG.
     """
     for name, argument in variant.toolkit.items():
         if not arguments.get(argument):

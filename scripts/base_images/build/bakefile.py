@@ -1,8 +1,8 @@
-"""The same plan by `docker buildx bake`: on any builder, with provenance, SBOM, registry cache and several platforms.
+"""Builds plans with `docker buildx bake`: on any builder, with provenance, SBOM, registry cache, for several platforms.
 
-A bake file has a target for each variant and platform, such as `cpu-arm64`, and groups of them. Beside each stands
-`glibc-cpu-arm64`, which asks the runtime base for its glibc: only a program in there can say it, and the base need not
-be on this machine. It runs first, on the same builder, and the label takes its answer from a variable of the file.
+A bake file has a target for each variant and platform, such as `cpu-arm64`, and groups of targets. For each there is
+also `glibc-cpu-arm64`, which reads the glibc version of the runtime base: that takes a program in the base, which need
+not be on this machine. It runs first, on the same builder, and a variable of the file passes the result to the label.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from base_images.labels import Label
 from base_images.recipes import dockerfile
 
 SBOM_GENERATOR_VARIABLE = "BASE_IMAGES_SBOM_GENERATOR"
-"""Names the image that makes the SBOM, for networks that mirror it; without it buildx takes its own default."""
+"""The image of the SBOM generator, for networks with a mirror; buildx's default if unset."""
 
 GLIBC_DIRECTORY = "build/glibc"
-"""Where a target's answer is put, below the checkout."""
+"""Output directory of the glibc targets, below the checkout."""
 
 _SECONDS = 60
-"""For what buildx does without building."""
+"""Time-out of buildx commands that do not build."""
 
 
 def target(plan: BuildPlan) -> str:
@@ -39,13 +39,13 @@ def target(plan: BuildPlan) -> str:
 
 
 def bake_file(plans: Sequence[BuildPlan], registry: str, *, push: bool, dry_run: bool = False) -> dict[str, Any]:
-    """Returns the bake file of plans, as JSON has it; its paths are below the root of the checkout.
+    """Returns the content of a bake file, with paths relative to the root of the checkout.
 
     Args:
         plans: what to build.
-        registry: the repository that images and cache are pushed to.
-        push: whether the images go there, by digest and with attestations; else the local engine gets them.
-        dry_run: whether all is built and the result goes nowhere.
+        registry: the repository for images and cache.
+        push: whether to push the images there, by digest and with attestations, or load them into the local engine.
+        dry_run: whether to build without any output.
     """
     variants: dict[str, list[str]] = {}
     for plan in plans:
@@ -58,7 +58,7 @@ def bake_file(plans: Sequence[BuildPlan], registry: str, *, push: bool, dry_run:
         },
         "variable": {_glibc_variable(plan): {"default": ""} for plan in plans},
         "target": {
-            **{_glibc_target(plan): _asking(plan) for plan in plans},
+            **{_glibc_target(plan): _reading_glibc(plan) for plan in plans},
             **{target(plan): _building(plan, registry, push=push, dry_run=dry_run) for plan in plans},
         },
     }
@@ -72,16 +72,16 @@ def run(
     builder: str,
     on_event: Callable[[buildkit.Event], None],
 ) -> dict[str, str]:
-    """Builds plans as a bake file of them says and returns the digest of each target that was pushed.
+    """Builds a bake file and returns the digest of each pushed target.
 
-    With attestations a digest is that of an index, of the image and of what is attested of it.
+    With attestations, the digest is that of an index of the image and its attestations.
 
     Args:
         plans: what to build.
-        file: what `bake_file` returns for them.
+        file: the bake file of `plans`, from `bake_file`.
         root: the checkout, with the source in `llama.cpp/`.
-        builder: buildx's name of the builder; empty for the current one.
-        on_event: gets the steps of the build.
+        builder: name of the buildx builder; empty for the current one.
+        on_event: receives the steps of the build.
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
@@ -95,16 +95,16 @@ def run(
         known = {_glibc_variable(plan): _read_glibc(plan, root) for plan in plans}
         options += ["--metadata-file", str(metadata)]
         _bake([*options, *map(target, plans)], root=root, environment=known, on_event=on_event)
-        said = json.loads(metadata.read_text(encoding="utf-8"))
-    digests = {name: said.get(name, {}).get("containerimage.digest") for name in map(target, plans)}
+        results = json.loads(metadata.read_text(encoding="utf-8"))
+    digests = {name: results.get(name, {}).get("containerimage.digest") for name in map(target, plans)}
     return {name: digest for name, digest in digests.items() if digest}
 
 
 def require_builder(builder: str, *, push: bool) -> None:
-    """Returns when buildx is there and has the builder, and the builder can push by digest if it has to.
+    """Checks that buildx is installed and has the builder, and that the builder can push by digest if `push` is set.
 
     Raises:
-        EngineError: buildx is missing, or the builder cannot push.
+        EngineError: buildx is missing, or the builder cannot push by digest.
         UsageError: there is no such builder.
     """
     if programs.run(["docker", "buildx", "version"], timeout=_SECONDS).exit_code:
@@ -112,12 +112,12 @@ def require_builder(builder: str, *, push: bool) -> None:
             "`docker buildx` is missing: install it (docker-buildx-plugin or docker-buildx), or build with "
             "`invoke build-local`, which does not need it."
         )
-    seen = programs.run(["docker", "buildx", "inspect", *([builder] if builder else [])], timeout=_SECONDS)
-    if builder and "no builder" in seen.stderr:
+    inspected = programs.run(["docker", "buildx", "inspect", *([builder] if builder else [])], timeout=_SECONDS)
+    if builder and "no builder" in inspected.stderr:
         raise UsageError(f"buildx has no builder {builder!r}: `docker buildx ls` lists those that there are.")
-    if seen.exit_code:
-        raise EngineError(f"buildx cannot look at the builder {builder or 'it would use'}: {seen.last_words}.")
-    driver = re.search(r"^Driver:\s+(\S+)", seen.stdout, re.MULTILINE)
+    if inspected.exit_code:
+        raise EngineError(f"buildx cannot look at the builder {builder or 'it would use'}: {inspected.last_words}.")
+    driver = re.search(r"^Driver:\s+(\S+)", inspected.stdout, re.MULTILINE)
     if push and driver and driver[1] == "docker":
         # buildx 0.29 refuses: "push-by-digest is currently not implemented for docker driver".
         raise EngineError(
@@ -127,25 +127,25 @@ def require_builder(builder: str, *, push: bool) -> None:
 
 
 def require_own_source(source: Path, root: Path) -> None:
-    """Returns when the source is the checkout's own `llama.cpp/`, which is what a bake file's context holds.
+    """Checks that the source is the checkout's `llama.cpp/`, as in the context of a bake file.
 
     Raises:
-        UsageError: it is elsewhere.
+        UsageError: the source is elsewhere.
     """
     if source != root / SOURCE_DIRECTORY:
         raise UsageError(f"Bake builds the checkout's llama.cpp/, and not {source}: unset LLAMA_CPP_DIR.")
 
 
 def _building(plan: BuildPlan, registry: str, *, push: bool, dry_run: bool) -> Mapping[str, object]:
-    # The variable stands for what nobody knows yet, so it is not escaped.
+    # Not escaped: bake replaces the variable.
     labels = {**_escaped(plan.labels), Label.GLIBC.value: f"${{{_glibc_variable(plan)}}}"}
     if push:
-        # store=false: a builder with an image store would keep them there, all under one name.
+        # store=false: a builder with an image store would keep all images there under one name.
         output = f"type=image,name={registry},push-by-digest=true,name-canonical=true,push=true,store=false"
         generator = f",generator={image}" if (image := os.environ.get(SBOM_GENERATOR_VARIABLE)) else ""
         attestations = ["type=provenance,mode=max", f"type=sbom{generator}"]
     else:
-        # Engines without the containerd store cannot keep attestations, and buildx refuses to build with them there.
+        # buildx refuses to build with attestations for an engine without the containerd store.
         output, attestations = "type=docker", _NO_ATTESTATIONS
     cache = f"type=registry,ref={registry}:cache-{target(plan)}"
     return {
@@ -159,7 +159,7 @@ def _building(plan: BuildPlan, registry: str, *, push: bool, dry_run: bool) -> M
         "attest": attestations,
         **({} if push or dry_run else {"tags": list(plan.tags)}),
         **({"cache-from": [cache]} if push else {}),
-        # ignore-error: a cache that cannot be written is no reason to throw an image away.
+        # ignore-error: a failed cache export must not fail the build.
         **({"cache-to": [f"{cache},mode=max,ignore-error=true"]} if push and not dry_run else {}),
     }
 
@@ -167,8 +167,8 @@ def _building(plan: BuildPlan, registry: str, *, push: bool, dry_run: bool) -> M
 _NO_ATTESTATIONS = ["type=provenance,disabled=true", "type=sbom,disabled=true"]
 
 
-def _asking(plan: BuildPlan) -> Mapping[str, object]:
-    """Returns the target whose result is one file that says the runtime base's glibc."""
+def _reading_glibc(plan: BuildPlan) -> Mapping[str, object]:
+    """Returns the target whose output is a file with the glibc version of the runtime base."""
     lines = (
         f"FROM {_runtime_base(plan)} AS base",
         "RUN getconf GNU_LIBC_VERSION > /glibc",
@@ -206,7 +206,7 @@ def _architecture(plan: BuildPlan) -> str:
 
 
 def _escaped(values: Mapping[str, str]) -> dict[str, str]:
-    """Bake reads `${…}` and `%{…}` in every text, as HCL does; doubled, their first character stands for itself."""
+    """Escapes `${…}` and `%{…}`, which bake replaces in every string, as in HCL, by doubling the first character."""
     return {name: re.sub(r"[$%](?=\{)", r"\g<0>\g<0>", value) for name, value in values.items()}
 
 

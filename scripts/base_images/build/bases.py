@@ -1,4 +1,4 @@
-"""Where base images come from: container registries, or Debian's packages from the machine's own apt mirror."""
+"""Base images, from container registries or made of Debian's packages from the machine's apt mirror."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from base_images import image
 from base_images.adapters import programs, registry
+from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, host_certificates, locked
-from base_images.adapters.engine import ContainerSpec, Engine, Image, pull_progress
+from base_images.adapters.engine import Engine, Image, pull_progress
 from base_images.build import packages
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
@@ -23,16 +24,16 @@ from base_images.progress import Listener, Progress
 from base_images.variants import UNSTABLE, Packages, Root, Variant, gigabytes
 
 REACH_SECONDS = 15
-"""How long a registry or a git host may take to answer before it counts as unreachable."""
+"""Time-out after which a registry or a git host counts as unreachable."""
 
 PACKAGES_REPOSITORY = "llama-cpp-packages-origin"
-"""The repository of the bases that are made here; every image in it is ours, and may be removed."""
+"""Repository of the bases that are made here; every image in it may be removed."""
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-"""Debian's archive keys, at the same place on the host and in the base."""
+"""Debian's archive keys, at the same path on the host and in the base."""
 
 CERTIFICATES = "/usr/local/share/host-ca.pem"
-"""Where the host's certificate authorities are in the bases that only build. Never in the runtime's."""
+"""The host's certificate authorities in the bases of build stages. The runtime base never has them."""
 
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -47,19 +48,19 @@ def resolve_bases(
     listener: Listener,
     slim: bool = False,
 ) -> Bases:
-    """Returns base images that the engine has afterwards.
+    """Pulls or makes the base images of a build and returns them.
 
     Args:
-        engine: pulls or imports them.
-        variant: what they are for: where packages stand in, and how much disk its toolkit takes.
-        references: what the recipe names for the roles `web`, `build` and `runtime`.
-        origin: AUTO asks the registries, then takes images that were pulled before, then makes them from packages.
-        listener: gets the progress.
-        slim: whether the runtime gets what it needs of the toolkit from the build, and not from its base.
+        engine: pulls or imports the images.
+        variant: the variant to build, which determines the packages and the size of the toolkit.
+        references: the recipe's references for the roles `web`, `build` and `runtime`.
+        origin: AUTO tries the registries, then images that were pulled before, then packages.
+        listener: receives the progress.
+        slim: whether the runtime libraries of the toolkit come from the build stage and not from the runtime base.
 
     Raises:
-        ImageNotFoundError: a registry answered that it has no such image.
-        SourceError: an image cannot be had from the origin that was asked for.
+        ImageNotFoundError: a registry does not have an image.
+        SourceError: an image is not available from the requested origin.
         EngineError: the engine's disk is too small for the toolkit.
     """
     notices: list[str] = []
@@ -98,14 +99,14 @@ def resolve_bases(
 
 
 def ask_bases(references: Mapping[str, str]) -> Bases:
-    """Returns the base images that the registries have now, without an engine and without fetching one.
+    """Returns the base images that the registries currently have, without an engine and without pulling.
 
-    Their glibc is not known: only a program in the runtime base can say it. `references` are what the recipe names
-    for the roles `web`, `build` and `runtime`.
+    Their glibc version stays empty: only a program in the runtime base can tell it. `references` are the recipe's for
+    the roles `web`, `build` and `runtime`.
 
     Raises:
-        ImageNotFoundError: a registry answered that it has no such image.
-        SourceError: a registry does not answer, or lets nobody see the image.
+        ImageNotFoundError: a registry does not have an image.
+        SourceError: a registry does not answer, or denies access.
     """
     digests = {reference: _asked(reference) for reference in dict.fromkeys(references.values())}
     bases = _by_digest(references, digests)
@@ -121,7 +122,7 @@ def _by_digest(references: Mapping[str, str], digests: Mapping[str, str]) -> dic
 
 
 def _asked(reference: str) -> str:
-    """Returns the digest that a reference stands for at its registry."""
+    """Returns the digest of a reference at its registry."""
     name, _, digest = reference.partition("@")
     if digest:
         return digest
@@ -140,26 +141,26 @@ def _glibc(engine: Engine, reference: str) -> str:
     return glibc_version(result.output, reference)
 
 
-def glibc_version(said: str, reference: str) -> str:
-    """Returns the version in what `getconf GNU_LIBC_VERSION` printed in a runtime base, such as `glibc 2.41`.
+def glibc_version(output: str, reference: str) -> str:
+    """Returns the version in the output of `getconf GNU_LIBC_VERSION` in a runtime base, such as `glibc 2.41`.
 
     Raises:
         SourceError: the base has another C library, or none.
     """
-    version = image.glibc_version(said)
+    version = image.glibc_version(output)
     if not version:
         raise SourceError(
-            f"The runtime base {reference} does not say its glibc version ({said.strip()!r}): "
+            f"The runtime base {reference} does not say its glibc version ({output.strip()!r}): "
             "llama-server needs a base with glibc."
         )
     return version
 
 
 def require_disk(engine: Engine, variant: Variant, size: int) -> None:
-    """Returns when the engine's disk has room for a variant's bases, or cannot be looked at from here.
+    """Checks that the engine's disk has room for a variant's bases, where its free space is known.
 
     Raises:
-        EngineError: it has not.
+        EngineError: the disk is too full.
     """
     free = engine.free_disk()
     if free is not None and free < size:
@@ -177,7 +178,7 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
     digests: dict[str, str] = {}
     for reference in dict.fromkeys(references.values()):
         try:
-            # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
+            # Ask for the digest first: a pull has no time-out, and a firewall that drops packets would block it.
             pinned = _pinned(reference, engine.ask_registry(reference, timeout=REACH_SECONDS))
         except EngineError as error:
             raise _cannot_be_had(variant, reference, error) from error
@@ -203,7 +204,7 @@ def _cannot_be_had(variant: Variant, reference: str, error: EngineError) -> Sour
 
 
 def _pulled_before(engine: Engine, references: Mapping[str, str]) -> dict[str, str] | None:
-    """Returns the digest of each reference as it was pulled earlier; None when one was not."""
+    """Returns the digest of each reference that was pulled earlier; None when one is missing."""
     digests: dict[str, str] = {}
     for reference in references.values():
         try:
@@ -217,22 +218,22 @@ def _pulled_before(engine: Engine, references: Mapping[str, str]) -> dict[str, s
 
 
 def _pinned(reference: str, digest: str) -> str:
-    """`name:tag` → `name:tag@sha256:…`: a tag that moves while the build runs does no harm."""
+    """`name:tag` → `name:tag@sha256:…`: a tag may move while the build runs."""
     return reference if "@" in reference else f"{reference}@{digest}"
 
 
 def _digest(image: Image, reference: str) -> str | None:
-    """Returns the digest under which the reference's own repository has the image."""
-    wanted = _repository(reference)
+    """Returns the image's digest in the repository of `reference`."""
+    repository = _repository(reference)
     for entry in image.repo_digests:
         name, _, digest = entry.partition("@")
-        if _repository(name) == wanted:
+        if _repository(name) == repository:
             return digest
     return None
 
 
 def _repository(reference: str) -> str:
-    """`docker.io/library/ubuntu:24.04` → `ubuntu`, the way docker shortens it in its digests."""
+    """`docker.io/library/ubuntu:24.04` → `ubuntu`, as docker abbreviates names in RepoDigests."""
     name = reference.partition("@")[0]
     head, _, last = name.rpartition("/")
     name = f"{head}/{last.partition(':')[0]}".removeprefix("/")
@@ -255,7 +256,7 @@ def _roots(debian: Packages) -> dict[str, Root]:
 
 
 def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener) -> dict[str, BaseImage]:
-    """Makes the bases that the engine does not have yet and returns all of them."""
+    """Makes the bases that the engine lacks and returns all of them."""
     architecture = _MACHINES.get(platform.machine(), platform.machine())
     if engine.info().architecture != architecture:
         raise SourceError(
@@ -277,7 +278,7 @@ def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener
         missing = {role: roots[role] for role, name in names.items() if not engine.has_image(name)}
         if missing.keys() - {"web"}:
             require_disk(engine, variant, debian.size)
-        # Roles of one root share it; the certificates, which the runtime's must not have, are added at the end.
+        # Roles with the same root share it; the certificates, which the runtime base must not have, are added last.
         for root in dict.fromkeys(missing.values()):
             with tempfile.TemporaryDirectory(dir=cache, prefix="root-") as directory:
                 tar = Path(directory) / "root.tar"
@@ -290,7 +291,7 @@ def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener
 
 
 def _versions(engine: Engine, build_base: str, debian: Packages) -> dict[str, str]:
-    """Returns the recipe's ARGs for the toolkit's version, as the packages in the build base have it."""
+    """Returns the recipe's ARGs for the toolkit's version, read from the packages in the build base."""
     found = {}
     for argument, package in debian.versions.items():
         query = ContainerSpec(image=build_base, entrypoint=("dpkg-query", "--show", "--showformat=${Version}", package))
@@ -302,7 +303,7 @@ def _versions(engine: Engine, build_base: str, debian: Packages) -> dict[str, st
 
 
 def base_key(role: str, root: Root, sources: tuple[str, ...], certificates: bytes, architecture: str) -> str:
-    """Returns a short name of everything that decides what a base holds."""
+    """Returns a short hash of everything that determines the content of a base."""
     parts = [root.suite, architecture, *sources, *root.packages, *_changes(role), *_OPTIONS]
     digest = hashlib.sha256("\0".join(parts).encode())
     if role != "runtime":
@@ -311,9 +312,9 @@ def base_key(role: str, root: Root, sources: tuple[str, ...], certificates: byte
 
 
 def _changes(role: str) -> list[str]:
-    """Returns the Dockerfile instructions that an import applies.
+    """Returns the Dockerfile instructions to apply on import.
 
-    The runtime base carries no label of ours: images built from it would inherit it. It is known by its repository.
+    The runtime base has no label of ours, which images built from it would inherit; its repository identifies it.
     """
     if role == "runtime":
         return ['CMD ["bash"]']
@@ -323,7 +324,7 @@ def _changes(role: str) -> list[str]:
 
 _OPTIONS = (
     "--variant=minbase",
-    # As in Docker's own Debian and Ubuntu images: no fsync for each file, here and in the recipes' apt-get.
+    # No fsync for each file, here and in the recipes' apt-get, as in Docker's official Debian and Ubuntu images.
     "--dpkgopt=force-unsafe-io",
     # mmdebstrap copies these two from the host.
     '--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"',
@@ -331,11 +332,11 @@ _OPTIONS = (
 
 
 def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
-    """Returns the lines of a sources.list for a root on this machine's own mirrors; empty without a Debian mirror.
+    """Returns the sources.list lines of a root, from this machine's mirrors; empty without a Debian mirror.
 
     Args:
-        index_targets: lines of `label|URI` of the machine's package lists, as apt has them.
-        root: what they are for.
+        index_targets: `label|URI` lines of the machine's package lists, from `apt-get indextargets`.
+        root: the root file system to make.
     """
     mirrors: dict[str, str] = {}
     for line in index_targets.splitlines():
@@ -355,12 +356,12 @@ def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
 
 
 def _index_targets(listener: Listener) -> str:
-    """Returns `label|URI` lines of Debian's package lists on this machine, fetched first where there are none."""
-    ask = ("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
-    targets = programs.run(ask).stdout
+    """Returns `label|URI` lines of Debian's package lists on this machine, after `apt-get update` without any."""
+    query = ("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
+    targets = programs.run(query).stdout
     if not apt_sources(targets, packages.WEB) and os.geteuid() == 0:
         _apt(("update",), listener)
-        targets = programs.run(ask).stdout
+        targets = programs.run(query).stdout
     if not apt_sources(targets, packages.WEB):
         raise SourceError(
             "The packages origin needs a Debian mirror in apt's configuration, and this machine has none (or its "
@@ -376,7 +377,7 @@ def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listen
         raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
     arguments = ["mmdebstrap", "--format=tar", *_OPTIONS]
     if root.suite == UNSTABLE:
-        # A mirror's copy may be older than its Release file allows; the setting stays, for the recipe's apt-get.
+        # A mirror's Release file may have expired. The option stays in the base, for the recipe's apt-get.
         arguments.append('--aptopt=Acquire::Check-Valid-Until "false"')
     if root.packages:
         arguments.append(f"--include={','.join(root.packages)}")
@@ -411,7 +412,7 @@ def _apt(arguments: tuple[str, ...], listener: Listener) -> None:
 
 
 def _add_file(tar: Path, path: str, content: bytes) -> None:
-    """Adds a file that all may read, owned by root, to a tar."""
+    """Appends a file to a tar, owned by root and readable by all."""
     entry = tarfile.TarInfo(f".{path}")
     entry.size, entry.mode = len(content), 0o644
     with tarfile.open(tar, "a", format=tarfile.GNU_FORMAT) as archive:

@@ -1,4 +1,4 @@
-"""Which images on an engine are this project's own builds, and removing them."""
+"""Finds and removes the images on an engine that this project built."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from base_images.labels import Label
 from base_images.variants import VARIANTS
 
 _LAST_INSTRUCTION = "/usr/local/bin/llama-entrypoint"
-"""What every recipe ends with. An image built `FROM` one of ours has its labels too, but ends otherwise."""
+"""In the last instruction of every recipe. A child image inherits the labels but ends with another instruction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """What shall go of one image.
+    """What to remove of one image.
 
     Attributes:
-        references: the tags to remove, or the image's id when it has none.
-        kept: tags that somebody else gave the image; while there are any, the image stays.
+        references: the tags to remove, or the image's id when it has no tag.
+        kept: tags of the user's, which keep the image.
     """
 
     image_id: str
@@ -33,7 +33,7 @@ class Removal:
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """What `apply` did: what is gone, what could not go and why, and the bytes of layers that were freed."""
+    """Removed references, failed ones with the reason, and the bytes of layers that were freed."""
 
     removed: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
@@ -41,14 +41,14 @@ class Cleaned:
 
 
 def removals(images: Iterable[Image], registry: str) -> list[Removal]:
-    """Returns what to remove of `images`; images that were not built by this project's recipes are left out."""
+    """Returns what to remove of those `images` that this project's recipes built."""
     found = []
     for image in images:
         if not _ours(image):
             continue
-        own = tuple(tag for tag in image.tags if _own_tag(tag, registry))
-        kept = tuple(tag for tag in image.tags if tag not in own)
-        references = own if image.tags else (image.id,)
+        tags = tuple(tag for tag in image.tags if _own_tag(tag, registry))
+        kept = tuple(tag for tag in image.tags if tag not in tags)
+        references = tags if image.tags else (image.id,)
         if references:
             version = image.labels.get(Label.VERSION, "")
             found.append(Removal(image_id=image.id, version=version, references=references, kept=kept))
@@ -56,7 +56,7 @@ def removals(images: Iterable[Image], registry: str) -> list[Removal]:
 
 
 def bases(images: Iterable[Image]) -> list[Removal]:
-    """Returns the removals of those of `images` that are base images made from package mirrors."""
+    """Returns what to remove of those `images` that are bases made of Debian's packages."""
     found = []
     for image in images:
         references = tuple(tag for tag in image.tags if tag.startswith(f"{PACKAGES_REPOSITORY}:"))
@@ -66,7 +66,7 @@ def bases(images: Iterable[Image]) -> list[Removal]:
 
 
 def apply(engine: Engine, planned: Sequence[Removal]) -> Cleaned:
-    """Removes what was planned; what is in use stays and is named."""
+    """Removes the planned references; those of images in use are returned as failed."""
     before = engine.disk_usage()
     removed: list[str] = []
     failed: list[tuple[str, str]] = []

@@ -1,6 +1,6 @@
-"""The build context: `llama.cpp/` and `dockerfiles/` in one tar whose bytes depend on their content alone.
+"""The build context: a reproducible tar of `llama.cpp/` and `dockerfiles/`.
 
-GNU format and whole-second times: BuildKit takes a tar with PAX headers for a Dockerfile (Engine 20.10 to 28.5).
+In GNU format with whole-second times: Engine 20.10 to 28.5 takes a tar with PAX headers for a Dockerfile.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ IGNORE_FILE = ".dockerignore"
 
 
 def write(stream: IO[bytes], *, root: Path, source: Path) -> None:
-    """Writes the context of the checkout `root`, with the tree `source` as its `llama.cpp/`.
+    """Writes the context of the checkout `root`, with the tree `source` as `llama.cpp/`.
 
-    The same content gives the same bytes: names are sorted, times and owners fixed, modes cut to 644 and 755.
+    The same content gives the same bytes: names are sorted, times and owners fixed, modes reduced to 644 and 755.
     """
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, path in sorted(_members(root, source)):
@@ -38,7 +38,7 @@ def write(stream: IO[bytes], *, root: Path, source: Path) -> None:
 
 
 def _members(root: Path, source: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name in the context, path on disk) of all that `.dockerignore` lets through."""
+    """Yields (name in the context, path on disk) of everything that `.dockerignore` does not exclude."""
     patterns = [
         line
         for line in (root / IGNORE_FILE).read_text(encoding="utf-8").splitlines()
@@ -49,7 +49,7 @@ def _members(root: Path, source: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _selected(directory: Path, name: str, patterns: list[str]) -> Iterator[tuple[str, Path]]:
-    # The patterns are about the whole context; below one directory only those that begin with its name count.
+    # Patterns are relative to the context; below a directory only those that begin with its name apply.
     below = [pattern.removeprefix(f"{name}/") for pattern in patterns if pattern.startswith(f"{name}/")]
     yield name, directory
     for path in not_ignored(directory, below):

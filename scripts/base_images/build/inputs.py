@@ -1,4 +1,4 @@
-"""What a build is decided from: where base images and source come from, and which they are. Values alone."""
+"""The inputs of a build plan: origin, base images and source. Values only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Origin(StrEnum):
-    """Where base images and llama.cpp's source come from; AUTO is the first that can be reached."""
+    """Where base images and llama.cpp's source come from; AUTO is the first one available."""
 
     AUTO = "auto"
     REGISTRIES = "registries"
@@ -18,12 +18,12 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseImage:
-    """A base image that the engine has, or that it will pull by its digest.
+    """A base image that the engine has, or will pull by its digest.
 
     Attributes:
-        reference: what FROM is given; it cannot come to mean another image.
-        name: what the label base.name says.
-        digest: what the label base.digest says; for a base that was made here, its image id.
+        reference: the immutable reference for FROM.
+        name: value of the label base.name.
+        digest: value of the label base.digest; the image id for a base that was made here.
     """
 
     reference: str
@@ -33,12 +33,12 @@ class BaseImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Bases:
-    """The base images of one build, all from the same origin: a program built on one glibc may not start on another.
+    """The base images of one build, all from one origin, since a program may not start with an older glibc.
 
     Attributes:
-        glibc: the runtime base's glibc, such as `2.41`; empty where nobody has looked into the base yet.
-        arguments: ARGs of the recipe, other than the bases', that these bases need another value of.
-        notices: what a person must be told, such as a registry that could not be reached.
+        glibc: glibc version of the runtime base, such as `2.41`; empty while unknown.
+        arguments: other ARGs of the recipe whose values depend on these bases.
+        notices: messages for the user, such as about an unreachable registry.
     """
 
     origin: Origin
@@ -51,7 +51,7 @@ class Bases:
 
 
 class SourceKind(StrEnum):
-    """Where a tree comes from."""
+    """Where a source tree comes from."""
 
     GIT = "git"
     SDIST = "sdist"
@@ -63,11 +63,11 @@ class Source:
     """A llama.cpp tree whose commit is known.
 
     Attributes:
-        tag: llama.cpp's own name of the commit, such as `b11312`.
+        tag: llama.cpp's tag of the commit, such as `b11312`.
         build_number: the number in `tag`, which llama-server reports.
-        dirty: whether the files may differ from the commit's.
+        dirty: whether files may differ from the commit.
         digest: SHA-256 (hexadecimal) over the path, executable bit and content of every file.
-        notices: what a person must be told about how it was had.
+        notices: messages for the user, such as about a fallback to the sdist.
     """
 
     path: Path

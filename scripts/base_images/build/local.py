@@ -1,4 +1,4 @@
-"""Building one image on the local engine: source and bases, then the plan, then BuildKit, then the tags."""
+"""Builds one image on the local engine: source and bases, plan, BuildKit, tags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base_images.adapters import buildkit, repository
-from base_images.adapters.engine import ContainerSpec, Engine
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine
 from base_images.build import architectures as toolkit
 from base_images.build import bases as origin
 from base_images.build import context
@@ -24,7 +25,7 @@ from base_images.variants import Platform, Variant
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """All that a build needs; `notices` are what a person must know, such as a fall-back to package mirrors."""
+    """The inputs of `build`; `notices` are messages for the user, such as about a fallback to packages."""
 
     plan: BuildPlan
     source: Path
@@ -33,7 +34,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A finished build; `seconds` is the build alone, without source and bases."""
+    """A finished build; `seconds` excludes source and bases."""
 
     image_id: str
     plan: BuildPlan
@@ -52,15 +53,15 @@ def prepare(
     architectures: Sequence[str] = (),
     slim: bool = False,
 ) -> Prepared:
-    """Gets the base images, and returns the plan made of them and of llama.cpp's source.
+    """Fetches the base images and returns the plan for them and the source.
 
-    `architectures` is what to compile the backend for, as `--arch` has it; none means the recipe's own. `slim` puts
-    what the server needs of the toolkit on a small base, in place of the toolkit's own image.
+    `architectures` are those of `--arch`; empty means the recipe's defaults. `slim` copies the toolkit's runtime
+    libraries onto a small base instead of using the toolkit's own runtime image.
 
     Raises:
-        UsageError: the variant has no recipe, or not for this engine's platform, or not for an architecture.
+        UsageError: the variant has no recipe, or does not support the engine's platform or an architecture.
         EngineError: the engine has no BuildKit.
-        SourceError: a base image cannot be had.
+        SourceError: a base image is not available.
         RepositoryError: this checkout has no version.
     """
     path = _recipe(variant, root)
@@ -69,7 +70,7 @@ def prepare(
     engine.require_buildkit()
     platform = engine.platform()
     require_platform(variant, platform)  # before anything large is fetched
-    # An architecture can be part of a base image's name.
+    # An architecture can be part of a base image's tag.
     bases = origin.resolve_bases(
         engine, variant, dockerfile.base_references(path, chosen), origin=wanted, slim=slim, listener=listener
     )
@@ -89,15 +90,15 @@ def foresee(
     architectures: Sequence[str] = (),
     slim: bool = False,
 ) -> tuple[BuildPlan, ...]:
-    """Returns the plan for each platform, on the bases that their registries have now; no engine, nothing fetched.
+    """Returns the plan for each platform, on the bases that the registries currently have, without an engine.
 
-    The plans lack the label of glibc, and whether the toolkit knows the architectures is not asked: both are known
-    in the base images alone.
+    The plans lack the glibc label, and the toolkit's support of the architectures is not checked: both take a program
+    in the base images.
 
     Raises:
-        UsageError: the variant has no recipe, or not for a platform, or not for an architecture.
-        ImageNotFoundError: a registry answered that it has no such base image.
-        SourceError: a registry cannot be asked.
+        UsageError: the variant has no recipe, or does not support a platform or an architecture.
+        ImageNotFoundError: a registry does not have a base image.
+        SourceError: a registry does not answer.
         RepositoryError: this checkout has no version.
     """
     path = _recipe(variant, root)
@@ -106,7 +107,7 @@ def foresee(
         **(dockerfile.slim_argument(path) if slim else {}),
     }
     for platform in platforms:
-        require_platform(variant, platform)  # before any registry is asked
+        require_platform(variant, platform)  # before any request to a registry
     bases = origin.ask_bases(dockerfile.base_references(path, chosen))
     return tuple(
         _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
@@ -144,23 +145,23 @@ def _plan(
 
 
 def _require_architectures(engine: Engine, variant: Variant, narrowed: Mapping[str, str], build_base: str) -> None:
-    """Asks the toolkit in the build base, where it can be asked."""
+    """Checks the architectures against the toolkit in the build base, if that can list them."""
     architectures = variant.architectures
     if architectures is None or not architectures.listing:
         return
-    asked = ContainerSpec(image=build_base, entrypoint=architectures.listing, tmpfs={"/tmp": "mode=1777"})  # noqa: S108
-    answer = engine.probe(asked)
-    known = toolkit.listed(architectures, answer.output)
+    spec = ContainerSpec(image=build_base, entrypoint=architectures.listing, tmpfs={"/tmp": "mode=1777"})  # noqa: S108
+    output = engine.probe(spec).output
+    known = toolkit.listed(architectures, output)
     if not known:
         raise SourceError(
             f"The toolkit in {build_base} does not say which device architectures it knows: "
-            f"`{' '.join(architectures.listing)}` printed {answer.output.strip()!r}."
+            f"`{' '.join(architectures.listing)}` printed {output.strip()!r}."
         )
     toolkit.require_known(variant.name, architectures, narrowed[architectures.argument].split(";"), known)
 
 
 def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[[buildkit.Event], None]) -> Built:
-    """Builds the plan and points its tags at the result.
+    """Builds the plan and tags the image.
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
@@ -186,7 +187,7 @@ def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[
                     image_id = event.image_id
                 on_event(event)
         finally:
-            stream.close()  # cancels a build that is not done, such as at Ctrl-C
+            stream.close()  # cancels an unfinished build, such as after Ctrl-C
     if not image_id:
         raise EngineError("The engine ended the build without an image and without a reason: look at its log.")
     for tag in plan.tags:

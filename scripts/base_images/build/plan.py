@@ -1,4 +1,4 @@
-"""What a build is, decided before anything is built: recipe, arguments, labels and tags. Touches nothing."""
+"""The build plan: recipe, arguments, labels and tags of an image. Pure functions."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class BuildPlan:
     """One image to build.
 
     Attributes:
-        arguments: the recipe's ARGs; no secret is ever among them, they stay in the image's history.
-        labels: the image's; that of glibc is missing where nobody has looked into the runtime base yet.
-        tags: references that shall name the result, the published one first.
+        arguments: the recipe's ARGs; never secrets, as they stay in the image's history.
+        labels: the image's labels; without that of glibc while the runtime base's version is unknown.
+        tags: references for the image, the published one first.
     """
 
     variant: str
@@ -55,10 +55,10 @@ def build_plan(
 ) -> BuildPlan:
     """Returns the plan of one variant for one platform.
 
-    `recipe_arguments` are the recipe's global ARGs with the values of this build, `chosen` those that a person chose.
+    `recipe_arguments` are the recipe's global ARGs with the values of this build, `chosen` those set by the user.
 
     Raises:
-        UsageError: the variant is not published for the platform, or its recipe does not say a toolkit's version.
+        UsageError: the variant is not published for the platform, or its recipe lacks a toolkit version.
     """
     require_platform(variant, platform)
     reported = architectures.reported(variant, recipe_arguments)
@@ -99,10 +99,10 @@ def build_plan(
 
 
 def require_platform(variant: Variant, platform: Platform) -> None:
-    """Returns when the variant is built for the platform.
+    """Checks that the variant is built for the platform.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the variant does not support it.
     """
     if platform not in variant.platforms:
         raise UsageError(
@@ -112,17 +112,17 @@ def require_platform(variant: Variant, platform: Platform) -> None:
 
 
 def image_version(settings: Settings, head: Head, source: Source, *, narrowed: bool = False) -> Version:
-    """Returns the version of images of this checkout; anything that HEAD does not fix makes it dirty.
+    """Returns the version of images of this checkout, dirty unless HEAD determines their content.
 
-    HEAD fixes the recipes and the pin, so a changed tree, a changed source, another source than the pin and other
-    choices than the recipe's own do not get HEAD's own version.
+    HEAD contains the recipes and the pin: uncommitted changes, a changed source, a source other than the pin, and
+    arguments other than the recipe's defaults make the version dirty.
     """
     dirty = head.version.dirty or source.dirty or source.commit != settings.pin.commit or narrowed
     return dataclasses.replace(head.version, dirty=dirty)
 
 
 def as_command(plan: BuildPlan) -> str:
-    """Returns the `docker buildx build` command that builds the same by hand, from the root of the checkout."""
+    """Returns the equivalent `docker buildx build` command, to be run in the root of the checkout."""
     words = ["docker", "buildx", "build", "--load", "--platform", plan.platform, "--target", plan.target]
     words += ["-f", plan.dockerfile]
     for flag, pairs in (("--build-arg", plan.arguments), ("--label", plan.labels)):

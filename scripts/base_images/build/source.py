@@ -1,12 +1,13 @@
-"""llama.cpp's source tree: the pinned one that this project fetches, or one that the user has, with its commit known.
+"""llama.cpp's source tree: the pinned one, which this project fetches, or one of the user's.
 
-The managed tree is `llama.cpp/` in the checkout. It appears by one rename, with a stamp that says what it is and a
-digest of every file, so that a tree that is half written or was edited is never taken for the pin.
+The managed tree is `llama.cpp/` in the checkout. It is created by one rename, with a stamp that holds its commit and a
+digest over all files, so that an incomplete or edited tree is never mistaken for the pin.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -37,24 +38,24 @@ DIRECTORY = "llama.cpp"
 STAMP = ".base-images-source.json"
 
 _MARKS = ("CMakeLists.txt", ".devops", "ggml/CMakeLists.txt", "tools/server/CMakeLists.txt", "tools/ui/package.json")
-"""What a build reads; together with CMake's project name they tell llama.cpp from its forks and neighbours."""
+"""Files that a build needs; with CMake's project name they identify llama.cpp."""
 
 _SDIST_TREE = ("vendor", "llama.cpp")
 _TAG = re.compile(r"b(\d+)")
 
 
 def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener: Listener) -> Source:
-    """Returns the source to build: `path`, else LLAMA_CPP_DIR's, else the managed tree, fetched if it is not the pin.
+    """Returns the source to build: `path`, else LLAMA_CPP_DIR, else the managed tree, fetched unless it is the pin.
 
     Args:
-        pin: the commit that the managed tree has to be.
-        path: a tree of the user's; it is only read.
-        origin: whether the pin comes from git, from the sdist, or from whichever can be had.
-        root: the checkout, which holds the managed tree.
-        listener: gets the progress of a download.
+        pin: the commit of the managed tree.
+        path: a tree of the user's; never modified.
+        origin: whether the pin is fetched from git, from the sdist, or from the first that is available.
+        root: the checkout, which contains the managed tree.
+        listener: receives the progress of a download.
 
     Raises:
-        SourceError: a tree is not llama.cpp, or its commit is not known, or the pin cannot be had.
+        SourceError: a tree is not llama.cpp, or its commit is unknown, or the pin is unavailable.
     """
     if given := _given(path):
         return _inspect(given, pin)
@@ -63,10 +64,10 @@ def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener
 
 
 def expected(pin: Pin, *, path: Path | None, root: Path) -> Source:
-    """Returns the source that `resolve` would return, without fetching it: the pin, where it would be fetched.
+    """Returns the source that `resolve` would return, without fetching anything.
 
     Raises:
-        SourceError: a tree of the user's is not llama.cpp, or its commit is not known.
+        SourceError: a tree of the user's is not llama.cpp, or its commit is unknown.
     """
     tree = root / DIRECTORY
     if given := _given(path):
@@ -85,7 +86,7 @@ def _given(path: Path | None) -> Path | None:
 
 
 def tree_digest(tree: Path, files: list[str] | None = None) -> str:
-    """Returns the digest of a tree: of `files` below it, or of all of them but `.git` and the stamp."""
+    """Returns the digest over `files` of a tree, or over all of them except `.git` and the stamp."""
     digest = hashlib.sha256()
     for name in sorted(_files(tree) if files is None else files):
         file = tree / name
@@ -108,11 +109,11 @@ def _files(tree: Path) -> Iterator[str]:
                 yield (below / name).relative_to(tree).as_posix()
 
 
-# A tree of the user's.
+# Trees of the user's.
 
 
 def _inspect(tree: Path, pin: Pin) -> Source:
-    """Returns what a tree that somebody else put there is."""
+    """Identifies a tree that this project did not fetch."""
     _require_llama_cpp(tree)
     if (tree / STAMP).exists():
         return _stamped(tree, pin, SourceKind.PATH)
@@ -141,7 +142,7 @@ def _require_llama_cpp(tree: Path) -> None:
 
 def _git_checkout(tree: Path, pin: Pin) -> Source:
     def git(*arguments: str) -> str:
-        outcome = _git("-C", str(tree), *arguments)
+        outcome = programs.git(*arguments, directory=tree)
         if outcome.exit_code:
             raise SourceError(f"git cannot say which commit {tree} is: {outcome.last_words}.")
         return outcome.stdout.strip()
@@ -158,7 +159,7 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
             f"`git -C {tree} fetch --unshallow`, or fetch the tag of that commit."
         )
     else:
-        # llama.cpp's own rule: the build number is the number of commits (cmake/build-info.cmake).
+        # llama.cpp's rule: the build number is the number of commits (cmake/build-info.cmake).
         tag = f"b{git('rev-list', '--count', 'HEAD')}"
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     present = [name for name in names if name and ((tree / name).is_file() or (tree / name).is_symlink())]
@@ -185,12 +186,12 @@ def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
             f"The llama-cpp-python {version} at {top} vendors llama.cpp {commit or 'of an unknown commit'}, not the "
             f"pin {pin.commit[:9]}: an sdist of another commit does not say its build number; use a git clone."
         )
-    # Without git or a stamp nothing shows that the files were left alone, and what is not known is not clean.
+    # Dirty, because nothing shows that the files are unchanged: there is neither git nor a stamp.
     return _source(tree, tag=pin.tag, commit=pin.commit, dirty=True, digest=tree_digest(tree))
 
 
 def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
-    """Returns what a tree with our stamp is; it is dirty when a file is not as it was fetched."""
+    """Identifies a tree with our stamp; it is dirty when a file has changed since the fetch."""
     try:
         stamp = json.loads((tree / STAMP).read_text(encoding="utf-8"))
         tag, commit, digest = stamp["tag"], stamp["commit"], stamp["digest"]
@@ -215,17 +216,17 @@ def _source(
 
 
 def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source:
-    """Returns the managed tree, which is the pin afterwards; the caller holds the lock."""
+    """Returns the managed tree, fetched if necessary; the caller holds the lock."""
     if tree.is_symlink() or (tree.exists() and not _is_empty(tree)):
-        ours = (tree / STAMP).exists()
+        is_stamped = (tree / STAMP).exists()
         try:
-            found = _stamped(tree, pin) if ours else _inspect(tree, pin)
+            found = _stamped(tree, pin) if is_stamped else _inspect(tree, pin)
         except SourceError as error:
             raise SourceError(f"{error} It stands where the pin {pin.tag} is fetched to: move it away.") from error
         if found.commit == pin.commit:
             changed = f"{tree} is {pin.tag} with changes of yours: this build has them, and cannot be released."
             return replace(found, notices=(changed,)) if found.dirty else found
-        if found.dirty or not ours:
+        if found.dirty or not is_stamped:
             raise SourceError(
                 f"{tree} is llama.cpp {found.tag} as you changed it or put it there, and the pin is {pin.tag}: "
                 f"move it away (`mv {tree} ../`), or build it with --source."
@@ -245,16 +246,8 @@ def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    return Source(
-        path=tree,
-        tag=pin.tag,
-        commit=pin.commit,
-        build_number=int(pin.tag.removeprefix("b")),
-        kind=kind,
-        dirty=False,
-        digest=digest,
-        notices=notices,
-    )
+    fetched = _source(tree, tag=pin.tag, commit=pin.commit, dirty=False, digest=digest, kind=kind)
+    return replace(fetched, notices=notices)
 
 
 def _is_empty(directory: Path) -> bool:
@@ -262,7 +255,7 @@ def _is_empty(directory: Path) -> bool:
 
 
 def _fetch(pin: Pin, origin: Origin, target: Path, listener: Listener) -> tuple[SourceKind, tuple[str, ...]]:
-    """Puts the pin's files into `target`; returns how, and what a person must be told."""
+    """Fetches the pin into `target`; returns where from, and notices for the user."""
     notices: tuple[str, ...] = ()
     if origin is not Origin.PACKAGES:
         try:
@@ -282,60 +275,48 @@ def _fetch(pin: Pin, origin: Origin, target: Path, listener: Listener) -> tuple[
 
 
 class _UnreachableError(SourceError):
-    """The git host does not answer, or stopped answering."""
+    """The git host does not answer, or the connection was lost."""
 
 
 def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
-    """Fetches the one commit, without history; `.git` goes afterwards, so that the tree is the same from any origin."""
+    """Fetches the commit without history and removes `.git`, so that the tree is the same from any origin."""
     what = f"fetch llama.cpp {pin.tag}"
 
     def note(line: str) -> None:
         listener(Progress(what=what, note=line))
 
     note(f"asking {pin.repository}")
-    # A host that swallows packets would hold git for minutes.
-    reach = _git("ls-remote", "--quiet", pin.repository, "HEAD", timeout=REACH_SECONDS)
+    # Ask first: git would wait for minutes for a host that drops packets.
+    reach = programs.git("ls-remote", "--quiet", pin.repository, "HEAD", timeout=REACH_SECONDS)
     if reach.exit_code:
         reason = f"no answer within {REACH_SECONDS} s" if reach.timed_out else reach.last_words
         raise _UnreachableError(f"llama.cpp's git repository {pin.repository} cannot be reached ({reason}).")
-    # No template: a user's hooks have no business here.
-    _git("init", "--quiet", "--template=", str(target))
-    here = ("-C", str(target), "-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
+    # Without a template, which could install hooks of the user's.
+    programs.git("init", "--quiet", "--template=", str(target))
+    git = functools.partial(programs.git, directory=target)
+    options = ("-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
     stall = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60")
-    fetched = _git(
-        *here, *stall, "fetch", "--progress", "--depth=1", "--no-tags", pin.repository, pin.commit, on_line=note
-    )
+    fetch = ("fetch", "--progress", "--depth=1", "--no-tags", pin.repository, pin.commit)
+    fetched = git(*options, *stall, *fetch, on_line=note)
     if "not our ref" in fetched.stderr or "couldn't find remote ref" in fetched.stderr:
         raise SourceError(
             f"{pin.repository} has no commit {pin.commit}: correct the pin (tag {pin.tag}) in pyproject.toml."
         )
     if fetched.exit_code:
         raise _UnreachableError(f"The fetch from {pin.repository} broke off ({fetched.last_words}).")
-    checkout = _git(*here, "checkout", "--quiet", "FETCH_HEAD")
-    head = _git(*here, "rev-parse", "HEAD").stdout.strip()
+    checkout = git(*options, "checkout", "--quiet", "FETCH_HEAD")
+    head = git("rev-parse", "HEAD").stdout.strip()
     if checkout.exit_code or head != pin.commit:
         raise SourceError(f"The checkout of llama.cpp {pin.commit} failed: {checkout.last_words}; HEAD is {head!r}.")
     shutil.rmtree(target / ".git")
     listener(Progress(what=what, finished=True))
 
 
-def _git(
-    *arguments: str, timeout: float | None = None, on_line: Callable[[str], None] | None = None
-) -> programs.Outcome:
-    """Runs git in plain English, without questions, and not in the repository that a calling git hook points at."""
-    environment = {name: value for name, value in os.environ.items() if name not in _GIT_LOCAL}
-    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-    return programs.run(["git", *arguments], environment=environment, timeout=timeout, on_line=on_line)
-
-
-_GIT_LOCAL = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"})
-
-
 # The sdist.
 
 
 def _fetch_sdist(pin: Pin, target: Path, listener: Listener) -> None:
-    """Downloads the sdist, or takes it from the cache, and unpacks the llama.cpp in it."""
+    """Downloads the sdist, unless it is cached, and unpacks the llama.cpp in it."""
     requirement = packaging.requirements.Requirement(pin.sdist)
     version = next(iter(requirement.specifier)).version
     archive = cache_directory() / f"{requirement.name}-{version}.tar.gz"
@@ -364,7 +345,7 @@ def _unpack(archive: Path, target: Path, listener: Listener) -> str:
             inside = PurePosixPath(member.name).parts[1:]
             if inside == ("CHANGELOG.md",) and (stream := members.extractfile(member)):
                 changelog = stream.read().decode("utf-8")
-            # `.git` there is a file that points at the sdist's own repository.
+            # `.git` is a file here, a link into the sdist's own repository.
             if inside[:2] != _SDIST_TREE or inside[2:] in {(), (".git",)}:
                 continue
             relative = str(PurePosixPath(*inside[2:]))
@@ -376,9 +357,9 @@ def _unpack(archive: Path, target: Path, listener: Listener) -> str:
 
 
 def _changelog_commit(changelog: str, version: str) -> str:
-    """Returns the llama.cpp commit, shortened as it is there, that llama-cpp-python's changelog names for a version.
+    """Returns the abbreviated llama.cpp commit in llama-cpp-python's changelog for a version.
 
-    The newest entry of a section comes first; empty when the version is not there or names none.
+    The newest entry of a section comes first. Empty when the changelog lacks the version or its commit.
     """
     section = re.search(rf"^## \[{re.escape(version)}\]$(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     commit = re.search(r"llama\.cpp@([0-9a-f]{7,40})\b", section[1]) if section else None
@@ -386,11 +367,11 @@ def _changelog_commit(changelog: str, version: str) -> str:
 
 
 def package_indexes(environment: Mapping[str, str], pip_configuration: str) -> list[str]:
-    """Returns the package indexes that pip would ask, the main one first.
+    """Returns the package indexes of pip, the main one first.
 
     Args:
-        environment: PIP_INDEX_URL and PIP_EXTRA_INDEX_URL win over the configuration, as in pip.
-        pip_configuration: what `pip config list` prints.
+        environment: PIP_INDEX_URL and PIP_EXTRA_INDEX_URL override the configuration, as in pip.
+        pip_configuration: the output of `pip config list`.
     """
     configured: dict[str, str] = {}
     for line in pip_configuration.splitlines():
@@ -405,12 +386,12 @@ def package_indexes(environment: Mapping[str, str], pip_configuration: str) -> l
 
 
 def _pip_configuration() -> str:
-    # An environment without pip has nothing configured.
+    # Empty in an environment without pip.
     return programs.run([sys.executable, "-m", "pip", "config", "list"]).stdout
 
 
 def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
-    """Returns where the first index that has the sdist keeps it."""
+    """Returns the URL of the sdist on the first index that has it."""
     problems = []
     for index in indexes:
         if not index.startswith(("http://", "https://")):

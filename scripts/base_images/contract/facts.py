@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from base_images.adapters.engine import Container, ContainerSpec, Engine, Image, ProbeResult
+from base_images.adapters.container import Container, ContainerSpec, ProbeResult
+from base_images.adapters.engine import Engine, Image
 from base_images.contract import layers as archive
 from base_images.contract.layers import Entry, Kind, Layer
 from base_images.errors import EngineError, ImageNotFoundError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from base_images.adapters.engine import ProbeResult
+from base_images.adapters.container import ProbeResult
 from base_images.contract.facts import ImageFacts, Server
 from base_images.contract.layers import Entry, parents
 

@@ -77,7 +77,7 @@ def newest_tag(repository: str) -> str:
 
 
 def _ls_remote(repository: str, what: str, *patterns: str) -> str:
-    listed = programs.run(["git", "ls-remote", repository, *patterns], timeout=60)
+    listed = programs.git("ls-remote", repository, *patterns, timeout=60)
     if listed.exit_code:
         raise SourceError(f"{repository} cannot be asked for {what} ({listed.last_words}): give --source a clone.")
     return listed.stdout
@@ -92,7 +92,7 @@ def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
     wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
     for arguments in (["init", "--quiet", "--bare", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
         extra = wanted if arguments[0] == "fetch" else []
-        done = programs.run(["git", "-C", str(directory), *arguments, *extra])
+        done = programs.git(*arguments, *extra, directory=directory)
         if done.exit_code:
             raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.last_words}).")
 

@@ -83,7 +83,7 @@ def read(path: Path, known: Consumer) -> Checkout:
             dockerfiles[name] = _dockerfile(text, f"{_DIRECTORY}/{name}{_SUFFIX}")
         except SourceError as error:
             unreadable.append(str(error))
-    head = programs.run(["git", "-C", str(path), "rev-parse", "HEAD"])
+    head = programs.git("rev-parse", "HEAD", directory=path)
     return Checkout(
         commit=head.stdout.strip() if head.exit_code == 0 else "",
         dockerfiles=dockerfiles,
@@ -177,7 +177,7 @@ def newest(repository: str) -> Iterator[Path]:
         clone = ["clone", *options, repository, directory]
         files = ["-C", directory, "checkout", "--quiet", "HEAD", "--", _DIRECTORY, _SERVER_FILE]
         for arguments in (clone, files):
-            done = programs.run(["git", *arguments], timeout=_FETCH_SECONDS)
+            done = programs.git(*arguments, timeout=_FETCH_SECONDS)
             if done.exit_code:
                 raise SourceError(
                     f"{repository} cannot be fetched ({done.last_words}): give --source a checkout of {NAME}."

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from base_images import versions
-from base_images.adapters.engine import ContainerSpec
+from base_images.adapters.container import ContainerSpec
 from base_images.errors import DeviceError, UsageError
 from base_images.variants import VARIANTS, DeviceAccess, Variant
 

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from base_images.adapters.engine import Container, ContainerSpec, ContainerState, Engine, Image, ProbeResult
+from base_images.adapters.container import Container, ContainerSpec, ContainerState, ProbeResult
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError, LaunchError
 from base_images.image import ARBITRARY_USER, STOP_SECONDS, loaded_backends
 from base_images.progress import Listener, Progress, silent

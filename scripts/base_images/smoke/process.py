@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from base_images.adapters import ownership, programs
-from base_images.adapters.engine import ContainerState, ProbeResult
+from base_images.adapters.container import ContainerState, ProbeResult
 from base_images.errors import LaunchError, UsageError
 from base_images.progress import Listener, silent
 from base_images.recipes import consumer

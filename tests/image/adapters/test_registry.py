@@ -1,4 +1,4 @@
-"""The registry's client against real registries: what it finds, whom it trusts, and what it says when it cannot."""
+"""The registry client against real registries: contents, trust and error messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @dataclass(frozen=True, kw_only=True)
 class Registries:
-    """One of each kind."""
+    """A registry of each kind."""
 
     plain: Registry
     password: Registry
@@ -60,8 +60,8 @@ def registries(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -
         plain, password_, tls_, both = started
         yield Registries(plain=plain, password=password_, tls=tls_, both=both)
     finally:
-        for one in started:
-            one.stop()
+        for registry in started:
+            registry.stop()
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def repository(registries: Registries, request: pytest.FixtureRequest) -> Reposi
 
 @pytest.fixture(autouse=True)
 def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Docker's configuration of whoever runs the tests is not asked."""
+    """The user's own docker configuration is not read."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
 
 
@@ -94,7 +94,7 @@ def trust(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.authority))
 
 
-def test_nothing_was_pushed_yet(repository: Repository) -> None:
+def test_an_empty_repository(repository: Repository) -> None:
     assert repository.tags() == []
     assert repository.digest("latest-cpu") is None
     assert repository.manifest("latest-cpu") is None
@@ -104,7 +104,7 @@ def test_nothing_was_pushed_yet(repository: Repository) -> None:
         repository.blob(MISSING)
 
 
-def test_what_was_pushed_is_found_by_its_tag_and_by_its_digest(repository: Repository) -> None:
+def test_an_image_is_found_by_tag_and_by_digest(repository: Repository) -> None:
     digest = push(repository, "one", a="b")
 
     assert repository.tags() == ["one"]
@@ -129,13 +129,13 @@ PAGES = {
 }
 
 
-def test_tags_come_in_pages() -> None:
-    """Debian's registry gives them all at once; others do not, and a move that is not seen would not count."""
+def test_tags_are_read_from_all_pages() -> None:
+    """Debian's registry returns all tags at once; others do not."""
     with served(PAGES) as address:
         assert open_repository(f"{address}/x").tags() == ["a", "b", "c"]
 
 
-def test_an_index_is_the_same_bytes_whenever_it_is_made_and_says_what_all_agree_on(repository: Repository) -> None:
+def test_an_index_is_reproducible_and_has_the_annotations_common_to_all_images(repository: Repository) -> None:
     images = {}
     for platform in (Platform.AMD64, Platform.ARM64):
         labels = {Label.TITLE: "llama.cpp cpu", Label.BASE_DIGEST: platform.architecture, "bodhi.variant": "cpu"}
@@ -150,10 +150,10 @@ def test_an_index_is_the_same_bytes_whenever_it_is_made_and_says_what_all_agree_
     assert index
     assert (index.digest, index.media_type, index.content) == (digest, OCI_INDEX, content)
     assert index.document["annotations"] == {Label.TITLE: "llama.cpp cpu"}
-    assert repository.platform_manifests("x") == {one.docker: manifest for one, manifest in images.items()}
+    assert repository.platform_manifests("x") == {platform.docker: manifest for platform, manifest in images.items()}
 
 
-def test_an_index_that_names_what_is_not_there_is_not_stored(repository: Repository) -> None:
+def test_an_index_of_a_missing_image_is_refused(repository: Repository) -> None:
     digest = push(repository, "one")
     manifest = repository.manifest(digest)
     assert manifest
@@ -165,8 +165,8 @@ def test_an_index_that_names_what_is_not_there_is_not_stored(repository: Reposit
         repository.put_manifest("x", b"{}")
 
 
-def test_another_content_than_the_digest_says(registries: Registries, repository: Repository) -> None:
-    """A front that gives one manifest for another."""
+def test_content_that_does_not_match_its_digest_is_refused(registries: Registries, repository: Repository) -> None:
+    """A registry whose storage has another manifest under the digest."""
     right, wrong = push(repository, "right", c="only here"), push(repository, "wrong", a="b")
     data = Path(registries.plain.configuration).parent / "data/docker/registry/v2/blobs/sha256"
     stored = data / right[7:9] / right[7:] / "data"
@@ -175,7 +175,7 @@ def test_another_content_than_the_digest_says(registries: Registries, repository
         repository.manifest(right)
 
 
-def test_credentials_of_docker_login(
+def test_credentials_of_docker_login_are_used(
     registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust(monkeypatch, authority)
@@ -198,7 +198,7 @@ echo '{{"ServerURL": "{address}", "Username": "{user}", "Secret": "{password}"}}
 def test_a_credential_helper_is_asked_and_no_secret_is_seen(
     registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a person types it: in the output, the errors and the arguments of any process there is no secret."""
+    """By the command line: no secret is in the output, the errors or the arguments of any process."""
     address = registries.both.address
     seen = tmp_path / "seen"
     helper = tmp_path / "docker-credential-test"
@@ -221,11 +221,11 @@ def test_a_credential_helper_is_asked_and_no_secret_is_seen(
     assert broken.returncode == RegistryError.exit_code
     assert "cannot be read: look at ~/.docker/config.json and its credential helper" in broken.stderr
     encoded = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    said = "".join(one.stdout + one.stderr for one in (found, refused, broken)) + seen.read_text(errors="replace")
-    assert "image-digest" in said
+    output = "".join(done.stdout + done.stderr for done in (found, refused, broken)) + seen.read_text(errors="replace")
+    assert "image-digest" in output
     for secret in (PASSWORD, PASSWORD.upper(), encoded):
-        assert secret not in said
-    assert "Traceback" not in said
+        assert secret not in output
+    assert "Traceback" not in output
 
 
 def image_digest(name: str) -> subprocess.CompletedProcess[str]:
@@ -240,7 +240,7 @@ def image_digest(name: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_who_is_not_logged_in_is_told_to(
+def test_without_valid_credentials_the_error_says_how_to_log_in(
     registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust(monkeypatch, authority)
@@ -268,13 +268,13 @@ def test_credentials_are_not_sent_in_the_clear(registries: Registries, tmp_path:
         open_repository(f"{registries.password.address}/x").tags()
 
 
-def test_an_authority_that_nobody_knows(registries: Registries) -> None:
+def test_an_unknown_certificate_authority_is_reported(registries: Registries) -> None:
     address = registries.tls.address
     with pytest.raises(RegistryError, match=rf"certificate that this machine does not trust: .*/{address}/ca.crt"):
         open_repository(f"{address}/x").tags()
 
 
-def test_authorities_of_the_machine_and_of_docker(
+def test_certificate_authorities_of_the_machine_and_of_docker_are_trusted(
     registries: Registries, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = registries.tls.address
@@ -287,7 +287,7 @@ def test_authorities_of_the_machine_and_of_docker(
     assert open_repository(f"{address}/x").tags() == []
 
 
-def test_a_registry_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_registry_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         name = f"127.0.0.1:{server.getsockname()[1]}/x"
@@ -296,7 +296,7 @@ def test_a_registry_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
             open_repository(name, patient=patient).tags()
 
 
-def test_a_registry_that_never_answers_is_given_up_after_so_many_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_registry_is_given_up_after_all_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "REACH_SECONDS", 0.3)
     monkeypatch.setattr(registry, "TIMEOUT_SECONDS", 0.3)
     monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.1)
@@ -307,7 +307,7 @@ def test_a_registry_that_never_answers_is_given_up_after_so_many_attempts(monkey
             assert connections(server) == 1 + attempts  # the first is to see whether it speaks TLS
 
 
-def test_a_registry_without_tls_may_drop_who_greets_with_it() -> None:
+def test_a_registry_that_resets_a_tls_handshake_speaks_no_tls() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         thread = threading.Thread(target=drop, args=(server,))
@@ -325,7 +325,7 @@ def drop(server: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_registry_is_asked_again(
+def test_a_busy_registry_is_retried(
     registries: Registries, repository: Repository, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.01)
@@ -347,7 +347,7 @@ def test_a_busy_registry_is_asked_again(
     assert max(map(asked.count, asked)) == registry.ATTEMPTS
 
 
-def test_a_registry_that_refuses_is_not_asked_again(registries: Registries, repository: Repository) -> None:
+def test_a_refusal_is_not_retried(registries: Registries, repository: Repository) -> None:
     asked: list[str] = []
 
     def refuse(method: str, path: str) -> int | None:
@@ -366,7 +366,7 @@ def test_a_registry_that_refuses_is_not_asked_again(registries: Registries, repo
 
 
 @pytest.mark.parametrize("body", [b"<html>Sign in to the hotel's network</html>", b"[]", b"7", b"\xff\xfe"])
-def test_something_that_is_no_registry(body: bytes) -> None:
+def test_an_answer_that_is_not_a_registrys_is_reported(body: bytes) -> None:
     answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html\r\n\r\n" + body
     with served({b"GET ": answer}) as address:
         repository = open_repository(f"{address}/x")
@@ -377,7 +377,7 @@ def test_something_that_is_no_registry(body: bytes) -> None:
 
 @contextmanager
 def served(answers: Mapping[bytes, bytes]) -> Iterator[str]:
-    """Yields the address of a server that gives an answer by the beginning of the request; none for any other."""
+    """Yields the address of a server that answers by the beginning of the request; empty for any other."""
 
     def serve() -> None:
         while True:

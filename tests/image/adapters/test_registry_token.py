@@ -1,4 +1,4 @@
-"""The registry's client where tokens are asked for, as at GHCR and Docker Hub: which, when, and what is said of it."""
+"""The registry client with token authentication, as at GHCR and Docker Hub: scopes, renewal and error messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def serving(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
 def tokens(
     serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> TokenServer:
-    """The token server, asked for nothing yet; nobody is logged in."""
+    """The token server before any request, without a login."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.authority))
     monkeypatch.setattr(registry, "PAUSE_SECONDS", 0.01)
@@ -54,7 +54,7 @@ def name(serving: tuple[TokenServer, Registry], request: pytest.FixtureRequest) 
 
 
 def push(repository: Repository, tag: str) -> str:
-    """Pushes an image without layers, another for each tag, and returns its digest."""
+    """Pushes an image without layers, different for each tag, and returns its digest."""
     return repository.put_manifest(tag, manifest(repository.put_blob(tag.encode()), tag))
 
 
@@ -67,7 +67,7 @@ def scope(name: str, actions: str) -> str:
     return f"repository:{name.partition('/')[2]}:{actions}"
 
 
-def test_a_writer_asks_to_read_and_once_to_write(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+def test_write_access_is_requested_once_and_only_for_a_write(name: str, tokens: TokenServer, tmp_path: Path) -> None:
     log_in(tmp_path, name.partition("/")[0])
     repository = open_repository(name)
     assert repository.tags() == []
@@ -88,7 +88,7 @@ def forbidding(
         yield server
 
 
-def test_a_registry_that_forbids_to_write_with_a_token_to_read(
+def test_a_write_works_where_a_read_token_is_forbidden(
     name: str, tokens: TokenServer, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
 ) -> None:
     with forbidding(serving[1], authority) as front:
@@ -98,13 +98,13 @@ def test_a_registry_that_forbids_to_write_with_a_token_to_read(
         digest = push(repository, "one")
         assert repository.digest("one") == digest
         assert not front.forbidden
-    assert [one.scope for one in tokens.asked] == [scope(name, "pull"), scope(name, "pull,push")]
+    assert [request.scope for request in tokens.asked] == [scope(name, "pull"), scope(name, "pull,push")]
 
 
-def test_a_token_that_expired_is_renewed_for_what_it_was_for(
+def test_an_expired_token_is_renewed_with_the_same_scope(
     name: str, tokens: TokenServer, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
 ) -> None:
-    """Between two writes, between two reads, and between the beginning of an upload and its content."""
+    """Between two writes, between two reads, and within an upload."""
 
     def expire(repository: Repository, actions: str) -> None:
         repository._client.token = tokens.token(USER, scope(repository.name, actions), lifetime=-1)
@@ -132,12 +132,12 @@ def test_a_token_that_expired_is_renewed_for_what_it_was_for(
 
         asked = [(names[3], "pull,push"), (names[3], "pull,push"), (names[0], "pull")]
         asked += [(names[1], "pull,push"), (names[2], "pull,push")]
-        assert tokens.asked == [Asked(USER, scope(*one)) for one in asked]
+        assert tokens.asked == [Asked(USER, scope(*expected)) for expected in asked]
         assert not front.forbidden
 
 
 @pytest.mark.parametrize("forbids", [False, True])
-def test_a_reader_reads_and_is_told_to_be_somebody_else_to_write(
+def test_a_read_only_user_is_told_to_log_in_as_another_to_write(
     name: str,
     serving: tuple[TokenServer, Registry],
     authority: Authority,
@@ -164,7 +164,7 @@ def test_a_reader_reads_and_is_told_to_be_somebody_else_to_write(
         assert bool(front.forbidden) == forbids
 
 
-def test_nobody_reads_and_is_told_to_log_in_to_write(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+def test_an_anonymous_user_is_told_to_log_in_to_write(name: str, tokens: TokenServer, tmp_path: Path) -> None:
     host = name.partition("/")[0]
     log_in(tmp_path, host)
     digest = push(open_repository(name), "one")
@@ -178,7 +178,7 @@ def test_nobody_reads_and_is_told_to_log_in_to_write(name: str, tokens: TokenSer
     assert nobody.tags() == ["one"]
 
 
-def test_a_wrong_password(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+def test_a_wrong_password_is_reported_without_secrets(name: str, tokens: TokenServer, tmp_path: Path) -> None:
     host = name.partition("/")[0]
     log_in(tmp_path, host, "wrong secret")
     repository = open_repository(name)
@@ -191,8 +191,8 @@ def test_a_wrong_password(name: str, tokens: TokenServer, tmp_path: Path) -> Non
     assert not tokens.asked
 
 
-def test_a_token_of_docker_s_own(name: str, tmp_path: Path) -> None:
-    """What `docker login` leaves for some registries instead of a password."""
+def test_an_identity_token_of_docker_is_refused(name: str, tmp_path: Path) -> None:
+    """`docker login` stores one instead of a password for some registries."""
     host = name.partition("/")[0]
     entry = {"auth": "cmVsZWFzZXI6", "identitytoken": "t0ken"}
     (tmp_path / "config.json").write_text(json.dumps({"auths": {host: entry}}))
@@ -201,7 +201,7 @@ def test_a_token_of_docker_s_own(name: str, tmp_path: Path) -> None:
     assert "t0ken" not in repr(told.value)
 
 
-def test_a_registry_that_is_busy_when_asked_for_the_right_to_write(
+def test_a_registry_that_is_busy_during_the_login_is_retried(
     name: str, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
 ) -> None:
     busy = [503, 429]
@@ -211,10 +211,10 @@ def test_a_registry_that_is_busy_when_asked_for_the_right_to_write(
     assert not busy
 
 
-def test_a_blob_that_is_elsewhere_is_read_and_no_token_is_sent_there(
+def test_a_redirect_to_another_host_gets_no_token(
     name: str, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
 ) -> None:
-    """As GHCR and Docker Hub, which give a blob's address at another host."""
+    """GHCR and Docker Hub redirect the download of a blob to another host."""
     asked: list[str | None] = []
 
     class Elsewhere(SimpleHTTPRequestHandler):
@@ -240,7 +240,9 @@ def test_a_blob_that_is_elsewhere_is_read_and_no_token_is_sent_there(
     assert asked == [None]
 
 
-def test_a_token_that_is_none(name: str, tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_tokens_are_not_quoted(
+    name: str, tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log_in(tmp_path, name.partition("/")[0])
     for given in ("s3cret\n", "s3cret\u20ac", "", 7):
         monkeypatch.setattr(tokens, "grant", lambda *_, given=given: given)
@@ -249,7 +251,7 @@ def test_a_token_that_is_none(name: str, tokens: TokenServer, tmp_path: Path, mo
         assert "s3cret" not in repr(told.value)
 
 
-def test_one_login_serves_the_engine_too(name: str, tokens: TokenServer, tmp_path: Path) -> None:
+def test_the_engine_uses_the_same_login(name: str, tokens: TokenServer, tmp_path: Path) -> None:
     log_in(tmp_path, name.partition("/")[0])
     with closing(engines.connect()) as engine:
         tokens.asked.clear()
@@ -260,16 +262,16 @@ def test_one_login_serves_the_engine_too(name: str, tokens: TokenServer, tmp_pat
         except EngineError as error:
             if "x509" not in str(error):
                 raise
-            # With the containerd store, that a registry is on loopback does not excuse its token server.
+            # The containerd store checks the token server's certificate even for a registry on loopback.
             pytest.skip("the engine does not trust the token server's certificate")
         finally:
             engine.remove_image(image.id)
-    assert {one.user for one in tokens.asked} == {USER}
+    assert {request.user for request in tokens.asked} == {USER}
     assert open_repository(name).platform_manifests("one")
 
 
 def says_no_secret(error: RegistryError, repository: Repository, tokens: TokenServer) -> None:
-    said = f"{error} {error!r} {repository!r} {vars(repository)}"
+    text = f"{error} {error!r} {repository!r} {vars(repository)}"
     for secret in (PASSWORD, "wrong secret", *tokens.tokens):
-        assert secret not in said
+        assert secret not in text
     assert str(error).count("\n") == 0

@@ -1,4 +1,4 @@
-"""Bake with the real buildx: into a registry by digest, attested; into the engine; and for two platforms."""
+"""Bake with the real buildx: pushed by digest with attestations, loaded into the engine, and for two platforms."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ARG BUILD_BRANCH
 RUN echo "$BUILD_VERSION of $BUILD_BRANCH" > /app/version
 """
 
-# No RUN, so that it needs no machine of the platform.
+# Without RUN, which would need a machine of the platform.
 RECIPE_WITHOUT_RUN = """\
 FROM scratch AS runtime
 COPY llama.cpp/CMakeLists.txt /app/
@@ -103,7 +103,7 @@ def invoke(checkout: Checkout, *arguments: str, **environment: str) -> subproces
 
 @pytest.fixture(scope="module", autouse=True)
 def buildx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Without it there is nothing to test; the builders made here are in no configuration of the user's."""
+    """Skips without buildx, and keeps the builders made here out of the user's configuration."""
     if subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode:
         pytest.skip("needs docker buildx")
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ def buildx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A registry with a base image, in which a shell and getconf run, and a generator of SBOMs."""
+    """A registry with a base image that has a shell and getconf, and with an SBOM generator."""
     directory = tmp_path_factory.mktemp("registry")
     running = Registry(directory)
     try:
@@ -166,7 +166,7 @@ def builder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def attested(repository: Repository, index: Manifest) -> dict[str, Mapping[str, Any]]:
-    """Returns the predicates that are attached within an index, by their type."""
+    """Returns the predicates of the attestations in an index, by type."""
     [child] = [child for child in index.children if child.platform == "unknown/unknown"]
     assert child.annotations["vnd.docker.reference.type"] == "attestation-manifest"
     manifest = repository.manifest(child.digest)
@@ -175,13 +175,13 @@ def attested(repository: Repository, index: Manifest) -> dict[str, Mapping[str, 
     return {statement["predicateType"]: statement["predicate"] for statement in statements}
 
 
-def test_a_push_has_all_that_the_plan_says_and_is_attested(checkout: Checkout, builder: str) -> None:
+def test_a_push_has_the_values_of_the_plan_and_attestations(checkout: Checkout, builder: str) -> None:
     arguments = ("bake", "--variant", "cpu", "--platform", "amd64", "--push", "--builder", builder)
     done = invoke(checkout, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
     repository = checkout.repository
-    # One tag for the image, and one for the cache: it was pushed by its digest.
+    # One tag for the image, which was pushed by its digest, and one for the cache.
     assert set(repository.tags()) == {checkout.anchor, "cache-cpu-amd64"}
     index = repository.manifest(checkout.anchor)
     assert index
@@ -222,7 +222,7 @@ def test_every_step_is_cached_in_the_registry(checkout: Checkout, builder: str) 
     run(checkout, builder, [])
     cached = checkout.repository.manifest("cache-cpu-amd64")
     assert cached
-    # The base, the compile and the three of the runtime: the compile is in no layer of the image.
+    # The base, three steps of the runtime, and the compile, which is in no layer of the image.
     assert len(cached.document["layers"]) == 5
     events: list[Event] = []
     run(checkout, builder, events)
@@ -236,11 +236,11 @@ def run(checkout: Checkout, builder: str, events: list[Event]) -> dict[str, str]
     plans = local.foresee(CPU, [Platform.AMD64], settings=checkout.settings(), root=checkout.root, source=tree)
     file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
-        target["attest"] = [one for one in target["attest"] if "sbom" not in one]
+        target["attest"] = [value for value in target["attest"] if "sbom" not in value]
     return bakefile.run(plans, file, root=checkout.root, builder=builder, on_event=events.append)
 
 
-def test_a_step_that_fails_is_said_with_its_log(checkout: Checkout, builder: str) -> None:
+def test_a_failed_step_is_reported_with_its_log(checkout: Checkout, builder: str) -> None:
     recipe = (checkout.root / CPU.dockerfile).read_text()
     (checkout.root / CPU.dockerfile).write_text(recipe.replace('echo "compiling"', 'echo "no such header" && false'))
     with pytest.raises(BuildError, match=r"failed in the step .*RUN echo .no such header") as caught:
@@ -269,7 +269,7 @@ def test_the_local_engine_gets_the_image_and_its_tags(checkout: Checkout, engine
             engine.remove_image(tag)
 
 
-def test_the_real_recipe_gives_the_image_that_the_other_executor_gives(engine: Engine, cpu_image: Image) -> None:
+def test_bake_and_build_local_give_the_same_image(engine: Engine, cpu_image: Image) -> None:
     root, known = settings.ROOT, settings.load()
     origin = Origin(cpu_image.labels[Label.BUILD_ORIGIN])
     tree = source.resolve(PIN, path=None, origin=origin, root=root, listener=silent)
@@ -294,7 +294,7 @@ def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder:
     checkout.write(RECIPE_WITHOUT_RUN)
     file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
-        target["attest"] = [one for one in target["attest"] if "sbom" not in one]
+        target["attest"] = [value for value in target["attest"] if "sbom" not in value]
     path, metadata = checkout.root / "build" / "bake.json", checkout.root / "build" / "metadata.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(file))
@@ -302,9 +302,9 @@ def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder:
     arguments = ["--builder", builder, "--file", str(path), "--metadata-file", str(metadata), "default"]
     bakefile._bake(arguments, root=checkout.root, environment=known, on_event=lambda _: None)
 
-    said = json.loads(metadata.read_text())
+    results = json.loads(metadata.read_text())
     for platform in CPU.platforms:
-        digest = said[f"cpu-{platform.architecture}"]["containerimage.digest"]
+        digest = results[f"cpu-{platform.architecture}"]["containerimage.digest"]
         publish.anchor(checkout.repository, CPU, checkout.version, platform, digest)
     publish.merge(checkout.repository, CPU, checkout.version)
     found = checkout.repository.platform_manifests(versions.image_tag("cpu", checkout.version))
@@ -319,9 +319,7 @@ def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder:
 
 
 @pytest.mark.parametrize("push", [False, True])
-def test_buildx_reads_the_file_of_every_variant_as_it_is_meant(
-    checkout: Checkout, served: Registry, push: bool
-) -> None:
+def test_buildx_parses_the_file_of_every_variant(checkout: Checkout, served: Registry, push: bool) -> None:
     plans: list[BuildPlan] = []
     for variant in variants.VARIANTS:
         text = (settings.ROOT / variant.dockerfile).read_text()
@@ -358,7 +356,7 @@ def test_buildx_reads_the_file_of_every_variant_as_it_is_meant(
     assert targets["cann-arm64"]["labels"][Label.GLIBC] == "2.38"
 
 
-def test_what_cannot_be_pushed_is_one_sentence(checkout: Checkout, builder: str) -> None:
+def test_a_failed_push_is_one_sentence(checkout: Checkout, builder: str) -> None:
     with pytest.raises(UsageError, match="buildx has no builder 'nowhere'"):
         bakefile.require_builder("nowhere", push=False)
     with pytest.raises(EngineError, match="cannot push by digest: make another"):

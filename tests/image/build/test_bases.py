@@ -1,13 +1,10 @@
-"""Origins against a real engine: a registry on loopback, Debian's packages, and the machine's package index."""
+"""Origins with a real engine: a registry on loopback, Debian's packages, and the machine's package index."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
-import subprocess
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +13,9 @@ import docker
 import pytest
 
 from base_images import settings, variants
+from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import host_certificates
-from base_images.adapters.engine import ContainerSpec, Engine
+from base_images.adapters.engine import Engine
 from base_images.build import bases as origins
 from base_images.build import source
 from base_images.build.bases import CERTIFICATES, ask_bases, resolve_bases
@@ -25,24 +23,15 @@ from base_images.build.inputs import Bases, Origin, SourceKind
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.progress import Listener, Progress, silent
 from base_images.variants import Packages, Root
+from tests.support.builders import write_root
 from tests.support.registries import Registry
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
 NOWHERE = {"web": "127.0.0.1:1/node:24", "build": "127.0.0.1:1/ubuntu:24.04", "runtime": "127.0.0.1:1/ubuntu:24.04"}
 
 
-def write_glibc_root(tar: Path) -> Path:
-    """Writes the smallest root file system that can say its glibc version: this machine's getconf and what it loads."""
-    getconf = shutil.which("getconf") or ""
-    listing = subprocess.run(["ldd", getconf], check=True, capture_output=True, text=True).stdout
-    with tarfile.open(tar, "w") as archive:
-        for path in (getconf, *re.findall(r"(/\S+)", listing)):
-            archive.add(os.path.realpath(path), arcname=path)
-    return tar
-
-
 def references(registry: Registry) -> dict[str, str]:
-    """What the registry holds in these tests: two images."""
+    """Returns the references of the two images in the registry."""
     return {
         "web": f"{registry.address}/node:24",
         "build": f"{registry.address}/ubuntu:24.04",
@@ -54,10 +43,10 @@ def references(registry: Registry) -> dict[str, str]:
 def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
     registry = Registry(tmp_path / "registry")
     try:
-        tar = write_glibc_root(tmp_path / "root.tar")
+        tar = write_root(tmp_path / "root.tar", "getconf")
         client = docker.from_env()
         for reference in sorted(set(references(registry).values())):
-            # Another command in each, so that they are two images.
+            # With another command in each, they are two images.
             engine.import_filesystem(tar, reference, [f'CMD ["{reference}"]'])
             messages = list(client.api.push(reference, stream=True, decode=True))
             assert not [message for message in messages if "error" in message]
@@ -78,7 +67,7 @@ def resolve(
 
 
 @pytest.mark.parametrize("origin", [Origin.REGISTRIES, Origin.AUTO])
-def test_bases_come_from_a_registry_that_answers(engine: Engine, registry: Registry, origin: Origin) -> None:
+def test_bases_are_pulled_from_a_registry(engine: Engine, registry: Registry, origin: Origin) -> None:
     bases = resolve(engine, references(registry), origin)
 
     assert (bases.origin, bases.notices, bases.glibc) == (Origin.REGISTRIES, (), GLIBC)
@@ -90,7 +79,7 @@ def test_bases_come_from_a_registry_that_answers(engine: Engine, registry: Regis
     assert engine.has_image(bases.web.reference)
 
 
-def test_asking_says_the_same_as_pulling_and_leaves_nothing(engine: Engine, registry: Registry) -> None:
+def test_asking_gives_the_digests_of_pulling_and_pulls_nothing(engine: Engine, registry: Registry) -> None:
     asked = ask_bases(references(registry))
     assert not engine.has_image(asked.build.reference)
     pulled = resolve(engine, references(registry), Origin.REGISTRIES)
@@ -99,7 +88,7 @@ def test_asking_says_the_same_as_pulling_and_leaves_nothing(engine: Engine, regi
     assert ask_bases({**pinned, "runtime": asked.runtime.reference}).build.digest == asked.build.digest
 
 
-def test_what_cannot_be_asked_for_is_one_sentence(registry: Registry) -> None:
+def test_a_failed_request_for_a_base_is_one_sentence(registry: Registry) -> None:
     with pytest.raises(ImageNotFoundError, match=r"ubuntu:1\.04.*check its name and tag in the recipe"):
         ask_bases(references(registry) | {"runtime": f"{registry.address}/ubuntu:1.04"})
     registry.stop()
@@ -107,13 +96,13 @@ def test_what_cannot_be_asked_for_is_one_sentence(registry: Registry) -> None:
         ask_bases(references(registry))
 
 
-def test_a_registry_that_is_down_is_said_with_the_image(engine: Engine, registry: Registry) -> None:
+def test_an_unreachable_registry_is_reported_with_the_image(engine: Engine, registry: Registry) -> None:
     registry.stop()
     with pytest.raises(SourceError, match=rf"{registry.address}/node:24 cannot be had .* --origin packages"):
         resolve(engine, references(registry), Origin.REGISTRIES)
 
 
-def test_a_registry_that_went_down_leaves_what_was_pulled(engine: Engine, registry: Registry) -> None:
+def test_images_that_were_pulled_before_replace_an_unreachable_registry(engine: Engine, registry: Registry) -> None:
     before = resolve(engine, references(registry), Origin.REGISTRIES)
     registry.stop()
     after = resolve(engine, references(registry), Origin.AUTO)
@@ -125,35 +114,35 @@ def test_a_registry_that_went_down_leaves_what_was_pulled(engine: Engine, regist
 def test_a_base_does_not_follow_a_tag_that_moves(engine: Engine, registry: Registry, tmp_path: Path) -> None:
     base = resolve(engine, references(registry), Origin.REGISTRIES).runtime
     before = engine.image(base.reference).id
-    engine.import_filesystem(write_glibc_root(tmp_path / "other.tar"), base.name, ['CMD ["moved"]'])
+    engine.import_filesystem(write_root(tmp_path / "other.tar", "getconf"), base.name, ['CMD ["moved"]'])
 
     assert engine.image(base.name).id != before
-    # The containerd store forgets an image without a tag; BuildKit then asks the registry for that digest.
+    # The containerd store drops an image without a tag; BuildKit then pulls the digest from the registry.
     assert not engine.has_image(base.reference) or engine.image(base.reference).id == before
     engine.remove_image(before)
 
 
-def test_an_image_that_the_registry_does_not_have(engine: Engine, registry: Registry) -> None:
+def test_a_missing_image_is_reported(engine: Engine, registry: Registry) -> None:
     with pytest.raises(ImageNotFoundError, match=r"ubuntu:1\.04"):
         resolve(engine, references(registry) | {"runtime": f"{registry.address}/ubuntu:1.04"}, Origin.AUTO)
 
 
-def test_a_registry_that_never_answers_is_given_up_by_us_and_not_pulled_from(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_pulled_from_a_silent_registry(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origins, "REACH_SECONDS", 2)
-    seen: list[Progress] = []
+    reported: list[Progress] = []
     with socket.create_server(("127.0.0.1", 0)) as silence:
         address = f"127.0.0.1:{silence.getsockname()[1]}"
         with pytest.raises(SourceError, match=rf"{address}/ubuntu:24.04 cannot be had .*\(read timeout=2\)"):
-            resolve(engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES, listener=seen.append)
+            resolve(
+                engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES, listener=reported.append
+            )
 
-    assert seen == []
+    assert reported == []
 
 
 @pytest.fixture(scope="module")
 def packages(engine: Engine) -> Bases:
-    """Bases made of Debian's packages, as the fall-back; they stay on the engine, as after a build."""
+    """Bases made of Debian's packages as the fallback; they stay on the engine, as after a build."""
     return resolve(engine, NOWHERE, Origin.AUTO)
 
 
@@ -161,21 +150,21 @@ def read(engine: Engine, reference: str, script: str) -> str:
     return engine.probe(ContainerSpec(image=reference, entrypoint=("sh", "-c", script))).output.strip()
 
 
-def test_the_fall_back_to_packages_is_loud(packages: Bases) -> None:
+def test_the_fallback_to_packages_is_reported(packages: Bases) -> None:
     assert packages.origin is Origin.PACKAGES
     assert "127.0.0.1:1/node:24 cannot be had" in packages.notices[0]
     assert "Debian trixie's packages" in packages.notices[0]
     assert packages.glibc == "2.41"
 
 
-def test_the_second_time_costs_nothing(engine: Engine, packages: Bases) -> None:
-    seen: list[Progress] = []
-    again = resolve(engine, NOWHERE, Origin.PACKAGES, listener=seen.append)
+def test_existing_bases_are_not_made_again(engine: Engine, packages: Bases) -> None:
+    reported: list[Progress] = []
+    again = resolve(engine, NOWHERE, Origin.PACKAGES, listener=reported.append)
 
-    # Made again, an image would be another: its configuration says when.
+    # An image that was made again would have another creation time, and so another id.
     assert (again.web, again.build, again.runtime) == (packages.web, packages.build, packages.runtime)
     assert again.notices == ()
-    assert seen == []
+    assert reported == []
 
 
 def test_the_host_certificates_are_in_the_build_bases_and_never_in_the_runtime(engine: Engine, packages: Bases) -> None:
@@ -192,7 +181,7 @@ def test_the_host_certificates_are_in_the_build_bases_and_never_in_the_runtime(e
     assert engine.image(packages.web.reference).environment["NODE_EXTRA_CA_CERTS"] == CERTIFICATES
 
 
-def test_the_bases_hold_what_the_recipes_start_from(engine: Engine, packages: Bases) -> None:
+def test_the_bases_have_what_the_recipes_need(engine: Engine, packages: Bases) -> None:
     assert "trixie" in read(engine, packages.runtime.reference, ". /etc/os-release; echo $VERSION_CODENAME")
     assert re.match(r"v\d+\.\d+\.\d+\n\d+\.", read(engine, packages.web.reference, "node --version; npm --version"))
 
@@ -202,12 +191,12 @@ def test_no_label_of_ours_is_inherited_from_the_runtime_base(engine: Engine, pac
     assert engine.image(packages.build.reference).labels == {"bodhi.resource": "origin"}
 
 
-def test_ctrl_c_while_a_base_is_made_leaves_nothing(
+def test_ctrl_c_while_making_a_base_leaves_nothing(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    # Packages that no other base has, so that it is made and not found.
+    # With packages of no other base, so that it does not exist yet.
     cpu = replace(variants.find("cpu"), packages=Packages(runtime=Root(packages=("hello",))))
 
     def interrupt(progress: Progress) -> None:
@@ -222,7 +211,7 @@ def test_ctrl_c_while_a_base_is_made_leaves_nothing(
 
 
 @pytest.mark.parametrize("variant", ["musa", "intel", "cann"])
-def test_a_vendor_base_that_cannot_be_had_is_named_with_the_reason_and_what_to_do(engine: Engine, variant: str) -> None:
+def test_an_unavailable_vendor_base_is_reported_with_reason_and_remedy(engine: Engine, variant: str) -> None:
     for origin in (Origin.REGISTRIES, Origin.AUTO):
         with pytest.raises(SourceError) as caught:
             resolve(engine, NOWHERE, origin, variant)
@@ -233,7 +222,7 @@ def test_a_vendor_base_that_cannot_be_had_is_named_with_the_reason_and_what_to_d
         resolve(engine, NOWHERE, Origin.PACKAGES, variant)
 
 
-def test_a_toolkit_that_does_not_fit_the_disk_is_said_before_it_is_fetched(
+def test_a_toolkit_too_large_for_the_disk_is_refused_before_the_fetch(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     free = engine.free_disk()
@@ -247,7 +236,7 @@ def test_a_toolkit_that_does_not_fit_the_disk_is_said_before_it_is_fetched(
     assert not list(tmp_path.rglob("root.tar"))
 
 
-def test_a_large_toolkit_of_a_registry_is_not_pulled_onto_a_small_disk(engine: Engine, registry: Registry) -> None:
+def test_a_toolkit_too_large_for_the_disk_is_not_pulled(engine: Engine, registry: Registry) -> None:
     free = engine.free_disk()
     if free is None:
         pytest.skip("this engine keeps its images on another machine")
@@ -259,12 +248,12 @@ def test_a_large_toolkit_of_a_registry_is_not_pulled_onto_a_small_disk(engine: E
 
 
 def test_the_pin_comes_from_the_package_index(tmp_path: Path) -> None:
-    """The one test that needs the machine's package index, or the sdist in the cache from an earlier run."""
+    """The only test that needs the machine's package index, or the sdist in the cache from an earlier run."""
     pin = settings.load().pin
     found = source.resolve(pin, path=None, origin=Origin.PACKAGES, root=tmp_path, listener=silent)
 
     assert (found.kind, found.commit, found.dirty) == (SourceKind.SDIST, pin.commit, False)
     assert found.build_number == int(pin.tag[1:])
-    seen: list[Progress] = []
-    assert source.resolve(pin, path=None, origin=Origin.AUTO, root=tmp_path, listener=seen.append) == found
-    assert seen == []
+    reported: list[Progress] = []
+    assert source.resolve(pin, path=None, origin=Origin.AUTO, root=tmp_path, listener=reported.append) == found
+    assert reported == []

@@ -1,4 +1,4 @@
-"""Building through a real engine's BuildKit, with a recipe of a few lines in place of the one that takes minutes."""
+"""Builds with a real engine's BuildKit, from a recipe of a few lines instead of the one that takes minutes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 from base_images import progress, settings, variants, versions
 from base_images.adapters import buildkit, engine
+from base_images.adapters.container import ContainerSpec
 from base_images.build import bases as origin
 from base_images.build import local as build
 from base_images.build import source
@@ -52,7 +53,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A tree that passes for llama.cpp."""
+    """A tree that is accepted as llama.cpp."""
     made = tmp_path / "llama"
     for mark in source._MARKS:
         path = made / mark
@@ -111,7 +112,7 @@ def test_a_build_has_the_plans_labels_and_tags(engine: engine.Engine, root: Path
     image = engine.image(built.image_id)
     assert set(built.plan.tags) <= set(image.tags)
     assert {name: image.labels[name] for name in built.plan.labels} == built.plan.labels
-    # The runtime base is one that was made here; what is built from it must not say so.
+    # The runtime base was made here; an image built from it must not have its label.
     assert set(image.labels) == {label.value for label in Label}
     assert all(image.labels.values())
     assert built.plan.version.endswith("-dirty"), "another source than the pin must not get HEAD's own version"
@@ -120,7 +121,7 @@ def test_a_build_has_the_plans_labels_and_tags(engine: engine.Engine, root: Path
 
 
 @pytest.mark.usefixtures("clean")
-def test_the_same_again_is_cached_and_gives_the_same_image(engine: engine.Engine, root: Path, tree: Path) -> None:
+def test_a_repeated_build_is_cached_and_gives_the_same_image(engine: engine.Engine, root: Path, tree: Path) -> None:
     first, _ = run(engine, root, tree)
     second, events = run(engine, root, tree)
     assert second.image_id == first.image_id
@@ -133,12 +134,8 @@ def test_the_same_again_is_cached_and_gives_the_same_image(engine: engine.Engine
 def test_a_build_argument_reaches_the_recipe(engine: engine.Engine, root: Path, tree: Path) -> None:
     (root / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD + 'RUN echo "$BUILD_VERSION $TARGETARCH" > /said\n')
     built, _ = run(engine, root, tree)
-    probe = engine.probe(engines_spec(built.image_id, "cat", "/said"))
+    probe = engine.probe(ContainerSpec(image=built.image_id, entrypoint=("cat", "/said")))
     assert probe.stdout.split() == [built.plan.version, engine.info().architecture]
-
-
-def engines_spec(image: str, *command: str) -> engine.ContainerSpec:
-    return engine.ContainerSpec(image=image, entrypoint=command)
 
 
 def test_a_failing_step_is_named_with_the_tail_of_its_log(engine: engine.Engine, root: Path, tree: Path) -> None:
@@ -148,13 +145,13 @@ def test_a_failing_step_is_named_with_the_tail_of_its_log(engine: engine.Engine,
     assert "about to fail" in caught.value.detail
 
 
-def test_a_variant_without_a_recipe(engine: engine.Engine, root: Path, tree: Path) -> None:
+def test_a_variant_without_a_recipe_is_refused(engine: engine.Engine, root: Path, tree: Path) -> None:
     (root / "dockerfiles" / "cpu.Dockerfile").unlink()
     with pytest.raises(UsageError, match="There is no recipe for cpu yet"):
         run(engine, root, tree)
 
 
-def test_an_image_that_does_not_exist(engine: engine.Engine) -> None:
+def test_a_missing_image_is_one_sentence(engine: engine.Engine) -> None:
     for reference in ("llama-cpp-cpu:no-such-tag", "sha256:" + "0" * 64, "Not A Reference"):
         with pytest.raises(ImageNotFoundError, match="There is no image"):
             engine.image(reference)
@@ -165,7 +162,7 @@ def test_an_image_that_does_not_exist(engine: engine.Engine) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of this checkout with its changes, to which a recipe can be written."""
+    """A writable copy of this checkout, uncommitted changes included."""
     made = tmp_path / "copy"
     git.Repo.clone_from(str(settings.ROOT), made)
     shutil.copytree(settings.ROOT / "scripts", made / "scripts", dirs_exist_ok=True)
@@ -199,7 +196,7 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
 
 
 def running(*words: str) -> bool:
-    """Whether any process of this machine, those in containers included, has this command line."""
+    """Returns whether any process of this machine, in containers too, has this command line."""
     wanted = "\0".join(words).encode() + b"\0"
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -231,7 +228,7 @@ def small_engine(engine: engine.Engine, tmp_path: Path, monkeypatch: pytest.Monk
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk], check=True)
     address = f"unix://{tmp_path}/s"
-    # A network namespace of its own: an engine without a bridge deletes docker0, which is the other one's.
+    # In its own network namespace: an engine without a bridge deletes docker0, which the first engine uses.
     command = ["unshare", "--net", "dockerd", "--bridge=none", "--iptables=false", f"--data-root={disk}/data"]
     command += [f"--exec-root={tmp_path}/exec", f"--pidfile={tmp_path}/pid", f"--host={address}"]
     try:
@@ -239,7 +236,7 @@ def small_engine(engine: engine.Engine, tmp_path: Path, monkeypatch: pytest.Monk
             try:
                 monkeypatch.setenv("DOCKER_HOST", address)
                 connected = connect_when_there(tmp_path / "s")
-                # The three roles stand in for one another here: the recipe uses the runtime's alone.
+                # One image for all three roles: the recipe uses the runtime's only.
                 for base in (bases.web, bases.build, bases.runtime):
                     load(connected, engine, bases.runtime.reference, base.reference)
                 yield connected
@@ -283,9 +280,9 @@ def test_an_engine_without_a_bridge_builds_on_the_hosts_network(
 
 @pytest.fixture
 def podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
-    """An engine that answers docker's API and has no BuildKit."""
+    """An engine with docker's API but without BuildKit."""
     need("podman")
-    # Podman takes no run root of over 50 characters, which pytest's directories have.
+    # Podman refuses a run root of over 50 characters, which pytest's directories exceed.
     with tempfile.TemporaryDirectory() as directory:
         address = f"unix://{directory}/s"
         command = ["podman", f"--root={directory}/root", f"--runroot={directory}/run", "--storage-driver=vfs"]
@@ -299,22 +296,20 @@ def podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[engine.Engine]:
                 process.terminate()
 
 
-def test_an_engine_without_buildkit_is_told(podman: engine.Engine) -> None:
+def test_an_engine_without_buildkit_is_refused(podman: engine.Engine) -> None:
     with pytest.raises(EngineError, match="without BuildKit, which the recipes need"):
         podman.require_buildkit()
 
 
 @pytest.mark.usefixtures("clean")
-def test_when_one_of_all_fails_the_others_finish_and_it_is_named(
-    engine: engine.Engine, tmp_path: Path, tree: Path
-) -> None:
+def test_a_failed_variant_is_named_and_the_others_are_built(engine: engine.Engine, tmp_path: Path, tree: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(
         settings.ROOT,
         checkout,
         ignore=shutil.ignore_patterns(".git", ".venv", "llama.cpp", "*.Dockerfile", "build", "tests", ".*_cache"),
     )
-    # In the table's order the one that fails is between two that do not need each other.
+    # In the table's order the failing variant is between two others.
     for name, last in (("cpu", ""), ("vulkan", "RUN echo the-reason && false\n"), ("cann", "ARG CHIP_TYPE\n")):
         (checkout / "dockerfiles" / f"{name}.Dockerfile").write_text(HEAD + last)
     commit_all(checkout)

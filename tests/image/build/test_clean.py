@@ -23,7 +23,7 @@ CHILD = "clean-test:child"
 
 @pytest.fixture
 def images(engine: Engine, cpu_image: Image) -> Iterator[None]:
-    """An older version of ours and a child image beside the image that is there."""
+    """An older version of ours and a child image, beside the existing image."""
     client = docker.from_env()
     engine.tag(cpu_image.id, OLD)
     child = f"FROM {OLD}\nUSER root\nRUN echo child > /child\n"
@@ -39,9 +39,9 @@ def planned(engine: Engine) -> list[clean.Removal]:
 
 
 @pytest.mark.usefixtures("images")
-def test_our_tags_go_and_nothing_else(engine: Engine, cpu_image: Image) -> None:
+def test_only_our_tags_are_removed(engine: Engine, cpu_image: Image) -> None:
     engine.tag(cpu_image.id, FOREIGN)
-    [removal] = [one for one in planned(engine) if OLD in one.references]
+    [removal] = [removal for removal in planned(engine) if OLD in removal.references]
     assert CHILD not in str(planned(engine))
     assert FOREIGN in removal.kept
     # llama-cpp-cpu:local is ours too; the other tests need it.
@@ -75,7 +75,7 @@ def test_a_dry_run_removes_nothing(engine: Engine, cpu_image: Image) -> None:
     assert engine.image("llama-cpp-cpu:local").id == cpu_image.id
 
 
-def test_what_was_freed_is_said(engine: Engine) -> None:
+def test_the_freed_bytes_are_reported(engine: Engine) -> None:
     client = docker.from_env()
     recipe = "FROM llama-cpp-cpu:local\nUSER root\nRUN head -c 20000000 /dev/urandom > /twenty-megabytes\n"
     built, _ = client.images.build(fileobj=io.BytesIO(recipe.encode()), rm=True)

@@ -16,7 +16,8 @@ import pytest
 
 from base_images import settings, variants
 from base_images.adapters import buildkit
-from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine, Image
 from base_images.labels import Label
 from base_images.recipes import dockerfile as recipe
 from base_images.variants import Variant

@@ -10,7 +10,8 @@ import pytest
 
 from base_images import settings
 from base_images.adapters import buildkit
-from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine, Image
 from base_images.build import context
 from base_images.labels import Label
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from base_images import settings
-from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine, Image
 from base_images.build import source
 from base_images.build.inputs import Origin
 from base_images.labels import Label

@@ -16,7 +16,8 @@ import docker
 import pytest
 
 from base_images import settings, variants, versions
-from base_images.adapters.engine import ContainerSpec, Engine, Image
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import DeviceError, EngineError
 from base_images.smoke import checks_http, device, model
 from base_images.smoke.model import TensorType

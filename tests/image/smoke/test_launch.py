@@ -13,7 +13,8 @@ import docker
 import pytest
 from urllib3.connection import HTTPConnection
 
-from base_images.adapters.engine import Container, ContainerSpec, Engine, Image
+from base_images.adapters.container import Container, ContainerSpec
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError, LaunchError
 from base_images.labels import RESOURCE
 from base_images.smoke import launch

@@ -28,7 +28,7 @@ def trace(vertexes: Sequence[dict[str, Any]] = (), logs: Sequence[tuple[str, byt
 STEP = {"digest": "sha256:1", "name": "[build 1/2] RUN make"}
 
 
-def test_steps_in_order_and_each_once() -> None:
+def test_each_step_is_reported_once_and_in_order() -> None:
     stream = [
         trace([STEP]),
         trace([{**STEP, "started": 1000}]),
@@ -74,7 +74,7 @@ def test_only_the_logs_tail_is_kept() -> None:
 
 
 @pytest.mark.parametrize("where", ["log", "reason"])
-def test_a_full_disk_is_said_in_plain_words(where: str) -> None:
+def test_a_full_disk_is_reported(where: str) -> None:
     text = "write /app: No space left on device"
     stream = [
         trace([{**STEP, "started": 0, "completed": 1, "error": "exit code: 1"}],
@@ -92,29 +92,29 @@ def test_compile_percentage(line: str, percentage: int | None) -> None:
     assert buildkit.compile_percentage(line) == percentage
 
 
-def percentages(*said: int) -> list[int]:
-    known = itertools.accumulate(said, buildkit.next_percentage, initial=buildkit.Compiled())
-    return [one.percent for one in known][1:]
+def percentages(*printed: int) -> list[int]:
+    known = itertools.accumulate(printed, buildkit.next_percentage, initial=buildkit.Compiled())
+    return [compiled.percent for compiled in known][1:]
 
 
-def test_a_project_inside_the_project_does_not_count() -> None:
+def test_a_nested_project_does_not_change_the_percentage() -> None:
     assert percentages(1, 8, 50, 100, 100, 9, 11, 12) == [1, 8, 8, 8, 8, 9, 11, 12]
 
 
-def test_lines_of_concurrent_compilers_may_change_places() -> None:
+def test_lines_out_of_order_do_not_lower_the_percentage() -> None:
     assert percentages(8, 10, 9, 11) == [8, 10, 10, 11]
 
 
-def test_lines_that_the_engine_left_out_do_not_stop_the_count() -> None:
+def test_the_percentage_continues_after_dropped_lines() -> None:
     assert percentages(2, 3, *range(40, 60))[-1] == 59
     assert percentages(80, *range(3, 30))[-1] == 29
 
 
-def test_a_step_that_compiles_two_projects_begins_again() -> None:
+def test_the_percentage_restarts_with_a_second_project() -> None:
     assert percentages(*range(101), 1, 1, 2, 5) == [*range(101), 1, 1, 2, 5]
 
 
-def test_buildx_says_the_same_as_json() -> None:
+def test_raw_progress_of_buildx_gives_the_same_events() -> None:
     raw = buildkit.RawProgress()
     lines = (
         (
@@ -144,7 +144,7 @@ def test_buildx_says_the_same_as_json() -> None:
     assert failure.detail == "[ 42%] Building"
 
 
-def test_what_buildx_itself_says_is_the_detail_where_no_step_failed() -> None:
+def test_messages_of_buildx_are_the_detail_without_a_failed_step() -> None:
     raw = buildkit.RawProgress()
     assert not list(raw.read("Dockerfile:2"))
     assert not list(raw.read(">>> NONSENSE"))
@@ -165,5 +165,5 @@ def test_what_buildx_itself_says_is_the_detail_where_no_step_failed() -> None:
         ("exporting to image", False),
     ],
 )
-def test_housekeeping_is_told_from_steps(name: str, internal: bool) -> None:
+def test_internal_steps_are_recognised(name: str, internal: bool) -> None:
     assert buildkit.is_internal(name) is internal

@@ -20,11 +20,11 @@ CONTENT = bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HALF = len(CONTENT) // 2
 SECONDS = 300
-"""For what takes no time: only what hangs takes longer."""
+"""A time-out that only a hang exceeds."""
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves CONTENT at /file, as well or as badly as a test wants."""
+    """Serves CONTENT at /file, with the faults that a test sets."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -95,18 +95,18 @@ def part(target: Path) -> Path:
     return target.with_name("file.tar.gz.part")
 
 
-def test_the_file_comes_whole_with_progress(server: FileServer, target: Path) -> None:
-    seen: list[Progress] = []
-    assert download(server.url, target, sha256=SHA256, listener=seen.append) == target
+def test_a_download_is_complete_and_reports_progress(server: FileServer, target: Path) -> None:
+    reported: list[Progress] = []
+    assert download(server.url, target, sha256=SHA256, listener=reported.append) == target
 
     assert target.read_bytes() == CONTENT
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-    assert {(progress.what, progress.total) for progress in seen} == {("download file.tar.gz", len(CONTENT))}
-    assert seen[-1].finished
-    assert seen[-1].done == len(CONTENT)
+    assert {(progress.what, progress.total) for progress in reported} == {("download file.tar.gz", len(CONTENT))}
+    assert reported[-1].finished
+    assert reported[-1].done == len(CONTENT)
 
 
-def test_a_file_that_is_there_is_not_asked_for(server: FileServer, target: Path) -> None:
+def test_a_valid_file_is_not_requested(server: FileServer, target: Path) -> None:
     target.parent.mkdir()
     target.write_bytes(CONTENT)
     download(server.url, target, sha256=SHA256, listener=silent)
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_replaced(server: FileServer, target: Path) -> None:
     assert target.read_bytes() == CONTENT
 
 
-def test_a_connection_cut_half_way_goes_on_where_it_stopped(server: FileServer, target: Path) -> None:
+def test_a_lost_connection_is_resumed(server: FileServer, target: Path) -> None:
     server.cuts = 2
     download(server.url, target, sha256=SHA256, listener=silent)
 
@@ -130,7 +130,7 @@ def test_a_connection_cut_half_way_goes_on_where_it_stopped(server: FileServer, 
     assert server.ranges == [None, f"bytes={HALF}-", f"bytes={HALF + HALF // 2}-"]
 
 
-def test_a_server_that_stays_down_is_one_sentence_and_the_next_run_goes_on(server: FileServer, target: Path) -> None:
+def test_a_server_that_stays_down_is_one_sentence_and_the_next_run_resumes(server: FileServer, target: Path) -> None:
     server.cuts = downloads.ATTEMPTS
     with pytest.raises(SourceError, match=r"could not be downloaded from 127\.0\.0\.1") as caught:
         download(server.url, target, sha256=SHA256, listener=silent)
@@ -143,7 +143,7 @@ def test_a_server_that_stays_down_is_one_sentence_and_the_next_run_goes_on(serve
     assert server.ranges == [f"bytes={len(CONTENT) - len(CONTENT) // 16}-"]
 
 
-def test_a_server_that_ignores_ranges_makes_it_start_again(server: FileServer, target: Path, part: Path) -> None:
+def test_without_range_support_the_download_restarts(server: FileServer, target: Path, part: Path) -> None:
     server.honours_range = False
     part.write_bytes(b"something else of the same length"[:20])
     download(server.url, target, sha256=SHA256, listener=silent)
@@ -152,7 +152,7 @@ def test_a_server_that_ignores_ranges_makes_it_start_again(server: FileServer, t
     assert target.read_bytes() == CONTENT
 
 
-def test_a_part_that_is_whole_already_is_taken(server: FileServer, target: Path, part: Path) -> None:
+def test_a_complete_part_is_used(server: FileServer, target: Path, part: Path) -> None:
     part.write_bytes(CONTENT)
     download(server.url, target, sha256=SHA256, listener=silent)
 
@@ -167,7 +167,7 @@ def test_a_wrong_hash_removes_the_part(server: FileServer, target: Path, part: P
     assert not part.exists()
 
 
-def test_a_part_of_another_file_is_noticed(server: FileServer, target: Path, part: Path) -> None:
+def test_a_part_of_another_file_is_detected(server: FileServer, target: Path, part: Path) -> None:
     part.write_bytes(b"x" * HALF)
     with pytest.raises(SourceError, match="not the file that is wanted"):
         download(server.url, target, sha256=SHA256, listener=silent)
@@ -176,7 +176,7 @@ def test_a_part_of_another_file_is_noticed(server: FileServer, target: Path, par
     assert target.read_bytes() == CONTENT
 
 
-def test_ctrl_c_keeps_what_has_come(server: FileServer, target: Path) -> None:
+def test_ctrl_c_keeps_the_part(server: FileServer, target: Path) -> None:
     def interrupt(_progress: Progress) -> None:
         raise KeyboardInterrupt
 
@@ -190,7 +190,7 @@ def test_ctrl_c_keeps_what_has_come(server: FileServer, target: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, downloads.ATTEMPTS)])
-def test_what_the_server_refuses(server: FileServer, target: Path, status: int, requests: int) -> None:
+def test_only_server_errors_are_retried(server: FileServer, target: Path, status: int, requests: int) -> None:
     server.status = status
     with pytest.raises(SourceError, match=f"HTTP status {status}"):
         download(server.url, target, sha256=SHA256, listener=silent)
@@ -198,12 +198,12 @@ def test_what_the_server_refuses(server: FileServer, target: Path, status: int, 
     assert len(server.ranges) == requests
 
 
-def test_a_server_that_is_not_there(target: Path) -> None:
+def test_an_unreachable_server_is_an_error(target: Path) -> None:
     with pytest.raises(SourceError, match="ConnectionError"):
         download("http://127.0.0.1:1/file", target, sha256=SHA256, listener=silent)
 
 
-def test_two_processes_at_once_download_it_once(server: FileServer, target: Path) -> None:
+def test_concurrent_processes_download_once(server: FileServer, target: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from base_images.adapters.download import download;"
         "from base_images.progress import silent;"
@@ -215,7 +215,7 @@ def test_two_processes_at_once_download_it_once(server: FileServer, target: Path
         subprocess.Popen([sys.executable, "-c", code, server.url, str(target), SHA256], cwd=scripts) for _ in range(3)
     ]
     deadline = time.monotonic() + SECONDS
-    # Until two wait for the one that downloads, or ask the server as well.
+    # Until two wait for the lock, or have sent a request as well.
     while len(waiting() & {process.pid for process in processes}) < 2 and len(server.ranges) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -227,12 +227,12 @@ def test_two_processes_at_once_download_it_once(server: FileServer, target: Path
 
 
 def waiting() -> set[int]:
-    """Returns the processes that wait for a lock (man proc_locks)."""
+    """Returns the processes that wait for a lock (proc_locks(5))."""
     lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     return {int(line.split()[5]) for line in lines if line.split()[1] == "->"}
 
 
-def test_the_machine_certificates_are_those_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ssl_cert_file_sets_the_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = tmp_path / "site.pem"
     bundle.write_text("", encoding="utf-8")
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
@@ -241,13 +241,13 @@ def test_the_machine_certificates_are_those_of_its_environment(tmp_path: Path, m
     assert downloads.session().verify == str(bundle)
 
 
-def test_a_certificate_file_that_does_not_exist_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ssl_cert_file_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/does/not/exist.pem")
 
     assert downloads.host_certificates() != Path("/does/not/exist.pem")
 
 
-def test_the_cache_follows_the_xdg_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     assert downloads.cache_directory() == tmp_path / "llama-cpp-base-images"

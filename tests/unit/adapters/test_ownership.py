@@ -1,4 +1,4 @@
-"""Whose things are: living, ended and unknown processes, all of them real."""
+"""Process ownership with real processes: running, ended and unknown ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ASK = "from base_images.adapters import ownership; print(ownership.current(), fl
 
 
 def started() -> tuple[subprocess.Popen[str], str]:
-    """Returns a process that waits for a line, and its name."""
+    """Starts a process that waits for a line; returns it and its name."""
     process = subprocess.Popen(
         [sys.executable, "-c", ASK],
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
@@ -28,7 +28,7 @@ def started() -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-def test_a_process_is_gone_when_it_has_ended_also_before_anybody_asked_for_its_exit_code() -> None:
+def test_an_ended_process_is_gone_even_before_its_parent_waits() -> None:
     process, name = started()
     with process:
         assert not ownership.is_gone(name)
@@ -40,33 +40,33 @@ def test_a_process_is_gone_when_it_has_ended_also_before_anybody_asked_for_its_e
     assert ownership.is_gone(name)
 
 
-def test_a_number_that_another_process_has_now() -> None:
+def test_a_reused_process_id_is_told_apart_by_its_start_time() -> None:
     own = ownership.current()
     assert not ownership.is_gone(own)
     assert ownership.is_gone(f"{own.rpartition('.')[0]}.1")
 
 
 @pytest.mark.parametrize("name", ["", "1", "a.b.c.d", "....", "000000000000.4026531836.999999999.1"])
-def test_what_cannot_be_known_is_not_gone(name: str) -> None:
+def test_unknown_processes_are_not_gone(name: str) -> None:
     assert not ownership.is_gone(name)
 
 
-def test_another_namespace_of_processes_is_not_looked_into() -> None:
+def test_processes_of_another_namespace_are_not_gone() -> None:
     boot, namespace, *rest = ownership.current().split(".")
     assert not ownership.is_gone(".".join((boot, f"{namespace}1", *rest[:1], "1")))
 
 
-def test_directories_of_the_gone_go_and_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_directories_of_ended_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     process, name = started()
     left, elsewhere = tmp_path / f"bodhi-smoke-{name}-a1_b2c3", tmp_path / "bodhi-smoke-boot.1.2.3-a1b2c3"
     for path in (left, elsewhere):
         path.mkdir()
         (path / "model.gguf").touch()
-    with process, ownership.temporary_directory() as one:
+    with process, ownership.temporary_directory() as first:
         assert left.exists()
         process.kill()
         process.wait()
-        with ownership.temporary_directory() as other:
-            assert sorted(tmp_path.iterdir()) == sorted((one, other, elsewhere))
+        with ownership.temporary_directory() as second:
+            assert sorted(tmp_path.iterdir()) == sorted((first, second, elsewhere))
     assert list(tmp_path.iterdir()) == [elsewhere]

@@ -16,21 +16,21 @@ def test_output_and_exit_code_are_returned() -> None:
     assert (outcome.exit_code, outcome.stdout, outcome.last_words) == (3, "out\n", "the reason")
 
 
-def test_a_program_that_is_not_installed() -> None:
+def test_a_missing_program_is_an_outcome() -> None:
     outcome = programs.run(["no-such-program-anywhere"])
 
     assert outcome.exit_code == programs.NOT_INSTALLED
     assert "no-such-program-anywhere" in outcome.last_words
 
 
-def test_lines_come_as_they_are_written_and_a_carriage_return_ends_one() -> None:
+def test_a_line_ends_at_a_newline_or_a_carriage_return() -> None:
     lines: list[str] = []
     programs.run(["sh", "-c", r"printf '10%%\r20%%\rdone\n' >&2"], on_line=lines.append)
 
     assert lines == ["10%", "20%", "done"]
 
 
-def test_a_time_out_ends_children_that_hold_the_pipes_too() -> None:
+def test_a_time_out_ends_children_too() -> None:
     started = time.monotonic()
     outcome = programs.run(["sh", "-c", "sleep 300 & sleep 300"], timeout=0.3)
 
@@ -50,7 +50,7 @@ def test_nothing_is_left_running_when_the_caller_is_interrupted(tmp_path: Path) 
     assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout
 
 
-def test_a_program_gets_the_environment_it_is_given() -> None:
+def test_the_environment_is_passed_on() -> None:
     outcome = programs.run([sys.executable, "-c", "import os; print(os.environ['A'])"], environment={"A": "b"})
 
     assert outcome.stdout == "b\n"

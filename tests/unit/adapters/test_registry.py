@@ -1,4 +1,4 @@
-"""Names of registries, indexes and ages: what needs no registry."""
+"""Names of registries, manifests and ages, without a registry."""
 
 from __future__ import annotations
 

@@ -56,9 +56,7 @@ def test_every_kind_of_change_makes_the_version_dirty(checkout: git.Repo, change
     assert head.changes == ("first" if change in ("edited", "deleted") else "new",)
 
 
-def test_a_detached_head_is_named_by_the_branch_at_the_same_commit(
-    checkout: git.Repo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_detached_head_has_the_only_branch_at_its_commit(checkout: git.Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_REF_TYPE", raising=False)
     first = checkout.head.commit.hexsha
     checkout.git.checkout("--detach")
@@ -70,7 +68,7 @@ def test_a_detached_head_is_named_by_the_branch_at_the_same_commit(
     assert repository.head(checkout).branch == repository.DETACHED
 
 
-def test_in_ci_a_branch_is_what_ci_says_and_a_tags_name_is_no_branch(
+def test_in_ci_the_branch_is_github_ref_name_unless_that_is_a_tag(
     checkout: git.Repo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout.git.checkout("--detach")
@@ -99,7 +97,7 @@ def test_releases(checkout: git.Repo) -> None:
     )
 
 
-def test_a_shallow_clone_says_so_and_does_not_count_wrongly(checkout: git.Repo, tmp_path: Path) -> None:
+def test_a_shallow_clone_has_no_commit_count(checkout: git.Repo, tmp_path: Path) -> None:
     checkout.create_tag(repository.head(checkout).version.git_tag)
     for number in range(4):
         commit(checkout, f"later-{number}", "2025-08-21T00:00:00+0000")

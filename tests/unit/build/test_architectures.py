@@ -52,18 +52,18 @@ def test_architectures_become_the_argument_of_the_recipe(
         ("vulkan", "90", "vulkan is not compiled for device architectures"),
     ],
 )
-def test_an_architecture_that_cannot_be(variant: str, asked: str, sentence: str) -> None:
+def test_invalid_architectures_are_refused(variant: str, asked: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         toolkit.architecture_argument(variants.find(variant), [asked])
 
 
-def test_the_toolkit_lists_what_it_knows() -> None:
+def test_architectures_are_read_from_the_toolkits_listing() -> None:
     assert toolkit.listed(architectures("cuda"), NVCC) == ("50", "86", "90")
     assert toolkit.listed(architectures("rocm"), CLANG) == ("gfx90a", "gfx1100")
     assert toolkit.listed(architectures("cuda"), "nvcc: not found") == ()
 
 
-def test_what_the_toolkit_does_not_know_is_named_with_what_it_knows() -> None:
+def test_unsupported_architectures_are_refused_with_the_supported_ones() -> None:
     toolkit.require_known("cuda", architectures("cuda"), ["90-real", "86"], ("50", "86", "90"))
     toolkit.require_known("rocm", architectures("rocm"), ["gfx90a:xnack+"], ("gfx90a",))
     with pytest.raises(
@@ -72,8 +72,8 @@ def test_what_the_toolkit_does_not_know_is_named_with_what_it_knows() -> None:
         toolkit.require_known("cuda", architectures("cuda"), ["90", "120a-real"], ("50", "86", "90"))
 
 
-@pytest.mark.parametrize("variant", [one for one in VARIANTS if one.architectures], ids=lambda variant: variant.name)
-def test_the_table_agrees_with_itself(variant: variants.Variant) -> None:
+@pytest.mark.parametrize("variant", [row for row in VARIANTS if row.architectures], ids=lambda row: row.name)
+def test_the_table_of_architectures_is_consistent(variant: variants.Variant) -> None:
     found = variant.architectures
     assert found is not None
     assert toolkit.architecture_argument(variant, [found.example]) == {found.argument: found.example}

@@ -27,7 +27,7 @@ def target(plan: BuildPlan, *, push: bool = False, dry_run: bool = False) -> dic
     return file(plan, push=push, dry_run=dry_run)["target"][bakefile.target(plan)]
 
 
-def test_targets_and_groups_are_of_variants_and_platforms() -> None:
+def test_targets_and_groups_of_variants_and_platforms() -> None:
     made = file(AMD64, ARM64, VULKAN)
     assert made["group"] == {
         "default": {"targets": ["cpu", "vulkan"]},
@@ -43,34 +43,34 @@ def test_targets_and_groups_are_of_variants_and_platforms() -> None:
     assert json.loads(json.dumps(made)) == made
 
 
-def test_a_target_is_the_plan() -> None:
-    one = target(ARM64)
-    assert one["context"] == "."
-    assert one["dockerfile"] == "dockerfiles/cpu.Dockerfile"
-    assert one["target"] == "runtime"
-    assert one["platforms"] == ["linux/arm64"]
-    assert one["args"] == ARM64.arguments
-    assert one["labels"] == {**ARM64.labels, Label.GLIBC: "${GLIBC_CPU_ARM64}"}
+def test_a_target_has_the_values_of_its_plan() -> None:
+    result = target(ARM64)
+    assert result["context"] == "."
+    assert result["dockerfile"] == "dockerfiles/cpu.Dockerfile"
+    assert result["target"] == "runtime"
+    assert result["platforms"] == ["linux/arm64"]
+    assert result["args"] == ARM64.arguments
+    assert result["labels"] == {**ARM64.labels, Label.GLIBC: "${GLIBC_CPU_ARM64}"}
 
 
 def test_the_local_engine_gets_tags_and_no_attestations() -> None:
-    one = target(AMD64)
-    assert one["tags"] == list(AMD64.tags)
-    assert one["output"] == ["type=docker"]
-    assert one["attest"] == ["type=provenance,disabled=true", "type=sbom,disabled=true"]
-    assert not {"cache-from", "cache-to"} & one.keys()
+    result = target(AMD64)
+    assert result["tags"] == list(AMD64.tags)
+    assert result["output"] == ["type=docker"]
+    assert result["attest"] == ["type=provenance,disabled=true", "type=sbom,disabled=true"]
+    assert not {"cache-from", "cache-to"} & result.keys()
 
 
 def test_a_push_is_by_digest_with_attestations_and_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(bakefile.SBOM_GENERATOR_VARIABLE, raising=False)
-    one = target(AMD64, push=True)
-    assert "tags" not in one
-    assert one["output"] == [
+    result = target(AMD64, push=True)
+    assert "tags" not in result
+    assert result["output"] == [
         "type=image,name=ghcr.io/x/y,push-by-digest=true,name-canonical=true,push=true,store=false"
     ]
-    assert one["attest"] == ["type=provenance,mode=max", "type=sbom"]
-    assert one["cache-from"] == ["type=registry,ref=ghcr.io/x/y:cache-cpu-amd64"]
-    assert one["cache-to"] == ["type=registry,ref=ghcr.io/x/y:cache-cpu-amd64,mode=max,ignore-error=true"]
+    assert result["attest"] == ["type=provenance,mode=max", "type=sbom"]
+    assert result["cache-from"] == ["type=registry,ref=ghcr.io/x/y:cache-cpu-amd64"]
+    assert result["cache-to"] == ["type=registry,ref=ghcr.io/x/y:cache-cpu-amd64,mode=max,ignore-error=true"]
     monkeypatch.setenv(bakefile.SBOM_GENERATOR_VARIABLE, "mirror.example/scanner:1")
     assert target(AMD64, push=True)["attest"] == [
         "type=provenance,mode=max",
@@ -79,21 +79,21 @@ def test_a_push_is_by_digest_with_attestations_and_the_cache(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("push", [False, True])
-def test_a_dry_run_writes_nowhere(push: bool) -> None:
-    one = target(AMD64, push=push, dry_run=True)
-    assert one["output"] == ["type=cacheonly"]
-    assert not {"tags", "cache-to"} & one.keys()
+def test_a_dry_run_has_no_output(push: bool) -> None:
+    result = target(AMD64, push=push, dry_run=True)
+    assert result["output"] == ["type=cacheonly"]
+    assert not {"tags", "cache-to"} & result.keys()
 
 
-def test_the_base_that_will_run_is_asked_for_its_glibc() -> None:
-    one = file(AMD64)["target"]["glibc-cpu-amd64"]
-    assert one["dockerfile-inline"] == (
+def test_a_target_reads_the_glibc_of_the_runtime_base() -> None:
+    result = file(AMD64)["target"]["glibc-cpu-amd64"]
+    assert result["dockerfile-inline"] == (
         "FROM runtime:1@sha256:runtime AS base\n"
         "RUN getconf GNU_LIBC_VERSION > /glibc\n"
         "FROM scratch\n"
         "COPY --from=base /glibc /cpu-amd64\n"
     )
-    assert one["output"] == ["type=local,dest=build/glibc"]
+    assert result["output"] == ["type=local,dest=build/glibc"]
     slim = made(
         variant=find("rocm"),
         bases=BASES,
@@ -104,29 +104,29 @@ def test_the_base_that_will_run_is_asked_for_its_glibc() -> None:
     assert "SLIM_BASE_IMAGE" in slim.arguments
 
 
-def test_what_bake_would_replace_stands_for_itself() -> None:
+def test_what_bake_would_replace_is_escaped() -> None:
     text = "${A} %{if} $B 100% $${C}"
     assert bakefile._escaped({"a": text}) == {"a": "$${A} %%{if} $B 100% $$${C}"}
 
 
-def test_without_buildx_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_buildx_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EngineError, match=r"`docker buildx` is missing: install it .* `invoke build-local`"):
         bakefile.require_builder("", push=False)
 
 
-def test_another_source_than_the_checkouts_own_is_refused() -> None:
+def test_a_source_outside_the_checkout_is_refused() -> None:
     bakefile.require_own_source(ROOT / "llama.cpp", ROOT)
     with pytest.raises(UsageError, match="unset LLAMA_CPP_DIR"):
         bakefile.require_own_source(ROOT / "other", ROOT)
 
 
-def test_a_platform_that_the_variant_is_not_for_is_said_before_a_registry_is_asked() -> None:
+def test_an_unsupported_platform_is_refused_before_any_request() -> None:
     with pytest.raises(UsageError, match="cuda is not built for linux/arm64"):
         local.foresee(find("cuda"), [Platform.ARM64], settings=SETTINGS, root=ROOT, source=SOURCE)
 
 
-def test_a_base_without_glibc() -> None:
+def test_a_base_without_glibc_is_refused() -> None:
     assert glibc_version("glibc 2.39\n", "x") == "2.39"
     with pytest.raises(SourceError, match="needs a base with glibc"):
         glibc_version("getconf: GNU_LIBC_VERSION: unknown variable\n", "alpine")

@@ -44,7 +44,7 @@ def test_no_debian_mirror(targets: str) -> None:
     assert apt_sources(targets, Root()) == ()
 
 
-def test_unstable_has_its_updates_in_itself_and_a_toolkit_can_be_in_non_free() -> None:
+def test_unstable_has_no_updates_suite_and_may_include_non_free() -> None:
     root = Root(suite=UNSTABLE, components=("main", "non-free"))
 
     assert apt_sources("Debian|file:/mirror/\nDebian-Security|file:/security/\n", root) == (
@@ -52,7 +52,7 @@ def test_unstable_has_its_updates_in_itself_and_a_toolkit_can_be_in_non_free() -
     )
 
 
-def test_a_base_has_another_name_when_anything_in_it_changes() -> None:
+def test_the_key_of_a_base_changes_with_its_content() -> None:
     before = {role: base_key(role, root, ("deb a",), b"authorities", "amd64") for role, root in ROLES.items()}
 
     assert len(set(before.values())) == len(ROLES)
@@ -64,7 +64,7 @@ def test_a_base_has_another_name_when_anything_in_it_changes() -> None:
         assert base_key(role, replace(ROLES[role], suite="unstable"), ("deb a",), b"authorities", "amd64") != key
 
 
-def test_the_host_certificates_decide_the_build_bases_and_never_the_runtime() -> None:
+def test_host_certificates_change_the_keys_of_build_bases_only() -> None:
     changed = {
         role
         for role in ROLES
@@ -75,7 +75,7 @@ def test_the_host_certificates_decide_the_build_bases_and_never_the_runtime() ->
     assert changed == {"build", "web"}
 
 
-def test_the_runtime_base_gets_neither_certificates_nor_a_label_that_its_children_would_inherit() -> None:
+def test_the_runtime_base_has_neither_certificates_nor_a_label() -> None:
     assert bases._changes("runtime") == ['CMD ["bash"]']
     assert any("NODE_EXTRA_CA_CERTS=/usr/local/share/host-ca.pem" in change for change in bases._changes("web"))
 
@@ -96,7 +96,7 @@ def test_the_repository_of_a_reference(reference: str, repository: str) -> None:
     assert bases._repository(reference) == repository
 
 
-def test_the_digest_is_that_of_the_reference_own_repository() -> None:
+def test_the_digest_is_from_the_references_own_repository() -> None:
     pulled = image(repo_digests=(f"mirror.example/ubuntu@sha256:{'c' * 64}", f"ubuntu@{DIGEST}"))
 
     assert bases._digest(pulled, "docker.io/ubuntu:24.04") == DIGEST
@@ -110,15 +110,15 @@ def test_a_tag_is_pinned_and_a_digest_stays() -> None:
 
 
 def test_the_layers_of_a_pull_are_added_up() -> None:
-    seen: list[Progress] = []
-    on_message = pull_progress("ubuntu:24.04", seen.append)
+    reported: list[Progress] = []
+    on_message = pull_progress("ubuntu:24.04", reported.append)
     on_message({"status": "Pulling from library/ubuntu", "id": "24.04"})
     on_message({"status": "Downloading", "id": "a", "progressDetail": {"current": 10, "total": 100}})
     on_message({"status": "Downloading", "id": "b", "progressDetail": {"current": 1, "total": 50}})
     on_message({"status": "Downloading", "id": "a", "progressDetail": {"current": 90, "total": 100}})
     on_message({"status": "Pull complete", "id": "a", "progressDetail": {}})
 
-    assert [(progress.done, progress.total) for progress in seen] == [
+    assert [(progress.done, progress.total) for progress in reported] == [
         (0, None),
         (10, 100),
         (11, 150),

@@ -21,16 +21,16 @@ def references(image: Image) -> list[str]:
     return [reference for removal in clean.removals([image], REGISTRY) for reference in removal.references]
 
 
-def test_our_tags_go() -> None:
+def test_our_tags_are_removed() -> None:
     assert references(OURS) == list(OURS.tags)
 
 
-def test_older_versions_and_dirty_ones_go_too() -> None:
+def test_older_and_dirty_versions_are_removed_too() -> None:
     tags = (f"{REGISTRY}:cpu-2408201420-0000000", f"{REGISTRY}:cuda-2508201420-abc1234-dirty")
     assert references(replace(OURS, tags=tags)) == list(tags)
 
 
-def test_an_untagged_build_goes_by_its_id() -> None:
+def test_an_untagged_build_is_removed_by_its_id() -> None:
     assert references(replace(OURS, tags=())) == ["sha256:1"]
 
 
@@ -58,7 +58,7 @@ def test_an_image_without_our_labels_stays() -> None:
     assert references(replace(OURS, labels={})) == []
 
 
-def test_bases_are_those_that_were_made_here() -> None:
+def test_only_bases_that_were_made_here_are_removed() -> None:
     base = replace(OURS, id="sha256:2", tags=("llama-cpp-packages-origin:build-1",), labels={})
     other = replace(OURS, id="sha256:3", tags=("debian:trixie",), labels={})
     assert [removal.references for removal in clean.bases([base, other, OURS])] == [base.tags]

@@ -40,7 +40,7 @@ def written(root: Path, source: Path) -> bytes:
     return stream.getvalue()
 
 
-def test_source_and_recipes_and_nothing_else(root: Path, source: Path) -> None:
+def test_the_context_is_recipes_and_source_only(root: Path, source: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(written(root, source))) as archive:
         names = archive.getnames()
         assert names == sorted(names)
@@ -68,7 +68,7 @@ def test_the_same_content_gives_the_same_bytes(root: Path, source: Path) -> None
     assert written(root, source) != before
 
 
-def test_buildkit_can_tell_that_it_is_an_archive(root: Path, source: Path) -> None:
+def test_buildkit_recognises_the_archive(root: Path, source: Path) -> None:
     deep = source / "/".join(["a-rather-long-directory-name"] * 5)
     deep.mkdir(parents=True)
     (deep / "file").write_text("deep")
@@ -77,7 +77,7 @@ def test_buildkit_can_tell_that_it_is_an_archive(root: Path, source: Path) -> No
     assert b"PaxHeader" not in written(root, source)
 
 
-def test_the_ignore_file_of_the_checkout_is_that_of_docker_too() -> None:
+def test_the_ignore_file_lets_recipes_and_source_through() -> None:
     lines = (settings.ROOT / context.IGNORE_FILE).read_text().splitlines()
     assert "*" in lines
     assert f"!{context.SOURCE_DIRECTORY}" in lines

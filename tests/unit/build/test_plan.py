@@ -101,48 +101,48 @@ def test_arguments_are_those_of_the_recipe() -> None:
     ],
     ids=["changed source", "another source", "changed checkout", "another choice"],
 )
-def test_what_the_commit_does_not_fix_is_dirty(changes: dict[str, object]) -> None:
+def test_a_version_is_dirty_unless_the_commit_determines_the_image(changes: dict[str, object]) -> None:
     assert made(**changes).version == "2508201420-abc1234-dirty"
 
 
-def test_a_platform_that_the_variant_is_not_for() -> None:
+def test_an_unsupported_platform_is_refused() -> None:
     with pytest.raises(UsageError, match="cuda is not built for linux/arm64: it is for linux/amd64"):
         made(variant=variants.find("cuda"), platform=Platform.ARM64)
 
 
-def test_a_toolkit_reaches_arguments_and_labels_with_its_real_values() -> None:
+def test_toolkit_versions_are_in_arguments_and_labels() -> None:
     values = {"CUDA_VERSION": "12.4.1", "CUDA_DOCKER_ARCH": "90", "GCC_VERSION": "13", "UBUNTU_VERSION": "24.04"}
-    one = made(
+    result = made(
         variant=variants.find("cuda"),
         bases=replace(BASES, arguments={"GCC_VERSION": "13", "CUDA_VERSION": "12.4.1"}),
         recipe_arguments=values,
     )
 
-    assert one.labels["bodhi.toolkit.cuda"] == "12.4.1"
-    assert one.labels["bodhi.toolkit.cuda_arch"] == "90"
-    assert {name: one.arguments[name] for name in ("CUDA_VERSION", "CUDA_DOCKER_ARCH", "GCC_VERSION")} == {
+    assert result.labels["bodhi.toolkit.cuda"] == "12.4.1"
+    assert result.labels["bodhi.toolkit.cuda_arch"] == "90"
+    assert {name: result.arguments[name] for name in ("CUDA_VERSION", "CUDA_DOCKER_ARCH", "GCC_VERSION")} == {
         "CUDA_VERSION": "12.4.1",
         "CUDA_DOCKER_ARCH": "90",
         "GCC_VERSION": "13",
     }
-    assert "UBUNTU_VERSION" not in one.arguments
+    assert "UBUNTU_VERSION" not in result.arguments
 
 
 @pytest.mark.parametrize("values", [{}, {"CUDA_VERSION": "", "CUDA_DOCKER_ARCH": "default"}])
-def test_a_toolkit_without_a_version_is_no_plan(values: dict[str, str]) -> None:
+def test_a_toolkit_without_a_version_is_refused(values: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="ARG CUDA_VERSION"):
         made(variant=variants.find("cuda"), recipe_arguments=values)
 
 
-def test_the_command_says_all_of_the_plan() -> None:
-    one = made(head=replace(HEAD, branch='it\'s "odd"'))
-    words = shlex.split(plan.as_command(one))
+def test_the_command_contains_the_whole_plan() -> None:
+    result = made(head=replace(HEAD, branch='it\'s "odd"'))
+    words = shlex.split(plan.as_command(result))
     assert words[:3] == ["docker", "buildx", "build"]
     assert words[-1] == "."
-    assert f"BUILD_BRANCH={one.arguments['BUILD_BRANCH']}" in words
-    for name, value in one.labels.items():
+    assert f"BUILD_BRANCH={result.arguments['BUILD_BRANCH']}" in words
+    for name, value in result.labels.items():
         assert f"{name}={value}" in words
-    for tag in one.tags:
+    for tag in result.tags:
         assert words[words.index(tag) - 1] == "-t"
 
 

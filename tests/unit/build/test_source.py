@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,7 +69,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Path:
-    """llama.cpp's repository in small: two commits, the second tagged b2."""
+    """A small repository like llama.cpp's: two commits, the second tagged b2."""
     repository = write_tree(tmp_path / "upstream")
     git(repository, "init", "--quiet")
     commit(repository, "first")
@@ -107,7 +108,7 @@ def names(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
-# The managed tree, by git.
+# The managed tree, from git.
 
 
 def test_the_pin_is_fetched(pin: Pin, root: Path) -> None:
@@ -123,14 +124,14 @@ def test_the_pin_is_fetched(pin: Pin, root: Path) -> None:
     assert names(root) == ["llama.cpp"]
 
 
-def test_the_second_time_nothing_is_fetched(pin: Pin, root: Path, upstream: Path) -> None:
+def test_a_fetched_pin_is_not_fetched_again(pin: Pin, root: Path, upstream: Path) -> None:
     first = managed(pin, root)
     shutil.rmtree(upstream)
 
     assert managed(pin, root) == first
 
 
-def test_what_would_be_fetched_is_known_without_fetching(pin: Pin, root: Path, upstream: Path) -> None:
+def test_the_expected_source_is_known_without_fetching(pin: Pin, root: Path, upstream: Path) -> None:
     before = sources.expected(pin, path=None, root=root)
     assert names(root) == []
     fetched = managed(pin, root)
@@ -142,7 +143,7 @@ def test_what_would_be_fetched_is_known_without_fetching(pin: Pin, root: Path, u
     assert sources.expected(pin, path=upstream, root=root).path == upstream
 
 
-def test_an_edited_tree_is_used_and_said_to_be_dirty(pin: Pin, root: Path) -> None:
+def test_an_edited_tree_is_used_and_reported_as_dirty(pin: Pin, root: Path) -> None:
     clean = managed(pin, root)
     (clean.path / "tools/server/server.cpp").write_text("mine", encoding="utf-8")
     found = managed(pin, root)
@@ -154,13 +155,7 @@ def test_an_edited_tree_is_used_and_said_to_be_dirty(pin: Pin, root: Path) -> No
 
 
 def with_first_commit(pin: Pin, upstream: Path) -> Pin:
-    return Pin(
-        repository=pin.repository,
-        tag="b1",
-        commit=git(upstream, "rev-parse", "HEAD~1"),
-        sdist=pin.sdist,
-        sdist_sha256=pin.sdist_sha256,
-    )
+    return replace(pin, tag="b1", commit=git(upstream, "rev-parse", "HEAD~1"))
 
 
 def test_an_older_pin_is_replaced(pin: Pin, root: Path, upstream: Path) -> None:
@@ -180,7 +175,7 @@ def test_an_older_pin_with_changes_is_never_destroyed(pin: Pin, root: Path, upst
     assert file.read_text() == "mine"
 
 
-def test_what_somebody_else_put_there_is_never_destroyed(pin: Pin, root: Path) -> None:
+def test_a_foreign_directory_is_never_destroyed(pin: Pin, root: Path) -> None:
     (root / "llama.cpp").mkdir()
     (root / "llama.cpp/notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(SourceError, match=r"is not llama.cpp's source tree.*move it away"):
@@ -205,27 +200,26 @@ def test_an_empty_directory_is_filled(pin: Pin, root: Path) -> None:
     assert managed(pin, root).commit == pin.commit
 
 
-def test_a_pin_that_does_not_exist(pin: Pin, root: Path) -> None:
-    wrong = Pin(repository=pin.repository, tag="b9", commit="f" * 40, sdist=pin.sdist, sdist_sha256="")
+def test_a_missing_commit_is_reported(pin: Pin, root: Path) -> None:
+    wrong = replace(pin, tag="b9", commit="f" * 40)
     with pytest.raises(SourceError, match=f"has no commit {'f' * 40}: correct the pin"):
         managed(wrong, root, Origin.AUTO)
 
     assert names(root) == []
 
 
-def test_a_git_host_that_is_not_there(pin: Pin, root: Path) -> None:
-    gone = Pin(repository="http://127.0.0.1:1/x", tag="b2", commit=pin.commit, sdist=pin.sdist, sdist_sha256="")
+def test_an_unreachable_git_host_is_reported(pin: Pin, root: Path) -> None:
+    gone = replace(pin, repository="http://127.0.0.1:1/x")
     with pytest.raises(SourceError, match=r"cannot be reached \(.*onnect"):
         managed(gone, root)
 
     assert names(root) == []
 
 
-def test_a_git_host_that_never_answers(pin: Pin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_git_host_is_reported(pin: Pin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "REACH_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silence:
-        url = f"http://127.0.0.1:{silence.getsockname()[1]}/x"
-        deaf = Pin(repository=url, tag="b2", commit=pin.commit, sdist=pin.sdist, sdist_sha256="")
+        deaf = replace(pin, repository=f"http://127.0.0.1:{silence.getsockname()[1]}/x")
         with pytest.raises(SourceError, match="no answer within 1 s"):
             managed(deaf, root)
         assert connections(silence) <= 1, "it asked again"
@@ -233,7 +227,7 @@ def test_a_git_host_that_never_answers(pin: Pin, root: Path, monkeypatch: pytest
     assert names(root) == []
 
 
-def test_ctrl_c_while_fetching_leaves_nothing_to_trust(pin: Pin, root: Path) -> None:
+def test_ctrl_c_while_fetching_leaves_no_tree(pin: Pin, root: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if "asking" not in progress.note:
             raise KeyboardInterrupt
@@ -245,7 +239,7 @@ def test_ctrl_c_while_fetching_leaves_nothing_to_trust(pin: Pin, root: Path) -> 
     assert managed(pin, root).commit == pin.commit
 
 
-def test_what_a_killed_run_left_is_removed(pin: Pin, root: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(pin: Pin, root: Path) -> None:
     write_tree(root / "llama.cpp.partial")
     write_tree(root / "llama.cpp.old")
 
@@ -253,13 +247,13 @@ def test_what_a_killed_run_left_is_removed(pin: Pin, root: Path) -> None:
     assert names(root) == ["llama.cpp"]
 
 
-def test_a_damaged_stamp_is_said(pin: Pin, root: Path) -> None:
+def test_a_damaged_stamp_is_reported(pin: Pin, root: Path) -> None:
     (managed(pin, root).path / STAMP).write_text("{", encoding="utf-8")
     with pytest.raises(SourceError, match="is damaged"):
         managed(pin, root)
 
 
-def test_a_calling_git_hook_does_not_lead_astray(
+def test_the_repository_of_a_calling_git_hook_is_ignored(
     pin: Pin, root: Path, upstream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_DIR", str(root / "elsewhere"))
@@ -269,11 +263,11 @@ def test_a_calling_git_hook_does_not_lead_astray(
     assert given(pin, upstream).commit == pin.commit
 
 
-# The managed tree, by the sdist.
+# The managed tree, from the sdist.
 
 
 def write_sdist(path: Path, commit: str, *, extra: str = "") -> str:
-    """Writes a llama-cpp-python sdist in small and returns its SHA-256."""
+    """Writes a small sdist like llama-cpp-python's and returns its SHA-256."""
     changelog = f"# Changelog\n\n## [0.0.2]\n\n- feat: update llama.cpp to ggml-org/llama.cpp@{commit}\n\n## [0.0.1]\n"
     members = {f"vendor/llama.cpp/{name}": text for name, text in FILES.items()}
     members |= {"PKG-INFO": "Name: llama_cpp_python\nVersion: 0.0.2\n", "CHANGELOG.md": changelog}
@@ -295,7 +289,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package index on loopback, configured as pip's; yields the path of the sdist that it offers."""
+    """A package index on loopback, configured for pip; yields the path of its sdist."""
     page = tmp_path / "index/simple/llama-cpp-python/index.html"
     page.parent.mkdir(parents=True)
     name = "llama_cpp_python-0.0.2.tar.gz"
@@ -308,10 +302,10 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def with_sdist(pin: Pin, sha256: str, *, repository: str = "http://127.0.0.1:1/x") -> Pin:
-    return Pin(repository=repository, tag="b2", commit=pin.commit, sdist=pin.sdist, sdist_sha256=sha256)
+    return replace(pin, repository=repository, sdist_sha256=sha256)
 
 
-def test_the_pin_comes_out_of_the_sdist(pin: Pin, root: Path, index: Path) -> None:
+def test_the_pin_is_unpacked_from_the_sdist(pin: Pin, root: Path, index: Path) -> None:
     found = managed(with_sdist(pin, write_sdist(index, pin.commit[:9])), root, Origin.PACKAGES)
 
     assert (found.kind, found.commit, found.dirty) == (SourceKind.SDIST, pin.commit, False)
@@ -323,7 +317,7 @@ def test_the_pin_comes_out_of_the_sdist(pin: Pin, root: Path, index: Path) -> No
     assert names(root) == ["llama.cpp"]
 
 
-def test_auto_says_aloud_that_it_fell_back(pin: Pin, root: Path, index: Path) -> None:
+def test_auto_reports_the_fallback_to_the_sdist(pin: Pin, root: Path, index: Path) -> None:
     found = managed(with_sdist(pin, write_sdist(index, pin.commit[:9])), root, Origin.AUTO)
 
     assert found.kind is SourceKind.SDIST
@@ -357,17 +351,17 @@ def test_an_sdist_that_writes_outside_is_refused(pin: Pin, root: Path, index: Pa
 
 def test_an_index_that_lacks_the_sdist(pin: Pin, root: Path, index: Path) -> None:
     write_sdist(index, pin.commit[:9])
-    other = Pin(repository="", tag="b2", commit=pin.commit, sdist="llama-cpp-python==9.9.9", sdist_sha256="")
+    other = replace(pin, sdist="llama-cpp-python==9.9.9")
     with pytest.raises(SourceError, match=r"is on no package index .*127\.0\.0\.1: no sdist of 9\.9\.9"):
         managed(other, root, Origin.PACKAGES)
 
 
-def test_neither_git_nor_an_index_names_both(pin: Pin, root: Path) -> None:
+def test_without_git_and_an_index_both_are_named(pin: Pin, root: Path) -> None:
     with pytest.raises(SourceError, match=r"git repository .* cannot be reached.* on no package index"):
         managed(with_sdist(pin, ""), root, Origin.AUTO)
 
 
-def test_ctrl_c_while_unpacking_leaves_nothing_to_trust(pin: Pin, root: Path, index: Path) -> None:
+def test_ctrl_c_while_unpacking_leaves_no_tree(pin: Pin, root: Path, index: Path) -> None:
     wanted = with_sdist(pin, write_sdist(index, pin.commit[:9]))
 
     def interrupt(progress: Progress) -> None:
@@ -399,7 +393,7 @@ def test_the_indexes_are_those_of_pip(environment: dict[str, str], configuration
     assert package_indexes(environment, configuration) == expected
 
 
-# A tree of the user's.
+# Trees of the user's.
 
 
 def test_a_git_checkout_of_the_pin(pin: Pin, upstream: Path) -> None:
@@ -412,13 +406,13 @@ def test_the_same_files_have_the_same_digest_from_any_origin(pin: Pin, upstream:
     assert given(pin, upstream).digest == managed(pin, root).digest
 
 
-def test_a_later_commit_has_the_number_of_its_commits(pin: Pin, upstream: Path) -> None:
+def test_the_build_number_of_an_untagged_commit_is_its_commit_count(pin: Pin, upstream: Path) -> None:
     head = commit(upstream, "third")
 
     assert (given(pin, upstream).tag, given(pin, upstream).commit) == ("b3", head)
 
 
-def test_a_tag_wins_over_counting(pin: Pin, upstream: Path) -> None:
+def test_a_tag_overrides_the_commit_count(pin: Pin, upstream: Path) -> None:
     commit(upstream, "third")
     git(upstream, "tag", "b11400")
     git(upstream, "tag", "nightly")
@@ -445,7 +439,7 @@ def test_a_changed_checkout_is_dirty(pin: Pin, upstream: Path, name: str) -> Non
     assert given(pin, upstream).digest != before.digest
 
 
-def test_what_git_ignores_does_not_count(pin: Pin, upstream: Path) -> None:
+def test_ignored_files_are_not_in_the_digest(pin: Pin, upstream: Path) -> None:
     before = given(pin, upstream)
     (upstream / ".git/info/exclude").write_text("/build/\n", encoding="utf-8")
     (upstream / "build").mkdir()
@@ -470,8 +464,8 @@ def test_an_unpacked_sdist_of_the_pin(pin: Pin, unpacked: Path) -> None:
     assert found.dirty
 
 
-def test_an_unpacked_sdist_of_another_commit(pin: Pin, unpacked: Path) -> None:
-    other = Pin(repository="", tag="b3", commit="f" * 40, sdist=pin.sdist, sdist_sha256="")
+def test_an_unpacked_sdist_of_another_commit_is_refused(pin: Pin, unpacked: Path) -> None:
+    other = replace(pin, tag="b3", commit="f" * 40)
     with pytest.raises(SourceError, match=f"vendors llama.cpp {pin.commit[:9]}, not the pin fffffffff"):
         given(other, unpacked / "vendor/llama.cpp")
 
@@ -500,23 +494,23 @@ def rename_project(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"), [(remove_server, "tools/server/CMakeLists.txt"), (rename_project, "does not say project")]
 )
-def test_a_tree_that_is_not_llama_cpp(pin: Pin, upstream: Path, damage: Callable[[Path], None], complaint: str) -> None:
+def test_another_project_is_refused(pin: Pin, upstream: Path, damage: Callable[[Path], None], complaint: str) -> None:
     damage(upstream)
     with pytest.raises(SourceError, match=f"is not llama.cpp.*{complaint}"):
         given(pin, upstream)
 
 
-def test_a_path_that_does_not_exist(pin: Pin, tmp_path: Path) -> None:
+def test_a_missing_path_is_refused(pin: Pin, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is not a directory"):
         given(pin, tmp_path / "nowhere")
 
 
-def test_a_tree_of_unknown_commit(pin: Pin, tmp_path: Path) -> None:
+def test_a_tree_of_unknown_commit_is_refused(pin: Pin, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="of which commit cannot be told"):
         given(pin, write_tree(tmp_path / "loose"))
 
 
-def test_the_environment_names_a_tree_and_the_argument_wins(
+def test_the_argument_overrides_the_environment(
     pin: Pin, upstream: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CPP_DIR", str(upstream))
@@ -527,18 +521,18 @@ def test_the_environment_names_a_tree_and_the_argument_wins(
 
 def test_the_digest_covers_names_content_and_the_executable_bit(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree")
-    seen = {tree_digest(tree)}
+    digests = {tree_digest(tree)}
     (tree / STAMP).write_text("{}", encoding="utf-8")
     (tree / ".git").mkdir()
     (tree / ".git/HEAD").write_text("x", encoding="utf-8")
-    assert {tree_digest(tree)} == seen
+    assert {tree_digest(tree)} == digests
     (tree / "build.sh").chmod(0o644)
-    seen.add(tree_digest(tree))
+    digests.add(tree_digest(tree))
     (tree / "build.sh").rename(tree / "build2.sh")
-    seen.add(tree_digest(tree))
+    digests.add(tree_digest(tree))
     (tree / "build2.sh").write_text("#!/bin/sh\n\n", encoding="utf-8")
-    seen.add(tree_digest(tree))
+    digests.add(tree_digest(tree))
     (tree / "link").symlink_to("build2.sh")
-    seen.add(tree_digest(tree))
+    digests.add(tree_digest(tree))
 
-    assert len(seen) == 5
+    assert len(digests) == 5

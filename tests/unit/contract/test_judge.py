@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from base_images.adapters.engine import Image, ProbeResult
+from base_images.adapters.container import ProbeResult
+from base_images.adapters.engine import Image
 from base_images.contract import judge
 from base_images.contract import layers as archive
 from base_images.contract.facts import ImageFacts, Server, Shell, Start

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from base_images import variants
-from base_images.adapters.engine import ContainerState
+from base_images.adapters.container import ContainerState
 from base_images.cli import views as report
 from base_images.errors import LaunchError, UsageError
 from base_images.recipes import consumer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from base_images import settings, variants
-from base_images.adapters.engine import ContainerSpec
+from base_images.adapters.container import ContainerSpec
 from base_images.errors import DeviceError
 from base_images.smoke import device
 from base_images.variants import DeviceAccess, Variant

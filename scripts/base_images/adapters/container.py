@@ -1,0 +1,217 @@
+"""Hardened containers: what they are created from, and what can be done with one (contract row 11, docs/contract.md).
+
+A container has no capabilities, no new privileges, a read-only root file system, and no network unless it publishes a
+port.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker.types
+
+from base_images.adapters import ownership
+from base_images.adapters.docker_errors import engine_errors
+from base_images.errors import EngineError
+from base_images.labels import OWNER, RESOURCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerSpec:
+    """What a container is created from.
+
+    Attributes:
+        image: an image id or reference that the engine has.
+        command: arguments; passed to the image's own entrypoint when `entrypoint` is None.
+        entrypoint: replaces the image's entrypoint unless None.
+        user: `uid:gid` or a name; None is the image's own user.
+        tmpfs: directory to mount options, such as {"/tmp": "exec,mode=1777"}.
+        volumes: volume name to directory.
+        publish: a TCP port, published on 127.0.0.1 at a port that the engine chooses; None: no network at all.
+        devices: device nodes of the engine's host, or directories of them.
+        groups: numeric ids of supplementary groups of the first process.
+        gpus: whether the engine passes all GPUs, like `docker run --gpus all`.
+        runtime: the container runtime; empty for the engine's default.
+        mounts: files or directories of the engine's host, mounted read-only at the same path.
+        resource: the purpose of the container, the value of its `bodhi.resource` label.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    user: str | None = None
+    working_directory: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tmpfs: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    publish: int | None = None
+    devices: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    gpus: bool = False
+    runtime: str = ""
+    mounts: tuple[str, ...] = ()
+    read_only: bool = True
+    resource: str = "probe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """How a command inside a container ended; `seconds` is its wall-clock time, start of the container included."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    timed_out: bool = False
+
+    @property
+    def output(self) -> str:
+        """Standard output, then standard error."""
+        return self.stdout + self.stderr
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerState:
+    """The state of a container at one moment; `health` is empty when the image has no health check."""
+
+    status: str
+    running: bool
+    exit_code: int
+    error: str
+    out_of_memory: bool
+    health: str
+
+
+class Container:
+    """A container that exists, started or not."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self.id: str = container.id
+        self.name: str = container.name
+
+    def start(self) -> None:
+        """Starts the container.
+
+        Raises:
+            EngineError: the engine could not start the command, such as a file that is not in the image.
+        """
+        with engine_errors("start the container"):
+            self._container.start()
+
+    def state(self) -> ContainerState:
+        """Returns the current state."""
+        state = self._attributes()["State"]
+        return ContainerState(
+            status=state["Status"],
+            running=state["Running"],
+            exit_code=state["ExitCode"],
+            error=state.get("Error", ""),
+            out_of_memory=state.get("OOMKilled", False),
+            health=state.get("Health", {}).get("Status", ""),
+        )
+
+    def logs(self, *, stdout: bool = True, stderr: bool = True) -> str:
+        """Returns everything written to the given streams, in the order in which the engine received it."""
+        with engine_errors("read the container's log"):
+            return _text(self._container.logs(stdout=stdout, stderr=stderr))
+
+    def port(self, container_port: int) -> int:
+        """Returns the port of 127.0.0.1 at which `container_port` is published."""
+        bindings = self._attributes()["NetworkSettings"]["Ports"].get(f"{container_port}/tcp")
+        if not bindings:
+            raise EngineError(
+                f"The engine published no port for {container_port}: the container does not run, or has no network."
+            )
+        return int(bindings[0]["HostPort"])
+
+    def maps(self) -> str:
+        """Returns `/proc/1/maps` of the container (proc(5)); empty where that cannot be read."""
+        return self.execute(("cat", "/proc/1/maps")).stdout
+
+    def signal(self, name: str) -> None:
+        """Sends a signal, such as SIGTERM, to the first process."""
+        with engine_errors("signal the container"):
+            self._container.kill(signal=name)
+
+    def wait(self, timeout: float) -> int | None:
+        """Returns the exit code, or None when the container still runs after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (state := self.state()).running or state.status == "created":
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+        return state.exit_code
+
+    def execute(self, command: Sequence[str], *, user: str | None = None) -> ProbeResult:
+        """Runs a command in the running container and returns how it ended."""
+        started = time.monotonic()
+        with engine_errors("run a command in the container"):
+            code, (stdout, stderr) = self._container.exec_run(list(command), demux=True, user=user or "")
+        return ProbeResult(
+            exit_code=code,
+            stdout=_text(stdout or b""),
+            stderr=_text(stderr or b""),
+            seconds=time.monotonic() - started,
+        )
+
+    def put_file(self, path: str, content: bytes) -> None:
+        """Writes a file that all users may read; the container need not be started."""
+        target = Path(path)
+        entry = tarfile.TarInfo(target.name)
+        entry.size = len(content)
+        entry.mode = 0o644
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            archive.addfile(entry, io.BytesIO(content))
+        with engine_errors(f"put {path} into a container"):
+            self._container.put_archive(str(target.parent), buffer.getvalue())
+
+    def _attributes(self) -> Mapping[str, Any]:
+        with engine_errors("look at the container"):
+            self._container.reload()
+        attributes: Mapping[str, Any] = self._container.attrs
+        return attributes
+
+
+def resource_labels(resource: str, *, keep: bool) -> dict[str, str]:
+    """Returns the labels of a container or volume; one to keep has no owner, so that clean-up leaves it alone."""
+    return {RESOURCE: resource} if keep else {RESOURCE: resource, OWNER: ownership.current()}
+
+
+def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
+    """Returns docker-py's arguments for creating the container."""
+    network: dict[str, Any] = {"network_mode": "none"}
+    if spec.publish is not None:
+        network = {"ports": {f"{spec.publish}/tcp": ("127.0.0.1", None)}}
+    return {
+        "image": spec.image,
+        "command": list(spec.command),
+        "entrypoint": None if spec.entrypoint is None else list(spec.entrypoint),
+        "user": spec.user,
+        "working_dir": spec.working_directory,
+        "environment": dict(spec.environment),
+        "labels": resource_labels(spec.resource, keep=keep),
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "read_only": spec.read_only,
+        "tmpfs": dict(spec.tmpfs),
+        "volumes": {name: {"bind": path, "mode": "rw"} for name, path in spec.volumes.items()},
+        "devices": [f"{node}:{node}:rwm" for node in spec.devices],
+        "device_requests": [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])] if spec.gpus else None,
+        "runtime": spec.runtime or None,
+        "group_add": list(spec.groups),
+        # Unlike a volume, a mount of a missing path is an error.
+        "mounts": [docker.types.Mount(path, path, type="bind", read_only=True) for path in spec.mounts],
+        **network,
+    }
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace")
