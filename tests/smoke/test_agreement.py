@@ -15,7 +15,8 @@ import pytest
 from base_images import variants, versions
 from base_images.adapters.engine import Container, Engine, Image
 from base_images.errors import BaseImagesError
-from base_images.smoke import agreement, device, launch, model
+from base_images.smoke import agreement, checks_server, containers, device, model
+from base_images.smoke import server as servers
 from base_images.smoke.agreement import PAIRS, TOLERANCES, Pair
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.device import Granted
@@ -40,18 +41,18 @@ def server(
     extra: tuple[str, ...] = (),
 ) -> Iterator[tuple[Container, str]]:
     """Yields a server of the pair and its URL: from `cpu/`, or on the device that is given."""
-    way = launch.quick_start(image.id, "model")
+    way = containers.quick_start(image.id, "model")
     entrypoint = way.container.entrypoint if given else (f"{BIN}/cpu/llama-server",)
     command = (*way.container.command, *pair.arguments)
     way = dataclasses.replace(way, container=dataclasses.replace(way.container, entrypoint=entrypoint, command=command))
     if given:
-        way = launch.on_device(way, *given)
+        way = containers.on_device(way, *given)
     way = dataclasses.replace(
         way, container=dataclasses.replace(way.container, command=(*way.container.command, *extra))
     )
-    with launch.prepared(engine, way, gguf) as container:
-        launch.start(container, way.port, timeout=launch.DEVICE_TIMEOUT_SECONDS)
-        yield container, launch.url(container, way.port)
+    with containers.prepared(engine, way, gguf) as container:
+        servers.start(container, way.port, timeout=servers.DEVICE_TIMEOUT_SECONDS)
+        yield container, servers.url(container, way.port)
 
 
 def altered(change: Callable[[dict[str, Tensor]], None]) -> bytes:
@@ -174,8 +175,8 @@ def cache(engine: Engine) -> Iterator[str]:
 @pytest.mark.lavapipe
 def test_a_device_that_is_right(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, given=(LAVAPIPE, cache)) as (container, url):
-        said = agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=launch.DEVICE_TIMEOUT_SECONDS)
-        launch.check_offloaded(container.logs())
+        said = agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
+        checks_server.check_offloaded(container.logs())
         agreement.check_flash_attention(container.logs(), wanted=True)
     assert "not one bit differs" not in said
 
@@ -184,8 +185,8 @@ def test_a_device_that_is_right(engine: Engine, vulkan_image: Image, vulkan_cpu:
 def test_a_device_that_is_wrong(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, gguf=altered(one_weight), given=(LAVAPIPE, cache)) as (container, url):
         with pytest.raises(CheckFailedError, match=r"^The device computes something else: "):
-            agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=launch.DEVICE_TIMEOUT_SECONDS)
-        launch.check_offloaded(container.logs())
+            agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
+        checks_server.check_offloaded(container.logs())
 
 
 @pytest.mark.lavapipe
@@ -207,6 +208,6 @@ def test_a_device_that_is_not_used(
     reason: str,
 ) -> None:
     with server(engine, vulkan_image, ON, given=(given, cache), extra=extra) as (container, url):
-        agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=launch.DEVICE_TIMEOUT_SECONDS)
+        agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
         with pytest.raises(CheckFailedError, match=reason):
-            launch.check_offloaded(container.logs())
+            checks_server.check_offloaded(container.logs())

@@ -17,7 +17,7 @@ import pytest
 from base_images import settings, variants
 from base_images.adapters.engine import Image
 from base_images.errors import LaunchError
-from base_images.smoke import device, launch, process
+from base_images.smoke import checks_server, device, process, runner
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Device, SmokeReport, Status
@@ -77,7 +77,7 @@ def test_without_an_engine_the_same_checks_and_the_same_report(program: Path, te
     assert (running.returncode, errors) == (0, "")
     report = json.loads(printed)
     rows = [(server["name"], check["name"]) for server in report["servers"] for check in server["checks"]]
-    assert rows == [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
+    assert rows == [(server.name, check) for server in runner.plan(CPU) for check in ("starts", *server.checks)]
     skipped = {
         (check["name"], check["seen"])
         for server in report["servers"]
@@ -97,7 +97,7 @@ def test_a_device_that_is_not_there(program: Path) -> None:
     report = process.smoke(program, VULKAN, device=device.in_software(VULKAN), tensor_types=[TensorType.F32])
     assert report.device is Device.SOFTWARE
     failed = seen(report, Status.FAIL)
-    assert {check for _, check in failed} == set(launch.DEVICE_CHECKS)
+    assert {check for _, check in failed} == set(runner.DEVICE_CHECKS)
     assert "--list-devices names no device where Vulkan0 is right." in failed.values()
     assert {row.status for row in report.rows if row.check == "completion"} == {Status.PASS}
 
@@ -185,7 +185,7 @@ def test_a_process_that_ignores_sigterm(hanging: Path, tmp_path: Path) -> None:
         server.start()
         pids = started(hanging.with_name("pids"))
         with pytest.raises(CheckFailedError, match="still runs"):
-            launch.check_sigterm(server, timeout=0.5)
+            checks_server.check_sigterm(server, timeout=0.5)
     finally:
         server.kill()
     wait_until_gone(pids)

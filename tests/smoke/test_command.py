@@ -20,8 +20,9 @@ from base_images import progress, settings, variants
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError, ImageNotFoundError, UsageError
 from base_images.labels import OWNER, RESOURCE, Label
-from base_images.smoke import checks_http, launch, model
+from base_images.smoke import checks_http, containers, model, runner
 from base_images.smoke import command as smoke_command
+from base_images.smoke import server as servers
 from base_images.smoke import url as running
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
@@ -51,7 +52,7 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 def python(script: str) -> subprocess.Popen[str]:
     """Starts a script that has a connected engine and the image, and waits until it has printed a line."""
     imports = "from base_images import variants\nfrom base_images.adapters import engine\n"
-    imports += "from base_images.smoke import launch, model\n"
+    imports += "from base_images.smoke import containers, model\nfrom base_images.smoke import server as servers\n"
     process = subprocess.Popen(
         [sys.executable, "-c", imports + script],
         env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts")},
@@ -96,7 +97,7 @@ def test_keep_leaves_the_containers_and_the_words_that_remove_them(engine: Engin
     volumes = command.partition("docker volume rm ")[2].split()
     try:
         assert (code, json.loads(printed)["ok"]) == (0, True)
-        assert len(names) == len(volumes) == len(launch.plan(CPU))
+        assert len(names) == len(volumes) == len(runner.plan(CPU))
         # Nobody owns them, so the next run does not take them for what a dead one has left.
         engine.remove_abandoned()
         with contextlib.closing(docker.from_env()) as client:
@@ -204,15 +205,15 @@ def serving(
     engine: Engine, image: Image, gguf: bytes, *, embeddings: bool, more: tuple[str, ...] = ()
 ) -> Iterator[str]:
     way = (
-        launch.as_bodhi(image.id, "mine", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+        containers.as_bodhi(image.id, "mine", "/app/bin/x86_64-unknown-linux-gnu/cpu")
         if embeddings
-        else launch.quick_start(image.id, "mine")
+        else containers.quick_start(image.id, "mine")
     )
     command = (*way.container.command, *more)
     way = dataclasses.replace(way, container=dataclasses.replace(way.container, command=command))
-    with launch.prepared(engine, way, gguf) as container:
-        launch.start(container, way.port)
-        yield launch.url(container, way.port)
+    with containers.prepared(engine, way, gguf) as container:
+        servers.start(container, way.port)
+        yield servers.url(container, way.port)
 
 
 SKIPPED = {"backend", "list-devices", "offloaded", "buffers", "healthcheck", "sigterm"}
@@ -287,9 +288,9 @@ def test_nobody_at_the_url() -> None:
 def test_what_a_killed_test_left_goes_and_what_others_have_stays(engine: Engine, cpu_image: Image) -> None:
     holds = f"""
 connected = engine.connect()
-way = launch.quick_start({cpu_image.id!r}, "model")
-with launch.prepared(connected, way, model.known_answer(model.TensorType.F32).gguf) as container:
-    launch.start(container, way.port)
+way = containers.quick_start({cpu_image.id!r}, "model")
+with containers.prepared(connected, way, model.known_answer(model.TensorType.F32).gguf) as container:
+    servers.start(container, way.port)
     print("there", flush=True)
     input()
 """
@@ -302,7 +303,7 @@ with launch.prepared(connected, way, model.known_answer(model.TensorType.F32).gg
         elsewhere = f"000000000000.4026531836.{dead.pid}.1"
         others = [client.volumes.create(labels={RESOURCE: "smoke", **more}) for more in ({OWNER: elsewhere}, {})]
         try:
-            assert launch.smoke(engine, cpu_image.id, CPU, tensor_types=[TensorType.F32]).ok
+            assert containers.smoke(engine, cpu_image.id, CPU, tensor_types=[TensorType.F32]).ok
             assert made_by(dead.pid) == set()
             assert len(made_by(living.pid)) == 2
             assert {volume.name for volume in others} <= set(things())
@@ -317,8 +318,8 @@ def test_two_that_clean_up_at_once(cpu_image: Image) -> None:
     leaves = f"""
 import os, signal
 connected = engine.connect()
-way = launch.quick_start({cpu_image.id!r}, "model")
-contexts = [launch.prepared(connected, way, b"") for _ in range(4)]
+way = containers.quick_start({cpu_image.id!r}, "model")
+contexts = [containers.prepared(connected, way, b"") for _ in range(4)]
 for context in contexts:
     context.__enter__()
 print("there", flush=True)

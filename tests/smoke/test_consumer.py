@@ -13,7 +13,7 @@ from base_images import settings, variants
 from base_images.adapters.engine import Engine, Image
 from base_images.contract import facts as image_facts
 from base_images.recipes import consumer
-from base_images.smoke import launch
+from base_images.smoke import containers
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
 from tests.support import bodhi
@@ -40,7 +40,7 @@ def test_with_a_variant_s_arguments_the_answers_are_right(
         judged = consumer.judge(answers, known.refusals_of(variant.name))
         assert judged.findings == ()
         assert len(judged.known) == len(known.refusals_of(variant.name))
-        report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+        report = containers.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     failed = {(row.server, row.check): row.seen for row in report.rows if row.status is Status.FAIL}
     assert failed == {}
     given = {server.name: server.arguments for server in report.servers}

@@ -9,7 +9,7 @@ import pytest
 
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import agreement, device, launch, model
+from base_images.smoke import agreement, containers, device, model, runner
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import SmokeReport, Status
 
@@ -20,12 +20,12 @@ WITHOUT_BACKEND = dataclasses.replace(variants.find("vulkan"), name="cpu", direc
 @pytest.fixture(scope="module")
 def report(engine: Engine, cpu_image: Image) -> SmokeReport:
     granted = device.in_software(WITHOUT_BACKEND)
-    return launch.smoke(engine, cpu_image.id, WITHOUT_BACKEND, device=granted, tensor_types=[TensorType.Q8_0])
+    return containers.smoke(engine, cpu_image.id, WITHOUT_BACKEND, device=granted, tensor_types=[TensorType.Q8_0])
 
 
 def test_a_device_that_is_not_used_fails_its_own_checks_alone(report: SmokeReport) -> None:
     failed = {row.check for row in report.rows if row.status is Status.FAIL}
-    assert failed == set(launch.DEVICE_CHECKS)
+    assert failed == set(runner.DEVICE_CHECKS)
 
 
 def test_what_the_cpu_computes_twice_is_told_apart_from_a_device_that_agrees(report: SmokeReport) -> None:
@@ -48,7 +48,9 @@ def test_speeds_are_measured_and_are_no_verdict(report: SmokeReport) -> None:
 def test_the_speed_of_a_model_of_ones_own(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
     mine = tmp_path / "mine.gguf"
     mine.write_bytes(model.known_answer(TensorType.F16).gguf)
-    found = launch.smoke(engine, cpu_image.id, variants.find("cpu"), tensor_types=[TensorType.Q8_0], model_file=mine)
+    found = containers.smoke(
+        engine, cpu_image.id, variants.find("cpu"), tensor_types=[TensorType.Q8_0], model_file=mine
+    )
     [server] = [server for server in found.servers if server.name.startswith("speed")]
     if "bind source path does not exist" in server.checks[0].seen:
         pytest.skip("the engine does not see this machine's files")

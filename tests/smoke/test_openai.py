@@ -13,7 +13,8 @@ import pytest
 import requests
 
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import checks_client, launch, model
+from base_images.smoke import checks_client, containers, model
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, perform
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
@@ -60,10 +61,10 @@ def test_no_server(name: str) -> None:
 
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
-    way = launch.quick_start(cpu_image.id, "model")
-    with launch.prepared(engine, way, ANSWER.gguf) as container:
-        launch.start(container, way.port)
-        target = Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
+    way = containers.quick_start(cpu_image.id, "model")
+    with containers.prepared(engine, way, ANSWER.gguf) as container:
+        servers.start(container, way.port)
+        target = Target(url=servers.url(container, way.port), alias=way.alias, answer=ANSWER)
         checks_client.check_chat(target)
         with pytest.raises(CheckFailedError, match="does not support embeddings"):
             checks_client.check_embeddings(target)

@@ -17,7 +17,8 @@ import pytest
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
 from base_images.settings import ROOT
-from base_images.smoke import checks_http, launch, model
+from base_images.smoke import checks_http, containers, model, runner
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, Target
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
@@ -25,7 +26,7 @@ from tests.smoke.conftest import ANSWER, made_by
 from tests.support import bodhi
 
 CPU = variants.find("cpu")
-CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
+CHECKS = [(server.name, check) for server in runner.plan(CPU) for check in ("starts", *server.checks)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def recorded(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPath
     directory = tmp_path_factory.mktemp("record")
     before = made_by(os.getpid())
     began = time.monotonic()
-    report = launch.smoke(engine, cpu_image.id, CPU, record_dir=directory)
+    report = containers.smoke(engine, cpu_image.id, CPU, record_dir=directory)
     seconds = time.monotonic() - began
     return Recorded(report=report, directory=directory, seconds=seconds, left=made_by(os.getpid()) - before)
 
@@ -76,7 +77,7 @@ def test_everything_is_on_record(recorded: Recorded) -> None:
     cases = ET.parse(recorded.directory / "smoke-cpu.xml").getroot().findall("./testsuite/testcase")  # noqa: S314 - ours
     assert len(cases) == len(CHECKS)
     logs = sorted(recorded.directory.glob("smoke-cpu-server-*.log"))
-    assert len(logs) == len(launch.plan(CPU))
+    assert len(logs) == len(runner.plan(CPU))
     assert all("model loaded" in log.read_text(encoding="utf-8") for log in logs)
 
 
@@ -151,30 +152,30 @@ def damaged(answer: KnownAnswer) -> KnownAnswer:
 
 def test_a_damaged_weight(engine: Engine, cpu_image: Image) -> None:
     answer = damaged(model.known_answer(TensorType.F32))
-    way = launch.quick_start(cpu_image.id, "damaged")
-    with launch.prepared(engine, way, answer.gguf) as container:
-        launch.start(container, way.port)
-        target = Target(url=launch.url(container, way.port), alias=way.alias, answer=answer)
+    way = containers.quick_start(cpu_image.id, "damaged")
+    with containers.prepared(engine, way, answer.gguf) as container:
+        servers.start(container, way.port)
+        target = Target(url=servers.url(container, way.port), alias=way.alias, answer=answer)
         with pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$"):
             checks_http.check_completion(target)
 
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
     answer = model.known_answer(TensorType.F32)
-    way = launch.quick_start(cpu_image.id, "model")
+    way = containers.quick_start(cpu_image.id, "model")
     way = dataclasses.replace(
         way, container=dataclasses.replace(way.container, command=(*way.container.command, "--no-ui"))
     )
-    with launch.prepared(engine, way, answer.gguf) as container:
-        launch.start(container, way.port)
-        failed = failures(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
+    with containers.prepared(engine, way, answer.gguf) as container:
+        servers.start(container, way.port)
+        failed = failures(Target(url=servers.url(container, way.port), alias=way.alias, answer=answer))
     assert set(failed) == {"embeddings", "web page"}
     assert "501" in failed["embeddings"]
     assert "404" in failed["web page"]
 
 
 def test_an_image_that_cannot_start_is_a_report_and_no_error(engine: Engine, cpu_image: Image) -> None:
-    report = launch.smoke(engine, cpu_image.id, variants.find("cuda"), tensor_types=[TensorType.F32])
+    report = containers.smoke(engine, cpu_image.id, variants.find("cuda"), tensor_types=[TensorType.F32])
     assert not report.ok
     bodhi = [row for row in report.rows if row.server == "as BodhiApp, F32"]
     assert [(row.check, row.status) for row in bodhi] == [("starts", Status.FAIL)]
@@ -189,7 +190,7 @@ def test_an_argument_of_bodhi_s_that_the_server_refuses_is_named(engine: Engine,
     """As a newer llama.cpp refuses it: a few letters of the library's name for it are others here."""
     plant = "RUN sed -i 's/--no-mmap/--no-mmaq/' /app/bin/*/cpu/libllama-common.so.*.*"
     with bodhi.built(engine, f"FROM {cpu_image.tags[0]}\nUSER root\n{plant}\nUSER llama\n") as planted:
-        report = launch.smoke(engine, planted.id, CPU, tensor_types=[TensorType.Q8_0])
+        report = containers.smoke(engine, planted.id, CPU, tensor_types=[TensorType.Q8_0])
     said = {row.server: row.seen for row in report.rows if row.status is Status.FAIL}
     assert said == {
         "as BodhiApp, Q8_0": "The server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap"
@@ -202,12 +203,12 @@ def test_ctrl_c_leaves_nothing_behind(cpu_image: Image, check: str) -> None:
 import time
 from base_images import variants
 from base_images.adapters import engine
-from base_images.smoke import launch
+from base_images.smoke import containers
 def listener(progress):
     while progress.note.endswith(": {check}"):
         print("there", flush=True)
         time.sleep(0.1)
-launch.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"), listener=listener)
+containers.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"), listener=listener)
 """
     with subprocess.Popen(
         [sys.executable, "-c", script],

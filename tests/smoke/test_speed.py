@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import launch, model, speed
+from base_images.smoke import containers, model, speed
+from base_images.smoke import server as servers
 from base_images.smoke.model import TensorType
 from base_images.smoke.speed import Measured
 
 
 def test_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:
-    way = launch.quick_start(cpu_image.id, "model")
-    with launch.prepared(engine, way, model.known_answer(TensorType.Q8_0).gguf) as container:
-        seconds = launch.start(container, way.port)
+    way = containers.quick_start(cpu_image.id, "model")
+    with containers.prepared(engine, way, model.known_answer(TensorType.Q8_0).gguf) as container:
+        seconds = servers.start(container, way.port)
         began = time.monotonic()
-        rates = speed.measure(launch.url(container, way.port))
+        rates = speed.measure(servers.url(container, way.port))
         measured = time.monotonic() - began
         container.signal("SIGTERM")
         container.wait(300)

@@ -15,7 +15,8 @@ from base_images.contract.layers import Kind
 from base_images.image import loaded_backends
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import consumer
-from base_images.smoke import checks_http, launch, model
+from base_images.smoke import checks_http, checks_server, containers, model
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import Target
 from base_images.smoke.model import TensorType
 from base_images.variants import Variant
@@ -56,7 +57,7 @@ def test_the_cpu_directory_costs_its_entries_alone(engine: Engine, variant: Vari
 
 
 def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, variant: Variant, image: Image) -> None:
-    report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+    report = containers.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
     said = {row.server: row.seen for row in report.rows if row.check == "backend"}
     assert "THE CPU GAVE THE ANSWERS" in said["as BodhiApp, Q8_0"]
@@ -66,12 +67,12 @@ def test_both_directories_answer_on_the_cpu_and_the_log_says_so(engine: Engine, 
 def backends_of(engine: Engine, image: Image, directory: str) -> tuple[str, ...]:
     """Asks the server in one directory of an image for the known answer, as BodhiApp would; returns its backends."""
     answer = model.known_answer(TensorType.Q8_0)
-    way = launch.as_bodhi(image.id, "model", home(image, directory))
-    with launch.prepared(engine, way, answer.gguf) as container:
-        launch.start(container, way.port)
-        checks_http.check_completion(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
+    way = containers.as_bodhi(image.id, "model", home(image, directory))
+    with containers.prepared(engine, way, answer.gguf) as container:
+        servers.start(container, way.port)
+        checks_http.check_completion(Target(url=servers.url(container, way.port), alias=way.alias, answer=answer))
         maps = container.maps()
-    launch.check_backend(maps, "", home(image, directory))
+    checks_server.check_backend(maps, "", home(image, directory))
     return loaded_backends(maps)
 
 

@@ -22,7 +22,7 @@ from base_images.build import local, packages, source
 from base_images.build.inputs import Origin
 from base_images.build.packages import Packages, Root
 from base_images.contract import judge
-from base_images.smoke import launch
+from base_images.smoke import containers
 from base_images.smoke.model import TensorType
 from base_images.variants import STATIC_BACKENDS, Variant
 from tests.support import bodhi
@@ -123,7 +123,7 @@ def test_all_of_the_contract_but_the_accelerator_holds(engine: Engine, variant: 
 
 
 def test_every_directory_answers(engine: Engine, variant: Variant, image: Image) -> None:
-    report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+    report = containers.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
 
 

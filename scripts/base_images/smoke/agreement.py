@@ -3,7 +3,7 @@
 The known answer is short, asked of one sequence at a time and leads by far at every step. Here near ties are allowed,
 several sequences run at once, the key-value cache fills, a prompt takes several batches, and flash attention is on or
 off: other kernels than the known answer's. A device that is not used agrees, for the CPU agrees with itself: whether it
-is used is for the log to say, see `launch.check_offloaded`. What fails here is a device that computes something else.
+is used is for the log to say, see `checks_server`. What fails here is a device that computes something else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Smoke checks: does a running llama-server do its work, and give the known answer?
 
-The checks take a URL and know nothing of containers; `launch.py` starts the servers of an image and applies them.
+The checks take a URL and know nothing of containers; `runner.py` applies them to the servers it starts.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from base_images.adapters.engine import Engine, Image
 from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
 from base_images.labels import Label
 from base_images.progress import Listener, Progress, silent
+from base_images.smoke import containers, model, process
 from base_images.smoke import html as smoke_html
-from base_images.smoke import launch, model, process
 from base_images.smoke import report as smoke_report
 from base_images.smoke import url as running
+from base_images.smoke.containers import Kept
 from base_images.smoke.device import Granted
-from base_images.smoke.launch import Kept
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport
 from base_images.variants import VARIANTS, Variant
@@ -154,8 +154,8 @@ def smoke_image(
     kept: Kept | None = None,
     model_file: Path | None = None,
 ) -> Tested:
-    """Puts an image through the smoke test, see `launch.smoke`, and writes what was seen."""
-    report = launch.smoke(
+    """Puts an image through the smoke test, see `containers.smoke`, and writes what was seen."""
+    report = containers.smoke(
         engine,
         image.id,
         variant,

@@ -17,11 +17,12 @@ from base_images.adapters.engine import ContainerState, ProbeResult
 from base_images.errors import LaunchError, UsageError
 from base_images.progress import Listener, silent
 from base_images.recipes import consumer
-from base_images.smoke import launch
+from base_images.smoke import runner
+from base_images.smoke import server as servers
 from base_images.smoke.device import Granted
-from base_images.smoke.launch import ServerPlan, Subject
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport
+from base_images.smoke.runner import ServerPlan, Subject
 from base_images.variants import Variant
 
 # Becomes the server, and has the kernel kill that when this process ends in whatever way (prctl(2), PR_SET_PDEATHSIG).
@@ -38,7 +39,7 @@ except OSError as error:
 
 
 class Process:
-    """A llama-server on this host, started or not, as `launch.Server` has it."""
+    """A llama-server on this host, started or not, as `server.Server` has it."""
 
     def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
         """Prepares it.
@@ -92,7 +93,7 @@ class Process:
     def execute(self, arguments: Sequence[str], /) -> ProbeResult:
         """Runs a command in the server's environment and returns how it ended."""
         started = time.monotonic()
-        outcome = programs.run(arguments, environment=self._environment, timeout=launch.DEVICE_TIMEOUT_SECONDS)
+        outcome = programs.run(arguments, environment=self._environment, timeout=servers.DEVICE_TIMEOUT_SECONDS)
         return ProbeResult(
             exit_code=outcome.exit_code,
             stdout=outcome.stdout,
@@ -117,7 +118,7 @@ class Process:
         while (state := self.state()).running:
             if time.monotonic() > deadline:
                 return None
-            time.sleep(launch.POLL_SECONDS)
+            time.sleep(servers.POLL_SECONDS)
         return state.exit_code
 
     def kill(self) -> None:
@@ -146,21 +147,21 @@ def smoke(
     variant: Variant,
     *,
     device: Granted | None = None,
-    tensor_types: Sequence[TensorType] = launch.TENSOR_TYPES,
+    tensor_types: Sequence[TensorType] = runner.TENSOR_TYPES,
     record_dir: Path | None = None,
     listener: Listener = silent,
     model_file: Path | None = None,
 ) -> SmokeReport:
-    """Starts a llama-server of this host as `launch.smoke` starts an image's, and checks it in the same way.
+    """Starts a llama-server of this host as `containers.smoke` starts an image's, and checks it in the same way.
 
     Args:
         program: it; its backends are beside it, or part of it.
         variant: what it was built for.
-        device: as for `launch.smoke`; a process finds the host's devices by itself.
-        tensor_types: as for `launch.smoke`.
-        record_dir: as for `launch.smoke`.
+        device: as for `containers.smoke`; a process finds the host's devices by itself.
+        tensor_types: as for `containers.smoke`.
+        record_dir: as for `containers.smoke`.
         listener: told of each check as it begins.
-        model_file: as for `launch.smoke`.
+        model_file: as for `containers.smoke`.
 
     Raises:
         UsageError: there is no such program, or `record_dir` cannot be written.
@@ -173,25 +174,25 @@ def smoke(
         environment = {
             # What a person told their own servers is not for this one.
             **{name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")},
-            **launch.ENVIRONMENT,
+            **servers.ENVIRONMENT,
             **(device.environment if device else {}),
             **given,
         }
 
         @contextlib.contextmanager
         def prepare(server: ServerPlan, answer: KnownAnswer) -> Iterator[Subject]:
-            name = launch.model_name(server)
+            name = runner.model_name(server)
             path = server.model_file or place / f"{name}.gguf"
             if not path.exists():  # another server may have it mapped
                 path.write_bytes(answer.gguf)
             port = free_port()
-            alias = launch.bodhi_alias(name) if server.is_bodhi else str(path)
+            alias = servers.bodhi_alias(name) if server.is_bodhi else str(path)
             if server.is_bodhi:
                 arguments = consumer.load().command(alias=alias, model=str(path), port=port)
             else:
                 arguments = ("--host", "127.0.0.1", "--port", str(port), "--model", str(path))
             # The program finds a device by itself; what stands for cpu/ must not use it.
-            where = launch.device_arguments(server.arguments) if server.on_device else NO_DEVICE if device else ()
+            where = servers.device_arguments(server.arguments) if server.on_device else NO_DEVICE if device else ()
             arguments = (str(program), *arguments, *server.arguments, *where)
             process = Process(arguments, environment=environment, log=place / f"{port}.log")
             try:
@@ -207,7 +208,7 @@ def smoke(
             finally:
                 process.kill()
 
-        return launch.check_servers(
+        return runner.check_servers(
             str(program),
             variant,
             prepare,

@@ -10,11 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from base_images.errors import UsageError
-from base_images.smoke import checks_client, checks_http, launch, model
+from base_images.smoke import checks_client, checks_http, model
 from base_images.smoke import report as smoke_report
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckSkippedError, Target, perform
-from base_images.smoke.launch import DEVICE_CHECKS
 from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.smoke.runner import DEVICE_CHECKS
 from base_images.variants import Variant
 
 WRITE_MODEL = "`invoke known-answer-model --type Q8_0 --output model.gguf`"
@@ -58,7 +59,7 @@ def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> 
 
 
 def _check(url: str, variant: Variant) -> list[CheckResult]:
-    target = Target(url=url, alias="", answer=None, ours=False, patience=launch.DEVICE_TIMEOUT_SECONDS)
+    target = Target(url=url, alias="", answer=None, ours=False, patience=servers.DEVICE_TIMEOUT_SECONDS)
     health = perform("health", lambda: checks_http.check_health(target))
     if health.status is not Status.PASS:
         return [health]

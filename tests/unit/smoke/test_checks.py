@@ -20,8 +20,9 @@ from base_images.adapters.engine import ContainerState
 from base_images.cli import views as report
 from base_images.errors import LaunchError, UsageError
 from base_images.recipes import consumer
-from base_images.smoke import checks_http, device, launch, model
+from base_images.smoke import checks_http, checks_server, containers, device, model, runner
 from base_images.smoke import report as smoke_report
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
@@ -40,26 +41,26 @@ CLOSED_PORT = "http://127.0.0.1:1"
 def test_waiting_ends_when_the_condition_holds() -> None:
     answers = iter([False, False, True])
     began = time.monotonic()
-    seconds = launch.wait(lambda: next(answers), state=lambda: RUNNING, log=str, timeout=600)
-    assert 2 * launch.POLL_SECONDS <= seconds <= time.monotonic() - began
+    seconds = servers.wait(lambda: next(answers), state=lambda: RUNNING, log=str, timeout=600)
+    assert 2 * servers.POLL_SECONDS <= seconds <= time.monotonic() - began
 
 
 def test_waiting_ends_at_once_when_the_container_is_gone() -> None:
     states = iter([RUNNING, KILLED])  # and is not asked again
     with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, killed for want of memory") as caught:
-        launch.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
+        servers.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
     assert caught.value.detail == "one\ntwo"
 
 
 def test_a_condition_that_would_hold_does_not_excuse_a_container_that_is_gone() -> None:
     with pytest.raises(LaunchError, match="exit code 137"):
-        launch.wait(lambda: True, state=lambda: KILLED, log=str, timeout=60)
+        servers.wait(lambda: True, state=lambda: KILLED, log=str, timeout=60)
 
 
 def test_the_deadline_says_status_exit_code_elapsed_and_the_logs_tail() -> None:
     log = "".join(f"line {number}\n" for number in range(100))
     with pytest.raises(LaunchError, match=r"within 0\.1 s \(waited \d+\.\d s, it is running, exit code 0\)") as caught:
-        launch.wait(lambda: False, state=lambda: RUNNING, log=lambda: log, timeout=0.1)
+        servers.wait(lambda: False, state=lambda: RUNNING, log=lambda: log, timeout=0.1)
     assert caught.value.detail.splitlines() == [f"line {number}" for number in range(75, 100)]
 
 
@@ -67,7 +68,7 @@ def test_the_deadline_says_status_exit_code_elapsed_and_the_logs_tail() -> None:
 
 
 def test_the_quick_start_is_the_specifications_command() -> None:
-    way = launch.quick_start("sha256:1", "m")
+    way = containers.quick_start("sha256:1", "m")
     assert way.arguments == "IMAGE --host 0.0.0.0 --port 8080 --model /models/m.gguf"
     assert way.container.read_only
     assert re.fullmatch(r"\d+:\d+", way.container.user or "")
@@ -75,7 +76,7 @@ def test_the_quick_start_is_the_specifications_command() -> None:
 
 
 def test_bodhi_starts_the_binary_by_its_path_with_its_own_arguments() -> None:
-    way = launch.as_bodhi("sha256:1", "m", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+    way = containers.as_bodhi("sha256:1", "m", "/app/bin/x86_64-unknown-linux-gnu/cpu")
     assert way.arguments == (
         "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server "
         f"--alias bodhi-m --model /models/m.gguf --embeddings --port {way.port}"
@@ -86,7 +87,7 @@ def test_bodhi_starts_the_binary_by_its_path_with_its_own_arguments() -> None:
 
 
 def test_every_tensor_type_is_tried_and_both_ways_are_thorough() -> None:
-    servers = launch.plan(VULKAN)
+    servers = runner.plan(VULKAN)
     assert {server.tensor_type for server in servers} == set(TensorType)
     quick, bodhi = ({check for one in servers if one.is_bodhi is way for check in one.checks} for way in (False, True))
     assert quick | bodhi >= set(checks_http.CHECKS)
@@ -95,13 +96,13 @@ def test_every_tensor_type_is_tried_and_both_ways_are_thorough() -> None:
 
 
 def test_one_tensor_type_is_enough_for_both_ways() -> None:
-    names = [server.name for server in launch.plan(CPU, [TensorType.F32])]
+    names = [server.name for server in runner.plan(CPU, [TensorType.F32])]
     assert names == ["quick start, F32", "as BodhiApp, F32"]
 
 
 def test_every_directory_that_bodhi_falls_back_to_gets_a_server() -> None:
-    assert {server.directory for server in launch.plan(CPU)} == {"cpu"}
-    *own, fallback = launch.plan(VULKAN)
+    assert {server.directory for server in runner.plan(CPU)} == {"cpu"}
+    *own, fallback = runner.plan(VULKAN)
     assert {server.directory for server in own} == {"vulkan"}
     assert (fallback.name, fallback.directory, fallback.is_bodhi) == ("as BodhiApp, from cpu/", "cpu", True)
     assert {"completion", "chat", "embeddings", "backend"} <= set(fallback.checks)
@@ -112,15 +113,15 @@ def test_every_directory_that_bodhi_falls_back_to_gets_a_server() -> None:
 def test_bodhi_s_servers_get_the_arguments_that_its_images_give_them(
     variant: variants.Variant, on_device: bool
 ) -> None:
-    given = {one.directory: one.arguments for one in launch.plan(variant, on_device=on_device) if one.is_bodhi}
+    given = {one.directory: one.arguments for one in runner.plan(variant, on_device=on_device) if one.is_bodhi}
     assert given == {name: consumer.load().working(variant.name, name) for name in variant.directories}
     assert all("--no-webui" in arguments for arguments in given.values())
 
 
 def test_every_type_of_cache_that_bodhi_asks_for_has_tolerances() -> None:
     for variant in variants.VARIANTS:
-        for arguments in (one.arguments for one in launch.plan(variant)):
-            for cache_type in (consumer.value_of(option, arguments) for option in launch.CACHE_TYPES):
+        for arguments in (one.arguments for one in runner.plan(variant)):
+            for cache_type in (consumer.value_of(option, arguments) for option in runner.CACHE_TYPES):
                 if cache_type is not None:
                     model.with_cache(model.known_answer(TensorType.Q8_0), cache_type)
     with pytest.raises(UsageError, match="key-value cache of q4_1 is not known: measure it"):
@@ -128,7 +129,7 @@ def test_every_type_of_cache_that_bodhi_asks_for_has_tolerances() -> None:
 
 
 def test_on_a_device_every_server_but_that_of_the_fall_back_has_to_use_it() -> None:
-    *servers, fallback = launch.plan(VULKAN, on_device=True)
+    *servers, fallback = runner.plan(VULKAN, on_device=True)
     assert (fallback.directory, fallback.on_device) == ("cpu", False)
     assert not {"list-devices", "offloaded", "buffers"} & set(fallback.checks)
     assert {server.tensor_type for server in servers} == set(TensorType)
@@ -139,7 +140,7 @@ def test_on_a_device_every_server_but_that_of_the_fall_back_has_to_use_it() -> N
 
 
 def test_a_way_on_a_device() -> None:
-    way = launch.on_device(launch.quick_start("sha256:1", "m"), device.in_software(VULKAN), "cache")
+    way = containers.on_device(containers.quick_start("sha256:1", "m"), device.in_software(VULKAN), "cache")
     assert way.arguments == "IMAGE --host 0.0.0.0 --port 8080 --model /models/m.gguf --n-gpu-layers 99"
     assert way.container.environment["GGML_VK_VISIBLE_DEVICES"] == "0"
     assert way.container.environment["LLAMA_ARG_LOG_VERBOSITY"] == "4"
@@ -148,8 +149,8 @@ def test_a_way_on_a_device() -> None:
 
 
 def test_arguments_that_say_how_much_is_on_the_device_are_left_alone() -> None:
-    bodhi = launch.with_arguments(launch.quick_start("sha256:1", "m"), ("--n-gpu-layers", "-1"), None)
-    way = launch.on_device(bodhi, device.in_software(VULKAN), "cache")
+    bodhi = containers.with_arguments(containers.quick_start("sha256:1", "m"), ("--n-gpu-layers", "-1"), None)
+    way = containers.on_device(bodhi, device.in_software(VULKAN), "cache")
     assert way.arguments.count("--n-gpu-layers") == 1
 
 
@@ -244,7 +245,7 @@ LOADED = SERVER + mapped("/app/bin/t/cpu/libggml-cpu-zen4.so")
 
 
 def test_what_a_process_has_mapped_names_the_backend() -> None:
-    assert launch.check_backend(LOADED, "", "/app/bin/t/cpu") == "loaded libggml-cpu-zen4.so"
+    assert checks_server.check_backend(LOADED, "", "/app/bin/t/cpu") == "loaded libggml-cpu-zen4.so"
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_what_a_process_has_mapped_names_the_backend() -> None:
 )
 def test_a_backend_that_is_missing_or_from_elsewhere(maps: str, reason: str) -> None:
     with pytest.raises(CheckFailedError, match=reason):
-        launch.check_backend(maps, "", "/app/bin/t/cpu")
+        checks_server.check_backend(maps, "", "/app/bin/t/cpu")
 
 
 # What b11312 says on a machine with a device; the lines in between are left out.
@@ -296,27 +297,27 @@ WITH_VULKAN = mapped("/app/bin/t/vulkan/libggml-vulkan.so") + CPU_ALONE
     ],
 )
 def test_what_became_of_the_accelerator_is_said_aloud(maps: str, log: str, said: str) -> None:
-    seen = launch.check_backend(maps, log, "/app/bin/t/vulkan", accelerator="Vulkan")
+    seen = checks_server.check_backend(maps, log, "/app/bin/t/vulkan", accelerator="Vulkan")
     assert seen == f"loaded libggml-cpu-zen4.so; {said}"
 
 
 @pytest.mark.parametrize("linked_in", [True, None])
 def test_backends_that_are_linked_in_are_not_looked_for(linked_in: bool | None) -> None:
-    said = launch.check_backend(SERVER, WITHOUT, "/app/bin/t/cann", accelerator="CANN", linked_in=linked_in)
+    said = checks_server.check_backend(SERVER, WITHOUT, "/app/bin/t/cann", accelerator="CANN", linked_in=linked_in)
     assert said.startswith("backends are linked in; the CANN backend has found no device, THE CPU GAVE THE ANSWERS")
-    assert launch.check_backend(SERVER, "", "/app/bin/t/cann", linked_in=linked_in) == "backends are linked in"
+    assert checks_server.check_backend(SERVER, "", "/app/bin/t/cann", linked_in=linked_in) == "backends are linked in"
 
 
 def test_every_layer_on_the_device() -> None:
-    assert launch.check_offloaded(ON_DEVICE) == "offloaded 3/3 layers to GPU"
+    assert checks_server.check_offloaded(ON_DEVICE) == "offloaded 3/3 layers to GPU"
     with pytest.raises(CheckFailedError, match="Only 2 of 3 layers"):
-        launch.check_offloaded(ON_DEVICE.replace("3/3", "2/3"))
+        checks_server.check_offloaded(ON_DEVICE.replace("3/3", "2/3"))
     with pytest.raises(CheckFailedError, match="does not say that any layer is on a device"):
-        launch.check_offloaded(WITHOUT)
+        checks_server.check_offloaded(WITHOUT)
 
 
 def test_weights_and_cache_in_the_memory_of_the_device() -> None:
-    seen = launch.check_buffers(ON_DEVICE, "Vulkan")
+    seen = checks_server.check_buffers(ON_DEVICE, "Vulkan")
     assert seen == "Vulkan0 model buffer 2.30 MiB, CPU_Mapped model buffer 0.05 MiB, Vulkan0 KV buffer 4.00 MiB"
     for log, name, reason in (
         (WITHOUT, "Vulkan", "The model buffer is in CPU_Mapped, not in Vulkan0"),
@@ -326,7 +327,7 @@ def test_weights_and_cache_in_the_memory_of_the_device() -> None:
         ("", "Vulkan", "is in no place that the log names"),
     ):
         with pytest.raises(CheckFailedError, match=reason):
-            launch.check_buffers(log, name)
+            checks_server.check_buffers(log, name)
 
 
 # --- the record ---

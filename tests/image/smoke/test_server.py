@@ -16,9 +16,10 @@ from urllib3.connection import HTTPConnection
 from base_images.adapters.engine import Container, ContainerSpec, Engine, Image
 from base_images.errors import EngineError, LaunchError
 from base_images.labels import RESOURCE
-from base_images.smoke import launch
+from base_images.smoke import containers
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError
-from base_images.smoke.launch import check_sigterm
+from base_images.smoke.checks_server import check_sigterm
 
 SERVER = "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server"
 SECONDS = 300
@@ -38,7 +39,7 @@ def spec(image: Image, *command: str, entrypoint: tuple[str, ...] | None = None)
 
 def error_of(engine: Engine, container_spec: ContainerSpec, *, timeout: float = SECONDS) -> LaunchError:
     with engine.container(container_spec) as made, pytest.raises(LaunchError) as caught:
-        launch.start(made, 8080, timeout=timeout)
+        servers.start(made, 8080, timeout=timeout)
     return caught.value
 
 
@@ -60,7 +61,7 @@ def test_a_container_that_ends_at_once_is_not_waited_for(engine: Engine, cpu_ima
 
 
 def test_a_missing_model_is_told_in_the_servers_own_words(engine: Engine, cpu_image: Image) -> None:
-    error = error_of(engine, launch.quick_start(cpu_image.id, "missing").container)
+    error = error_of(engine, containers.quick_start(cpu_image.id, "missing").container)
     assert "ended with exit code 1" in str(error)
     assert "failed to open GGUF file '/models/missing.gguf'" in error.detail
 
@@ -83,7 +84,7 @@ def test_a_server_on_another_port_never_gets_healthy(engine: Engine, cpu_image: 
     with engine.container(spec(cpu_image, "--host", "0.0.0.0", "--port", "8081")) as made:  # noqa: S104 - inside it
         start_until(made, "listening on http://0.0.0.0:8081")
         with pytest.raises(LaunchError, match=r"not healthy within 1 s .* it is running") as caught:
-            launch.start(made, 8080, timeout=1)  # of what runs already changes nothing
+            servers.start(made, 8080, timeout=1)  # of what runs already changes nothing
     assert "listening on http://0.0.0.0:8081" in caught.value.detail
 
 
@@ -96,13 +97,13 @@ def test_a_server_that_hangs_does_not_hang_us(engine: Engine, cpu_image: Image) 
 def test_a_container_without_a_network_is_not_waited_for(engine: Engine, cpu_image: Image) -> None:
     unpublished = dataclasses.replace(spec(cpu_image, "-c", "exec sleep 600", entrypoint=("/bin/sh",)), publish=None)
     with engine.container(unpublished) as made, pytest.raises(EngineError, match="published no port for 8080"):
-        launch.start(made, 8080)
+        servers.start(made, 8080)
 
 
 def test_a_command_that_is_not_in_the_image(engine: Engine, cpu_image: Image) -> None:
-    way = launch.as_bodhi(cpu_image.id, "any", "/app/bin/no-such-triple/cpu")
-    with launch.prepared(engine, way, b"") as made, pytest.raises(EngineError, match="no-such-triple"):
-        launch.start(made, way.port)
+    way = containers.as_bodhi(cpu_image.id, "any", "/app/bin/no-such-triple/cpu")
+    with containers.prepared(engine, way, b"") as made, pytest.raises(EngineError, match="no-such-triple"):
+        servers.start(made, way.port)
 
 
 def test_a_first_process_that_ignores_sigterm_fails_the_check(engine: Engine, cpu_image: Image) -> None:

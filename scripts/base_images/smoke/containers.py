@@ -1,0 +1,241 @@
+"""Starts llama-server in containers of an image, the ways people start it, for the smoke test."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from base_images.adapters.engine import Container, ContainerSpec, Engine, Image
+from base_images.errors import LaunchError
+from base_images.image import ARBITRARY_USER
+from base_images.progress import Listener, silent
+from base_images.recipes import consumer
+from base_images.smoke import device as devices
+from base_images.smoke.device import Granted
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import SmokeReport
+from base_images.smoke.runner import TENSOR_TYPES, ServerPlan, Subject, check_servers, model_name
+from base_images.smoke.server import ENVIRONMENT, bodhi_alias, device_arguments
+from base_images.variants import STATIC_BACKENDS, Platform, Variant
+
+CACHE = "/var/tmp"  # noqa: S108 - in the container; a volume there takes over that anybody may write
+"""Where the volume is mounted that the servers on a device keep in common what was compiled."""
+
+MODELS = "/models"
+"""Where the volume with the model is mounted: the root of the container is read-only."""
+
+BODHI_PORT = 51837
+"""Any that is no default of llama-server's: BodhiApp takes a free one, and the health check has to follow it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to start llama-server.
+
+    Attributes:
+        container: the container, but for the volume that the model comes in.
+        port: what the server listens on inside the container, which `container` publishes.
+        alias: the name under which the server offers the model.
+        model_path: where the model has to be; below `MODELS`.
+    """
+
+    container: ContainerSpec
+    port: int
+    alias: str
+    model_path: str
+
+    @property
+    def arguments(self) -> str:
+        """The command line as a person reads it; `IMAGE` stands for the image's own entrypoint."""
+        return " ".join((*(self.container.entrypoint or ("IMAGE",)), *self.container.command))
+
+
+def quick_start(image: str, model_name: str) -> Way:
+    """Returns the quick start `docker run IMAGE --host 0.0.0.0 --port 8080 …`, by a user the image does not know."""
+    path = f"{MODELS}/{model_name}.gguf"
+    return Way(
+        container=ContainerSpec(
+            image=image,
+            command=(*devices.SERVER_ARGUMENTS, path),
+            user=ARBITRARY_USER,
+            environment=ENVIRONMENT,
+            publish=devices.PORT,
+            resource="smoke",
+        ),
+        port=devices.PORT,
+        alias=path,  # what the server calls a model that was given no --alias
+        model_path=path,
+    )
+
+
+def as_bodhi(image: str, model_name: str, directory: str) -> Way:
+    """Returns what BodhiApp runs: the binary in `directory` with its own arguments, by the image's user.
+
+    BodhiApp asks from within the container. Here the questions come from outside, so a variable opens the address to
+    listen on; the arguments stay BodhiApp's own.
+    """
+    path = f"{MODELS}/{model_name}.gguf"
+    alias = bodhi_alias(model_name)
+    return Way(
+        container=ContainerSpec(
+            image=image,
+            entrypoint=(f"{directory}/llama-server",),
+            command=consumer.load().command(alias=alias, model=path, port=BODHI_PORT),
+            environment={
+                **ENVIRONMENT,
+                "LLAMA_ARG_HOST": "0.0.0.0",  # noqa: S104 - published on 127.0.0.1 alone
+                "LD_LIBRARY_PATH": "",  # to the loader the same as none; hides one that a base image sets
+            },
+            publish=BODHI_PORT,
+            resource="smoke",
+        ),
+        port=BODHI_PORT,
+        alias=alias,
+        model_path=path,
+    )
+
+
+def on_device(way: Way, device: Granted, cache: str) -> Way:
+    """Returns the same way with the device and the volume `cache` for compiled code.
+
+    All of the model is on the device, unless the arguments say how much of it.
+    """
+    spec = devices.grant(way.container, device)
+    command = (*spec.command, *device_arguments(spec.command))
+    return dataclasses.replace(way, container=dataclasses.replace(spec, command=command, volumes={cache: CACHE}))
+
+
+def from_directory(way: Way, directory: str) -> Way:
+    """Returns the same way with another directory's server, such as that of `cpu/`, in place of the image's own."""
+    return dataclasses.replace(
+        way, container=dataclasses.replace(way.container, entrypoint=(f"{directory}/llama-server",))
+    )
+
+
+def with_arguments(way: Way, arguments: tuple[str, ...], model_file: Path | None) -> Way:
+    """Returns the same way with further arguments, and with a file of the engine's host as its model, if any."""
+    spec = way.container
+    command = spec.command
+    if model_file:
+        command = tuple(str(model_file) if word == way.model_path else word for word in command)
+        spec = dataclasses.replace(spec, mounts=(*spec.mounts, str(model_file)))
+    return dataclasses.replace(way, container=dataclasses.replace(spec, command=(*command, *arguments)))
+
+
+@dataclass(kw_only=True)
+class Kept:
+    """Containers and volumes that stay, by name. It is filled as they are made: it is right whatever happens then."""
+
+    containers: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
+
+    @property
+    def removal(self) -> str:
+        """The command that removes them; empty when there is nothing."""
+        kinds = (("docker rm --force", self.containers), ("docker volume rm", self.volumes))
+        return " && ".join(" ".join((command, *names)) for command, names in kinds if names)
+
+
+@contextlib.contextmanager
+def prepared(engine: Engine, way: Way, gguf: bytes, *, kept: Kept | None = None) -> Iterator[Container]:
+    """Yields the container with the model in place, not started; removes it and the model's volume afterwards.
+
+    With `kept` they stay, and it gets their names.
+    """
+    with _volume(engine, kept) as volume:
+        spec = dataclasses.replace(way.container, volumes={**way.container.volumes, volume: MODELS})
+        with engine.container(spec, files={way.model_path: gguf}, keep=kept is not None) as container:
+            if kept is not None:
+                kept.containers.append(container.name)
+            yield container
+
+
+@contextlib.contextmanager
+def _volume(engine: Engine, kept: Kept | None) -> Iterator[str]:
+    with engine.volume("smoke", keep=kept is not None) as volume:
+        if kept is not None:
+            kept.volumes.append(volume)
+        yield volume
+
+
+def smoke(
+    engine: Engine,
+    image_id: str,
+    variant: Variant,
+    *,
+    device: Granted | None = None,
+    tensor_types: Sequence[TensorType] = TENSOR_TYPES,
+    record_dir: Path | None = None,
+    listener: Listener = silent,
+    kept: Kept | None = None,
+    model_file: Path | None = None,
+) -> SmokeReport:
+    """Starts llama-server in containers of an image, checks it, and returns what was seen.
+
+    What an earlier run left behind that was killed hard is removed first.
+
+    Args:
+        engine: where the image is; what it publishes must be reachable at 127.0.0.1.
+        image_id: an id or a reference; it is looked up once.
+        variant: what the image is of.
+        device: what the servers are to use; None: the CPU, and nothing is shown of the accelerator.
+        tensor_types: which models to use, see `plan`.
+        record_dir: where to write the report and the servers' logs; None: nowhere.
+        listener: told of each check as it begins.
+        kept: gets the names of the containers and volumes, which stay then; None: they are removed.
+        model_file: what the speeds are measured on, a file of the engine's host; None: a known-answer model.
+
+    Raises:
+        ImageNotFoundError: the engine has no such image.
+        LaunchError: the image is for an architecture that this project does not know.
+        EngineError: the engine cannot make a container.
+        UsageError: `record_dir` cannot be written.
+    """
+    image = engine.image(image_id)
+    binaries = f"/app/bin/{_triple(image)}"
+    engine.remove_abandoned()
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(_volume(engine, kept)) if device else ""
+
+        @contextlib.contextmanager
+        def prepare(server: ServerPlan, answer: KnownAnswer) -> Iterator[Subject]:
+            directory = f"{binaries}/{server.directory}"
+            name = model_name(server)
+            way = as_bodhi(image.id, name, directory) if server.is_bodhi else quick_start(image.id, name)
+            if not server.is_bodhi and server.directory != variant.name:
+                way = from_directory(way, directory)
+            way = with_arguments(way, server.arguments, server.model_file)
+            if device and server.on_device:
+                way = on_device(way, device, cache)
+            with prepared(engine, way, answer.gguf, kept=kept) as container:
+                yield Subject(
+                    server=container,
+                    port=way.port,
+                    alias=way.alias,
+                    arguments=way.arguments,
+                    program=f"{directory}/llama-server",
+                    linked_in=server.directory in STATIC_BACKENDS,
+                    healthcheck=image.healthcheck,
+                )
+
+        return check_servers(
+            image.id,
+            variant,
+            prepare,
+            device=device,
+            tensor_types=tensor_types,
+            record_dir=record_dir,
+            listener=listener,
+            model_file=model_file,
+        )
+
+
+def _triple(image: Image) -> str:
+    platform = Platform.of_architecture(image.architecture)
+    if platform is None:
+        known = " and ".join(platform.architecture for platform in Platform)
+        raise LaunchError(f"The image is for {image.architecture}: choose one for {known}.")
+    return platform.triple

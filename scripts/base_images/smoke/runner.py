@@ -1,0 +1,356 @@
+"""The smoke test itself: plans the servers, starts each one, whatever it runs in, and checks it.
+
+`containers.py` runs it on an image, `process.py` on a program of this host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from base_images.progress import Listener, Progress
+from base_images.recipes import consumer
+from base_images.smoke import agreement, checks_client, checks_http, model, speed
+from base_images.smoke import report as smoke_report
+from base_images.smoke.agreement import Pair
+from base_images.smoke.checks_http import ANSWER_SECONDS, Target, perform
+from base_images.smoke.checks_server import (
+    check_backend,
+    check_buffers,
+    check_healthcheck,
+    check_list_devices,
+    check_offloaded,
+    check_sigterm,
+    check_starts,
+)
+from base_images.smoke.device import Granted
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import Device, ServerReport, SmokeReport, Speed, Status
+from base_images.smoke.server import DEVICE_TIMEOUT_SECONDS, READY_TIMEOUT_SECONDS, Server, start, url
+from base_images.smoke.speed import Measured
+from base_images.variants import Variant
+
+CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
+EXACT_CACHES = ("f32", "f16")
+"""Types of the key-value cache that the known answers' own tolerances hold for."""
+
+TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
+"""All of them; the two that are checked thoroughly come first, see `plan`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlan:
+    """A server to start, and what to check on it once it started, in this order.
+
+    Attributes:
+        directory: of the server, below `/app/bin/<triple>/`.
+        on_device: whether it gets the device, and all of the model on it.
+        arguments: further ones.
+        model_file: loaded in place of the known-answer model.
+    """
+
+    name: str
+    directory: str
+    is_bodhi: bool
+    tensor_type: TensorType
+    checks: tuple[str, ...]
+    on_device: bool = False
+    arguments: tuple[str, ...] = ()
+    model_file: Path | None = None
+
+
+CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS}
+
+DEVICE_CHECKS = ("list-devices", "offloaded", "buffers")
+"""What shows that the device is used; that it computes right is for the others."""
+
+
+def plan(
+    variant: Variant, tensor_types: Sequence[TensorType] = TENSOR_TYPES, *, on_device: bool = False
+) -> list[ServerPlan]:
+    """Returns the servers to start: a thorough quick start, a thorough BodhiApp, and a brief one for each other type.
+
+    The first tensor type goes to the first, the second to the second; a lone one goes to both. On a device each has the
+    checks of the device too. One more for each directory that BodhiApp falls back to is on the CPU in any case.
+    """
+    first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
+    # Only BodhiApp gives --embeddings; without it the server refuses to make any. It does without the web page.
+    without_embeddings = tuple(name for name in CHECKS if "embeddings" not in name)
+    without_page = tuple(name for name in CHECKS if name != "web page")
+    extra = DEVICE_CHECKS if on_device else ()
+    known = consumer.load()
+    servers = [
+        ServerPlan(
+            name=f"quick start, {first}",
+            directory=variant.name,
+            is_bodhi=False,
+            tensor_type=first,
+            checks=(*extra, *without_embeddings, "backend", "healthcheck", "sigterm"),
+        ),
+        ServerPlan(
+            name=f"as {consumer.NAME}, {second}",
+            directory=variant.name,
+            is_bodhi=True,
+            tensor_type=second,
+            checks=(*extra, *without_page, "backend", "healthcheck", "sigterm"),
+            arguments=known.working(variant.name, variant.name),
+        ),
+        *(
+            ServerPlan(
+                name=f"quick start, {other}",
+                directory=variant.name,
+                is_bodhi=False,
+                tensor_type=other,
+                checks=(*extra, "completion", "sigterm"),
+            )
+            for other in tensor_types[2:]
+        ),
+    ]
+    return [dataclasses.replace(server, on_device=on_device) for server in servers] + [
+        ServerPlan(
+            name=f"as {consumer.NAME}, from {directory}/",
+            directory=directory,
+            is_bodhi=True,
+            tensor_type=second,
+            checks=("completion", "chat", "embeddings", "backend", "healthcheck", "sigterm"),
+            arguments=known.working(variant.name, directory),
+        )
+        for directory in variant.directories[1:]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A llama-server that is there and not started, and what the checks have to know of it.
+
+    Attributes:
+        port: what it was told to listen on.
+        alias: the name under which it offers the model.
+        arguments: its command line as a person reads it.
+        program: the path of llama-server where it runs; its backends are beside it.
+        linked_in: whether its backends are part of it; None when that is not known.
+        healthcheck: of its image; None where there is no container.
+    """
+
+    server: Server
+    port: int
+    alias: str
+    arguments: str
+    program: str
+    linked_in: bool | None
+    healthcheck: tuple[str, ...] | None
+
+
+Prepare = Callable[[ServerPlan, KnownAnswer], AbstractContextManager[Subject]]
+"""Yields the planned server with the model of that answer; it is gone afterwards, running or not."""
+
+
+def model_name(server: ServerPlan) -> str:
+    """Returns what the model's file is called, but for its ending."""
+    return f"known-answer-{server.tensor_type.lower()}"
+
+
+def check_servers(
+    subject: str,
+    variant: Variant,
+    prepare: Prepare,
+    *,
+    device: Granted | None,
+    tensor_types: Sequence[TensorType],
+    record_dir: Path | None,
+    listener: Listener,
+    model_file: Path | None = None,
+) -> SmokeReport:
+    """Starts the planned servers one after the other, checks them, and returns what was seen, written if wanted.
+
+    Args:
+        subject: what is tested, for the report.
+        variant: what it is of.
+        prepare: makes each server; what it runs in is its own affair.
+        device: what the servers use.
+        tensor_types: see `plan`.
+        record_dir: see `smoke`.
+        listener: told of each check as it begins.
+        model_file: see `smoke`.
+
+    Raises:
+        UsageError: `record_dir` cannot be written.
+    """
+    started = dt.datetime.now(dt.UTC)
+    clock = time.monotonic()
+    what = f"smoke test of {variant.name}"
+
+    def say(note: str) -> None:
+        listener(Progress(what=what, note=note))
+
+    servers = [
+        _check_server(variant, server, prepare, say)
+        for server in plan(variant, tensor_types, on_device=device is not None)
+    ]
+    speeds: tuple[Speed, ...] = ()
+    if device:
+        pairs = agreement.SOFTWARE_PAIRS if device.software else agreement.PAIRS
+        servers += [_check_pair(variant, pair, prepare, say) for pair in pairs]
+    if device or model_file:
+        measured = []
+        for on_device in (True, False) if device else (False,):
+            server, found = _measure(variant, prepare, say, model_file=model_file, on_device=on_device)
+            servers.append(server)
+            measured.append(found)
+        speeds = speed.speeds(measured[0] if device else None, measured[-1])
+    report = SmokeReport(
+        image=subject,
+        variant=variant.name,
+        device=Device.NONE if device is None else Device.SOFTWARE if device.software else Device.HOST,
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - clock,
+        servers=tuple(servers),
+        speeds=speeds,
+    )
+    if record_dir:
+        smoke_report.write(report, record_dir)
+    listener(Progress(what=what, note="passed" if report.ok else "failed", finished=True))
+    return report
+
+
+def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+    clock = time.monotonic()
+    answer = model.known_answer(server.tensor_type)
+    ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
+    if server.on_device:
+        answer = model.on_device(answer)
+        ready = patience = DEVICE_TIMEOUT_SECONDS
+    for option in CACHE_TYPES:
+        cache_type = consumer.value_of(option, server.arguments)
+        if cache_type not in {None, *EXACT_CACHES}:
+            answer = model.with_cache(answer, str(cache_type))
+    accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
+    with prepare(server, answer) as subject:
+        running = subject.server
+        say(f"{server.name}: starts")
+        results = [perform("starts", partial(check_starts, running, subject.port, ready))]
+        if results[0].status is Status.PASS:
+            address = url(running, subject.port)
+            target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
+            checks: dict[str, Callable[[], str]] = {
+                **{
+                    name: partial(check, target)
+                    for name, check in {**checks_http.CHECKS, **checks_client.CHECKS}.items()
+                },
+                "backend": lambda: _check_backend_of(subject, accelerator),
+                "healthcheck": partial(check_healthcheck, running, subject.healthcheck),
+                "sigterm": partial(check_sigterm, running),
+                "list-devices": partial(check_list_devices, running, subject.program, accelerator),
+                "offloaded": lambda: check_offloaded(running.logs()),
+                "buffers": lambda: check_buffers(running.logs(), accelerator),
+            }
+            for name in server.checks:
+                say(f"{server.name}: {name}")
+                results.append(perform(name, checks[name]))
+        log = running.logs()
+    return ServerReport(
+        name=server.name,
+        arguments=subject.arguments,
+        checks=tuple(results),
+        log=log,
+        seconds=time.monotonic() - clock,
+    )
+
+
+def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+    """Starts the same model on the device and from `cpu/`, and compares what they say in a longer run."""
+    clock = time.monotonic()
+    name = f"agreement, {pair.name}"
+    say(name)
+    answer = model.known_answer(pair.tensor_type)
+    own = ServerPlan(
+        name=name,
+        directory=variant.name,
+        is_bodhi=False,
+        tensor_type=pair.tensor_type,
+        checks=(),
+        on_device=True,
+        arguments=pair.arguments,
+    )
+    fallback = dataclasses.replace(own, directory=variant.directories[-1], on_device=False)
+    accelerator = variant.device.name if variant.device else ""
+    with prepare(own, answer) as device, prepare(fallback, answer) as cpu:
+        results = [
+            perform("starts", partial(check_starts, device.server, device.port, DEVICE_TIMEOUT_SECONDS)),
+            perform("cpu/ starts", partial(check_starts, cpu.server, cpu.port)),
+        ]
+        if all(result.status is Status.PASS for result in results):
+            tolerance = agreement.TOLERANCES[pair.tensor_type]
+            addresses = url(device.server, device.port), url(cpu.server, cpu.port)
+            checks: dict[str, Callable[[], str]] = {
+                "offloaded": lambda: check_offloaded(device.server.logs()),
+                "buffers": lambda: check_buffers(device.server.logs(), accelerator),
+                "agreement": partial(agreement.check_agreement, *addresses, tolerance, patience=DEVICE_TIMEOUT_SECONDS),
+                "flash attention": lambda: agreement.check_flash_attention(
+                    device.server.logs(), wanted=pair.flash_attention
+                ),
+                "flash attention of cpu/": lambda: agreement.check_flash_attention(
+                    cpu.server.logs(), wanted=pair.flash_attention
+                ),
+            }
+            results += [perform(check, checks[check]) for check in checks]
+        log = device.server.logs()
+    return ServerReport(
+        name=name, arguments=device.arguments, checks=tuple(results), log=log, seconds=time.monotonic() - clock
+    )
+
+
+def _measure(
+    variant: Variant,
+    prepare: Prepare,
+    say: Callable[[str], None],
+    *,
+    model_file: Path | None,
+    on_device: bool,
+) -> tuple[ServerReport, Measured | None]:
+    """Measures one server's speed; None where it did not tell."""
+    clock = time.monotonic()
+    server = ServerPlan(
+        name=f"speed {'on the device' if on_device else 'from cpu/'}",
+        directory=variant.name if on_device else variant.directories[-1],
+        is_bodhi=False,
+        tensor_type=TensorType.Q8_0,
+        checks=(),
+        on_device=on_device,
+        model_file=model_file,
+    )
+    accelerator = variant.device.name if variant.device else ""
+    say(server.name)
+    measured: Measured | None = None
+    with prepare(server, model.known_answer(server.tensor_type)) as subject:
+        running = subject.server
+
+        def check() -> str:
+            nonlocal measured
+            seconds = start(running, subject.port, timeout=DEVICE_TIMEOUT_SECONDS)
+            rates = speed.measure(url(running, subject.port), patience=DEVICE_TIMEOUT_SECONDS)
+            check_sigterm(running)  # what it had on the device it says at its end
+            memory = speed.device_memory(running.logs(), accelerator) if on_device else None
+            measured = Measured(rates=rates, load_seconds=seconds, memory=memory)
+            return (
+                f"prompt {rates.prompt:,.0f} and generation {rates.generated:,.0f} tokens per second, loaded in "
+                f"{seconds:.2f} s" + (f", {memory} MiB on the device" if memory is not None else "")
+            )
+
+        result = perform("speed", check)
+        log = running.logs()
+    seconds = time.monotonic() - clock
+    report = ServerReport(name=server.name, arguments=subject.arguments, checks=(result,), log=log, seconds=seconds)
+    return report, measured
+
+
+def _check_backend_of(subject: Subject, accelerator: str) -> str:
+    directory = str(PurePosixPath(subject.program).parent)
+    server = subject.server
+    return check_backend(server.maps(), server.logs(), directory, accelerator=accelerator, linked_in=subject.linked_in)
