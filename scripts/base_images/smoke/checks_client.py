@@ -7,15 +7,13 @@ it needs.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 
-from base_images.smoke import model
-from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target
+from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, judge_embedding
 from base_images.smoke.model import STEPS
 
 NOT_IMPLEMENTED = 501
@@ -94,14 +92,7 @@ def check_embeddings(target: Target) -> str:
         if isinstance(cause, openai.APIStatusError) and cause.status_code == NOT_IMPLEMENTED and not target.ours:
             raise CheckSkippedError("the server was started without --embeddings") from error
         raise
-    if target.answer is None:
-        if not embedding or not all(map(math.isfinite, embedding)):
-            raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
-        return f"{len(embedding)} numbers, not judged"
-    verdict = model.compare_embedding(target.answer, embedding)
-    if not verdict.ok:
-        raise CheckFailedError(verdict.reason)
-    return verdict.reason
+    return judge_embedding(target.answer, embedding)
 
 
 CHECKS: Mapping[str, Callable[[Target], str]] = {

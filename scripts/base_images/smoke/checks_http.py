@@ -21,8 +21,9 @@ import requests
 
 from base_images.errors import BaseImagesError
 from base_images.smoke import model
-from base_images.smoke.model import STEPS, TOP, KnownAnswer, SeenStep, TensorType, Verdict
+from base_images.smoke.model import STEPS, TOP, KnownAnswer, TensorType
 from base_images.smoke.report import CheckResult, Status
+from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedding
 
 CONNECT_SECONDS = 3
 ANSWER_SECONDS = 30
@@ -181,12 +182,7 @@ def check_embeddings(target: Target) -> str:
     )
     if response.status_code == requests.codes.not_implemented and not target.ours:
         raise CheckSkippedError("the server was started without --embeddings")
-    embedding = _expect_ok(response).json()["data"][0]["embedding"]
-    if target.answer:
-        return _expect(model.compare_embedding(target.answer, embedding))
-    if not embedding or not all(map(math.isfinite, embedding)):
-        raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
-    return f"{len(embedding)} numbers, not judged"
+    return judge_embedding(target.answer, _expect_ok(response).json()["data"][0]["embedding"])
 
 
 def check_at_once(target: Target) -> str:
@@ -308,6 +304,19 @@ def post(url: str, body: Mapping[str, Any], *, patience: float = ANSWER_SECONDS)
     return _expect_ok(_request("POST", url, patience=patience, json=body)).json()
 
 
+def judge_embedding(answer: KnownAnswer | None, embedding: Sequence[float]) -> str:
+    """Returns what an embedding of the prompt is worth.
+
+    Raises:
+        CheckFailedError: it is not the known answer's; where no answer is known, part of it is not a number.
+    """
+    if answer:
+        return _expect(compare_embedding(answer, embedding))
+    if not embedding or not all(map(math.isfinite, embedding)):
+        raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
+    return f"{len(embedding)} numbers, not judged"
+
+
 def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **arguments: Any) -> requests.Response:
     with requests.Session() as session:
         session.trust_env = False  # a proxy that the environment names has no way to a server on this machine
@@ -368,7 +377,7 @@ def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, A
         if not seen or not all(math.isfinite(_number(step.log_probability)) for step in seen):
             raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is no number.")
         return f"{len(seen)} tokens with their log-probabilities, not judged."
-    reason = _expect(model.compare(answer, seen))
+    reason = _expect(compare(answer, seen))
     if text != answer.text:
         raise CheckFailedError(f"The text is {text!r} where {answer.text!r} is right, though its tokens are.")
     return reason

@@ -28,14 +28,12 @@ from base_images.smoke import model, reference
 from base_images.smoke.model import (
     ARCHITECTURE,
     KnownAnswer,
-    SeenStep,
     Tensor,
     TensorType,
-    Verdict,
-    compare,
     known_answer,
 )
 from base_images.smoke.reference import Architecture, Array
+from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedding
 
 SAMPLES = 3
 ALL_TYPES = pytest.mark.parametrize("tensor_type", list(TensorType))
@@ -279,7 +277,7 @@ def test_a_dropped_layer_or_another_rope_base_changes_the_embedding(tensor_type:
         dataclasses.replace(ARCHITECTURE, rope_base=2000.0),
     ):
         seen = reference.mean_embedding(weights, architecture, expected.prompt_tokens)
-        assert not model.compare_embedding(expected, seen.tolist()).ok
+        assert not compare_embedding(expected, seen.tolist()).ok
 
 
 # The comparison.
@@ -361,7 +359,7 @@ def test_an_answer_of_another_length_is_wrong(count: int) -> None:
 
 def test_the_right_embedding_in_single_precision_is_right() -> None:
     seen = np.array(EXPECTED.embedding, dtype=np.float32).astype(float).tolist()
-    verdict = model.compare_embedding(EXPECTED, seen)
+    verdict = compare_embedding(EXPECTED, seen)
     assert verdict.ok
     assert verdict.largest_difference is not None
     assert verdict.largest_difference < 1e-12
@@ -381,6 +379,6 @@ def test_the_right_embedding_in_single_precision_is_right() -> None:
     ],
 )
 def test_a_wrong_embedding_is_named(seen: list[float], reason: str) -> None:
-    verdict = model.compare_embedding(EXPECTED, seen)
+    verdict = compare_embedding(EXPECTED, seen)
     assert not verdict.ok
     assert verdict.reason == reason
