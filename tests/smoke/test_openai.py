@@ -17,12 +17,12 @@ from base_images.smoke import checks_client, containers, model
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, perform
 from base_images.smoke.model import TensorType
-from base_images.smoke.report import Status
+from base_images.smoke.report import Check, Status
 from tests.smoke.conftest import ANSWER
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_check(target: Target, name: str) -> None:
+def test_check(target: Target, name: Check) -> None:
     result = perform(name, lambda: checks_client.CHECKS[name](target))
     assert result.status is Status.PASS, result.seen
 
@@ -34,13 +34,13 @@ def test_what_was_seen(target: Target) -> None:
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_a_model_whose_answer_is_not_known(target: Target, name: str) -> None:
+def test_a_model_whose_answer_is_not_known(target: Target, name: Check) -> None:
     result = perform(name, lambda: checks_client.CHECKS[name](dataclasses.replace(target, answer=None)))
     assert result.status is Status.PASS, result.seen
 
 
 @pytest.mark.parametrize("name", ["client: chat", "client: completion", "client: embeddings"])
-def test_another_answer_than_expected(target: Target, name: str) -> None:
+def test_another_answer_than_expected(target: Target, name: Check) -> None:
     other = model.known_answer(TensorType.Q8_0)
     # The question stays, so that only what comes back is another.
     wrong = dataclasses.replace(ANSWER, text=other.text, embedding=other.embedding)
@@ -54,7 +54,7 @@ def test_another_name_than_the_model_has(target: Target) -> None:
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_no_server(name: str) -> None:
+def test_no_server(name: Check) -> None:
     nobody = Target(url="http://127.0.0.1:9", alias="model", answer=ANSWER)
     with pytest.raises(CheckFailedError, match="OpenAI's client ends with APIConnectionError"):
         checks_client.CHECKS[name](nobody)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -19,7 +20,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.settings import ROOT
 from base_images.smoke import checks_http, containers, model, runner
 from base_images.smoke import server as servers
-from base_images.smoke.checks_http import CheckFailedError, Target
+from base_images.smoke.checks_http import CheckFailedError, Target, perform
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
 from tests.smoke.conftest import ANSWER, made_by
@@ -85,7 +86,8 @@ def test_everything_is_on_record(recorded: Recorded) -> None:
 
 
 def failures(target: Target) -> dict[str, str]:
-    return {result.name: result.seen for result in checks_http.check_url(target) if result.status is not Status.PASS}
+    results = [perform(name, partial(check, target)) for name, check in checks_http.CHECKS.items()]
+    return {result.name: result.seen for result in results if result.status is not Status.PASS}
 
 
 def test_a_server_that_runs_anyway_can_be_checked_by_its_url(target: Target) -> None:

@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, judge_embedding
 from base_images.smoke.model import STEPS
+from base_images.smoke.report import Check
 
 NOT_IMPLEMENTED = 501
 """What b11312 answers for embeddings when it was started without --embeddings."""
@@ -95,11 +96,11 @@ def check_embeddings(target: Target) -> str:
     return judge_embedding(target.answer, embedding)
 
 
-CHECKS: Mapping[str, Callable[[Target], str]] = {
-    "client: models": check_models,
-    "client: chat": check_chat,
-    "client: completion": check_completion,
-    "client: embeddings": check_embeddings,
+CHECKS: Mapping[Check, Callable[[Target], str]] = {
+    Check.CLIENT_MODELS: check_models,
+    Check.CLIENT_CHAT: check_chat,
+    Check.CLIENT_COMPLETION: check_completion,
+    Check.CLIENT_EMBEDDINGS: check_embeddings,
 }
 """Every check with OpenAI's client; the last needs a server that was started with --embeddings."""
 

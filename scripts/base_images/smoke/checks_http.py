@@ -9,10 +9,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urljoin
@@ -22,7 +21,7 @@ import requests
 from base_images.errors import BaseImagesError
 from base_images.smoke import model
 from base_images.smoke.model import STEPS, TOP, KnownAnswer, TensorType
-from base_images.smoke.report import CheckResult, Status
+from base_images.smoke.report import Check, CheckResult, Status
 from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedding
 
 CONNECT_SECONDS = 3
@@ -230,17 +229,17 @@ def check_malformed(target: Target) -> str:
     return f"refused with {', '.join(map(str, codes))}; then {_what_came(target)}"
 
 
-CHECKS: Mapping[str, Callable[[Target], str]] = {
-    "health": check_health,
-    "models": check_models,
-    "completion": check_completion,
-    "openai completion": check_openai_completion,
-    "chat": check_chat,
-    "chat streamed": check_chat_streamed,
-    "embeddings": check_embeddings,
-    "eight at once": check_at_once,
-    "web page": check_web_page,
-    "malformed request": check_malformed,
+CHECKS: Mapping[Check, Callable[[Target], str]] = {
+    Check.HEALTH: check_health,
+    Check.MODELS: check_models,
+    Check.COMPLETION: check_completion,
+    Check.OPENAI_COMPLETION: check_openai_completion,
+    Check.CHAT: check_chat,
+    Check.CHAT_STREAMED: check_chat_streamed,
+    Check.EMBEDDINGS: check_embeddings,
+    Check.AT_ONCE: check_at_once,
+    Check.WEB_PAGE: check_web_page,
+    Check.MALFORMED: check_malformed,
 }
 """Every check that needs no more than a URL."""
 
@@ -264,11 +263,6 @@ def find_model(url: str) -> tuple[str, TensorType | None]:
     words = re.findall(r"\w+", str(meta.get("ftype")))
     known = next((one for one in TensorType if one in words), None)
     return offered[0]["id"], known if size == (len(model.TOKENS), model.WIDTH, model.CONTEXT) else None
-
-
-def check_url(target: Target, names: Iterable[str] = tuple(CHECKS)) -> list[CheckResult]:
-    """Returns how the named checks of a running server ended; one that fails does not stop the next."""
-    return [perform(name, partial(CHECKS[name], target)) for name in names]
 
 
 # --- Asking and reading. ---

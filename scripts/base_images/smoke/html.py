@@ -163,5 +163,5 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.globals.update(
-    amount=amount, count=_count, duration=duration, excerpt=excerpt, percent=percent, tally=tally
+    Status=Status, amount=amount, count=_count, duration=duration, excerpt=excerpt, percent=percent, tally=tally
 )

@@ -23,6 +23,38 @@ class Status(StrEnum):
     SKIP = "skip"
 
 
+class Check(StrEnum):
+    """What a check is called in tables, JSON and JUnit XML."""
+
+    STARTS = "starts"
+    HEALTH = "health"
+    MODELS = "models"
+    COMPLETION = "completion"
+    OPENAI_COMPLETION = "openai completion"
+    CHAT = "chat"
+    CHAT_STREAMED = "chat streamed"
+    EMBEDDINGS = "embeddings"
+    AT_ONCE = "eight at once"
+    WEB_PAGE = "web page"
+    MALFORMED = "malformed request"
+    CLIENT_MODELS = "client: models"
+    CLIENT_CHAT = "client: chat"
+    CLIENT_COMPLETION = "client: completion"
+    CLIENT_EMBEDDINGS = "client: embeddings"
+    BACKEND = "backend"
+    HEALTHCHECK = "healthcheck"
+    SIGTERM = "sigterm"
+    LIST_DEVICES = "list-devices"
+    OFFLOADED = "offloaded"
+    BUFFERS = "buffers"
+    CPU_STARTS = "cpu/ starts"
+    AGREEMENT = "agreement"
+    FLASH_ATTENTION = "flash attention"
+    CPU_FLASH_ATTENTION = "flash attention of cpu/"
+    SPEED = "speed"
+    KNOWN_ANSWER = "known answer"
+
+
 class Device(StrEnum):
     """What computed; `UNKNOWN` where a running server was asked that somebody else started."""
 

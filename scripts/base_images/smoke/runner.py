@@ -31,7 +31,7 @@ from base_images.smoke.checks_server import (
 )
 from base_images.smoke.device import Granted
 from base_images.smoke.model import KnownAnswer, TensorType
-from base_images.smoke.report import Device, ServerReport, SmokeReport, Speed, Status
+from base_images.smoke.report import Check, Device, ServerReport, SmokeReport, Speed, Status
 from base_images.smoke.server import DEVICE_TIMEOUT_SECONDS, READY_TIMEOUT_SECONDS, Server, start, url
 from base_images.smoke.speed import Measured
 from base_images.variants import Variant
@@ -59,7 +59,7 @@ class ServerPlan:
     directory: str
     is_bodhi: bool
     tensor_type: TensorType
-    checks: tuple[str, ...]
+    checks: tuple[Check, ...]
     on_device: bool = False
     arguments: tuple[str, ...] = ()
     model_file: Path | None = None
@@ -67,7 +67,7 @@ class ServerPlan:
 
 CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS}
 
-DEVICE_CHECKS = ("list-devices", "offloaded", "buffers")
+DEVICE_CHECKS = (Check.LIST_DEVICES, Check.OFFLOADED, Check.BUFFERS)
 """What shows that the device is used; that it computes right is for the others."""
 
 
@@ -81,8 +81,8 @@ def plan(
     """
     first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
     # Only BodhiApp gives --embeddings; without it the server refuses to make any. It does without the web page.
-    without_embeddings = tuple(name for name in CHECKS if "embeddings" not in name)
-    without_page = tuple(name for name in CHECKS if name != "web page")
+    without_embeddings = tuple(name for name in CHECKS if name not in {Check.EMBEDDINGS, Check.CLIENT_EMBEDDINGS})
+    without_page = tuple(name for name in CHECKS if name is not Check.WEB_PAGE)
     extra = DEVICE_CHECKS if on_device else ()
     known = consumer.load()
     servers = [
@@ -91,14 +91,14 @@ def plan(
             directory=variant.name,
             is_bodhi=False,
             tensor_type=first,
-            checks=(*extra, *without_embeddings, "backend", "healthcheck", "sigterm"),
+            checks=(*extra, *without_embeddings, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
         ),
         ServerPlan(
             name=f"as {consumer.NAME}, {second}",
             directory=variant.name,
             is_bodhi=True,
             tensor_type=second,
-            checks=(*extra, *without_page, "backend", "healthcheck", "sigterm"),
+            checks=(*extra, *without_page, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
             arguments=known.working(variant.name, variant.name),
         ),
         *(
@@ -107,7 +107,7 @@ def plan(
                 directory=variant.name,
                 is_bodhi=False,
                 tensor_type=other,
-                checks=(*extra, "completion", "sigterm"),
+                checks=(*extra, Check.COMPLETION, Check.SIGTERM),
             )
             for other in tensor_types[2:]
         ),
@@ -118,7 +118,7 @@ def plan(
             directory=directory,
             is_bodhi=True,
             tensor_type=second,
-            checks=("completion", "chat", "embeddings", "backend", "healthcheck", "sigterm"),
+            checks=(Check.COMPLETION, Check.CHAT, Check.EMBEDDINGS, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
             arguments=known.working(variant.name, directory),
         )
         for directory in variant.directories[1:]
@@ -234,21 +234,18 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
     with prepare(server, answer) as subject:
         running = subject.server
         say(f"{server.name}: starts")
-        results = [perform("starts", partial(check_starts, running, subject.port, ready))]
+        results = [perform(Check.STARTS, partial(check_starts, running, subject.port, ready))]
         if results[0].status is Status.PASS:
             address = url(running, subject.port)
             target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
-            checks: dict[str, Callable[[], str]] = {
-                **{
-                    name: partial(check, target)
-                    for name, check in {**checks_http.CHECKS, **checks_client.CHECKS}.items()
-                },
-                "backend": lambda: _check_backend_of(subject, accelerator),
-                "healthcheck": partial(check_healthcheck, running, subject.healthcheck),
-                "sigterm": partial(check_sigterm, running),
-                "list-devices": partial(check_list_devices, running, subject.program, accelerator),
-                "offloaded": lambda: check_offloaded(running.logs()),
-                "buffers": lambda: check_buffers(running.logs(), accelerator),
+            checks: dict[Check, Callable[[], str]] = {
+                **{name: partial(check, target) for name, check in CHECKS.items()},
+                Check.BACKEND: lambda: _check_backend_of(subject, accelerator),
+                Check.HEALTHCHECK: partial(check_healthcheck, running, subject.healthcheck),
+                Check.SIGTERM: partial(check_sigterm, running),
+                Check.LIST_DEVICES: partial(check_list_devices, running, subject.program, accelerator),
+                Check.OFFLOADED: lambda: check_offloaded(running.logs()),
+                Check.BUFFERS: lambda: check_buffers(running.logs(), accelerator),
             }
             for name in server.checks:
                 say(f"{server.name}: {name}")
@@ -282,24 +279,22 @@ def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[s
     accelerator = variant.device.name if variant.device else ""
     with prepare(own, answer) as device, prepare(fallback, answer) as cpu:
         results = [
-            perform("starts", partial(check_starts, device.server, device.port, DEVICE_TIMEOUT_SECONDS)),
-            perform("cpu/ starts", partial(check_starts, cpu.server, cpu.port)),
+            perform(Check.STARTS, partial(check_starts, device.server, device.port, DEVICE_TIMEOUT_SECONDS)),
+            perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port)),
         ]
         if all(result.status is Status.PASS for result in results):
             tolerance = agreement.TOLERANCES[pair.tensor_type]
             addresses = url(device.server, device.port), url(cpu.server, cpu.port)
-            checks: dict[str, Callable[[], str]] = {
-                "offloaded": lambda: check_offloaded(device.server.logs()),
-                "buffers": lambda: check_buffers(device.server.logs(), accelerator),
-                "agreement": partial(agreement.check_agreement, *addresses, tolerance, patience=DEVICE_TIMEOUT_SECONDS),
-                "flash attention": lambda: agreement.check_flash_attention(
-                    device.server.logs(), wanted=pair.flash_attention
-                ),
-                "flash attention of cpu/": lambda: agreement.check_flash_attention(
-                    cpu.server.logs(), wanted=pair.flash_attention
-                ),
+            agree = partial(agreement.check_agreement, patience=DEVICE_TIMEOUT_SECONDS)
+            attention = partial(agreement.check_flash_attention, wanted=pair.flash_attention)
+            checks: dict[Check, Callable[[], str]] = {
+                Check.OFFLOADED: lambda: check_offloaded(device.server.logs()),
+                Check.BUFFERS: lambda: check_buffers(device.server.logs(), accelerator),
+                Check.AGREEMENT: partial(agree, *addresses, tolerance),
+                Check.FLASH_ATTENTION: lambda: attention(device.server.logs()),
+                Check.CPU_FLASH_ATTENTION: lambda: attention(cpu.server.logs()),
             }
-            results += [perform(check, checks[check]) for check in checks]
+            results += [perform(check, run) for check, run in checks.items()]
         log = device.server.logs()
     return ServerReport(
         name=name, arguments=device.arguments, checks=tuple(results), log=log, seconds=time.monotonic() - clock
@@ -343,7 +338,7 @@ def _measure(
                 f"{seconds:.2f} s" + (f", {memory} MiB on the device" if memory is not None else "")
             )
 
-        result = perform("speed", check)
+        result = perform(Check.SPEED, check)
         log = running.logs()
     seconds = time.monotonic() - clock
     report = ServerReport(name=server.name, arguments=subject.arguments, checks=(result,), log=log, seconds=seconds)
