@@ -1,4 +1,4 @@
-"""Checks that need what the server runs in; as in `checks_http.py` each returns what it saw, or raises."""
+"""Checks that need a server's log, memory map or process; each returns its observation on one line, or raises."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from base_images.smoke.server import READY_TIMEOUT_SECONDS, Server, start, tail
 
 
 def check_starts(server: Server, port: int, timeout: float = READY_TIMEOUT_SECONDS) -> str:
-    """The server starts and gets healthy; an argument that it refuses is named."""
+    """The server starts and becomes healthy; an argument that it refuses is named."""
     try:
         return f"healthy after {start(server, port, timeout=timeout):.2f} s"
     except LaunchError as error:
         if refused := consumer.refused(server.logs()):
             passed = refused.argument in consumer.load().options
-            who = f", which {consumer.NAME} passes" if passed else ""
+            source = f", which {consumer.NAME} passes" if passed else ""
             raise CheckFailedError(
-                f"The server refuses {refused.argument}{who}: {refused.sentence}", detail=error.detail
+                f"The server refuses {refused.argument}{source}: {refused.sentence}", detail=error.detail
             ) from error
         raise
 
 
-# What the log says in the next checks is what b10454 and b11312 say from verbosity 4 on: load_tensors in
-# src/llama-model.cpp, and src/llama-kv-cache.cpp.
+# The next checks read log lines that b10454 and b11312 write from verbosity 4 on: load_tensors in src/llama-model.cpp,
+# and src/llama-kv-cache.cpp.
 
 
 def check_backend(maps: str, log: str, directory: str, *, accelerator: str = "", linked_in: bool | None = False) -> str:
-    """The server has loaded a CPU backend, and from the directory that it is in.
+    """The server has loaded a CPU backend from its own directory.
 
     Args:
-        maps: what the server has mapped.
-        log: of the server.
-        directory: where the server is.
-        accelerator: how it calls the device that it could use; what became of that is told, whatever it was.
-        linked_in: whether the backends are part of the server; None where the absence of others says so.
+        maps: `/proc/<pid>/maps` of the server.
+        log: the server's log.
+        directory: the server's directory.
+        accelerator: llama-server's name of the device; the result says whether it is used.
+        linked_in: whether the backends are part of the server; None: they are if no backend is loaded.
     """
     loaded = [PurePosixPath(path) for path in loaded_backends(maps)]
     cpu = [path for path in loaded if path.name.startswith("libggml-cpu")]
     if linked_in is None:
         linked_in = not loaded
     if linked_in:
-        seen = "backends are linked in"
+        backend = "backends are linked in"
     else:
         if not cpu:
             raise CheckFailedError("The server has loaded no CPU backend.", detail=tail(log))
         if str(cpu[0].parent) != directory:
             raise CheckFailedError(f"The CPU backend was loaded from {cpu[0].parent} instead of {directory}.")
-        seen = f"loaded {cpu[0].name}"
+        backend = f"loaded {cpu[0].name}"
     if not accelerator:
-        return seen
+        return backend
     buffers = _buffers(log, "model")
     where = f"the model is in {' and '.join(buffers)}" if buffers else "the log does not say where the model is"
     if any(map(_device_name(accelerator).fullmatch, buffers)):
-        return f"{seen}; {where}"
+        return f"{backend}; {where}"
     why = "has found no device" if linked_in or loaded != cpu else "WAS NOT LOADED"
-    return f"{seen}; the {accelerator} backend {why}, THE CPU GAVE THE ANSWERS: {where}"
+    return f"{backend}; the {accelerator} backend {why}, THE CPU GAVE THE ANSWERS: {where}"
 
 
 def check_list_devices(server: Server, program: str, name: str) -> str:
-    """`--list-devices` names a device of the accelerator, asked where the server runs."""
+    """`--list-devices`, run where the server runs, names a device of the accelerator."""
     result = server.execute([program, "--list-devices"])
     names = re.findall(r"^  (\w+): ", result.stdout, re.MULTILINE)
     if result.exit_code != 0 or not any(map(_device_name(name).fullmatch, names)):
@@ -87,19 +87,19 @@ def check_offloaded(log: str) -> str:
 
 def check_buffers(log: str, name: str) -> str:
     """The log says that weights, keys and values are in the device's own memory."""
-    seen = []
+    found = []
     for what in ("model", "KV"):
         buffers = _buffers(log, what)
         if not any(map(_device_name(name).fullmatch, buffers)):
             raise CheckFailedError(
                 f"The {what} buffer is in {' and '.join(buffers) or 'no place that the log names'}, not in {name}0."
             )
-        seen += [f"{buffer} {what} buffer {size} MiB" for buffer, size in buffers.items()]
-    return ", ".join(seen)
+        found += [f"{buffer} {what} buffer {size} MiB" for buffer, size in buffers.items()]
+    return ", ".join(found)
 
 
 def _buffers(log: str, what: str) -> dict[str, str]:
-    """Returns the place of each such buffer, such as `Vulkan0` or `CPU_Mapped`, and its size in MiB."""
+    """Returns the size in MiB of each buffer by its location, such as `Vulkan0` or `CPU_Mapped`."""
     return dict(re.findall(rf"(\S+) {what} buffer size = +([\d.]+) MiB", log))
 
 
@@ -123,7 +123,7 @@ def check_healthcheck(server: Server, command: Sequence[str] | None) -> str:
 
 
 def check_sigterm(server: Server, timeout: float = STOP_SECONDS) -> str:
-    """SIGTERM ends the server with exit code 0 within `timeout` seconds (CONTRACT row 15)."""
+    """SIGTERM ends the server with exit code 0 within `timeout` seconds (contract row 15, docs/contract.md)."""
     started = time.monotonic()
     server.signal("SIGTERM")
     code = server.wait(timeout)

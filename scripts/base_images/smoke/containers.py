@@ -1,4 +1,4 @@
-"""Starts llama-server in containers of an image, the ways people start it, for the smoke test."""
+"""The smoke test of an image: starts llama-server in containers, in the ways people start it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from base_images.smoke.runner import TENSOR_TYPES, ServerPlan, Subject, check_se
 from base_images.smoke.server import ENVIRONMENT, bodhi_alias, device_arguments
 from base_images.variants import STATIC_BACKENDS, Platform, Variant
 
-CACHE = "/var/tmp"  # noqa: S108 - in the container; a volume there takes over that anybody may write
-"""Where the volume is mounted that the servers on a device keep in common what was compiled."""
+CACHE = "/var/tmp"  # noqa: S108 - in the container; a volume mounted there is writable for every user
+"""Mount point of the volume in which the servers on a device share compiled kernels."""
 
 MODELS = "/models"
-"""Where the volume with the model is mounted: the root of the container is read-only."""
+"""Mount point of the volume with the model: the root of the container is read-only."""
 
 BODHI_PORT = 51837
-"""Any that is no default of llama-server's: BodhiApp takes a free one, and the health check has to follow it."""
+"""Not a default port: BodhiApp takes any free one, and the health check has to follow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,10 @@ class Way:
     """One way to start llama-server.
 
     Attributes:
-        container: the container, but for the volume that the model comes in.
-        port: what the server listens on inside the container, which `container` publishes.
-        alias: the name under which the server offers the model.
-        model_path: where the model has to be; below `MODELS`.
+        container: the container, without the volume of the model.
+        port: the port inside the container, which `container` publishes.
+        alias: the model's name in the server's answers.
+        model_path: the model's path in the container, below `MODELS`.
     """
 
     container: ContainerSpec
@@ -49,12 +49,12 @@ class Way:
 
     @property
     def arguments(self) -> str:
-        """The command line as a person reads it; `IMAGE` stands for the image's own entrypoint."""
+        """The command line, for reports; `IMAGE` stands for the image's own entrypoint."""
         return " ".join((*(self.container.entrypoint or ("IMAGE",)), *self.container.command))
 
 
 def quick_start(image: str, model_name: str) -> Way:
-    """Returns the quick start `docker run IMAGE --host 0.0.0.0 --port 8080 …`, by a user the image does not know."""
+    """Returns the quick start `docker run IMAGE --host 0.0.0.0 --port 8080 …`, run by an arbitrary user id."""
     path = f"{MODELS}/{model_name}.gguf"
     return Way(
         container=ContainerSpec(
@@ -66,16 +66,16 @@ def quick_start(image: str, model_name: str) -> Way:
             resource="smoke",
         ),
         port=devices.PORT,
-        alias=path,  # what the server calls a model that was given no --alias
+        alias=path,  # the server's default without --alias
         model_path=path,
     )
 
 
 def as_bodhi(image: str, model_name: str, directory: str) -> Way:
-    """Returns what BodhiApp runs: the binary in `directory` with its own arguments, by the image's user.
+    """Returns BodhiApp's start: the binary in `directory` with BodhiApp's arguments, run by the image's user.
 
-    BodhiApp asks from within the container. Here the questions come from outside, so a variable opens the address to
-    listen on; the arguments stay BodhiApp's own.
+    BodhiApp sends its requests inside the container. The smoke test sends them from outside, so a variable sets the
+    address to listen on and the arguments stay BodhiApp's own.
     """
     path = f"{MODELS}/{model_name}.gguf"
     alias = bodhi_alias(model_name)
@@ -87,7 +87,7 @@ def as_bodhi(image: str, model_name: str, directory: str) -> Way:
             environment={
                 **ENVIRONMENT,
                 "LLAMA_ARG_HOST": "0.0.0.0",  # noqa: S104 - published on 127.0.0.1 alone
-                "LD_LIBRARY_PATH": "",  # to the loader the same as none; hides one that a base image sets
+                "LD_LIBRARY_PATH": "",  # the loader treats it as unset; overrides the value of a base image
             },
             publish=BODHI_PORT,
             resource="smoke",
@@ -99,24 +99,21 @@ def as_bodhi(image: str, model_name: str, directory: str) -> Way:
 
 
 def on_device(way: Way, device: Granted, cache: str) -> Way:
-    """Returns the same way with the device and the volume `cache` for compiled code.
-
-    All of the model is on the device, unless the arguments say how much of it.
-    """
+    """Adds the device, the volume `cache` for compiled kernels, and `device_arguments`."""
     spec = devices.grant(way.container, device)
     command = (*spec.command, *device_arguments(spec.command))
     return dataclasses.replace(way, container=dataclasses.replace(spec, command=command, volumes={cache: CACHE}))
 
 
 def from_directory(way: Way, directory: str) -> Way:
-    """Returns the same way with another directory's server, such as that of `cpu/`, in place of the image's own."""
+    """Replaces the image's own server with that of another directory, such as `cpu/`."""
     return dataclasses.replace(
         way, container=dataclasses.replace(way.container, entrypoint=(f"{directory}/llama-server",))
     )
 
 
 def with_arguments(way: Way, arguments: tuple[str, ...], model_file: Path | None) -> Way:
-    """Returns the same way with further arguments, and with a file of the engine's host as its model, if any."""
+    """Adds arguments, and replaces the model with a file of the engine's host if one is given."""
     spec = way.container
     command = spec.command
     if model_file:
@@ -127,23 +124,23 @@ def with_arguments(way: Way, arguments: tuple[str, ...], model_file: Path | None
 
 @dataclass(kw_only=True)
 class Kept:
-    """Containers and volumes that stay, by name. It is filled as they are made: it is right whatever happens then."""
+    """Names of containers and volumes that are not removed; added as they are made, so that a failure loses none."""
 
     containers: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
 
     @property
     def removal(self) -> str:
-        """The command that removes them; empty when there is nothing."""
+        """The command that removes them; empty if there are none."""
         kinds = (("docker rm --force", self.containers), ("docker volume rm", self.volumes))
         return " && ".join(" ".join((command, *names)) for command, names in kinds if names)
 
 
 @contextlib.contextmanager
 def prepared(engine: Engine, way: Way, gguf: bytes, *, kept: Kept | None = None) -> Iterator[Container]:
-    """Yields the container with the model in place, not started; removes it and the model's volume afterwards.
+    """Yields a container with the model in place, not started, and removes it and the model's volume afterwards.
 
-    With `kept` they stay, and it gets their names.
+    With `kept` they stay, and their names are added to it.
     """
     with _volume(engine, kept) as volume:
         spec = dataclasses.replace(way.container, volumes={**way.container.volumes, volume: MODELS})
@@ -173,25 +170,25 @@ def smoke(
     kept: Kept | None = None,
     model_file: Path | None = None,
 ) -> SmokeReport:
-    """Starts llama-server in containers of an image, checks it, and returns what was seen.
+    """Starts llama-server in containers of an image, checks it, and returns the report.
 
-    What an earlier run left behind that was killed hard is removed first.
+    Removes what an earlier run left behind that was killed.
 
     Args:
-        engine: where the image is; what it publishes must be reachable at 127.0.0.1.
-        image_id: an id or a reference; it is looked up once.
-        variant: what the image is of.
-        device: what the servers are to use; None: the CPU, and nothing is shown of the accelerator.
-        tensor_types: which models to use, see `plan`.
-        record_dir: where to write the report and the servers' logs; None: nowhere.
-        listener: told of each check as it begins.
-        kept: gets the names of the containers and volumes, which stay then; None: they are removed.
-        model_file: what the speeds are measured on, a file of the engine's host; None: a known-answer model.
+        engine: the image's engine; ports that it publishes must be reachable at 127.0.0.1.
+        image_id: an id or a reference, resolved once.
+        variant: the image's variant.
+        device: the device of the servers; None: the CPU, which shows nothing about the accelerator.
+        tensor_types: the models, see `runner.plan`.
+        record_dir: directory for the report and the servers' logs; None: they are not written.
+        listener: called with each check as it begins.
+        kept: collects the names of the containers and volumes, which are kept; None: they are removed.
+        model_file: model for the speeds, a file of the engine's host; None: a known-answer model.
 
     Raises:
         ImageNotFoundError: the engine has no such image.
-        LaunchError: the image is for an architecture that this project does not know.
-        EngineError: the engine cannot make a container.
+        LaunchError: the image is for an unknown architecture.
+        EngineError: the engine cannot create a container.
         UsageError: `record_dir` cannot be written.
     """
     image = engine.image(image_id)

@@ -1,4 +1,4 @@
-"""The smoke test itself: plans the servers, starts each one, whatever it runs in, and checks it.
+"""The smoke test: plans the servers, starts them one by one, and checks them.
 
 `containers.py` runs it on an image, `process.py` on a program of this host.
 """
@@ -38,21 +38,21 @@ from base_images.variants import Variant
 
 CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
 EXACT_CACHES = ("f32", "f16")
-"""Types of the key-value cache that the known answers' own tolerances hold for."""
+"""Types of the key-value cache for which the default tolerances hold."""
 
 TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
-"""All of them; the two that are checked thoroughly come first, see `plan`."""
+"""All types; the two with every check come first, see `plan`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerPlan:
-    """A server to start, and what to check on it once it started, in this order.
+    """A server to start, and the checks to run on it, in order.
 
     Attributes:
         directory: of the server, below `/app/bin/<triple>/`.
-        on_device: whether it gets the device, and all of the model on it.
-        arguments: further ones.
-        model_file: loaded in place of the known-answer model.
+        on_device: whether the server gets the device.
+        arguments: further arguments.
+        model_file: model to load instead of the known-answer model.
     """
 
     name: str
@@ -66,40 +66,41 @@ class ServerPlan:
 
 
 CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS}
+"""Every check that needs only a URL."""
 
 DEVICE_CHECKS = (Check.LIST_DEVICES, Check.OFFLOADED, Check.BUFFERS)
-"""What shows that the device is used; that it computes right is for the others."""
+"""Checks that the device is used; the others check that its results are right."""
 
 
 def plan(
     variant: Variant, tensor_types: Sequence[TensorType] = TENSOR_TYPES, *, on_device: bool = False
 ) -> list[ServerPlan]:
-    """Returns the servers to start: a thorough quick start, a thorough BodhiApp, and a brief one for each other type.
+    """Returns the servers to start: quick start and BodhiApp with all checks, and a short one for each other type.
 
-    The first tensor type goes to the first, the second to the second; a lone one goes to both. On a device each has the
-    checks of the device too. One more for each directory that BodhiApp falls back to is on the CPU in any case.
+    The first tensor type is for the quick start, the second for BodhiApp; a single one is for both. With `on_device`
+    they get the device's checks too. A server for each fallback directory of BodhiApp's runs on the CPU in any case.
     """
     first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
-    # Only BodhiApp gives --embeddings; without it the server refuses to make any. It does without the web page.
-    without_embeddings = tuple(name for name in CHECKS if name not in {Check.EMBEDDINGS, Check.CLIENT_EMBEDDINGS})
-    without_page = tuple(name for name in CHECKS if name is not Check.WEB_PAGE)
-    extra = DEVICE_CHECKS if on_device else ()
-    known = consumer.load()
+    # Only BodhiApp passes --embeddings, without which the server refuses them; it disables the web page.
+    quick_start = tuple(name for name in CHECKS if name not in {Check.EMBEDDINGS, Check.CLIENT_EMBEDDINGS})
+    bodhi = tuple(name for name in CHECKS if name is not Check.WEB_PAGE)
+    device_checks = DEVICE_CHECKS if on_device else ()
+    recorded = consumer.load()
     servers = [
         ServerPlan(
             name=f"quick start, {first}",
             directory=variant.name,
             is_bodhi=False,
             tensor_type=first,
-            checks=(*extra, *without_embeddings, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
+            checks=(*device_checks, *quick_start, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
         ),
         ServerPlan(
             name=f"as {consumer.NAME}, {second}",
             directory=variant.name,
             is_bodhi=True,
             tensor_type=second,
-            checks=(*extra, *without_page, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
-            arguments=known.working(variant.name, variant.name),
+            checks=(*device_checks, *bodhi, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
+            arguments=recorded.working(variant.name, variant.name),
         ),
         *(
             ServerPlan(
@@ -107,7 +108,7 @@ def plan(
                 directory=variant.name,
                 is_bodhi=False,
                 tensor_type=other,
-                checks=(*extra, Check.COMPLETION, Check.SIGTERM),
+                checks=(*device_checks, Check.COMPLETION, Check.SIGTERM),
             )
             for other in tensor_types[2:]
         ),
@@ -119,7 +120,7 @@ def plan(
             is_bodhi=True,
             tensor_type=second,
             checks=(Check.COMPLETION, Check.CHAT, Check.EMBEDDINGS, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
-            arguments=known.working(variant.name, directory),
+            arguments=recorded.working(variant.name, directory),
         )
         for directory in variant.directories[1:]
     ]
@@ -127,15 +128,15 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A llama-server that is there and not started, and what the checks have to know of it.
+    """A llama-server, created and not started, and what the checks need to know about it.
 
     Attributes:
-        port: what it was told to listen on.
-        alias: the name under which it offers the model.
-        arguments: its command line as a person reads it.
-        program: the path of llama-server where it runs; its backends are beside it.
-        linked_in: whether its backends are part of it; None when that is not known.
-        healthcheck: of its image; None where there is no container.
+        port: the port in its arguments.
+        alias: the model's name in its answers.
+        arguments: its command line, for reports.
+        program: path of llama-server where it runs; its backends are in the same directory.
+        linked_in: whether its backends are part of it; None if unknown.
+        healthcheck: command of its image's HEALTHCHECK; None without a container.
     """
 
     server: Server
@@ -148,11 +149,11 @@ class Subject:
 
 
 Prepare = Callable[[ServerPlan, KnownAnswer], AbstractContextManager[Subject]]
-"""Yields the planned server with the model of that answer; it is gone afterwards, running or not."""
+"""Yields the planned server with the model of the answer, and removes it afterwards."""
 
 
 def model_name(server: ServerPlan) -> str:
-    """Returns what the model's file is called, but for its ending."""
+    """Returns the name of the model's file, without its suffix."""
     return f"known-answer-{server.tensor_type.lower()}"
 
 
@@ -167,27 +168,27 @@ def check_servers(
     listener: Listener,
     model_file: Path | None = None,
 ) -> SmokeReport:
-    """Starts the planned servers one after the other, checks them, and returns what was seen, written if wanted.
+    """Starts the planned servers one after the other, checks them, and returns the report.
 
     Args:
         subject: what is tested, for the report.
-        variant: what it is of.
-        prepare: makes each server; what it runs in is its own affair.
-        device: what the servers use.
+        variant: its variant.
+        prepare: creates each server, in whatever it runs.
+        device: see `containers.smoke`.
         tensor_types: see `plan`.
-        record_dir: see `smoke`.
-        listener: told of each check as it begins.
-        model_file: see `smoke`.
+        record_dir: see `containers.smoke`.
+        listener: called with each check as it begins.
+        model_file: see `containers.smoke`.
 
     Raises:
         UsageError: `record_dir` cannot be written.
     """
     started = dt.datetime.now(dt.UTC)
     clock = time.monotonic()
-    what = f"smoke test of {variant.name}"
+    title = f"smoke test of {variant.name}"
 
     def say(note: str) -> None:
-        listener(Progress(what=what, note=note))
+        listener(Progress(what=title, note=note))
 
     servers = [
         _check_server(variant, server, prepare, say)
@@ -200,9 +201,9 @@ def check_servers(
     if device or model_file:
         measured = []
         for on_device in (True, False) if device else (False,):
-            server, found = _measure(variant, prepare, say, model_file=model_file, on_device=on_device)
+            server, result = _measure(variant, prepare, say, model_file=model_file, on_device=on_device)
             servers.append(server)
-            measured.append(found)
+            measured.append(result)
         speeds = speed.speeds(measured[0] if device else None, measured[-1])
     report = SmokeReport(
         image=subject,
@@ -215,7 +216,7 @@ def check_servers(
     )
     if record_dir:
         smoke_report.write(report, record_dir)
-    listener(Progress(what=what, note="passed" if report.ok else "failed", finished=True))
+    listener(Progress(what=title, note="passed" if report.ok else "failed", finished=True))
     return report
 
 
@@ -261,7 +262,7 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
 
 
 def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
-    """Starts the same model on the device and from `cpu/`, and compares what they say in a longer run."""
+    """Starts the same model on the device and from `cpu/`, and compares their answers in a longer run."""
     clock = time.monotonic()
     name = f"agreement, {pair.name}"
     say(name)
@@ -309,7 +310,7 @@ def _measure(
     model_file: Path | None,
     on_device: bool,
 ) -> tuple[ServerReport, Measured | None]:
-    """Measures one server's speed; None where it did not tell."""
+    """Measures the speed of one server; None if the measurement failed."""
     clock = time.monotonic()
     server = ServerPlan(
         name=f"speed {'on the device' if on_device else 'from cpu/'}",
@@ -330,7 +331,7 @@ def _measure(
             nonlocal measured
             seconds = start(running, subject.port, timeout=DEVICE_TIMEOUT_SECONDS)
             rates = speed.measure(url(running, subject.port), patience=DEVICE_TIMEOUT_SECONDS)
-            check_sigterm(running)  # what it had on the device it says at its end
+            check_sigterm(running)  # the server logs its memory on the device when it ends
             memory = speed.device_memory(running.logs(), accelerator) if on_device else None
             measured = Measured(rates=rates, load_seconds=seconds, memory=memory)
             return (

@@ -1,4 +1,4 @@
-"""Runs any llama-server: what it runs in, how it is started, and how long to wait until it is healthy."""
+"""A llama-server in whatever it runs: the protocol, the start, and the wait until it is healthy."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ READY_TIMEOUT_SECONDS = 60
 """From the start of a container to its first healthy answer; two cores need less than one second."""
 
 DEVICE_TIMEOUT_SECONDS = 300
-"""The same on a device, and for an answer of it: what it has no code for is compiled when it is first needed. Lavapipe
-was ready in 13 s on two cores and in 60 s on two busy ones; eight requests at once then took it more than 30 s."""
+"""The same on a device, and for an answer from it: kernels are compiled when they are first needed. Lavapipe was ready
+in 13 s on two idle cores and in 60 s on two busy ones, where eight requests at once took more than 30 s."""
 
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 25
 
 ALL_LAYERS = "99"
-"""More than the models have."""
+"""More layers than the models have."""
 
 DEVICE_ARGUMENTS = ("--n-gpu-layers", ALL_LAYERS)
 
 ENVIRONMENT = {
-    # Where the model is, is logged from verbosity 4 on. As a variable it leaves the arguments alone.
+    # The location of the model is logged from verbosity 4 on. A variable keeps the arguments as they are.
     "LLAMA_ARG_LOG_VERBOSITY": "4",
-    # By default the threads that wait spin; on a busy machine they take the time of those that they wait for, and an
-    # answer of 0.02 s takes seconds. It does not change what is computed.
+    # By default waiting threads spin; on a busy machine they take time from the threads they wait for, and an answer of
+    # 0.02 s takes seconds. The results do not change.
     "OMP_WAIT_POLICY": "passive",
 }
 
 
 class Server(Protocol):
-    """What a llama-server runs in: `engine.Container` is one, `process.Process` another."""
+    """What a llama-server runs in; implemented by `engine.Container` and `process.Process`."""
 
     def start(self) -> None:
-        """Starts it."""
+        """Starts the server."""
 
     def state(self) -> ContainerState:
-        """Returns whether it runs, and how it ended."""
+        """Returns whether the server runs, and how it ended."""
 
     def logs(self) -> str:
-        """Returns everything it wrote."""
+        """Returns all output of the server."""
 
     def maps(self) -> str:
-        """Returns what its process has mapped, as proc(5) has it."""
+        """Returns `/proc/<pid>/maps` of the server, see proc(5)."""
 
     def port(self, number: int, /) -> int:
-        """Returns the port of 127.0.0.1 at which the port that llama-server was given is reached."""
+        """Returns the port of 127.0.0.1 that leads to the server's port `number`."""
 
     def execute(self, command: Sequence[str], /) -> ProbeResult:
         """Runs a command where the server runs."""
 
     def signal(self, name: str, /) -> None:
-        """Sends it a signal, such as SIGTERM."""
+        """Sends a signal, such as SIGTERM, to the server."""
 
     def wait(self, timeout: float, /) -> int | None:
-        """Returns the exit code, or None when it still runs after `timeout` seconds."""
+        """Returns the exit code, or None if the server still runs after `timeout` seconds."""
 
 
 def bodhi_alias(model_name: str) -> str:
-    """Returns what a model is called that is started as BodhiApp does."""
+    """Returns the alias of a model on a server that is started as BodhiApp starts it."""
     return f"bodhi-{model_name}"
 
 
 def device_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Returns what puts all of a model on the device, where the arguments do not say how much of it."""
+    """Returns the arguments that put all layers on the device; none if `arguments` already set the number of layers."""
     return () if DEVICE_ARGUMENTS[0] in arguments else DEVICE_ARGUMENTS
 
 
 def start(server: Server, port: int, *, timeout: float = READY_TIMEOUT_SECONDS) -> float:
-    """Starts a server; returns the seconds until it was healthy.
+    """Starts a server and returns the seconds until it was healthy.
 
     Raises:
         EngineError: the engine could not start the command, or publishes no port.
@@ -85,7 +85,7 @@ def start(server: Server, port: int, *, timeout: float = READY_TIMEOUT_SECONDS) 
         try:
             return is_healthy(url(server, port))
         except EngineError:
-            # No port is published when the container has just ended, which `wait` tells better.
+            # A container that has just ended publishes no port; `wait` reports its end more clearly.
             if server.state().running:
                 raise
             return False
@@ -94,7 +94,7 @@ def start(server: Server, port: int, *, timeout: float = READY_TIMEOUT_SECONDS) 
 
 
 def url(server: Server, port: int) -> str:
-    """Returns where a running server's port is reached, without a slash at the end."""
+    """Returns the URL of a running server's port, without a trailing slash."""
     return f"http://127.0.0.1:{server.port(port)}"
 
 
@@ -105,10 +105,10 @@ def wait(
     log: Callable[[], str],
     timeout: float,
 ) -> float:
-    """Returns the seconds it took until `healthy` said yes.
+    """Waits until `healthy` returns True, and returns the seconds that took.
 
     Raises:
-        LaunchError: the server does not run (any more), or `timeout` seconds went by.
+        LaunchError: the server does not run, or `timeout` seconds passed.
     """
     started = time.monotonic()
     while True:
@@ -133,5 +133,5 @@ def wait(
 
 
 def tail(log: str) -> str:
-    """Returns the last lines of a log, or a word that there are none."""
+    """Returns the last `LOG_TAIL_LINES` lines of a log, or a note that it is empty."""
     return "\n".join(log.rstrip().splitlines()[-LOG_TAIL_LINES:]) or "(the log is empty)"
