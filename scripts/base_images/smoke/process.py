@@ -1,4 +1,4 @@
-"""Starts a llama-server of this host as a process: the smoke test for machines without a container engine."""
+"""The smoke test of a llama-server of this host, started as a process, for machines without a container engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from base_images.smoke.report import SmokeReport
 from base_images.smoke.runner import ServerPlan, Subject
 from base_images.variants import Variant
 
-# Becomes the server, and has the kernel kill that when this process ends in whatever way (prctl(2), PR_SET_PDEATHSIG).
+# Executes the server, which the kernel kills when this process ends, for whatever reason (prctl(2), PR_SET_PDEATHSIG).
 _LEASH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -39,15 +39,15 @@ except OSError as error:
 
 
 class Process:
-    """A llama-server on this host, started or not, as `server.Server` has it."""
+    """A llama-server on this host, started or not; implements `server.Server`."""
 
     def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
-        """Prepares it.
+        """Prepares the process.
 
         Args:
-            arguments: the program, by its absolute path, and its arguments.
-            environment: the whole of it.
-            log: the file that everything it writes goes to.
+            arguments: the absolute path of the program, and its arguments.
+            environment: the whole environment.
+            log: the file for its output.
         """
         self._arguments = tuple(arguments)
         self._environment = dict(environment)
@@ -55,7 +55,7 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it in a process group of its own, in the root directory, as BodhiApp's containers may do."""
+        """Starts it in its own process group and in the root directory, as in BodhiApp's containers."""
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 (sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *self._arguments),
@@ -68,7 +68,7 @@ class Process:
             )
 
     def state(self) -> ContainerState:
-        """Returns whether it runs, and how it ended; by a signal the code is 128 and more, as shells have it."""
+        """Returns whether it runs, and how it ended; after a signal the exit code is 128 + signal, as in shells."""
         code = None if self._process is None else _exit_code(self._process.pid)
         running = self._process is not None and code is None
         status = "created" if self._process is None else "running" if running else "exited"
@@ -77,21 +77,21 @@ class Process:
         )
 
     def logs(self) -> str:
-        """Returns everything it wrote, standard output and standard error as they came."""
+        """Returns its standard output and standard error, interleaved."""
         return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
 
     def maps(self) -> str:
-        """Returns what it has mapped, as proc(5) has it; empty when it does not run."""
+        """Returns its `/proc/<pid>/maps`; empty if it does not run."""
         if self._process is None or not self.state().running:
             return ""
         return Path(f"/proc/{self._process.pid}/maps").read_text(encoding="utf-8", errors="replace")
 
     def port(self, number: int, /) -> int:
-        """Returns the port itself: nothing is between here and a process."""
+        """Returns `number`: a process publishes its port itself."""
         return number
 
     def execute(self, arguments: Sequence[str], /) -> ProbeResult:
-        """Runs a command in the server's environment and returns how it ended."""
+        """Runs a command in the server's environment and returns its result."""
         started = time.monotonic()
         outcome = programs.run(arguments, environment=self._environment, timeout=servers.DEVICE_TIMEOUT_SECONDS)
         return ProbeResult(
@@ -103,17 +103,17 @@ class Process:
         )
 
     def signal(self, name: str, /) -> None:
-        """Sends a signal, such as SIGTERM, to it alone.
+        """Sends a signal, such as SIGTERM, to the server alone.
 
         Raises:
-            LaunchError: it does not run.
+            LaunchError: the server does not run.
         """
         if self._process is None or not self.state().running:
             raise LaunchError("The server does not run, so it cannot be signalled; its log says why.")
         os.kill(self._process.pid, signal.Signals[name])
 
     def wait(self, timeout: float, /) -> int | None:
-        """Returns the exit code, or None when it still runs after `timeout` seconds."""
+        """Returns the exit code, or None if it still runs after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (state := self.state()).running:
             if time.monotonic() > deadline:
@@ -122,9 +122,9 @@ class Process:
         return state.exit_code
 
     def kill(self) -> None:
-        """Kills it and whatever it started; one that never started is no error."""
+        """Kills its process group; does nothing if it was never started."""
         if self._process is not None:
-            # It was not waited for yet, so its number, which is its group's too, cannot belong to anybody else.
+            # It has not been waited for, so its id, also that of its group, cannot have been reused.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -135,7 +135,7 @@ NO_DEVICE = ("--device", "none")
 
 
 def _exit_code(pid: int) -> int | None:
-    """Returns a child's exit code without taking note of its end, None while it runs."""
+    """Returns a child's exit code without reaping it, None while it runs."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if ended is None:
         return None
@@ -152,38 +152,38 @@ def smoke(
     listener: Listener = silent,
     model_file: Path | None = None,
 ) -> SmokeReport:
-    """Starts a llama-server of this host as `containers.smoke` starts an image's, and checks it in the same way.
+    """Starts and checks a llama-server of this host, like `containers.smoke` those of an image.
 
     Args:
-        program: it; its backends are beside it, or part of it.
-        variant: what it was built for.
+        program: the llama-server; its backends are in the same directory, or part of it.
+        variant: the variant that it was built for.
         device: as for `containers.smoke`; a process finds the host's devices by itself.
         tensor_types: as for `containers.smoke`.
         record_dir: as for `containers.smoke`.
-        listener: told of each check as it begins.
+        listener: called with each check as it begins.
         model_file: as for `containers.smoke`.
 
     Raises:
         UsageError: there is no such program, or `record_dir` cannot be written.
     """
-    program = program.resolve()  # which is where the server finds its backends
+    program = program.resolve()  # the server looks for its backends there
     if not program.is_file() or not os.access(program, os.X_OK):
         raise UsageError(f"{program} is no program: name the llama-server to start.")
-    with ownership.temporary_directory() as place:
-        given = {"XDG_CACHE_HOME": str(place)} if device and device.software else {}
+    with ownership.temporary_directory() as directory:
+        cache = {"XDG_CACHE_HOME": str(directory)} if device and device.software else {}
         environment = {
-            # What a person told their own servers is not for this one.
+            # Leaves out the user's settings for other servers.
             **{name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")},
             **servers.ENVIRONMENT,
             **(device.environment if device else {}),
-            **given,
+            **cache,
         }
 
         @contextlib.contextmanager
         def prepare(server: ServerPlan, answer: KnownAnswer) -> Iterator[Subject]:
             name = runner.model_name(server)
-            path = server.model_file or place / f"{name}.gguf"
-            if not path.exists():  # another server may have it mapped
+            path = server.model_file or directory / f"{name}.gguf"
+            if not path.exists():  # a running server may have mapped it
                 path.write_bytes(answer.gguf)
             port = free_port()
             alias = servers.bodhi_alias(name) if server.is_bodhi else str(path)
@@ -191,10 +191,10 @@ def smoke(
                 arguments = consumer.load().command(alias=alias, model=str(path), port=port)
             else:
                 arguments = ("--host", "127.0.0.1", "--port", str(port), "--model", str(path))
-            # The program finds a device by itself; what stands for cpu/ must not use it.
-            where = servers.device_arguments(server.arguments) if server.on_device else NO_DEVICE if device else ()
-            arguments = (str(program), *arguments, *server.arguments, *where)
-            process = Process(arguments, environment=environment, log=place / f"{port}.log")
+            # The program finds a device by itself; the server in place of cpu/ must not use it.
+            layers = servers.device_arguments(server.arguments) if server.on_device else NO_DEVICE if device else ()
+            arguments = (str(program), *arguments, *server.arguments, *layers)
+            process = Process(arguments, environment=environment, log=directory / f"{port}.log")
             try:
                 yield Subject(
                     server=process,
@@ -221,7 +221,7 @@ def smoke(
 
 
 def free_port() -> int:
-    """Returns a port of 127.0.0.1 that nobody listens on now."""
+    """Returns a free port of 127.0.0.1."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Checks a llama-server that already runs, whoever started it and whatever in, by its URL alone."""
+"""The smoke test of a llama-server that is already running, by its URL alone."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WRITE_MODEL = "`invoke known-answer-model --type Q8_0 --output model.gguf`"
 
 
 def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> SmokeReport:
-    """Returns what was seen of a running server; what cannot be checked is in the report as skipped, with the reason.
+    """Checks a running server and returns the report; checks that are not possible are skipped, with the reason.
 
     Args:
-        url: where it is, such as `http://127.0.0.1:8080`.
-        variant: what it runs on; an accelerator's answers may differ a little more from the right ones than a CPU's.
-        record_dir: where to write the report; None: nowhere.
+        url: of the server, such as `http://127.0.0.1:8080`.
+        variant: of the server; one with an accelerator has larger tolerances.
+        record_dir: directory for the report; None: it is not written.
 
     Raises:
-        UsageError: the URL is none, or `record_dir` cannot be written.
+        UsageError: `url` is not a URL, or `record_dir` cannot be written.
     """
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.netloc:

@@ -1,4 +1,4 @@
-"""Judges what a server answered by the known answer; no server is needed."""
+"""Compares a server's answer with the known answer; pure functions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from base_images.smoke.model import KnownAnswer, Step
 
 @dataclass(frozen=True, kw_only=True)
 class SeenStep:
-    """One token as a server gave it; `log_probability` is None and `top` empty when it was not asked for them.
+    """One token of a server's answer; `log_probability` is None and `top` is empty if they were not requested.
 
-    A server that was asked and says `null` means not-a-number: that is `math.nan` here, and wrong.
+    A server's `null` for a requested log-probability means NaN; it is `math.nan` here, and wrong.
     """
 
     text: str
@@ -23,12 +23,12 @@ class SeenStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether what was seen is right.
+    """Whether an answer is right.
 
     Attributes:
-        largest_difference: of the log-probabilities compared, in nats, or the cosine distance; infinite when a number
-            was not finite; None when there were no numbers.
-        reason: one sentence; when wrong, the first thing that is, with what was seen and what is right.
+        largest_difference: of the compared log-probabilities, in nats, or the cosine distance; infinite if a number
+            was not finite; None if there were no numbers.
+        reason: one sentence; for a wrong answer the first error, with the observed and the right value.
     """
 
     ok: bool
@@ -37,10 +37,10 @@ class Verdict:
 
 
 def compare(expected: KnownAnswer, seen: Sequence[SeenStep]) -> Verdict:
-    """Returns whether a server's tokens, and the log-probabilities it gave, are the right ones.
+    """Returns whether a server's tokens and log-probabilities are right.
 
-    The first wrong step decides: what follows a wrong token answers another text. A token of the right top that the
-    seen top lacks is taken to be as probable as the seen top's last, which it can be at most.
+    The first wrong step decides, because what follows a wrong token continues another text. A token that is missing in
+    the server's top is taken to be as probable as the last one there, its upper bound.
     """
     largest: float | None = None
     for number, (right, step) in enumerate(zip(expected.steps, seen, strict=False), start=1):
@@ -73,7 +73,7 @@ def compare(expected: KnownAnswer, seen: Sequence[SeenStep]) -> Verdict:
 
 
 def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
-    """Returns whether a server's embedding of the prompt points where the right one does and has length 1."""
+    """Returns whether a server's embedding of the prompt has the right direction, and length 1."""
     if len(seen) != len(expected.embedding):
         return Verdict(
             ok=False,
@@ -81,7 +81,7 @@ def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
             reason=f"The embedding has {len(seen)} numbers where {len(expected.embedding)} are right.",
         )
     length = math.hypot(*seen)
-    if not abs(length - 1) < 1e-3:  # noqa: PLR2004 (float32 keeps it within 1e-6; not-a-number fails too)
+    if not abs(length - 1) < 1e-3:  # noqa: PLR2004 (float32 keeps it within 1e-6; NaN fails too)
         return Verdict(
             ok=False, largest_difference=math.inf, reason=f"The embedding has length {length:.4f} where 1 is right."
         )
@@ -97,12 +97,12 @@ def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
 
 
 def _log_probabilities(right: Step, seen: SeenStep) -> Iterator[tuple[str, float, float]]:
-    """Yields (token, right, seen) for every log-probability that can be compared, the chosen token's first."""
+    """Yields (token, right, seen) for every comparable log-probability, the chosen token's first."""
     if seen.log_probability is not None:
         yield right.text, right.log_probability, seen.log_probability
     if not seen.top:
         return
-    given = dict(seen.top)
-    last = min(given.values())
+    top = dict(seen.top)
+    last = min(top.values())
     for text, log_probability in right.top:
-        yield text, log_probability, given.get(text, min(last, log_probability))
+        yield text, log_probability, top.get(text, min(last, log_probability))
