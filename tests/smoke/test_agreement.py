@@ -121,7 +121,7 @@ def test_other_kernels_are_within_the_tolerance(engine: Engine, cpu_image: Image
         (not_a_number, "Token 1 of the device's answer has a log-probability that is not a number"),
     ],
 )
-def test_a_model_that_is_damaged(
+def test_a_damaged_model_fails(
     engine: Engine,
     cpu_image: Image,
     cpu: tuple[Container, str],
@@ -137,7 +137,7 @@ def test_a_model_that_is_damaged(
 
 # F32 is left out: F16 has the same weights, rounded by less than what is tolerated.
 @pytest.mark.parametrize("other", [TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K])
-def test_the_model_of_another_type(
+def test_the_model_of_another_type_fails(
     engine: Engine, cpu_image: Image, cpu: tuple[Container, str], other: TensorType
 ) -> None:
     gguf = model.known_answer(other).gguf
@@ -173,7 +173,7 @@ def cache(engine: Engine) -> Iterator[str]:
 
 
 @pytest.mark.lavapipe
-def test_a_device_that_is_right(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
+def test_a_right_device_agrees(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, given=(LAVAPIPE, cache)) as (container, url):
         said = agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
         checks_server.check_offloaded(container.logs())
@@ -182,7 +182,7 @@ def test_a_device_that_is_right(engine: Engine, vulkan_image: Image, vulkan_cpu:
 
 
 @pytest.mark.lavapipe
-def test_a_device_that_is_wrong(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
+def test_a_wrong_device_fails(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, gguf=altered(one_weight), given=(LAVAPIPE, cache)) as (container, url):
         with pytest.raises(CheckFailedError, match=r"^The device computes something else: "):
             agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
@@ -198,7 +198,7 @@ def test_a_device_that_is_wrong(engine: Engine, vulkan_image: Image, vulkan_cpu:
     ],
     ids=["no layers", "hidden"],
 )
-def test_a_device_that_is_not_used(
+def test_an_unused_device_is_found_by_the_log(
     engine: Engine,
     vulkan_image: Image,
     vulkan_cpu: str,

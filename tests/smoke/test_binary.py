@@ -69,7 +69,9 @@ def seen(report: SmokeReport, status: Status) -> dict[tuple[str, str], str]:
     return {(row.server, row.check): row.seen for row in report.rows if row.status is status}
 
 
-def test_without_an_engine_the_same_checks_and_the_same_report(program: Path, temporary: Path, tmp_path: Path) -> None:
+def test_a_program_gets_the_same_checks_and_report_without_an_engine(
+    program: Path, temporary: Path, tmp_path: Path
+) -> None:
     record, page = tmp_path / "record", tmp_path / "page.html"
     command = ("smoke", "--variant", "cpu", "--binary", str(program), "--json")
     with invoke(*command, "--record", str(record), "--html", str(page)) as running:
@@ -92,7 +94,7 @@ def test_without_an_engine_the_same_checks_and_the_same_report(program: Path, te
     assert list(temporary.iterdir()) == []
 
 
-def test_a_device_that_is_not_there(program: Path) -> None:
+def test_a_missing_device_fails_the_device_checks(program: Path) -> None:
     # Nothing but the CPU is beside this server: every check of the device says so, and the right answers do not help.
     report = process.smoke(program, VULKAN, device=device.in_software(VULKAN), tensor_types=[TensorType.F32])
     assert report.device is Device.SOFTWARE
@@ -102,7 +104,7 @@ def test_a_device_that_is_not_there(program: Path) -> None:
     assert {row.status for row in report.rows if row.check == "completion"} == {Status.PASS}
 
 
-def test_a_server_without_its_backends(program: Path, tmp_path: Path) -> None:
+def test_a_server_without_backends_fails_to_start(program: Path, tmp_path: Path) -> None:
     directory = tmp_path / "incomplete"
     shutil.copytree(program.parent, directory, ignore=shutil.ignore_patterns("libggml-cpu-*"))
     report = process.smoke(directory / program.name, CPU, tensor_types=[TensorType.F32])
@@ -113,7 +115,7 @@ def test_a_server_without_its_backends(program: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["#!/no/such/interpreter\n", "\x7fELF"])
-def test_what_cannot_be_started_is_a_report_and_no_error(tmp_path: Path, text: str) -> None:
+def test_a_program_that_cannot_start_is_reported_and_not_raised(tmp_path: Path, text: str) -> None:
     broken = tmp_path / "llama-server"
     broken.write_text(text)
     broken.chmod(0o755)
@@ -123,7 +125,7 @@ def test_what_cannot_be_started_is_a_report_and_no_error(tmp_path: Path, text: s
 
 
 @pytest.mark.parametrize("mode", [None, 0o644])
-def test_what_is_no_program(tmp_path: Path, mode: int | None) -> None:
+def test_a_file_that_is_not_executable_is_a_usage_error(tmp_path: Path, mode: int | None) -> None:
     path = tmp_path / "llama-server"
     if mode:
         path.touch(mode)
@@ -166,7 +168,7 @@ def test_an_interrupted_test_kills_the_server_and_its_children(hanging: Path, te
     assert list(temporary.iterdir()) == []
 
 
-def test_a_test_that_is_killed_hard_takes_the_server_with_it(program: Path, hanging: Path, temporary: Path) -> None:
+def test_a_killed_test_kills_the_server(program: Path, hanging: Path, temporary: Path) -> None:
     with invoke("smoke", "--variant", "cpu", "--binary", str(hanging)) as running:
         server, child = started(hanging.with_name("pids"))
         running.kill()
@@ -178,7 +180,7 @@ def test_a_test_that_is_killed_hard_takes_the_server_with_it(program: Path, hang
     assert list(temporary.iterdir()) == []
 
 
-def test_a_process_that_ignores_sigterm(hanging: Path, tmp_path: Path) -> None:
+def test_a_process_that_ignores_sigterm_fails_the_check(hanging: Path, tmp_path: Path) -> None:
     server = process.Process([str(hanging)], environment=os.environ, log=tmp_path / "log")
     assert server.state().status == "created"
     try:
@@ -193,7 +195,7 @@ def test_a_process_that_ignores_sigterm(hanging: Path, tmp_path: Path) -> None:
         server.signal("SIGTERM")
 
 
-def test_how_a_process_ended(tmp_path: Path) -> None:
+def test_the_exit_code_of_a_process(tmp_path: Path) -> None:
     for script, code in (("exit 7", 7), ("kill -9 $$", 137)):
         server = process.Process(["/bin/sh", "-c", script], environment={}, log=tmp_path / "log")
         server.start()

@@ -68,7 +68,7 @@ def python(script: str) -> subprocess.Popen[str]:
 # --- what is tested ---
 
 
-def test_two_at_once_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
+def test_two_concurrent_tests_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
     record = tmp_path / "record"
     common = ("smoke", "--variant", "cpu", "--image", cpu_image.id, "--record", str(record))
     files = [(tmp_path / "made" / f"{name}.xml", tmp_path / f"{name}.html") for name in "ab"]
@@ -90,7 +90,7 @@ def test_two_at_once_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
     assert not [path for path in record.iterdir() if path.name.startswith(".")]
 
 
-def test_keep_leaves_the_containers_and_the_words_that_remove_them(engine: Engine, cpu_image: Image) -> None:
+def test_keep_leaves_the_containers_and_prints_their_removal(engine: Engine, cpu_image: Image) -> None:
     code, printed, errors = invoke("smoke", "--variant", "cpu", "--image", cpu_image.id, "--keep", "--json")
     command = errors.partition("`")[2].rpartition("`")[0]
     names = errors.removeprefix("kept: ").partition(";")[0].split(", ")
@@ -113,7 +113,7 @@ def test_keep_leaves_the_containers_and_the_words_that_remove_them(engine: Engin
     assert not set(volumes) & set(things())
 
 
-def test_an_image_of_another_variant(cpu_image: Image) -> None:
+def test_an_image_of_another_variant_is_an_error(cpu_image: Image) -> None:
     assert variants.find(cpu_image.labels[Label.VARIANT]) == CPU
     code, printed, errors = invoke("smoke", "--variant", "vulkan", "--software-device", "--image", cpu_image.id)
     assert (code, printed) == (2, "")
@@ -143,7 +143,7 @@ def under_test(engine: Engine, reference: str, notices: list[str], **arguments: 
     )
 
 
-def test_a_tag_and_a_digest_that_are_absent_are_pulled(engine: Engine, registry: Registry) -> None:  # noqa: F811
+def test_a_missing_tag_or_digest_is_pulled(engine: Engine, registry: Registry) -> None:  # noqa: F811
     reference = references(registry)["web"]
     notices: list[str] = []
     image = under_test(engine, reference, notices)
@@ -159,12 +159,12 @@ def test_a_tag_and_a_digest_that_are_absent_are_pulled(engine: Engine, registry:
     assert notices == []
 
 
-def test_an_image_that_nobody_has(engine: Engine) -> None:
+def test_an_unknown_image_is_an_error(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1/none"):
         under_test(engine, "127.0.0.1:1/none:1", [])
 
 
-def test_without_a_name_it_is_the_local_build(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+def test_without_a_reference_the_local_build_is_tested(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
     notices: list[str] = []
     assert under_test(engine, "", notices).id == cpu_image.id
     assert all("was built from" in notice and "is checked out." in notice for notice in notices)
@@ -179,7 +179,7 @@ def test_without_a_name_it_is_the_local_build(engine: Engine, cpu_image: Image, 
     assert notices == []
 
 
-def test_no_local_build_is_one_sentence(engine: Engine) -> None:
+def test_a_missing_local_build_is_reported_in_one_sentence(engine: Engine) -> None:
     missing = next((one for one in variants.VARIANTS if not engine.has_image(f"llama-cpp-{one.name}:local")), None)
     if missing is None:
         pytest.skip("there is a local build of every variant")
@@ -240,14 +240,12 @@ def test_a_running_server_with_the_known_answer_model(engine: Engine, cpu_image:
 
 
 @pytest.mark.parametrize("tensor_type", TensorType)
-def test_every_known_answer_model_is_told_by_what_the_server_says(
-    engine: Engine, cpu_image: Image, tensor_type: TensorType
-) -> None:
+def test_every_known_answer_model_is_recognised(engine: Engine, cpu_image: Image, tensor_type: TensorType) -> None:
     with serving(engine, cpu_image, model.known_answer(tensor_type).gguf, embeddings=False) as url:
         assert checks_http.find_model(url) == ("/models/mine.gguf", tensor_type)
 
 
-def test_a_running_server_with_a_wrong_answer(engine: Engine, cpu_image: Image) -> None:
+def test_a_running_server_with_a_wrong_answer_fails(engine: Engine, cpu_image: Image) -> None:
     answer = model.known_answer(TensorType.F32)
     with serving(engine, cpu_image, answer.gguf[:-2] + b"\x7e\x43", embeddings=True) as url:
         report = running.smoke_url(url, CPU)
@@ -256,7 +254,9 @@ def test_a_running_server_with_a_wrong_answer(engine: Engine, cpu_image: Image) 
     assert "models" not in failed
 
 
-def test_a_running_server_with_another_model(engine: Engine, cpu_image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_server_with_another_model_is_not_judged(
+    engine: Engine, cpu_image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model, "CONTEXT", 2048)
     gguf = model.to_gguf(model.draw_tensors(TensorType.F32))
     monkeypatch.undo()
@@ -272,12 +272,12 @@ def test_a_running_server_with_another_model(engine: Engine, cpu_image: Image, m
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", "/tmp/llama-server"])
-def test_what_is_no_url(url: str) -> None:
+def test_a_malformed_url_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="is no URL of a server"):
         running.smoke_url(url, CPU)
 
 
-def test_nobody_at_the_url() -> None:
+def test_a_closed_port_fails_the_health_check() -> None:
     report = running.smoke_url("http://127.0.0.1:1", CPU)
     assert [(row.check, row.status) for row in report.rows] == [("health", Status.FAIL)]
 
@@ -285,7 +285,7 @@ def test_nobody_at_the_url() -> None:
 # --- nothing is left ---
 
 
-def test_what_a_killed_test_left_goes_and_what_others_have_stays(engine: Engine, cpu_image: Image) -> None:
+def test_leftovers_of_a_killed_test_are_removed_and_others_stay(engine: Engine, cpu_image: Image) -> None:
     holds = f"""
 connected = engine.connect()
 way = containers.quick_start({cpu_image.id!r}, "model")
@@ -314,7 +314,7 @@ with containers.prepared(connected, way, model.known_answer(model.TensorType.F32
         assert made_by(living.pid) == set()
 
 
-def test_two_that_clean_up_at_once(cpu_image: Image) -> None:
+def test_two_concurrent_clean_ups(cpu_image: Image) -> None:
     leaves = f"""
 import os, signal
 connected = engine.connect()

@@ -31,7 +31,7 @@ def in_place_of(variant: variants.Variant, cpu_image: Image) -> str:
 
 
 @pytest.mark.parametrize("variant", ACCELERATORS, ids=lambda variant: variant.name)
-def test_with_a_variant_s_arguments_the_answers_are_right(
+def test_answers_are_right_with_each_variant_s_arguments(
     engine: Engine, cpu_image: Image, variant: variants.Variant
 ) -> None:
     known = consumer.load()
@@ -50,7 +50,7 @@ def test_with_a_variant_s_arguments_the_answers_are_right(
 
 
 @pytest.mark.parametrize("name", ["musa", "intel", "cann"])
-def test_bodhi_s_own_image_starts_as_it_is(engine: Engine, cpu_image: Image, name: str) -> None:
+def test_bodhi_s_own_image_starts_unchanged(engine: Engine, cpu_image: Image, name: str) -> None:
     """Those whose arguments the server takes all of: no replacement, no fall-back."""
     with (
         bodhi.built(engine, in_place_of(variants.find(name), cpu_image)) as image,

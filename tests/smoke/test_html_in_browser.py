@@ -130,7 +130,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.mark.parametrize("size", [PHONE, DESK])
 @pytest.mark.parametrize("name", PAGES)
-def test_nothing_sticks_out_of_the_screen(browser: Browser, name: str, size: tuple[int, int]) -> None:
+def test_nothing_is_wider_than_the_screen(browser: Browser, name: str, size: tuple[int, int]) -> None:
     browser.open(name, size)
     browser.ask("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert browser.ask("return document.documentElement.scrollWidth") <= size[0]
@@ -147,7 +147,7 @@ def test_the_verdict_is_on_the_first_screen(browser: Browser, size: tuple[int, i
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_nothing_is_loaded_and_nothing_is_complained_of(browser: Browser, name: str) -> None:
+def test_nothing_is_loaded_and_the_browser_log_is_empty(browser: Browser, name: str) -> None:
     browser.driver.get_log("browser")  # type: ignore[no-untyped-call]
     browser.open(name, DESK)
     assert Site.asked == [f"/{name}"]
@@ -159,7 +159,7 @@ def test_nothing_is_loaded_and_nothing_is_complained_of(browser: Browser, name: 
     ]
 
 
-def test_a_log_is_folded_until_it_is_asked_for(browser: Browser) -> None:
+def test_a_log_is_folded_until_it_is_opened(browser: Browser) -> None:
     browser.open("hostile", PHONE)
     summary = browser.driver.find_element(By.TAG_NAME, "summary")
     log = browser.driver.find_element(By.CSS_SELECTOR, "details pre")
@@ -171,14 +171,14 @@ def test_a_log_is_folded_until_it_is_asked_for(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_from_what_is_behind_it(browser: Browser, scheme: str) -> None:
+def test_every_text_has_enough_contrast(browser: Browser, scheme: str) -> None:
     browser.open("failed", DESK, scheme=scheme)
     background = browser.ask("return getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
     assert browser.ask(TOO_FAINT) == []
 
 
-def test_a_length_is_its_value(browser: Browser) -> None:
+def test_bars_are_proportional_to_their_values(browser: Browser) -> None:
     browser.open("failed", DESK)
     widths = browser.ask("return [...document.querySelectorAll('.speeds .bar')].map(bar => bar.clientWidth)")
     device, cpu = widths[2:4]  # 412.1 and 33.54
@@ -187,7 +187,7 @@ def test_a_length_is_its_value(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK])
-def test_a_screen_reader_finds_the_tables(browser: Browser, size: tuple[int, int]) -> None:
+def test_tables_have_names_and_headers(browser: Browser, size: tuple[int, int]) -> None:
     browser.open("failed", size)
     nodes = browser.command("Accessibility.getFullAXTree")["nodes"]
     roles = [node["role"]["value"] for node in nodes if "role" in node]
@@ -198,7 +198,7 @@ def test_a_screen_reader_finds_the_tables(browser: Browser, size: tuple[int, int
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_paper(browser: Browser, name: str, tmp_path: Path) -> None:
+def test_the_page_prints_whole(browser: Browser, name: str, tmp_path: Path) -> None:
     browser.open(name, A4, scheme="dark", media="print")
     assert browser.ask("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.ask(WIDER_THAN_THE_SCREEN) == []

@@ -23,18 +23,18 @@ def report(engine: Engine, cpu_image: Image) -> SmokeReport:
     return containers.smoke(engine, cpu_image.id, WITHOUT_BACKEND, device=granted, tensor_types=[TensorType.Q8_0])
 
 
-def test_a_device_that_is_not_used_fails_its_own_checks_alone(report: SmokeReport) -> None:
+def test_an_unused_device_fails_the_device_checks_alone(report: SmokeReport) -> None:
     failed = {row.check for row in report.rows if row.status is Status.FAIL}
     assert failed == set(runner.DEVICE_CHECKS)
 
 
-def test_what_the_cpu_computes_twice_is_told_apart_from_a_device_that_agrees(report: SmokeReport) -> None:
+def test_agreement_computed_by_the_same_code_is_reported(report: SmokeReport) -> None:
     seen = [row.seen for row in report.rows if row.check == "agreement"]
     assert len(seen) == len(agreement.SOFTWARE_PAIRS)
     assert all("not one bit differs" in one for one in seen)
 
 
-def test_speeds_are_measured_and_are_no_verdict(report: SmokeReport) -> None:
+def test_speeds_are_measured_and_not_judged(report: SmokeReport) -> None:
     names = [one.name for one in report.speeds]
     assert names == ["Prompt", "Generation", "Load time", "Memory on the device"]
     assert all(one.device and one.cpu for one in report.speeds[:3])
@@ -45,7 +45,7 @@ def test_speeds_are_measured_and_are_no_verdict(report: SmokeReport) -> None:
     assert kept["ratio"] == pytest.approx(kept["device"] / kept["cpu"])
 
 
-def test_the_speed_of_a_model_of_ones_own(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+def test_the_speed_of_a_given_model(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
     mine = tmp_path / "mine.gguf"
     mine.write_bytes(model.known_answer(TensorType.F16).gguf)
     found = containers.smoke(

@@ -27,20 +27,20 @@ def test_check(target: Target, name: Check) -> None:
     assert result.status is Status.PASS, result.seen
 
 
-def test_what_was_seen(target: Target) -> None:
+def test_the_observations(target: Target) -> None:
     assert checks_client.check_models(target) == f"offers {target.alias}"
     assert checks_client.check_chat(target) == (f"{ANSWER.text!r}, and the same in 16 pieces; length, 32 + 16 tokens")
     assert checks_client.check_completion(target) == f"{ANSWER.text!r}; length, 32 + 16 tokens"
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_a_model_whose_answer_is_not_known(target: Target, name: Check) -> None:
+def test_a_model_without_a_known_answer_is_not_judged(target: Target, name: Check) -> None:
     result = perform(name, lambda: checks_client.CHECKS[name](dataclasses.replace(target, answer=None)))
     assert result.status is Status.PASS, result.seen
 
 
 @pytest.mark.parametrize("name", ["client: chat", "client: completion", "client: embeddings"])
-def test_another_answer_than_expected(target: Target, name: Check) -> None:
+def test_another_answer_than_expected_fails(target: Target, name: Check) -> None:
     other = model.known_answer(TensorType.Q8_0)
     # The question stays, so that only what comes back is another.
     wrong = dataclasses.replace(ANSWER, text=other.text, embedding=other.embedding)
@@ -48,13 +48,13 @@ def test_another_answer_than_expected(target: Target, name: Check) -> None:
         checks_client.CHECKS[name](dataclasses.replace(target, answer=wrong))
 
 
-def test_another_name_than_the_model_has(target: Target) -> None:
+def test_another_model_name_fails(target: Target) -> None:
     with pytest.raises(CheckFailedError, match=rf"offered \['{target.alias}'\] and not 'other'"):
         checks_client.check_models(dataclasses.replace(target, alias="other"))
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_no_server(name: Check) -> None:
+def test_a_missing_server_fails(name: Check) -> None:
     nobody = Target(url="http://127.0.0.1:9", alias="model", answer=ANSWER)
     with pytest.raises(CheckFailedError, match="OpenAI's client ends with APIConnectionError"):
         checks_client.CHECKS[name](nobody)
@@ -135,7 +135,7 @@ def without_a_role(body: bytes) -> bytes:
         (lambda body: body.replace(b"{", b"[", 1), "Expecting|ends with|another shape"),
     ],
 )
-def test_an_answer_that_is_changed_on_its_way(target: Target, change: Callable[[bytes], bytes], reason: str) -> None:
+def test_a_changed_answer_fails(target: Target, change: Callable[[bytes], bytes], reason: str) -> None:
     with relay(target.url, lambda body: body) as url:
         checks_client.check_chat(dataclasses.replace(target, url=url))
     with relay(target.url, change) as url:

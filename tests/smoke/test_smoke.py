@@ -59,7 +59,7 @@ def test_the_report_has_these_checks_and_no_others(recorded: Recorded) -> None:
     assert recorded.report.ok
 
 
-def test_the_report_says_how_long_it_took_and_what_for(recorded: Recorded) -> None:
+def test_the_report_has_consistent_times(recorded: Recorded) -> None:
     report = recorded.report
     print(f"the verdict was there after {recorded.seconds:.1f} s")  # noqa: T201 - nobody promises how soon
     assert recorded.seconds >= report.seconds >= sum(server.seconds for server in report.servers)
@@ -71,7 +71,7 @@ def test_nothing_is_left_behind(recorded: Recorded) -> None:
     assert recorded.left == set()
 
 
-def test_everything_is_on_record(recorded: Recorded) -> None:
+def test_the_record_is_complete(recorded: Recorded) -> None:
     content = json.loads((recorded.directory / "smoke-cpu.json").read_text(encoding="utf-8"))
     assert content["ok"]
     assert [(server["name"], check["name"]) for server in content["servers"] for check in server["checks"]] == CHECKS
@@ -90,7 +90,7 @@ def failures(target: Target) -> dict[str, str]:
     return {result.name: result.seen for result in results if result.status is not Status.PASS}
 
 
-def test_a_server_that_runs_anyway_can_be_checked_by_its_url(target: Target) -> None:
+def test_a_running_server_can_be_checked_by_its_url(target: Target) -> None:
     assert failures(target) == {}
 
 
@@ -104,7 +104,7 @@ KNOWN_ANSWER_CHECKS = {
 }
 
 
-def test_another_answer_than_expected(target: Target) -> None:
+def test_another_answer_than_expected_fails(target: Target) -> None:
     steps = ANSWER.steps
     other = next(text for text in "ab" if text != steps[-1].text)
     wrong = dataclasses.replace(
@@ -117,13 +117,13 @@ def test_another_answer_than_expected(target: Target) -> None:
     assert all(repr(other) in seen for seen in failed.values()), failed
 
 
-def test_another_text_than_its_tokens(target: Target) -> None:
+def test_a_text_that_differs_from_its_tokens_fails(target: Target) -> None:
     failed = failures(dataclasses.replace(target, answer=dataclasses.replace(ANSWER, text="other")))
     assert set(failed) == KNOWN_ANSWER_CHECKS
     assert all("where 'other' is right, though its tokens are" in seen for seen in failed.values()), failed
 
 
-def test_another_log_probability_than_expected(target: Target) -> None:
+def test_another_log_probability_than_expected_fails(target: Target) -> None:
     first, *rest = ANSWER.steps
     off = first.log_probability - 2 * ANSWER.tolerance
     steps = (dataclasses.replace(first, log_probability=off), *rest)
@@ -131,16 +131,16 @@ def test_another_log_probability_than_expected(target: Target) -> None:
     assert set(failed) == KNOWN_ANSWER_CHECKS
 
 
-def test_another_embedding_than_expected(target: Target) -> None:
+def test_another_embedding_than_expected_fails(target: Target) -> None:
     turned = dataclasses.replace(ANSWER, embedding=tuple(-number for number in ANSWER.embedding))
     assert set(failures(dataclasses.replace(target, answer=turned))) == {"embeddings"}
 
 
-def test_another_model_name_than_expected(target: Target) -> None:
+def test_another_model_name_than_expected_fails(target: Target) -> None:
     assert set(failures(dataclasses.replace(target, alias="other"))) == {"models"}
 
 
-def test_a_server_that_is_not_there(target: Target) -> None:
+def test_a_missing_server_fails_every_check(target: Target) -> None:
     failed = failures(dataclasses.replace(target, url="http://127.0.0.1:1"))
     assert set(failed) == set(checks_http.CHECKS)
     assert failed["health"].startswith("The server gave no answer: ")
@@ -152,7 +152,7 @@ def damaged(answer: KnownAnswer) -> KnownAnswer:
     return dataclasses.replace(answer, gguf=answer.gguf[:middle] + b"\x7e\x43" + answer.gguf[middle + 2 :])
 
 
-def test_a_damaged_weight(engine: Engine, cpu_image: Image) -> None:
+def test_a_damaged_weight_fails(engine: Engine, cpu_image: Image) -> None:
     answer = damaged(model.known_answer(TensorType.F32))
     way = containers.quick_start(cpu_image.id, "damaged")
     with containers.prepared(engine, way, answer.gguf) as container:
@@ -176,7 +176,7 @@ def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
     assert "404" in failed["web page"]
 
 
-def test_an_image_that_cannot_start_is_a_report_and_no_error(engine: Engine, cpu_image: Image) -> None:
+def test_an_image_that_cannot_start_is_reported_and_not_raised(engine: Engine, cpu_image: Image) -> None:
     report = containers.smoke(engine, cpu_image.id, variants.find("cuda"), tensor_types=[TensorType.F32])
     assert not report.ok
     bodhi = [row for row in report.rows if row.server == "as BodhiApp, F32"]
@@ -188,7 +188,7 @@ def test_an_image_that_cannot_start_is_a_report_and_no_error(engine: Engine, cpu
     assert {row.status for row in fallback} == {Status.PASS}
 
 
-def test_an_argument_of_bodhi_s_that_the_server_refuses_is_named(engine: Engine, cpu_image: Image) -> None:
+def test_a_refused_argument_of_bodhi_is_named(engine: Engine, cpu_image: Image) -> None:
     """As a newer llama.cpp refuses it: a few letters of the library's name for it are others here."""
     plant = "RUN sed -i 's/--no-mmap/--no-mmaq/' /app/bin/*/cpu/libllama-common.so.*.*"
     with bodhi.built(engine, f"FROM {cpu_image.tags[0]}\nUSER root\n{plant}\nUSER llama\n") as planted:

@@ -11,7 +11,7 @@ from base_images.smoke.model import TensorType
 from base_images.smoke.speed import Measured
 
 
-def test_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:
+def test_the_speed_of_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:
     way = containers.quick_start(cpu_image.id, "model")
     with containers.prepared(engine, way, model.known_answer(TensorType.Q8_0).gguf) as container:
         seconds = servers.start(container, way.port)

@@ -64,7 +64,7 @@ def offloading(image: Image, cache: str, layers: str) -> Way:
     return dataclasses.replace(way, container=dataclasses.replace(way.container, command=command))
 
 
-def test_no_layer_on_the_device(engine: Engine, vulkan_image: Image, cache: str) -> None:
+def test_no_layer_on_the_device_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
     with started(engine, offloading(vulkan_image, cache, "0")) as (container, target):
         checks_http.check_completion(target)  # right, and not the device's
         checks_server.check_list_devices(container, SERVER, "Vulkan")
@@ -74,14 +74,14 @@ def test_no_layer_on_the_device(engine: Engine, vulkan_image: Image, cache: str)
             checks_server.check_buffers(container.logs(), "Vulkan")
 
 
-def test_one_layer_less_than_all_on_the_device(engine: Engine, vulkan_image: Image, cache: str) -> None:
+def test_a_missing_layer_on_the_device_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
     with started(engine, offloading(vulkan_image, cache, "2")) as (container, _):
         log = container.logs()
     with pytest.raises(CheckFailedError, match="Only 2 of 3 layers are on the device"):
         checks_server.check_offloaded(log)
 
 
-def test_a_device_that_is_hidden(engine: Engine, vulkan_image: Image, cache: str) -> None:
+def test_a_hidden_device_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
     way = containers.on_device(
         containers.quick_start(vulkan_image.id, "model"), dataclasses.replace(LAVAPIPE, environment={}), cache
     )
@@ -97,7 +97,7 @@ def test_a_device_that_is_hidden(engine: Engine, vulkan_image: Image, cache: str
         assert "the Vulkan backend has found no device, THE CPU GAVE THE ANSWERS: the model is in CPU" in said
 
 
-def test_a_backend_that_is_missing(engine: Engine, vulkan_image: Image, cache: str) -> None:
+def test_a_missing_backend_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
     # cpu/ holds the same files but for the accelerator's library.
     directory = f"{DIRECTORY.rpartition('/')[0]}/cpu"
     way = containers.on_device(containers.as_bodhi(vulkan_image.id, "model", directory), LAVAPIPE, cache)
@@ -111,7 +111,7 @@ def test_a_backend_that_is_missing(engine: Engine, vulkan_image: Image, cache: s
         assert "the Vulkan backend WAS NOT LOADED, THE CPU GAVE THE ANSWERS" in said
 
 
-def test_a_device_that_computes_something_else(engine: Engine, vulkan_image: Image, cache: str) -> None:
+def test_a_wrong_device_fails(engine: Engine, vulkan_image: Image, cache: str) -> None:
     # One weight of the last tensor turned from small to large, as a damaged file or a broken kernel would have it.
     wrong = dataclasses.replace(ANSWER, gguf=ANSWER.gguf[:-2] + b"\x7e\x43")
     with started(engine, offloading(vulkan_image, cache, servers.ALL_LAYERS), wrong) as (container, target):
@@ -121,7 +121,7 @@ def test_a_device_that_computes_something_else(engine: Engine, vulkan_image: Ima
             checks_http.check_completion(target)
 
 
-def test_without_a_device_the_report_says_who_answered(engine: Engine, vulkan_image: Image) -> None:
+def test_without_a_device_the_report_says_that_the_cpu_answered(engine: Engine, vulkan_image: Image) -> None:
     report = containers.smoke(engine, vulkan_image.id, VULKAN, tensor_types=[TensorType.Q8_0])
     assert report.ok
     said = {row.server: row.seen for row in report.rows if row.check == "backend"}

@@ -126,7 +126,7 @@ def composed(command: list[str], directory: Path, text: str) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("models")
-def test_three_ways_give_a_container_the_same(
+def test_engine_command_line_and_compose_grant_the_same(
     engine: Engine,
     variant: variants.Variant,
     tagged: str,
@@ -163,7 +163,7 @@ def test_three_ways_give_a_container_the_same(
         assert given(done.stdout.split()[-1]) == ours
 
 
-def test_a_process_gets_what_its_container_was_given(
+def test_a_process_has_the_container_s_groups_nodes_and_mounts(
     engine: Engine, cpu_image: Image, variant: variants.Variant
 ) -> None:
     # All but the GPUs, which need a driver.
@@ -185,7 +185,7 @@ def test_a_process_gets_what_its_container_was_given(
         ({"runtime": "no-such-runtime"}, "no-such-runtime"),
     ],
 )
-def test_what_the_host_lacks_is_an_error_of_ours(
+def test_what_the_host_lacks_is_an_engine_error(
     engine: Engine, cpu_image: Image, changes: dict[str, Any], said: str
 ) -> None:
     spec = dataclasses.replace(ContainerSpec(image=cpu_image.id, command=("true",)), **changes)
@@ -196,7 +196,7 @@ def test_what_the_host_lacks_is_an_error_of_ours(
 # --- compose ---
 
 
-def test_compose_takes_the_file_and_has_a_profile_for_each_variant(compose: list[str]) -> None:
+def test_compose_accepts_the_file_with_a_profile_per_variant(compose: list[str]) -> None:
     for variant in variants.VARIANTS:
         command = [*compose, "--file", device.COMPOSE_FILE, "--profile", variant.name, "config", "--services"]
         done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False)
@@ -205,7 +205,7 @@ def test_compose_takes_the_file_and_has_a_profile_for_each_variant(compose: list
 
 
 @pytest.mark.usefixtures("models")
-def test_a_group_that_was_not_given_is_named(
+def test_a_missing_group_is_named(
     tagged: str, variant: variants.Variant, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert variant.device
@@ -217,7 +217,9 @@ def test_a_group_that_was_not_given_is_named(
     assert "NODE_GROUP is not set, see compose.yaml" in done.stderr
 
 
-def test_a_server_by_compose(tagged: str, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compose_starts_a_server(
+    tagged: str, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = model.known_answer(TensorType.Q8_0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small.gguf").write_bytes(answer.gguf)
@@ -251,7 +253,7 @@ def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
-def test_a_host_without_the_device_is_told_in_a_sentence_before_anything_starts() -> None:
+def test_a_missing_device_is_reported_before_anything_starts() -> None:
     for variant in variants.VARIANTS:
         if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
             continue
@@ -261,7 +263,7 @@ def test_a_host_without_the_device_is_told_in_a_sentence_before_anything_starts(
         assert f"{variant.name} needs: install" in done.stderr  # and not that there is no such image
 
 
-def test_devices_that_cannot_be_asked_for() -> None:
+def test_devices_that_cannot_be_requested() -> None:
     done = invoke("test-local-images", "--variant", "vulkan", "--device", "--software-device")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--device and --software-device exclude each other" in done.stderr

@@ -76,7 +76,7 @@ def seen_of(expected: KnownAnswer) -> list[SeenStep]:
 
 
 @ALL_TYPES
-def test_the_search_finds_the_committed_seed_and_the_margin_is_what_it_claims(tensor_type: TensorType) -> None:
+def test_the_search_finds_the_committed_seed_and_margin(tensor_type: TensorType) -> None:
     found = model.search_seed(tensor_type)
     assert found.seed == found.committed == model.CALIBRATIONS[tensor_type].seed
     assert found.margin == pytest.approx(known_answer(tensor_type).margin, abs=1e-9)
@@ -94,7 +94,7 @@ def test_every_step_leads_by_the_margin(tensor_type: TensorType) -> None:
 
 
 @ALL_TYPES
-def test_rounding_cannot_turn_a_token(tensor_type: TensorType) -> None:
+def test_rounding_does_not_change_a_token(tensor_type: TensorType) -> None:
     answer = known_answer(tensor_type)
     assert answer.tolerance <= answer.margin
 
@@ -113,7 +113,7 @@ def test_the_bytes_are_the_same_in_every_process() -> None:
 
 
 @ALL_TYPES
-def test_the_file_holds_the_weights_that_the_answer_was_made_of(tensor_type: TensorType, tmp_path: Path) -> None:
+def test_the_file_has_the_weights_of_the_answer(tensor_type: TensorType, tmp_path: Path) -> None:
     answer = known_answer(tensor_type)
     assert len(answer.gguf) < 5_000_000
     path = tmp_path / "model.gguf"
@@ -133,7 +133,7 @@ def test_the_file_holds_the_weights_that_the_answer_was_made_of(tensor_type: Ten
 
 
 @ALL_TYPES
-def test_the_weights_spread_as_the_table_says(tensor_type: TensorType) -> None:
+def test_the_weights_have_their_deviations(tensor_type: TensorType) -> None:
     weights = cached_weights(tensor_type)
     for name, deviation in {"token_embd": 3.0, "blk.0.attn_q": 0.1, "blk.1.ffn_down": 0.0625, "output": 0.25}.items():
         assert weights[name].std() == pytest.approx(deviation, rel=0.1)
@@ -143,7 +143,7 @@ def test_the_weights_spread_as_the_table_says(tensor_type: TensorType) -> None:
 # The reference: properties that its formulas must have.
 
 
-def test_a_token_does_not_change_what_comes_before_it() -> None:
+def test_a_token_does_not_affect_earlier_ones() -> None:
     weights = cached_weights(TensorType.F32)
     one = reference.hidden_states(weights, ARCHITECTURE, [1, 2, 3, 4])
     other = reference.hidden_states(weights, ARCHITECTURE, [1, 2, 3, 5])
@@ -151,7 +151,7 @@ def test_a_token_does_not_change_what_comes_before_it() -> None:
     assert not np.allclose(one[3], other[3], rtol=0, atol=0.1)
 
 
-def test_rotation_keeps_lengths_and_sees_only_distances() -> None:
+def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
     size, count = 64, 9
     vectors = np.random.default_rng(0).standard_normal((2, 1, size))
     query, key = (reference._rotate(np.repeat(vector[None], count, axis=1), 1000.0)[0] for vector in vectors)
@@ -263,7 +263,7 @@ def test_a_dropped_layer_changes_the_verdict(tensor_type: TensorType, dropped: i
 
 
 @ALL_TYPES
-def test_the_undamaged_model_is_right_with_room_to_spare(tensor_type: TensorType) -> None:
+def test_the_undamaged_model_agrees_to_rounding(tensor_type: TensorType) -> None:
     verdict = judge(known_answer(tensor_type), cached_weights(tensor_type), tolerance=1e-6)
     assert verdict.ok, verdict.reason
     assert verdict.reason.startswith("All 16 tokens are right and log-probabilities within 0.0000 of ")
@@ -319,7 +319,7 @@ def test_a_log_probability_may_differ_by_the_tolerance(share: float, ok: bool) -
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_what_is_not_a_number_is_wrong(number: float) -> None:
+def test_nan_and_infinity_are_wrong(number: float) -> None:
     seen = seen_of(EXPECTED)
     seen[2] = dataclasses.replace(seen[2], log_probability=number)
     verdict = compare(EXPECTED, seen)
@@ -327,7 +327,7 @@ def test_what_is_not_a_number_is_wrong(number: float) -> None:
     assert verdict.largest_difference == math.inf
 
 
-def test_a_runner_up_that_is_wrong_or_missing_is_seen() -> None:
+def test_a_wrong_or_missing_runner_up_is_wrong() -> None:
     right = EXPECTED.steps[3]
     for top in (
         tuple(
