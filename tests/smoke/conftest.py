@@ -1,4 +1,4 @@
-"""A running server that several files of tests ask, and what a process has made on the engine."""
+"""A running server for several test files, and the resources of a process on the engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWER = model.known_answer(TensorType.F32)
 
 @pytest.fixture(scope="module")
 def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
-    """A running server as BodhiApp starts it, with the right answer."""
+    """Yields a running server, started like BodhiApp's, with its right answer."""
     way = containers.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
     with containers.prepared(engine, way, ANSWER.gguf) as container:
         servers.start(container, way.port)
@@ -37,6 +37,6 @@ def things() -> dict[str, dict[str, str]]:
 
 
 def made_by(pid: int) -> set[str]:
-    """Returns those that a process of this machine has made and has to remove."""
+    """Returns the resources that a process of this host has made and has to remove."""
     own = owner.current().split(".")[:2]
     return {name for name, labels in things().items() if labels.get(OWNER, "").split(".")[:3] == [*own, str(pid)]}

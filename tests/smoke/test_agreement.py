@@ -1,4 +1,4 @@
-"""The longer run on real servers: who computes something else is found, and told apart from a device that is not used.
+"""The longer run on real servers finds wrong results, and tells them from a device that is not used.
 
 Without a device both servers are the CPU's; what it sees on one is shown on lavapipe, where there is a vulkan image.
 """
@@ -40,7 +40,7 @@ def server(
     given: tuple[Granted, str] | None = None,
     extra: tuple[str, ...] = (),
 ) -> Iterator[tuple[Container, str]]:
-    """Yields a server of the pair and its URL: from `cpu/`, or on the device that is given."""
+    """Yields a server of the pair and its URL: from `cpu/`, or on a given device."""
     way = containers.quick_start(image.id, "model")
     entrypoint = way.container.entrypoint if given else (f"{BIN}/cpu/llama-server",)
     command = (*way.container.command, *pair.arguments)
@@ -56,19 +56,19 @@ def server(
 
 
 def altered(change: Callable[[dict[str, Tensor]], None]) -> bytes:
-    """Returns the F16 model after `change` to its tensors' numbers."""
+    """Returns the F16 model with `change` applied to its tensors' values."""
     tensors = model.draw_tensors(TensorType.F16)
     change(tensors)
     return model.to_gguf(tensors)
 
 
 def one_weight(tensors: dict[str, Tensor], value: float = 4.0) -> None:
-    """One of a million weights turns large, as a flipped bit would have it."""
+    """Makes one of a million weights large, like a flipped bit."""
     tensors["blk.1.ffn_down"].stored[7, 7] = np.float16(value)
 
 
 def two_percent(tensors: dict[str, Tensor]) -> None:
-    """Every weight of one matrix is 2% too large, as a kernel would have it that scales wrongly."""
+    """Makes every weight of one matrix 2% too large, like a kernel with a wrong scale."""
     name = "blk.0.attn_v"
     larger = (tensors[name].stored.astype(np.float32) * 1.02).astype(np.float16)
     tensors[name] = dataclasses.replace(tensors[name], stored=larger)
@@ -135,7 +135,7 @@ def test_a_damaged_model_fails(
         agreement.check_agreement(url, cpu[1], TOLERANCE)
 
 
-# F32 is left out: F16 has the same weights, rounded by less than what is tolerated.
+# Without F32: F16 has the same weights, rounded by less than the tolerance.
 @pytest.mark.parametrize("other", [TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K])
 def test_the_model_of_another_type_fails(
     engine: Engine, cpu_image: Image, cpu: tuple[Container, str], other: TensorType
@@ -161,7 +161,7 @@ def vulkan_image(engine: Engine) -> Image:
 
 @pytest.fixture(scope="module")
 def vulkan_cpu(engine: Engine, vulkan_image: Image) -> Iterator[str]:
-    """The URL of a server from the vulkan image's own `cpu/`."""
+    """Yields the URL of a server from the vulkan image's own `cpu/`."""
     with server(engine, vulkan_image, ON) as (_, url):
         yield url
 

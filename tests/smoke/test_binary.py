@@ -1,4 +1,4 @@
-"""The smoke test of a llama-server that is a process of this machine: the cpu image's own, copied out of it."""
+"""The smoke test of a llama-server process on this host: the cpu image's own, copied out of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ echo "$$ $!" >"$PIDS"
 wait
 sleep 300
 """
-"""Never gets healthy, does not end when told to, and has a child."""
+"""Never becomes healthy, ignores SIGTERM, and has a child."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def program(cpu_image: Image) -> Iterator[Path]:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where all temporary files go, and nothing else is."""
+    """Yields an empty directory for all temporary files."""
     directory = tmp_path / "temporary"
     directory.mkdir()
     monkeypatch.setenv("TMPDIR", str(directory))
@@ -95,7 +95,7 @@ def test_a_program_gets_the_same_checks_and_report_without_an_engine(
 
 
 def test_a_missing_device_fails_the_device_checks(program: Path) -> None:
-    # Nothing but the CPU is beside this server: every check of the device says so, and the right answers do not help.
+    # This server has CPU backends alone: every check of the device fails, although the answers are right.
     report = process.smoke(program, VULKAN, device=device.in_software(VULKAN), tensor_types=[TensorType.F32])
     assert report.device is Device.SOFTWARE
     failed = seen(report, Status.FAIL)
@@ -135,7 +135,7 @@ def test_a_file_that_is_not_executable_is_a_usage_error(tmp_path: Path, mode: in
     assert errors.strip() == f"error: {path} is no program: name the llama-server to start."
 
 
-# --- nothing is left ---
+# --- nothing is left behind ---
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_killed_test_kills_the_server(program: Path, hanging: Path, temporary:
         running.kill()
         running.communicate(timeout=300)
     wait_until_gone([server])
-    os.kill(child, signal.SIGKILL)  # what a server starts is out of reach then; llama-server starts nothing
+    os.kill(child, signal.SIGKILL)  # a server's children are not killed then; llama-server has none
     assert len(list(temporary.iterdir())) == 1
     assert process.smoke(program, CPU, tensor_types=[TensorType.F32]).ok
     assert list(temporary.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`invoke smoke`, typed as a person would, and what it leaves behind: nothing, or what was asked for."""
+"""`invoke smoke` on the command line, and that it leaves nothing behind unless it is told to."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 
 
 def python(script: str) -> subprocess.Popen[str]:
-    """Starts a script that has a connected engine and the image, and waits until it has printed a line."""
+    """Starts a script with the imports that it needs, and waits until it has printed a line."""
     imports = "from base_images import variants\nfrom base_images.adapters import engine\n"
     imports += "from base_images.smoke import containers, model\nfrom base_images.smoke import server as servers\n"
     process = subprocess.Popen(
@@ -65,7 +65,7 @@ def python(script: str) -> subprocess.Popen[str]:
     return process
 
 
-# --- what is tested ---
+# --- the image under test ---
 
 
 def test_two_concurrent_tests_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_two_concurrent_tests_do_not_collide(cpu_image: Image, tmp_path: Path) -
         assert re.search(r"<h1[^>]*>Passed</h1>", page)
         assert cpu_image.labels[Label.BASE_DIGEST] in page
         assert made_by(process.pid) == set()
-    # One record for both, of which either came last; none is half of it.
+    # Both write the same record; either may be the last, and neither is incomplete.
     assert json.loads((record / "smoke-cpu.json").read_text(encoding="utf-8"))["ok"]
     assert not [path for path in record.iterdir() if path.name.startswith(".")]
 
@@ -98,7 +98,7 @@ def test_keep_leaves_the_containers_and_prints_their_removal(engine: Engine, cpu
     try:
         assert (code, json.loads(printed)["ok"]) == (0, True)
         assert len(names) == len(volumes) == len(runner.plan(CPU))
-        # Nobody owns them, so the next run does not take them for what a dead one has left.
+        # They have no owner, so the next run does not remove them as leftovers.
         engine.remove_abandoned()
         with contextlib.closing(docker.from_env()) as client:
             for name, volume in zip(names, volumes, strict=True):
@@ -109,7 +109,7 @@ def test_keep_leaves_the_containers_and_prints_their_removal(engine: Engine, cpu
     finally:
         subprocess.run(["sh", "-c", command], check=True, stdout=subprocess.DEVNULL)
     with contextlib.closing(docker.from_env()) as client:
-        assert not {one.name for one in client.containers.list(all=True)} & set(names)
+        assert not {container.name for container in client.containers.list(all=True)} & set(names)
     assert not set(volumes) & set(things())
 
 
@@ -180,7 +180,8 @@ def test_without_a_reference_the_local_build_is_tested(engine: Engine, cpu_image
 
 
 def test_a_missing_local_build_is_reported_in_one_sentence(engine: Engine) -> None:
-    missing = next((one for one in variants.VARIANTS if not engine.has_image(f"llama-cpp-{one.name}:local")), None)
+    absent = (variant for variant in variants.VARIANTS if not engine.has_image(f"llama-cpp-{variant.name}:local"))
+    missing = next(absent, None)
     if missing is None:
         pytest.skip("there is a local build of every variant")
     with pytest.raises(ImageNotFoundError, match=f"`invoke build-local --variant {missing.name}`, or name an image"):
@@ -191,13 +192,13 @@ def test_a_missing_local_build_is_reported_in_one_sentence(engine: Engine) -> No
 def test_by_default_every_local_build_is_tested(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     found = smoke_command.local_variants(engine)
     assert CPU in found
-    assert all(engine.has_image(f"llama-cpp-{one.name}:local") for one in found)
+    assert all(engine.has_image(f"llama-cpp-{variant.name}:local") for variant in found)
     monkeypatch.setattr("base_images.versions.LOCAL_TAG", "no-such-tag")
     with pytest.raises(ImageNotFoundError, match="no local build of any variant"):
         smoke_command.local_variants(engine)
 
 
-# --- a server that runs already ---
+# --- a running server ---
 
 
 @contextlib.contextmanager
@@ -282,7 +283,7 @@ def test_a_closed_port_fails_the_health_check() -> None:
     assert [(row.check, row.status) for row in report.rows] == [("health", Status.FAIL)]
 
 
-# --- nothing is left ---
+# --- nothing is left behind ---
 
 
 def test_leftovers_of_a_killed_test_are_removed_and_others_stay(engine: Engine, cpu_image: Image) -> None:
@@ -297,9 +298,9 @@ with containers.prepared(connected, way, model.known_answer(model.TensorType.F32
     with python(holds) as dead, python(holds) as living, contextlib.closing(docker.from_env()) as client:
         assert len(made_by(dead.pid)) == len(made_by(living.pid)) == 2  # a container and its volume
         dead.kill()
-        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has waited for it yet
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and has not been reaped
         assert len(made_by(dead.pid)) == 2
-        # Another host's, which nobody here can know about, and one without an owner.
+        # A volume of another host, whose processes are unknown here, and one without an owner.
         elsewhere = f"000000000000.4026531836.{dead.pid}.1"
         others = [client.volumes.create(labels={RESOURCE: "smoke", **more}) for more in ({OWNER: elsewhere}, {})]
         try:

@@ -1,4 +1,4 @@
-"""BodhiApp's arguments for every variant, on the cpu image: the device does not matter for what the server takes."""
+"""BodhiApp's arguments for every variant, on the cpu image: which arguments the server accepts is independent of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ACCELERATORS = [variant for variant in variants.VARIANTS if variant.device]
 
 
 def in_place_of(variant: variants.Variant, cpu_image: Image) -> str:
-    """Returns a Dockerfile of an image that has the CPU's server where a variant's own would be."""
+    """Returns a Dockerfile of an image with the CPU's server in the directory of a variant."""
     link = f'ln -sf "$PWD/{variant.name}/llama-server" /usr/local/bin/llama-server'
     return (
         f"FROM {cpu_image.tags[0]}\nUSER root\nRUN cd /app/bin/* && cp -al cpu {variant.name} && {link}\nUSER llama\n"
@@ -51,7 +51,7 @@ def test_answers_are_right_with_each_variant_s_arguments(
 
 @pytest.mark.parametrize("name", ["musa", "intel", "cann"])
 def test_bodhi_s_own_image_starts_unchanged(engine: Engine, cpu_image: Image, name: str) -> None:
-    """Those whose arguments the server takes all of: no replacement, no fall-back."""
+    """Only variants whose arguments the server all accepts: no replacement, no fallback."""
     with (
         bodhi.built(engine, in_place_of(variants.find(name), cpu_image)) as image,
         bodhi.tagged(engine, image) as tagged,

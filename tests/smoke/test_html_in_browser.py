@@ -29,7 +29,7 @@ PAGES = {
 PHONE = (360, 640)
 DESK = (1280, 800)
 A4 = (680, 1009)
-"""What is left of the sheet inside the page's margins, in CSS pixels."""
+"""The printable area of the sheet inside the page's margins, in CSS pixels."""
 
 WIDER_THAN_THE_SCREEN = """
 return [...document.querySelectorAll("body *")]
@@ -39,7 +39,7 @@ return [...document.querySelectorAll("body *")]
   .map(element => element.outerHTML.slice(0, 200));
 """
 
-# WCAG 2.2: relative luminance and contrast ratio; success criterion 1.4.3 asks for 4.5, for text of any size here.
+# WCAG 2.2: relative luminance and contrast ratio; success criterion 1.4.3 requires 4.5, here for text of any size.
 TOO_FAINT = """
 const channels = colour => colour.match(/[\\d.]+/g).map(Number);
 const luminance = colour => channels(colour).slice(0, 3)
@@ -62,7 +62,7 @@ return [...document.querySelectorAll("body *")]
 
 
 class Site(BaseHTTPRequestHandler):
-    """Serves the pages, and notes what is asked for."""
+    """Serves the pages, and records the requests."""
 
     asked: ClassVar[list[str]] = []
 
@@ -80,7 +80,7 @@ class Site(BaseHTTPRequestHandler):
 
 
 class Browser:
-    """A browser window of a given size, with what a person prefers."""
+    """A browser window of a given size and with the user's preferences."""
 
     def __init__(self, driver: webdriver.Chrome, site: str) -> None:
         self.driver = driver
@@ -113,7 +113,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for argument in (
         "--headless",
-        "--no-sandbox",  # which root, as in a container, cannot have
+        "--no-sandbox",  # the sandbox does not work for root, as in a container
         "--disable-dev-shm-usage",  # a container's /dev/shm is small
         f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
     ):
@@ -166,7 +166,7 @@ def test_a_log_is_folded_until_it_is_opened(browser: Browser) -> None:
     assert not log.is_displayed()
     summary.send_keys(Keys.ENTER)
     assert log.is_displayed()
-    # Line by line as it was written, an empty first one included.
+    # Line by line, including an empty first line.
     assert browser.ask("return document.querySelector('details pre').textContent") == smoke_reports.HOSTILE
 
 
@@ -206,7 +206,7 @@ def test_the_page_prints_whole(browser: Browser, name: str, tmp_path: Path) -> N
     assert "is not printed" in browser.driver.find_element(By.CLASS_NAME, "on-paper").text
     for table in browser.driver.find_elements(By.TAG_NAME, "table"):
         assert table.is_displayed()
-    # A box that scrolls on the screen is there whole.
+    # A box that scrolls on the screen is printed whole.
     assert browser.ask(
         "return [...document.querySelectorAll('.failure pre')].every(box => box.scrollHeight <= box.clientHeight)"
     )

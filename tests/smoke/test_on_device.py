@@ -1,4 +1,4 @@
-"""The whole smoke test on a device, where there is none: nothing but the checks of the device may fail."""
+"""The whole smoke test on a device that does not exist: only the checks of the device fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from base_images.smoke import agreement, containers, device, model, runner
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import SmokeReport, Status
 
-# An image without the backend, as one is whose library was lost.
+# An image without the backend, as if its library were missing.
 WITHOUT_BACKEND = dataclasses.replace(variants.find("vulkan"), name="cpu", directories=("cpu", "cpu"))
 
 
@@ -31,13 +31,13 @@ def test_an_unused_device_fails_the_device_checks_alone(report: SmokeReport) -> 
 def test_agreement_computed_by_the_same_code_is_reported(report: SmokeReport) -> None:
     seen = [row.seen for row in report.rows if row.check == "agreement"]
     assert len(seen) == len(agreement.SOFTWARE_PAIRS)
-    assert all("not one bit differs" in one for one in seen)
+    assert all("not one bit differs" in observation for observation in seen)
 
 
 def test_speeds_are_measured_and_not_judged(report: SmokeReport) -> None:
-    names = [one.name for one in report.speeds]
+    names = [speed.name for speed in report.speeds]
     assert names == ["Prompt", "Generation", "Load time", "Memory on the device"]
-    assert all(one.device and one.cpu for one in report.speeds[:3])
+    assert all(speed.device and speed.cpu for speed in report.speeds[:3])
     assert report.speeds[3].device is None
     assert [row.status for row in report.rows if row.check == "speed"] == [Status.PASS, Status.PASS]
     kept = report.as_dict()["speeds"][0]

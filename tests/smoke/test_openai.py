@@ -1,4 +1,4 @@
-"""OpenAI's client on a real server, and on what a relay makes of its answers."""
+"""OpenAI's client on a real server, and on answers that a relay changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_model_without_a_known_answer_is_not_judged(target: Target, name: Chec
 @pytest.mark.parametrize("name", ["client: chat", "client: completion", "client: embeddings"])
 def test_another_answer_than_expected_fails(target: Target, name: Check) -> None:
     other = model.known_answer(TensorType.Q8_0)
-    # The question stays, so that only what comes back is another.
+    # The prompt is the same, so that only the answer differs.
     wrong = dataclasses.replace(ANSWER, text=other.text, embedding=other.embedding)
     with pytest.raises(CheckFailedError, match=r"The answer is '.*' where '.*' is right|cosine distance"):
         checks_client.CHECKS[name](dataclasses.replace(target, answer=wrong))
@@ -74,7 +74,7 @@ def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
 
 @contextlib.contextmanager
 def relay(url: str, change: Callable[[bytes], bytes]) -> Iterator[str]:
-    """Yields the URL of a relay to a server, which changes the body of each answer to a POST."""
+    """Yields the URL of a relay to a server that changes the body of each answer to a POST."""
 
     class Relay(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

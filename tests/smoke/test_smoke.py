@@ -1,4 +1,4 @@
-"""The smoke test on the real image with the real server, and proof that it fails when something is wrong."""
+"""The smoke test on the real image with the real server passes, and fails if something is wrong."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_record_is_complete(recorded: Recorded) -> None:
     assert all("model loaded" in log.read_text(encoding="utf-8") for log in logs)
 
 
-# --- it can fail ---
+# --- failures ---
 
 
 def failures(target: Target) -> dict[str, str]:
@@ -147,7 +147,7 @@ def test_a_missing_server_fails_every_check(target: Target) -> None:
 
 
 def damaged(answer: KnownAnswer) -> KnownAnswer:
-    """Returns the model with one value of its last tensor turned from small to large."""
+    """Returns the model with one small value of its last tensor made large."""
     middle = len(answer.gguf) - 2
     return dataclasses.replace(answer, gguf=answer.gguf[:middle] + b"\x7e\x43" + answer.gguf[middle + 2 :])
 
@@ -182,14 +182,14 @@ def test_an_image_that_cannot_start_is_reported_and_not_raised(engine: Engine, c
     bodhi = [row for row in report.rows if row.server == "as BodhiApp, F32"]
     assert [(row.check, row.status) for row in bodhi] == [("starts", Status.FAIL)]
     assert "/cuda/llama-server" in bodhi[0].seen
-    # The directory that it falls back to is there and answers, which shows in the same report.
+    # The fallback directory exists and its server answers, in the same report.
     fallback = [row for row in report.rows if row.server == "as BodhiApp, from cpu/"]
     assert len(fallback) > 2
     assert {row.status for row in fallback} == {Status.PASS}
 
 
 def test_a_refused_argument_of_bodhi_is_named(engine: Engine, cpu_image: Image) -> None:
-    """As a newer llama.cpp refuses it: a few letters of the library's name for it are others here."""
+    """Changes a few letters of the argument's name in the library, as if a newer llama.cpp refused it."""
     plant = "RUN sed -i 's/--no-mmap/--no-mmaq/' /app/bin/*/cpu/libllama-common.so.*.*"
     with bodhi.built(engine, f"FROM {cpu_image.tags[0]}\nUSER root\n{plant}\nUSER llama\n") as planted:
         report = containers.smoke(engine, planted.id, CPU, tensor_types=[TensorType.Q8_0])

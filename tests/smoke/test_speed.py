@@ -1,4 +1,4 @@
-"""The speed of a real server; how fast it is, nobody promises."""
+"""The speed of a real server is measured, and not judged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_speed_of_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> N
         container.signal("SIGTERM")
         container.wait(300)
         memory = speed.device_memory(container.logs(), "Vulkan")
-    # As fast as it may be: what the server says of one answer fits into the time that all of them took.
+    # However fast the machine is: one answer, by the server's clock, takes no longer than all of them together.
     assert 0 < speed.PROMPT_TOKENS / rates.prompt + speed.GENERATED_TOKENS / rates.generated < measured
     assert memory is None
     prompt, generation, load, _ = speed.speeds(None, Measured(rates=rates, load_seconds=seconds, memory=memory))

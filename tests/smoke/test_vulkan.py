@@ -1,4 +1,4 @@
-"""The checks of a device on lavapipe, a Vulkan device in software: they see when it is not used, and when it is wrong.
+"""The device's checks on lavapipe, a Vulkan device in software, find that it is not used, or that it is wrong.
 
 That they pass is for `nox -s smoke-lavapipe`, which runs the smoke test on it first.
 """
@@ -66,7 +66,7 @@ def offloading(image: Image, cache: str, layers: str) -> Way:
 
 def test_no_layer_on_the_device_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
     with started(engine, offloading(vulkan_image, cache, "0")) as (container, target):
-        checks_http.check_completion(target)  # right, and not the device's
+        checks_http.check_completion(target)  # right, but computed on the CPU
         checks_server.check_list_devices(container, SERVER, "Vulkan")
         with pytest.raises(CheckFailedError, match="Only 0 of 3 layers are on the device"):
             checks_server.check_offloaded(container.logs())
@@ -98,7 +98,7 @@ def test_a_hidden_device_is_found(engine: Engine, vulkan_image: Image, cache: st
 
 
 def test_a_missing_backend_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
-    # cpu/ holds the same files but for the accelerator's library.
+    # cpu/ has the same files except the accelerator's library.
     directory = f"{DIRECTORY.rpartition('/')[0]}/cpu"
     way = containers.on_device(containers.as_bodhi(vulkan_image.id, "model", directory), LAVAPIPE, cache)
     with started(engine, way) as (container, target):
@@ -112,7 +112,7 @@ def test_a_missing_backend_is_found(engine: Engine, vulkan_image: Image, cache: 
 
 
 def test_a_wrong_device_fails(engine: Engine, vulkan_image: Image, cache: str) -> None:
-    # One weight of the last tensor turned from small to large, as a damaged file or a broken kernel would have it.
+    # One small weight of the last tensor made large, like a damaged file or a broken kernel.
     wrong = dataclasses.replace(ANSWER, gguf=ANSWER.gguf[:-2] + b"\x7e\x43")
     with started(engine, offloading(vulkan_image, cache, servers.ALL_LAYERS), wrong) as (container, target):
         checks_server.check_offloaded(container.logs())

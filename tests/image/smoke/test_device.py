@@ -1,4 +1,4 @@
-"""A container's access to a device, asked for in three ways, at a real engine; no device is needed."""
+"""A container's access to a device on a real engine, granted in three ways; no device is needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.programs import engine_sees, need
 PROJECT = "bodhi-device-test"
 GROUP = 4242
 NODES = ("/dev/kmsg", "/dev/net")
-"""A node and a directory with one, which any Linux has and no container gets by itself."""
+"""A device node, and a directory with one, which every Linux host has and no container gets by default."""
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def compose() -> list[str]:
 
 @pytest.fixture
 def variant(tmp_path: Path) -> variants.Variant:
-    """One whose device is what every Linux has."""
+    """Returns a variant whose device exists on every Linux host."""
     if not all(Path(node).exists() for node in NODES):
         pytest.skip(f"needs {' and '.join(NODES)}")
     node = tmp_path / "node"
@@ -61,7 +61,7 @@ def variant(tmp_path: Path) -> variants.Variant:
 
 @pytest.fixture
 def models(cpu_image: Image, tmp_path: Path) -> Path:
-    """A directory of the machine that the engine can mount."""
+    """Yields a directory that the engine can mount."""
     made = tmp_path / "models"
     made.mkdir()
     (made / "model.gguf").touch()
@@ -72,7 +72,7 @@ def models(cpu_image: Image, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tagged(engine: Engine, cpu_image: Image) -> Iterator[str]:
-    """A registry's name under which the engine has the cpu image as that of the variant, and as that of cpu."""
+    """Yields the name of a registry by which the engine has the cpu image, tagged as the variant and as cpu."""
     references = [f"{PROJECT}:{versions.latest_tag(name)}" for name in ("device-test", "cpu")]
     for reference in references:
         engine.tag(cpu_image.id, reference)
@@ -82,19 +82,19 @@ def tagged(engine: Engine, cpu_image: Image) -> Iterator[str]:
 
 
 def given(container: str) -> dict[str, Any]:
-    """What the engine says that a container was given."""
+    """Returns what a container was granted, according to the engine."""
     with contextlib.closing(docker.from_env().api) as api:
         found = api.inspect_container(container)
     host = found["HostConfig"]
     return {
         "nodes": sorted(
-            (one["PathOnHost"], one["PathInContainer"], one["CgroupPermissions"]) for one in host["Devices"]
+            (node["PathOnHost"], node["PathInContainer"], node["CgroupPermissions"]) for node in host["Devices"]
         ),
         "groups": host["GroupAdd"],
-        "gpus": [(one["Count"], one["Capabilities"]) for one in host["DeviceRequests"]],
+        "gpus": [(request["Count"], request["Capabilities"]) for request in host["DeviceRequests"]],
         "runtime": host["Runtime"],
         "mounts": [
-            (one["Source"], one["RW"]) for one in found["Mounts"] if one["Destination"] == "/usr/lib/os-release"
+            (mount["Source"], mount["RW"]) for mount in found["Mounts"] if mount["Destination"] == "/usr/lib/os-release"
         ],
         "environment": [pair for pair in found["Config"]["Env"] if pair.startswith("DEVICE_TEST")],
     }
@@ -114,7 +114,7 @@ def script(text: str, directory: Path, **environment: str) -> subprocess.Complet
 
 @contextlib.contextmanager
 def composed(command: list[str], directory: Path, text: str) -> Iterator[str]:
-    """Yields a shell's words for compose in a directory with the file, and takes everything down afterwards."""
+    """Yields the compose command in a directory with the file, and runs `down` afterwards."""
     (directory / device.COMPOSE_FILE).write_text(text, encoding="utf-8")
     words = f"{' '.join(command)} --project-name {PROJECT} --file {device.COMPOSE_FILE} --profile device-test"
     words += " --profile cpu"
@@ -245,7 +245,7 @@ def test_compose_starts_a_server(
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
 
 
-# --- typed as a person would ---
+# --- the command line ---
 
 
 def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -260,7 +260,7 @@ def test_a_missing_device_is_reported_before_anything_starts() -> None:
         done = invoke("test-local-images", "--variant", variant.name, "--device", "--image", "not-looked-for")
         assert (done.returncode, done.stdout) == (DeviceError.exit_code, ""), variant.name
         assert len(done.stderr.splitlines()) == 1
-        assert f"{variant.name} needs: install" in done.stderr  # and not that there is no such image
+        assert f"{variant.name} needs: install" in done.stderr  # and not that the image is missing
 
 
 def test_devices_that_cannot_be_requested() -> None:

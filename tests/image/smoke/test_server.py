@@ -1,4 +1,4 @@
-"""Servers that do not come up: what is said about it, and that nothing is left behind."""
+"""Servers that do not become healthy: the error, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from base_images.smoke.checks_server import check_sigterm
 
 SERVER = "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server"
 SECONDS = 300
-"""For what takes less than one: only what hangs takes longer."""
+"""Time-out for what takes less than a second unless it hangs."""
 
 
 def spec(image: Image, *command: str, entrypoint: tuple[str, ...] | None = None) -> ContainerSpec:
@@ -44,7 +44,7 @@ def error_of(engine: Engine, container_spec: ContainerSpec, *, timeout: float = 
 
 
 def start_until(container: Container, words: str) -> None:
-    """Starts a container and returns when its log has these words."""
+    """Starts a container and waits until its log has these words."""
     container.start()
     deadline = time.monotonic() + SECONDS
     while words not in (log := container.logs()):
@@ -84,7 +84,7 @@ def test_a_server_on_another_port_is_never_healthy(engine: Engine, cpu_image: Im
     with engine.container(spec(cpu_image, "--host", "0.0.0.0", "--port", "8081")) as made:  # noqa: S104 - inside it
         start_until(made, "listening on http://0.0.0.0:8081")
         with pytest.raises(LaunchError, match=r"not healthy within 1 s .* it is running") as caught:
-            servers.start(made, 8080, timeout=1)  # of what runs already changes nothing
+            servers.start(made, 8080, timeout=1)  # starting a running container does nothing
     assert "listening on http://0.0.0.0:8081" in caught.value.detail
 
 
@@ -123,7 +123,7 @@ def test_an_exit_code_that_is_not_zero_fails_the_sigterm_check(engine: Engine, c
 
 
 class Interruptions:
-    """Presses Ctrl-C at one moment of what is asked of the engine: before a request, in it, or after its answer."""
+    """Raises KeyboardInterrupt before, during, or after one request to the engine."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0

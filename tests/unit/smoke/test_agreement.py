@@ -54,7 +54,7 @@ def test_prompts_have_their_lengths_and_no_common_prefix() -> None:
     assert all(0 <= token < len(TOKENS) - 1 for prompt in prompts for token in prompt)
 
 
-# --- Comparing. ---
+# --- The comparison. ---
 
 
 def test_equal_answers_agree() -> None:
@@ -78,7 +78,7 @@ def test_the_log_probability_of_the_chosen_token_is_compared() -> None:
 
 
 def test_a_token_that_one_side_lacks_is_at_most_as_probable_as_its_last() -> None:
-    # The device leaves out 3, which it may have at -2.05; cpu/ leaves out 4, which it may have at -2.0.
+    # The device lacks 3, with it at most -2.05; cpu/ lacks 4, with it at most -2.0.
     seen = compare(step(1, {1: -0.5, 2: -1.5, 4: -2.05}), TIE, CLEAR, CLEAR)
     assert sorted(seen.differences)[-2:] == pytest.approx([0.0, 0.05])
     with pytest.raises(CheckFailedError, match=r"it gives '#' the log-probability -2\.5000 and cpu/ -2\.0000"):
@@ -96,7 +96,7 @@ def test_answers_may_part_at_a_near_tie_and_the_rest_is_compared_next() -> None:
 
 
 def test_another_token_without_a_near_tie_fails() -> None:
-    # Its own log-probabilities are right: it is the choice that is wrong.
+    # The log-probabilities are right, only the choice is wrong.
     with pytest.raises(
         CheckFailedError,
         match=r"prompt 2, position 2: it chooses '\"' where '!' leads by 1\.0000 on cpu/, and 0\.1 is allowed",
@@ -123,7 +123,7 @@ def test_identical_answers_are_reported() -> None:
     )
 
 
-# --- Reading. ---
+# --- Transcripts. ---
 
 
 def entry(values: Mapping[int, float | None]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def test_flash_attention() -> None:
     [
         (ENABLED, False, "Flash attention is on"),
         (DISABLED, True, "Flash attention is off"),
-        # With `on` nothing is said of who computes it.
+        # With `on` the log does not say where it is computed.
         (AUTO.replace("auto", "enabled"), True, "does not say whether flash attention is on"),
         (AUTO, True, "does not say"),
         ("", False, "does not say"),

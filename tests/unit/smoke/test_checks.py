@@ -46,7 +46,7 @@ def test_waiting_returns_when_the_condition_holds() -> None:
 
 
 def test_waiting_fails_at_once_when_the_container_has_ended() -> None:
-    states = iter([RUNNING, KILLED])  # and is not asked again
+    states = iter([RUNNING, KILLED])  # a further call would raise StopIteration
     with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, killed for want of memory") as caught:
         servers.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
     assert caught.value.detail == "one\ntwo"
@@ -89,7 +89,9 @@ def test_bodhi_starts_the_binary_by_path_with_its_own_arguments() -> None:
 def test_plan_covers_every_tensor_type_and_every_check() -> None:
     servers = runner.plan(VULKAN)
     assert {server.tensor_type for server in servers} == set(TensorType)
-    quick, bodhi = ({check for one in servers if one.is_bodhi is way for check in one.checks} for way in (False, True))
+    quick, bodhi = (
+        {check for server in servers if server.is_bodhi is way for check in server.checks} for way in (False, True)
+    )
     assert quick | bodhi >= set(checks_http.CHECKS)
     assert set(checks_http.CHECKS) - bodhi == {"web page"}  # which BodhiApp's servers do not serve: --no-webui
     assert all("completion" in server.checks and server.checks[-1] == "sigterm" for server in servers)
@@ -111,15 +113,16 @@ def test_every_fallback_directory_gets_a_server() -> None:
 @pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("on_device", [False, True])
 def test_bodhi_servers_get_the_arguments_of_its_images(variant: variants.Variant, on_device: bool) -> None:
-    given = {one.directory: one.arguments for one in runner.plan(variant, on_device=on_device) if one.is_bodhi}
-    assert given == {name: consumer.load().working(variant.name, name) for name in variant.directories}
-    assert all("--no-webui" in arguments for arguments in given.values())
+    servers = [server for server in runner.plan(variant, on_device=on_device) if server.is_bodhi]
+    arguments = {server.directory: server.arguments for server in servers}
+    assert arguments == {name: consumer.load().working(variant.name, name) for name in variant.directories}
+    assert all("--no-webui" in server.arguments for server in servers)
 
 
 def test_every_cache_type_of_bodhi_has_tolerances() -> None:
     for variant in variants.VARIANTS:
-        for arguments in (one.arguments for one in runner.plan(variant)):
-            for cache_type in (consumer.value_of(option, arguments) for option in runner.CACHE_TYPES):
+        for server in runner.plan(variant):
+            for cache_type in (consumer.value_of(option, server.arguments) for option in runner.CACHE_TYPES):
                 if cache_type is not None:
                     model.with_cache(model.known_answer(TensorType.Q8_0), cache_type)
     with pytest.raises(UsageError, match="key-value cache of q4_1 is not known: measure it"):
@@ -152,7 +155,7 @@ def test_a_given_number_of_layers_is_kept() -> None:
     assert way.arguments.count("--n-gpu-layers") == 1
 
 
-# --- how a check ends ---
+# --- results of a check ---
 
 
 def fail() -> str:
@@ -231,7 +234,7 @@ def test_the_script_of_a_page() -> None:
 
 
 def mapped(*paths: str) -> str:
-    """What a process has mapped that loaded these libraries, each with its data and its code."""
+    """Returns the memory map of a process that loaded these libraries, with their data and code."""
     rows = ("r--p 00000000", "r-xp 00001000", "rw-p 00002000")
     return "".join(f"5641b0c3c000-5641b0c3d000 {row} 00:27 21217      {path}\n" for path in paths for row in rows)
 
@@ -264,7 +267,7 @@ def test_a_missing_backend_or_one_of_another_directory_fails(maps: str, reason: 
         checks_server.check_backend(maps, "", "/app/bin/t/cpu")
 
 
-# What b11312 says on a machine with a device; the lines in between are left out.
+# The log of b11312 on a machine with a device, without the lines in between.
 ON_DEVICE = """\
 0.00.2 I load_tensors: offloading output layer to GPU
 0.00.2 I load_tensors: offloaded 3/3 layers to GPU

@@ -1,4 +1,4 @@
-"""What a container is given for a device: from files that stand for device nodes, and as text."""
+"""Access to a device: from files in place of device nodes, and as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KFD_GROUP, RENDER_GROUP = 4242, 4243
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """Files where a host with an AMD GPU has its nodes, each of a group of its own where root may say so."""
+    """Creates files in place of the nodes of a host with an AMD GPU, each with its own group if run by root."""
     (tmp_path / "dri").mkdir()
     (tmp_path / "driver").mkdir()
     for name, group in (("kfd", KFD_GROUP), ("dri/renderD128", RENDER_GROUP)):
@@ -133,7 +133,7 @@ def test_the_readme_has_the_command_of_every_variant() -> None:
     readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
     registry = settings.load().registry
     assert f"```sh\n{device.run_line(variants.find('cpu'), f'{registry}:latest-cpu')}\n" in readme
-    # Not of the kind `sh`: every block of that kind is run by a test, and these need devices.
+    # Not an `sh` block: a test runs every block of that kind, and these need devices.
     assert f"```shell\n{device.run_lines(registry)}```\n" in readme
 
 

@@ -17,7 +17,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes, and each one's own text; a tag out of place is an error."""
+    """Parses a page into elements with attributes and text; a misplaced tag is an error."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def page(of: SmokeReport) -> Page:
 
 
 def shown(html: str) -> str:
-    """The page's text without its elements and its style, each run of blanks as one."""
+    """Returns the page's text without tags and style, with single spaces."""
     found = Page(html)
     return " ".join(" ".join(text for element, text in found.texts if element != "style").split())
 

@@ -72,7 +72,7 @@ def seen_of(expected: KnownAnswer) -> list[SeenStep]:
     return [SeenStep(text=step.text, log_probability=step.log_probability, top=step.top) for step in expected.steps]
 
 
-# What the model claims.
+# --- The model. ---
 
 
 @ALL_TYPES
@@ -140,7 +140,7 @@ def test_the_weights_have_their_deviations(tensor_type: TensorType) -> None:
         assert abs(weights[name].mean()) < 0.1 * deviation
 
 
-# The reference: properties that its formulas must have.
+# --- The reference: properties of its formulas. ---
 
 
 def test_a_token_does_not_affect_earlier_ones() -> None:
@@ -159,7 +159,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
     assert np.allclose(query[0], vectors[0, 0])
     scores = query @ key.T
     assert np.allclose(scores[1:, 1:], scores[:-1, :-1])
-    # The first pair turns by one radian a token, the last by base ** (-62 / 64); it is a pair of neighbours.
+    # The first pair of neighbours rotates by one radian per token, the last by base ** (-62 / 64).
     for pair, speed in ((slice(0, 2), 1.0), (slice(62, 64), 1000.0 ** (-62 / 64))):
         turned = complex(*query[1, pair]) / complex(*query[0, pair])
         assert cmath.phase(turned) == pytest.approx(speed)
@@ -187,11 +187,11 @@ def test_log_probabilities_are_those_of_a_distribution() -> None:
     assert np.allclose(np.exp(rows).sum(axis=1), 1)
 
 
-# Damage.
+# --- Damage. ---
 
 
 def flip_exponent_bit(tensor: Tensor, index: int) -> Tensor:
-    """Flips the highest exponent bit of the number that weight `index` is, or is scaled by; it opens its block."""
+    """Flips the highest exponent bit of weight `index`, or of its block's scale, which is the block's first number."""
     weights_per_block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
     number_bytes = 4 if tensor.type == gguf.GGMLQuantizationType.F32 else 2
     stored = tensor.stored.copy()
@@ -225,7 +225,7 @@ def test_a_damaged_weight_of_any_tensor_changes_the_verdict(tensor_type: TensorT
 def test_without_quantisation_one_wrong_sign_is_enough(tensor_type: TensorType, name: str) -> None:
     expected, weights = known_answer(tensor_type), cached_weights(tensor_type)
     damaged = weights[name].copy()
-    # Of the vocabulary's rows, one that is surely read: the last token of the prompt, the first of the answer.
+    # A row of the vocabulary that is certainly read: the prompt's last token, the answer's first one.
     row = {"token_embd": expected.prompt_tokens[-1], "output": expected.steps[0].token}.get(name)
     part = damaged.reshape(-1) if row is None else damaged[row]
     part[int(np.argmax(np.abs(part)))] *= -1
@@ -280,7 +280,7 @@ def test_a_dropped_layer_or_another_rope_base_changes_the_embedding(tensor_type:
         assert not compare_embedding(expected, seen.tolist()).ok
 
 
-# The comparison.
+# --- The comparison. ---
 
 EXPECTED = known_answer(TensorType.Q8_0)
 

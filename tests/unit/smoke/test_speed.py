@@ -6,7 +6,7 @@ from base_images.smoke import speed
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.speed import Measured, Rates
 
-# Lines of llama-server b11312 at verbosity 4: what it plans twice while it starts, then what it had when it ended.
+# Log lines of llama-server b11312 at verbosity 4: the planned memory, twice, at its start, and the used one at its end.
 LOG = """\
 0.00.298.438 I common_memory_breakdown_print: |   - Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) | 24105 = 22298 + (   6 =     2 +       4 +       0) +        1800 |
 0.00.301.887 I common_memory_breakdown_print: |   - Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) | 24105 = 22298 + (  17 =     1 +      16 +       0) +        1788 |
@@ -46,7 +46,7 @@ def test_another_number_of_tokens_fails(other: dict[str, int]) -> None:
 def test_speeds_of_both_servers() -> None:
     device = Measured(rates=Rates(prompt=2000.0, generated=30.0), load_seconds=3.0, memory=18)
     cpu = Measured(rates=Rates(prompt=500.0, generated=60.0), load_seconds=1.5)
-    assert [(one.name, one.unit, one.device, one.cpu, one.ratio) for one in speed.speeds(device, cpu)] == [
+    assert [(row.name, row.unit, row.device, row.cpu, row.ratio) for row in speed.speeds(device, cpu)] == [
         ("Prompt", "tokens per second", 2000.0, 500.0, 4.0),
         ("Generation", "tokens per second", 30.0, 60.0, 0.5),
         ("Load time", "seconds", 3.0, 1.5, 2.0),
@@ -56,7 +56,7 @@ def test_speeds_of_both_servers() -> None:
 
 def test_speeds_of_one_server_alone() -> None:
     cpu = Measured(rates=Rates(prompt=500.0, generated=60.0), load_seconds=1.5)
-    assert [(one.device, one.cpu) for one in speed.speeds(None, cpu)] == [
+    assert [(row.device, row.cpu) for row in speed.speeds(None, cpu)] == [
         (None, 500.0),
         (None, 60.0),
         (None, 1.5),
