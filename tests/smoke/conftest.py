@@ -9,23 +9,33 @@ import docker
 import pytest
 
 from base_images.adapters import ownership as owner
-from base_images.adapters.engine import Engine, Image
+from base_images.adapters.engine import Container, Engine, Image
 from base_images.labels import OWNER, RESOURCE
 from base_images.smoke import containers, model
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import Target
-from base_images.smoke.model import TensorType
+from base_images.smoke.containers import Way
+from base_images.smoke.model import KnownAnswer, TensorType
 
 ANSWER = model.known_answer(TensorType.F32)
+
+
+@contextlib.contextmanager
+def started(engine: Engine, way: Way, answer: KnownAnswer = ANSWER) -> Iterator[tuple[Container, Target]]:
+    """Yields a running server in its container."""
+    patience = servers.DEVICE_TIMEOUT_SECONDS
+    with containers.prepared(engine, way, answer.gguf) as container:
+        servers.start(container, way.port, timeout=patience)
+        url = servers.url(container, way.port)
+        yield container, Target(url=url, alias=way.alias, answer=answer, patience=patience)
 
 
 @pytest.fixture(scope="module")
 def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
     """Yields a running server, started like BodhiApp's, with its right answer."""
     way = containers.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
-    with containers.prepared(engine, way, ANSWER.gguf) as container:
-        servers.start(container, way.port)
-        yield Target(url=servers.url(container, way.port), alias=way.alias, answer=ANSWER)
+    with started(engine, way) as (_, running):
+        yield running
 
 
 def things() -> dict[str, dict[str, str]]:

@@ -43,13 +43,11 @@ def server(
     """Yields a server of the pair and its URL: from `cpu/`, or on a given device."""
     way = containers.quick_start(image.id, "model")
     entrypoint = way.container.entrypoint if given else (f"{BIN}/cpu/llama-server",)
-    command = (*way.container.command, *pair.arguments)
-    way = dataclasses.replace(way, container=dataclasses.replace(way.container, entrypoint=entrypoint, command=command))
+    way = dataclasses.replace(way, container=dataclasses.replace(way.container, entrypoint=entrypoint))
+    way = containers.with_arguments(way, pair.arguments, None)
     if given:
         way = containers.on_device(way, *given)
-    way = dataclasses.replace(
-        way, container=dataclasses.replace(way.container, command=(*way.container.command, *extra))
-    )
+    way = containers.with_arguments(way, extra, None)
     with containers.prepared(engine, way, gguf) as container:
         servers.start(container, way.port, timeout=servers.DEVICE_TIMEOUT_SECONDS)
         yield container, servers.url(container, way.port)

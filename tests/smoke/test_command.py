@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -210,9 +209,7 @@ def serving(
         if embeddings
         else containers.quick_start(image.id, "mine")
     )
-    command = (*way.container.command, *more)
-    way = dataclasses.replace(way, container=dataclasses.replace(way.container, command=command))
-    with containers.prepared(engine, way, gguf) as container:
+    with containers.prepared(engine, containers.with_arguments(way, more, None), gguf) as container:
         servers.start(container, way.port)
         yield servers.url(container, way.port)
 

@@ -14,11 +14,10 @@ import requests
 
 from base_images.adapters.engine import Engine, Image
 from base_images.smoke import checks_client, containers, model
-from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, perform
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Check, Status
-from tests.smoke.conftest import ANSWER
+from tests.smoke.conftest import ANSWER, started
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
@@ -62,9 +61,7 @@ def test_a_missing_server_fails(name: Check) -> None:
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
     way = containers.quick_start(cpu_image.id, "model")
-    with containers.prepared(engine, way, ANSWER.gguf) as container:
-        servers.start(container, way.port)
-        target = Target(url=servers.url(container, way.port), alias=way.alias, answer=ANSWER)
+    with started(engine, way) as (_, target):
         checks_client.check_chat(target)
         with pytest.raises(CheckFailedError, match="does not support embeddings"):
             checks_client.check_embeddings(target)

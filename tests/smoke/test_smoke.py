@@ -19,11 +19,10 @@ from base_images import variants
 from base_images.adapters.engine import Engine, Image
 from base_images.settings import ROOT
 from base_images.smoke import checks_http, containers, model, runner
-from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, Target, perform
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
-from tests.smoke.conftest import ANSWER, made_by
+from tests.smoke.conftest import ANSWER, made_by, started
 from tests.support import bodhi
 
 CPU = variants.find("cpu")
@@ -155,22 +154,16 @@ def damaged(answer: KnownAnswer) -> KnownAnswer:
 def test_a_damaged_weight_fails(engine: Engine, cpu_image: Image) -> None:
     answer = damaged(model.known_answer(TensorType.F32))
     way = containers.quick_start(cpu_image.id, "damaged")
-    with containers.prepared(engine, way, answer.gguf) as container:
-        servers.start(container, way.port)
-        target = Target(url=servers.url(container, way.port), alias=way.alias, answer=answer)
-        with pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$"):
-            checks_http.check_completion(target)
+    wrong = pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$")
+    with started(engine, way, answer) as (_, target), wrong:
+        checks_http.check_completion(target)
 
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
     answer = model.known_answer(TensorType.F32)
-    way = containers.quick_start(cpu_image.id, "model")
-    way = dataclasses.replace(
-        way, container=dataclasses.replace(way.container, command=(*way.container.command, "--no-ui"))
-    )
-    with containers.prepared(engine, way, answer.gguf) as container:
-        servers.start(container, way.port)
-        failed = failures(Target(url=servers.url(container, way.port), alias=way.alias, answer=answer))
+    way = containers.with_arguments(containers.quick_start(cpu_image.id, "model"), ("--no-ui",), None)
+    with started(engine, way, answer) as (_, target):
+        failed = failures(target)
     assert set(failed) == {"embeddings", "web page"}
     assert "501" in failed["embeddings"]
     assert "404" in failed["web page"]

@@ -5,21 +5,21 @@ That they pass is for `nox -s smoke-lavapipe`, which runs the smoke test on it f
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 
 import pytest
 
 from base_images import variants, versions
-from base_images.adapters.engine import Container, Engine, Image
+from base_images.adapters.engine import Engine, Image
 from base_images.errors import BaseImagesError
 from base_images.smoke import checks_http, checks_server, containers, device, model
 from base_images.smoke import server as servers
-from base_images.smoke.checks_http import CheckFailedError, Target
+from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.containers import Way
-from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
+from tests.smoke.conftest import started
 
 pytestmark = pytest.mark.lavapipe
 VULKAN = variants.find("vulkan")
@@ -37,21 +37,6 @@ def vulkan_image(engine: Engine) -> Image:
         pytest.skip(str(error))
 
 
-@contextlib.contextmanager
-def started(engine: Engine, way: Way, answer: KnownAnswer = ANSWER) -> Iterator[tuple[Container, Target]]:
-    with containers.prepared(engine, way, answer.gguf) as container:
-        servers.start(container, way.port, timeout=servers.DEVICE_TIMEOUT_SECONDS)
-        yield (
-            container,
-            Target(
-                url=servers.url(container, way.port),
-                alias=way.alias,
-                answer=answer,
-                patience=servers.DEVICE_TIMEOUT_SECONDS,
-            ),
-        )
-
-
 @pytest.fixture(scope="module")
 def cache(engine: Engine) -> Iterator[str]:
     with engine.volume("smoke") as volume:
@@ -65,7 +50,7 @@ def offloading(image: Image, cache: str, layers: str) -> Way:
 
 
 def test_no_layer_on_the_device_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
-    with started(engine, offloading(vulkan_image, cache, "0")) as (container, target):
+    with started(engine, offloading(vulkan_image, cache, "0"), ANSWER) as (container, target):
         checks_http.check_completion(target)  # right, but computed on the CPU
         checks_server.check_list_devices(container, SERVER, "Vulkan")
         with pytest.raises(CheckFailedError, match="Only 0 of 3 layers are on the device"):
@@ -75,7 +60,7 @@ def test_no_layer_on_the_device_is_found(engine: Engine, vulkan_image: Image, ca
 
 
 def test_a_missing_layer_on_the_device_is_found(engine: Engine, vulkan_image: Image, cache: str) -> None:
-    with started(engine, offloading(vulkan_image, cache, "2")) as (container, _):
+    with started(engine, offloading(vulkan_image, cache, "2"), ANSWER) as (container, _):
         log = container.logs()
     with pytest.raises(CheckFailedError, match="Only 2 of 3 layers are on the device"):
         checks_server.check_offloaded(log)
@@ -85,7 +70,7 @@ def test_a_hidden_device_is_found(engine: Engine, vulkan_image: Image, cache: st
     way = containers.on_device(
         containers.quick_start(vulkan_image.id, "model"), dataclasses.replace(LAVAPIPE, environment={}), cache
     )
-    with started(engine, way) as (container, target):
+    with started(engine, way, ANSWER) as (container, target):
         checks_http.check_completion(target)
         with pytest.raises(CheckFailedError, match="names no device where Vulkan0 is right"):
             checks_server.check_list_devices(container, SERVER, "Vulkan")
@@ -101,7 +86,7 @@ def test_a_missing_backend_is_found(engine: Engine, vulkan_image: Image, cache: 
     # cpu/ has the same files except the accelerator's library.
     directory = f"{DIRECTORY.rpartition('/')[0]}/cpu"
     way = containers.on_device(containers.as_bodhi(vulkan_image.id, "model", directory), LAVAPIPE, cache)
-    with started(engine, way) as (container, target):
+    with started(engine, way, ANSWER) as (container, target):
         checks_http.check_completion(target)
         with pytest.raises(CheckFailedError, match="names no device where Vulkan0 is right"):
             checks_server.check_list_devices(container, f"{directory}/llama-server", "Vulkan")

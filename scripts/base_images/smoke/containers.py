@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 from base_images.adapters.engine import Container, ContainerSpec, Engine, Image
 from base_images.errors import LaunchError
 from base_images.image import ARBITRARY_USER
-from base_images.progress import Listener, silent
 from base_images.recipes import consumer
 from base_images.smoke import device as devices
 from base_images.smoke.device import Granted
-from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.model import KnownAnswer
 from base_images.smoke.report import SmokeReport
-from base_images.smoke.runner import TENSOR_TYPES, ServerPlan, Subject, check_servers, model_name
+from base_images.smoke.runner import Options, ServerPlan, Subject, check_servers, model_name
 from base_images.smoke.server import ENVIRONMENT, bodhi_alias, device_arguments
 from base_images.variants import STATIC_BACKENDS, Platform, Variant
 
@@ -163,12 +163,8 @@ def smoke(
     image_id: str,
     variant: Variant,
     *,
-    device: Granted | None = None,
-    tensor_types: Sequence[TensorType] = TENSOR_TYPES,
-    record_dir: Path | None = None,
-    listener: Listener = silent,
     kept: Kept | None = None,
-    model_file: Path | None = None,
+    **options: Unpack[Options],
 ) -> SmokeReport:
     """Starts llama-server in containers of an image, checks it, and returns the report.
 
@@ -178,12 +174,8 @@ def smoke(
         engine: the image's engine; ports that it publishes must be reachable at 127.0.0.1.
         image_id: an id or a reference, resolved once.
         variant: the image's variant.
-        device: the device of the servers; None: the CPU, which shows nothing about the accelerator.
-        tensor_types: the models, see `runner.plan`.
-        record_dir: directory for the report and the servers' logs; None: they are not written.
-        listener: called with each check as it begins.
         kept: collects the names of the containers and volumes, which are kept; None: they are removed.
-        model_file: model for the speeds, a file of the engine's host; None: a known-answer model.
+        **options: see `runner.check_servers`.
 
     Raises:
         ImageNotFoundError: the engine has no such image.
@@ -191,6 +183,7 @@ def smoke(
         EngineError: the engine cannot create a container.
         UsageError: `record_dir` cannot be written.
     """
+    device = options.get("device")
     image = engine.image(image_id)
     binaries = f"/app/bin/{_triple(image)}"
     engine.remove_abandoned()
@@ -218,16 +211,7 @@ def smoke(
                     healthcheck=image.healthcheck,
                 )
 
-        return check_servers(
-            image.id,
-            variant,
-            prepare,
-            device=device,
-            tensor_types=tensor_types,
-            record_dir=record_dir,
-            listener=listener,
-            model_file=model_file,
-        )
+        return check_servers(image.id, variant, prepare, **options)
 
 
 def _triple(image: Image) -> str:

@@ -11,18 +11,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from base_images.adapters import ownership, programs
 from base_images.adapters.engine import ContainerState, ProbeResult
 from base_images.errors import LaunchError, UsageError
-from base_images.progress import Listener, silent
 from base_images.recipes import consumer
 from base_images.smoke import runner
 from base_images.smoke import server as servers
-from base_images.smoke.device import Granted
-from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.model import KnownAnswer
 from base_images.smoke.report import SmokeReport
-from base_images.smoke.runner import ServerPlan, Subject
+from base_images.smoke.runner import Options, ServerPlan, Subject
 from base_images.variants import Variant
 
 # Executes the server, which the kernel kills when this process ends, for whatever reason (prctl(2), PR_SET_PDEATHSIG).
@@ -142,30 +141,18 @@ def _exit_code(pid: int) -> int | None:
     return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
 
 
-def smoke(
-    program: Path,
-    variant: Variant,
-    *,
-    device: Granted | None = None,
-    tensor_types: Sequence[TensorType] = runner.TENSOR_TYPES,
-    record_dir: Path | None = None,
-    listener: Listener = silent,
-    model_file: Path | None = None,
-) -> SmokeReport:
+def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeReport:
     """Starts and checks a llama-server of this host, like `containers.smoke` those of an image.
 
     Args:
         program: the llama-server; its backends are in the same directory, or part of it.
         variant: the variant that it was built for.
-        device: as for `containers.smoke`; a process finds the host's devices by itself.
-        tensor_types: as for `containers.smoke`.
-        record_dir: as for `containers.smoke`.
-        listener: called with each check as it begins.
-        model_file: as for `containers.smoke`.
+        **options: see `runner.check_servers`; a process finds the device by itself.
 
     Raises:
         UsageError: there is no such program, or `record_dir` cannot be written.
     """
+    device = options.get("device")
     program = program.resolve()  # the server looks for its backends there
     if not program.is_file() or not os.access(program, os.X_OK):
         raise UsageError(f"{program} is no program: name the llama-server to start.")
@@ -208,16 +195,7 @@ def smoke(
             finally:
                 process.kill()
 
-        return runner.check_servers(
-            str(program),
-            variant,
-            prepare,
-            device=device,
-            tensor_types=tensor_types,
-            record_dir=record_dir,
-            listener=listener,
-            model_file=model_file,
-        )
+        return runner.check_servers(str(program), variant, prepare, **options)
 
 
 def free_port() -> int:

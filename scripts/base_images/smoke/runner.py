@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypedDict
 
-from base_images.progress import Listener, Progress
+from base_images.progress import Listener, Progress, silent
 from base_images.recipes import consumer
 from base_images.smoke import agreement, checks_client, checks_http, model, speed
 from base_images.smoke import report as smoke_report
@@ -84,45 +85,34 @@ def plan(
     # Only BodhiApp passes --embeddings, without which the server refuses them; it disables the web page.
     quick_start = tuple(name for name in CHECKS if name not in {Check.EMBEDDINGS, Check.CLIENT_EMBEDDINGS})
     bodhi = tuple(name for name in CHECKS if name is not Check.WEB_PAGE)
-    device_checks = DEVICE_CHECKS if on_device else ()
-    recorded = consumer.load()
-    servers = [
-        ServerPlan(
-            name=f"quick start, {first}",
+    ending = (Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM)
+
+    def server(name: str, tensor_type: TensorType, *checks: Check, is_bodhi: bool = False) -> ServerPlan:
+        return ServerPlan(
+            name=name,
             directory=variant.name,
-            is_bodhi=False,
-            tensor_type=first,
-            checks=(*device_checks, *quick_start, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
-        ),
-        ServerPlan(
-            name=f"as {consumer.NAME}, {second}",
-            directory=variant.name,
-            is_bodhi=True,
-            tensor_type=second,
-            checks=(*device_checks, *bodhi, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
-            arguments=recorded.working(variant.name, variant.name),
-        ),
+            is_bodhi=is_bodhi,
+            tensor_type=tensor_type,
+            checks=(*DEVICE_CHECKS, *checks) if on_device else checks,
+            on_device=on_device,
+            arguments=consumer.load().working(variant.name, variant.name) if is_bodhi else (),
+        )
+
+    return [
+        server(f"quick start, {first}", first, *quick_start, *ending),
+        server(f"as {consumer.NAME}, {second}", second, *bodhi, *ending, is_bodhi=True),
+        *(server(f"quick start, {other}", other, Check.COMPLETION, Check.SIGTERM) for other in tensor_types[2:]),
         *(
             ServerPlan(
-                name=f"quick start, {other}",
-                directory=variant.name,
-                is_bodhi=False,
-                tensor_type=other,
-                checks=(*device_checks, Check.COMPLETION, Check.SIGTERM),
+                name=f"as {consumer.NAME}, from {directory}/",
+                directory=directory,
+                is_bodhi=True,
+                tensor_type=second,
+                checks=(Check.COMPLETION, Check.CHAT, Check.EMBEDDINGS, *ending),
+                arguments=consumer.load().working(variant.name, directory),
             )
-            for other in tensor_types[2:]
+            for directory in variant.directories[1:]
         ),
-    ]
-    return [dataclasses.replace(server, on_device=on_device) for server in servers] + [
-        ServerPlan(
-            name=f"as {consumer.NAME}, from {directory}/",
-            directory=directory,
-            is_bodhi=True,
-            tensor_type=second,
-            checks=(Check.COMPLETION, Check.CHAT, Check.EMBEDDINGS, Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM),
-            arguments=recorded.working(variant.name, directory),
-        )
-        for directory in variant.directories[1:]
     ]
 
 
@@ -157,15 +147,25 @@ def model_name(server: ServerPlan) -> str:
     return f"known-answer-{server.tensor_type.lower()}"
 
 
+class Options(TypedDict, total=False):
+    """The options of every smoke test, see `check_servers`."""
+
+    device: Granted | None
+    tensor_types: Sequence[TensorType]
+    record_dir: Path | None
+    listener: Listener
+    model_file: Path | None
+
+
 def check_servers(
     subject: str,
     variant: Variant,
     prepare: Prepare,
     *,
-    device: Granted | None,
-    tensor_types: Sequence[TensorType],
-    record_dir: Path | None,
-    listener: Listener,
+    device: Granted | None = None,
+    tensor_types: Sequence[TensorType] = TENSOR_TYPES,
+    record_dir: Path | None = None,
+    listener: Listener = silent,
     model_file: Path | None = None,
 ) -> SmokeReport:
     """Starts the planned servers one after the other, checks them, and returns the report.
@@ -174,11 +174,11 @@ def check_servers(
         subject: what is tested, for the report.
         variant: its variant.
         prepare: creates each server, in whatever it runs.
-        device: see `containers.smoke`.
-        tensor_types: see `plan`.
-        record_dir: see `containers.smoke`.
+        device: the device of the servers; None: the CPU, which shows nothing about the accelerator.
+        tensor_types: the models, see `plan`.
+        record_dir: directory for the report and the servers' logs; None: they are not written.
         listener: called with each check as it begins.
-        model_file: see `containers.smoke`.
+        model_file: model for the speeds, a file of the servers' host; None: a known-answer model.
 
     Raises:
         UsageError: `record_dir` cannot be written.
@@ -239,9 +239,11 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
         if results[0].status is Status.PASS:
             address = url(running, subject.port)
             target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
+            directory = PurePosixPath(subject.program).parent
+            backend = partial(check_backend, accelerator=accelerator, linked_in=subject.linked_in)
             checks: dict[Check, Callable[[], str]] = {
                 **{name: partial(check, target) for name, check in CHECKS.items()},
-                Check.BACKEND: lambda: _check_backend_of(subject, accelerator),
+                Check.BACKEND: lambda: backend(running.maps(), running.logs(), str(directory)),
                 Check.HEALTHCHECK: partial(check_healthcheck, running, subject.healthcheck),
                 Check.SIGTERM: partial(check_sigterm, running),
                 Check.LIST_DEVICES: partial(check_list_devices, running, subject.program, accelerator),
@@ -252,13 +254,8 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
                 say(f"{server.name}: {name}")
                 results.append(perform(name, checks[name]))
         log = running.logs()
-    return ServerReport(
-        name=server.name,
-        arguments=subject.arguments,
-        checks=tuple(results),
-        log=log,
-        seconds=time.monotonic() - clock,
-    )
+    seconds = time.monotonic() - clock
+    return ServerReport(name=server.name, arguments=subject.arguments, checks=tuple(results), log=log, seconds=seconds)
 
 
 def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
@@ -303,12 +300,7 @@ def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[s
 
 
 def _measure(
-    variant: Variant,
-    prepare: Prepare,
-    say: Callable[[str], None],
-    *,
-    model_file: Path | None,
-    on_device: bool,
+    variant: Variant, prepare: Prepare, say: Callable[[str], None], *, model_file: Path | None, on_device: bool
 ) -> tuple[ServerReport, Measured | None]:
     """Measures the speed of one server; None if the measurement failed."""
     clock = time.monotonic()
@@ -344,9 +336,3 @@ def _measure(
     seconds = time.monotonic() - clock
     report = ServerReport(name=server.name, arguments=subject.arguments, checks=(result,), log=log, seconds=seconds)
     return report, measured
-
-
-def _check_backend_of(subject: Subject, accelerator: str) -> str:
-    directory = str(PurePosixPath(subject.program).parent)
-    server = subject.server
-    return check_backend(server.maps(), server.logs(), directory, accelerator=accelerator, linked_in=subject.linked_in)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,24 +111,13 @@ def device_memory(log: str, name: str) -> int | None:
 
 def speeds(device: Measured | None, cpu: Measured | None) -> tuple[Speed, ...]:
     """Returns both servers' measurements side by side, in display order."""
-    return (
-        Speed(
-            name="Prompt",
-            unit="tokens per second",
-            device=device.rates.prompt if device else None,
-            cpu=cpu.rates.prompt if cpu else None,
-        ),
-        Speed(
-            name="Generation",
-            unit="tokens per second",
-            device=device.rates.generated if device else None,
-            cpu=cpu.rates.generated if cpu else None,
-        ),
-        Speed(
-            name="Load time",
-            unit="seconds",
-            device=device.load_seconds if device else None,
-            cpu=cpu.load_seconds if cpu else None,
-        ),
-        Speed(name="Memory on the device", unit="MiB", device=device.memory if device else None, cpu=None),
+    rows: tuple[tuple[str, str, Callable[[Measured], float | None]], ...] = (
+        ("Prompt", "tokens per second", lambda measured: measured.rates.prompt),
+        ("Generation", "tokens per second", lambda measured: measured.rates.generated),
+        ("Load time", "seconds", lambda measured: measured.load_seconds),
+        ("Memory on the device", "MiB", lambda measured: measured.memory),
+    )
+    return tuple(
+        Speed(name=name, unit=unit, device=value(device) if device else None, cpu=value(cpu) if cpu else None)
+        for name, unit, value in rows
     )

@@ -43,33 +43,29 @@ def compare(expected: KnownAnswer, seen: Sequence[SeenStep]) -> Verdict:
     the server's top is taken to be as probable as the last one there, its upper bound.
     """
     largest: float | None = None
+
+    def verdict(reason: str, *, ok: bool = False) -> Verdict:
+        return Verdict(ok=ok, largest_difference=largest, reason=reason)
+
     for number, (right, step) in enumerate(zip(expected.steps, seen, strict=False), start=1):
         if step.text != right.text:
             likelihood = "" if step.log_probability is None else f" (log-probability {step.log_probability:.4f})"
-            return Verdict(
-                ok=False,
-                largest_difference=largest,
-                reason=f"Step {number} is {step.text!r}{likelihood} where {right.text!r} "
-                f"({right.log_probability:.4f}) is right.",
+            return verdict(
+                f"Step {number} is {step.text!r}{likelihood} where {right.text!r} "
+                f"({right.log_probability:.4f}) is right."
             )
         for text, is_right, is_seen in _log_probabilities(right, step):
             difference = abs(is_seen - is_right) if math.isfinite(is_seen) else math.inf
             largest = max(largest or 0.0, difference)
             if difference > expected.tolerance:
-                return Verdict(
-                    ok=False,
-                    largest_difference=largest,
-                    reason=f"Step {number} gives {text!r} the log-probability {is_seen:.4f} where {is_right:.4f} is "
-                    f"right: {difference:.4f} apart, and {expected.tolerance} is allowed.",
+                return verdict(
+                    f"Step {number} gives {text!r} the log-probability {is_seen:.4f} where {is_right:.4f} is "
+                    f"right: {difference:.4f} apart, and {expected.tolerance} is allowed."
                 )
     if len(seen) != len(expected.steps):
-        return Verdict(
-            ok=False,
-            largest_difference=largest,
-            reason=f"The answer has {len(seen)} tokens where {len(expected.steps)} are right.",
-        )
+        return verdict(f"The answer has {len(seen)} tokens where {len(expected.steps)} are right.")
     numbers = "" if largest is None else f" and log-probabilities within {largest:.4f} of {expected.tolerance} allowed"
-    return Verdict(ok=True, largest_difference=largest, reason=f"All {len(seen)} tokens are right{numbers}.")
+    return verdict(f"All {len(seen)} tokens are right{numbers}.", ok=True)
 
 
 def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
