@@ -51,7 +51,7 @@ def test_answers_are_right_with_each_variant_s_arguments(
 
 @pytest.mark.parametrize("name", ["musa", "intel", "cann"])
 def test_bodhi_s_own_image_starts_unchanged(engine: Engine, cpu_image: Image, name: str) -> None:
-    """Only variants whose arguments the server all accepts: no replacement, no fallback."""
+    """Only variants for which the server accepts every argument: no replacement, no fallback."""
     with (
         bodhi.built(engine, in_place_of(variants.find(name), cpu_image)) as image,
         bodhi.tagged(engine, image) as tagged,

@@ -60,7 +60,7 @@ def test_the_report_has_these_checks_and_no_others(recorded: Recorded) -> None:
 
 def test_the_report_has_consistent_times(recorded: Recorded) -> None:
     report = recorded.report
-    print(f"the verdict was there after {recorded.seconds:.1f} s")  # noqa: T201 - nobody promises how soon
+    print(f"the verdict was there after {recorded.seconds:.1f} s")  # noqa: T201 - the time is not judged
     assert recorded.seconds >= report.seconds >= sum(server.seconds for server in report.servers)
     for server in report.servers:
         assert server.seconds >= sum(check.seconds for check in server.checks) > 0
