@@ -1,4 +1,4 @@
-"""A running server that several files of tests ask, and what a process has made on the engine."""
+"""A running server for several test files, and the resources of a process on the engine."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ import docker
 import pytest
 
 from base_images.adapters import ownership as owner
+from base_images.adapters.container import Container
 from base_images.adapters.engine import Engine, Image
 from base_images.labels import OWNER, RESOURCE
-from base_images.smoke import launch, model
+from base_images.smoke import containers, model
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import Target
-from base_images.smoke.model import TensorType
+from base_images.smoke.containers import Way
+from base_images.smoke.model import KnownAnswer, TensorType
 
 ANSWER = model.known_answer(TensorType.F32)
 
 
+@contextlib.contextmanager
+def started(engine: Engine, way: Way, answer: KnownAnswer = ANSWER) -> Iterator[tuple[Container, Target]]:
+    """Yields a running server in its container."""
+    patience = servers.DEVICE_TIMEOUT_SECONDS
+    with containers.prepared(engine, way, answer.gguf) as container:
+        servers.start(container, way.port, timeout=patience)
+        url = servers.url(container, way.port)
+        yield container, Target(url=url, alias=way.alias, answer=answer, patience=patience)
+
+
 @pytest.fixture(scope="module")
 def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
-    """A running server as BodhiApp starts it, with the right answer."""
-    way = launch.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
-    with launch.prepared(engine, way, ANSWER.gguf) as container:
-        launch.start(container, way.port)
-        yield Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
+    """Yields a running server, started like BodhiApp's, with its right answer."""
+    way = containers.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+    with started(engine, way) as (_, running):
+        yield running
 
 
 def things() -> dict[str, dict[str, str]]:
@@ -36,6 +48,6 @@ def things() -> dict[str, dict[str, str]]:
 
 
 def made_by(pid: int) -> set[str]:
-    """Returns those that a process of this machine has made and has to remove."""
+    """Returns the resources that a process of this host has made and has to remove."""
     own = owner.current().split(".")[:2]
     return {name for name, labels in things().items() if labels.get(OWNER, "").split(".")[:3] == [*own, str(pid)]}

@@ -1,4 +1,4 @@
-"""The longer run on real servers: who computes something else is found, and told apart from a device that is not used.
+"""The longer run on real servers finds wrong results, and tells them from a device that is not used.
 
 Without a device both servers are the CPU's; what it sees on one is shown on lavapipe, where there is a vulkan image.
 """
@@ -16,7 +16,8 @@ from base_images import variants, versions
 from base_images.adapters.container import Container
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import BaseImagesError
-from base_images.smoke import agreement, device, launch, model
+from base_images.smoke import agreement, checks_server, containers, device, model
+from base_images.smoke import server as servers
 from base_images.smoke.agreement import PAIRS, TOLERANCES, Pair
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.device import Granted
@@ -40,35 +41,33 @@ def server(
     given: tuple[Granted, str] | None = None,
     extra: tuple[str, ...] = (),
 ) -> Iterator[tuple[Container, str]]:
-    """Yields a server of the pair and its URL: from `cpu/`, or on the device that is given."""
-    way = launch.quick_start(image.id, "model")
+    """Yields a server of the pair and its URL: from `cpu/`, or on a given device."""
+    way = containers.quick_start(image.id, "model")
     entrypoint = way.container.entrypoint if given else (f"{BIN}/cpu/llama-server",)
-    command = (*way.container.command, *pair.arguments)
-    way = dataclasses.replace(way, container=dataclasses.replace(way.container, entrypoint=entrypoint, command=command))
+    way = dataclasses.replace(way, container=dataclasses.replace(way.container, entrypoint=entrypoint))
+    way = containers.with_arguments(way, pair.arguments, None)
     if given:
-        way = launch.on_device(way, *given)
-    way = dataclasses.replace(
-        way, container=dataclasses.replace(way.container, command=(*way.container.command, *extra))
-    )
-    with launch.prepared(engine, way, gguf) as container:
-        launch.start(container, way.port, timeout=launch.DEVICE_TIMEOUT_SECONDS)
-        yield container, launch.url(container, way.port)
+        way = containers.on_device(way, *given)
+    way = containers.with_arguments(way, extra, None)
+    with containers.prepared(engine, way, gguf) as container:
+        servers.start(container, way.port, timeout=servers.DEVICE_TIMEOUT_SECONDS)
+        yield container, servers.url(container, way.port)
 
 
 def altered(change: Callable[[dict[str, Tensor]], None]) -> bytes:
-    """Returns the F16 model after `change` to its tensors' numbers."""
+    """Returns the F16 model with `change` applied to its tensors' values."""
     tensors = model.draw_tensors(TensorType.F16)
     change(tensors)
     return model.to_gguf(tensors)
 
 
 def one_weight(tensors: dict[str, Tensor], value: float = 4.0) -> None:
-    """One of a million weights turns large, as a flipped bit would have it."""
+    """Makes one of a million weights large, like a flipped bit."""
     tensors["blk.1.ffn_down"].stored[7, 7] = np.float16(value)
 
 
 def two_percent(tensors: dict[str, Tensor]) -> None:
-    """Every weight of one matrix is 2% too large, as a kernel would have it that scales wrongly."""
+    """Makes every weight of one matrix 2% too large, like a kernel with a wrong scale."""
     name = "blk.0.attn_v"
     larger = (tensors[name].stored.astype(np.float32) * 1.02).astype(np.float16)
     tensors[name] = dataclasses.replace(tensors[name], stored=larger)
@@ -121,7 +120,7 @@ def test_other_kernels_are_within_the_tolerance(engine: Engine, cpu_image: Image
         (not_a_number, "Token 1 of the device's answer has a log-probability that is not a number"),
     ],
 )
-def test_a_model_that_is_damaged(
+def test_a_damaged_model_fails(
     engine: Engine,
     cpu_image: Image,
     cpu: tuple[Container, str],
@@ -135,9 +134,9 @@ def test_a_model_that_is_damaged(
         agreement.check_agreement(url, cpu[1], TOLERANCE)
 
 
-# F32 is left out: F16 has the same weights, rounded by less than what is tolerated.
+# Without F32: F16 has the same weights, rounded by less than the tolerance.
 @pytest.mark.parametrize("other", [TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K])
-def test_the_model_of_another_type(
+def test_the_model_of_another_type_fails(
     engine: Engine, cpu_image: Image, cpu: tuple[Container, str], other: TensorType
 ) -> None:
     gguf = model.known_answer(other).gguf
@@ -161,7 +160,7 @@ def vulkan_image(engine: Engine) -> Image:
 
 @pytest.fixture(scope="module")
 def vulkan_cpu(engine: Engine, vulkan_image: Image) -> Iterator[str]:
-    """The URL of a server from the vulkan image's own `cpu/`."""
+    """Yields the URL of a server from the vulkan image's own `cpu/`."""
     with server(engine, vulkan_image, ON) as (_, url):
         yield url
 
@@ -173,20 +172,20 @@ def cache(engine: Engine) -> Iterator[str]:
 
 
 @pytest.mark.lavapipe
-def test_a_device_that_is_right(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
+def test_a_right_device_agrees(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, given=(LAVAPIPE, cache)) as (container, url):
-        said = agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=launch.DEVICE_TIMEOUT_SECONDS)
-        launch.check_offloaded(container.logs())
+        said = agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
+        checks_server.check_offloaded(container.logs())
         agreement.check_flash_attention(container.logs(), wanted=True)
     assert "not one bit differs" not in said
 
 
 @pytest.mark.lavapipe
-def test_a_device_that_is_wrong(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
+def test_a_wrong_device_fails(engine: Engine, vulkan_image: Image, vulkan_cpu: str, cache: str) -> None:
     with server(engine, vulkan_image, ON, gguf=altered(one_weight), given=(LAVAPIPE, cache)) as (container, url):
         with pytest.raises(CheckFailedError, match=r"^The device computes something else: "):
-            agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=launch.DEVICE_TIMEOUT_SECONDS)
-        launch.check_offloaded(container.logs())
+            agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
+        checks_server.check_offloaded(container.logs())
 
 
 @pytest.mark.lavapipe
@@ -198,7 +197,7 @@ def test_a_device_that_is_wrong(engine: Engine, vulkan_image: Image, vulkan_cpu:
     ],
     ids=["no layers", "hidden"],
 )
-def test_a_device_that_is_not_used(
+def test_an_unused_device_is_found_by_the_log(
     engine: Engine,
     vulkan_image: Image,
     vulkan_cpu: str,
@@ -208,6 +207,6 @@ def test_a_device_that_is_not_used(
     reason: str,
 ) -> None:
     with server(engine, vulkan_image, ON, given=(given, cache), extra=extra) as (container, url):
-        agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=launch.DEVICE_TIMEOUT_SECONDS)
+        agreement.check_agreement(url, vulkan_cpu, TOLERANCE, patience=servers.DEVICE_TIMEOUT_SECONDS)
         with pytest.raises(CheckFailedError, match=reason):
-            launch.check_offloaded(container.logs())
+            checks_server.check_offloaded(container.logs())

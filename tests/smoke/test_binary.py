@@ -1,4 +1,4 @@
-"""The smoke test of a llama-server that is a process of this machine: the cpu image's own, copied out of it."""
+"""The smoke test of a llama-server process on this host: the cpu image's own, copied out of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from base_images import settings, variants
 from base_images.adapters.engine import Image
 from base_images.errors import LaunchError
-from base_images.smoke import device, launch, process
+from base_images.smoke import checks_server, device, process, runner
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Device, SmokeReport, Status
@@ -34,7 +34,7 @@ echo "$$ $!" >"$PIDS"
 wait
 sleep 300
 """
-"""Never gets healthy, does not end when told to, and has a child."""
+"""Never becomes healthy, ignores SIGTERM, and has a child."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def program(cpu_image: Image) -> Iterator[Path]:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where all temporary files go, and nothing else is."""
+    """Yields an empty directory for all temporary files."""
     directory = tmp_path / "temporary"
     directory.mkdir()
     monkeypatch.setenv("TMPDIR", str(directory))
@@ -69,7 +69,9 @@ def seen(report: SmokeReport, status: Status) -> dict[tuple[str, str], str]:
     return {(row.server, row.check): row.seen for row in report.rows if row.status is status}
 
 
-def test_without_an_engine_the_same_checks_and_the_same_report(program: Path, temporary: Path, tmp_path: Path) -> None:
+def test_a_program_gets_the_same_checks_and_report_without_an_engine(
+    program: Path, temporary: Path, tmp_path: Path
+) -> None:
     record, page = tmp_path / "record", tmp_path / "page.html"
     command = ("smoke", "--variant", "cpu", "--binary", str(program), "--json")
     with invoke(*command, "--record", str(record), "--html", str(page)) as running:
@@ -77,7 +79,7 @@ def test_without_an_engine_the_same_checks_and_the_same_report(program: Path, te
     assert (running.returncode, errors) == (0, "")
     report = json.loads(printed)
     rows = [(server["name"], check["name"]) for server in report["servers"] for check in server["checks"]]
-    assert rows == [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
+    assert rows == [(server.name, check) for server in runner.plan(CPU) for check in ("starts", *server.checks)]
     skipped = {
         (check["name"], check["seen"])
         for server in report["servers"]
@@ -92,17 +94,17 @@ def test_without_an_engine_the_same_checks_and_the_same_report(program: Path, te
     assert list(temporary.iterdir()) == []
 
 
-def test_a_device_that_is_not_there(program: Path) -> None:
-    # Nothing but the CPU is beside this server: every check of the device says so, and the right answers do not help.
+def test_a_missing_device_fails_the_device_checks(program: Path) -> None:
+    # This server has CPU backends alone: every check of the device fails, although the answers are right.
     report = process.smoke(program, VULKAN, device=device.in_software(VULKAN), tensor_types=[TensorType.F32])
     assert report.device is Device.SOFTWARE
     failed = seen(report, Status.FAIL)
-    assert {check for _, check in failed} == set(launch.DEVICE_CHECKS)
+    assert {check for _, check in failed} == set(runner.DEVICE_CHECKS)
     assert "--list-devices names no device where Vulkan0 is right." in failed.values()
     assert {row.status for row in report.rows if row.check == "completion"} == {Status.PASS}
 
 
-def test_a_server_without_its_backends(program: Path, tmp_path: Path) -> None:
+def test_a_server_without_backends_fails_to_start(program: Path, tmp_path: Path) -> None:
     directory = tmp_path / "incomplete"
     shutil.copytree(program.parent, directory, ignore=shutil.ignore_patterns("libggml-cpu-*"))
     report = process.smoke(directory / program.name, CPU, tensor_types=[TensorType.F32])
@@ -113,7 +115,7 @@ def test_a_server_without_its_backends(program: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["#!/no/such/interpreter\n", "\x7fELF"])
-def test_what_cannot_be_started_is_a_report_and_no_error(tmp_path: Path, text: str) -> None:
+def test_a_program_that_cannot_start_is_reported_and_not_raised(tmp_path: Path, text: str) -> None:
     broken = tmp_path / "llama-server"
     broken.write_text(text)
     broken.chmod(0o755)
@@ -123,7 +125,7 @@ def test_what_cannot_be_started_is_a_report_and_no_error(tmp_path: Path, text: s
 
 
 @pytest.mark.parametrize("mode", [None, 0o644])
-def test_what_is_no_program(tmp_path: Path, mode: int | None) -> None:
+def test_a_file_that_is_not_executable_is_a_usage_error(tmp_path: Path, mode: int | None) -> None:
     path = tmp_path / "llama-server"
     if mode:
         path.touch(mode)
@@ -133,7 +135,7 @@ def test_what_is_no_program(tmp_path: Path, mode: int | None) -> None:
     assert errors.strip() == f"error: {path} is no program: name the llama-server to start."
 
 
-# --- nothing is left ---
+# --- nothing is left behind ---
 
 
 @pytest.fixture
@@ -166,26 +168,26 @@ def test_an_interrupted_test_kills_the_server_and_its_children(hanging: Path, te
     assert list(temporary.iterdir()) == []
 
 
-def test_a_test_that_is_killed_hard_takes_the_server_with_it(program: Path, hanging: Path, temporary: Path) -> None:
+def test_a_killed_test_kills_the_server(program: Path, hanging: Path, temporary: Path) -> None:
     with invoke("smoke", "--variant", "cpu", "--binary", str(hanging)) as running:
         server, child = started(hanging.with_name("pids"))
         running.kill()
         running.communicate(timeout=300)
     wait_until_gone([server])
-    os.kill(child, signal.SIGKILL)  # what a server starts is out of reach then; llama-server starts nothing
+    os.kill(child, signal.SIGKILL)  # a server's children are not killed then; llama-server has none
     assert len(list(temporary.iterdir())) == 1
     assert process.smoke(program, CPU, tensor_types=[TensorType.F32]).ok
     assert list(temporary.iterdir()) == []
 
 
-def test_a_process_that_ignores_sigterm(hanging: Path, tmp_path: Path) -> None:
+def test_a_process_that_ignores_sigterm_fails_the_check(hanging: Path, tmp_path: Path) -> None:
     server = process.Process([str(hanging)], environment=os.environ, log=tmp_path / "log")
     assert server.state().status == "created"
     try:
         server.start()
         pids = started(hanging.with_name("pids"))
         with pytest.raises(CheckFailedError, match="still runs"):
-            launch.check_sigterm(server, timeout=0.5)
+            checks_server.check_sigterm(server, timeout=0.5)
     finally:
         server.kill()
     wait_until_gone(pids)
@@ -193,7 +195,7 @@ def test_a_process_that_ignores_sigterm(hanging: Path, tmp_path: Path) -> None:
         server.signal("SIGTERM")
 
 
-def test_how_a_process_ended(tmp_path: Path) -> None:
+def test_the_exit_code_of_a_process(tmp_path: Path) -> None:
     for script, code in (("exit 7", 7), ("kill -9 $$", 137)):
         server = process.Process(["/bin/sh", "-c", script], environment={}, log=tmp_path / "log")
         server.start()

@@ -1,9 +1,8 @@
-"""`invoke smoke`, typed as a person would, and what it leaves behind: nothing, or what was asked for."""
+"""`invoke smoke` on the command line, and that it leaves nothing behind unless it is told to."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -20,8 +19,9 @@ from base_images import progress, settings, variants
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError, ImageNotFoundError, UsageError
 from base_images.labels import OWNER, RESOURCE, Label
-from base_images.smoke import checks_http, launch, model
+from base_images.smoke import checks_http, containers, model, runner
 from base_images.smoke import command as smoke_command
+from base_images.smoke import server as servers
 from base_images.smoke import url as running
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
@@ -49,9 +49,9 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 
 
 def python(script: str) -> subprocess.Popen[str]:
-    """Starts a script that has a connected engine and the image, and waits until it has printed a line."""
+    """Starts a script with the imports that it needs, and waits until it has printed a line."""
     imports = "from base_images import variants\nfrom base_images.adapters import engine\n"
-    imports += "from base_images.smoke import launch, model\n"
+    imports += "from base_images.smoke import containers, model\nfrom base_images.smoke import server as servers\n"
     process = subprocess.Popen(
         [sys.executable, "-c", imports + script],
         env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts")},
@@ -64,10 +64,10 @@ def python(script: str) -> subprocess.Popen[str]:
     return process
 
 
-# --- what is tested ---
+# --- the image under test ---
 
 
-def test_two_at_once_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
+def test_two_concurrent_tests_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
     record = tmp_path / "record"
     common = ("smoke", "--variant", "cpu", "--image", cpu_image.id, "--record", str(record))
     files = [(tmp_path / "made" / f"{name}.xml", tmp_path / f"{name}.html") for name in "ab"]
@@ -84,20 +84,20 @@ def test_two_at_once_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
         assert re.search(r"<h1[^>]*>Passed</h1>", page)
         assert cpu_image.labels[Label.BASE_DIGEST] in page
         assert made_by(process.pid) == set()
-    # One record for both, of which either came last; none is half of it.
+    # Both write the same record; either may be the last, and neither is incomplete.
     assert json.loads((record / "smoke-cpu.json").read_text(encoding="utf-8"))["ok"]
     assert not [path for path in record.iterdir() if path.name.startswith(".")]
 
 
-def test_keep_leaves_the_containers_and_the_words_that_remove_them(engine: Engine, cpu_image: Image) -> None:
+def test_keep_leaves_the_containers_and_prints_their_removal(engine: Engine, cpu_image: Image) -> None:
     code, printed, errors = invoke("smoke", "--variant", "cpu", "--image", cpu_image.id, "--keep", "--json")
     command = errors.partition("`")[2].rpartition("`")[0]
     names = errors.removeprefix("kept: ").partition(";")[0].split(", ")
     volumes = command.partition("docker volume rm ")[2].split()
     try:
         assert (code, json.loads(printed)["ok"]) == (0, True)
-        assert len(names) == len(volumes) == len(launch.plan(CPU))
-        # Nobody owns them, so the next run does not take them for what a dead one has left.
+        assert len(names) == len(volumes) == len(runner.plan(CPU))
+        # They have no owner, so the next run does not remove them as leftovers.
         engine.remove_abandoned()
         with contextlib.closing(docker.from_env()) as client:
             for name, volume in zip(names, volumes, strict=True):
@@ -108,11 +108,11 @@ def test_keep_leaves_the_containers_and_the_words_that_remove_them(engine: Engin
     finally:
         subprocess.run(["sh", "-c", command], check=True, stdout=subprocess.DEVNULL)
     with contextlib.closing(docker.from_env()) as client:
-        assert not {one.name for one in client.containers.list(all=True)} & set(names)
+        assert not {container.name for container in client.containers.list(all=True)} & set(names)
     assert not set(volumes) & set(things())
 
 
-def test_an_image_of_another_variant(cpu_image: Image) -> None:
+def test_an_image_of_another_variant_is_an_error(cpu_image: Image) -> None:
     assert variants.find(cpu_image.labels[Label.VARIANT]) == CPU
     code, printed, errors = invoke("smoke", "--variant", "vulkan", "--software-device", "--image", cpu_image.id)
     assert (code, printed) == (2, "")
@@ -142,7 +142,7 @@ def under_test(engine: Engine, reference: str, notices: list[str], **arguments: 
     )
 
 
-def test_a_tag_and_a_digest_that_are_absent_are_pulled(engine: Engine, registry: Registry) -> None:  # noqa: F811
+def test_a_missing_tag_or_digest_is_pulled(engine: Engine, registry: Registry) -> None:  # noqa: F811
     reference = references(registry)["web"]
     notices: list[str] = []
     image = under_test(engine, reference, notices)
@@ -158,12 +158,12 @@ def test_a_tag_and_a_digest_that_are_absent_are_pulled(engine: Engine, registry:
     assert notices == []
 
 
-def test_an_image_that_nobody_has(engine: Engine) -> None:
+def test_an_unknown_image_is_an_error(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1/none"):
         under_test(engine, "127.0.0.1:1/none:1", [])
 
 
-def test_without_a_name_it_is_the_local_build(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+def test_without_a_reference_the_local_build_is_tested(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
     notices: list[str] = []
     assert under_test(engine, "", notices).id == cpu_image.id
     assert all("was built from" in notice and "is checked out." in notice for notice in notices)
@@ -178,8 +178,9 @@ def test_without_a_name_it_is_the_local_build(engine: Engine, cpu_image: Image, 
     assert notices == []
 
 
-def test_no_local_build_is_one_sentence(engine: Engine) -> None:
-    missing = next((one for one in variants.VARIANTS if not engine.has_image(f"llama-cpp-{one.name}:local")), None)
+def test_a_missing_local_build_is_reported_in_one_sentence(engine: Engine) -> None:
+    absent = (variant for variant in variants.VARIANTS if not engine.has_image(f"llama-cpp-{variant.name}:local"))
+    missing = next(absent, None)
     if missing is None:
         pytest.skip("there is a local build of every variant")
     with pytest.raises(ImageNotFoundError, match=f"`invoke build-local --variant {missing.name}`, or name an image"):
@@ -190,13 +191,13 @@ def test_no_local_build_is_one_sentence(engine: Engine) -> None:
 def test_by_default_every_local_build_is_tested(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     found = smoke_command.local_variants(engine)
     assert CPU in found
-    assert all(engine.has_image(f"llama-cpp-{one.name}:local") for one in found)
+    assert all(engine.has_image(f"llama-cpp-{variant.name}:local") for variant in found)
     monkeypatch.setattr("base_images.versions.LOCAL_TAG", "no-such-tag")
     with pytest.raises(ImageNotFoundError, match="no local build of any variant"):
         smoke_command.local_variants(engine)
 
 
-# --- a server that runs already ---
+# --- a running server ---
 
 
 @contextlib.contextmanager
@@ -204,15 +205,13 @@ def serving(
     engine: Engine, image: Image, gguf: bytes, *, embeddings: bool, more: tuple[str, ...] = ()
 ) -> Iterator[str]:
     way = (
-        launch.as_bodhi(image.id, "mine", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+        containers.as_bodhi(image.id, "mine", "/app/bin/x86_64-unknown-linux-gnu/cpu")
         if embeddings
-        else launch.quick_start(image.id, "mine")
+        else containers.quick_start(image.id, "mine")
     )
-    command = (*way.container.command, *more)
-    way = dataclasses.replace(way, container=dataclasses.replace(way.container, command=command))
-    with launch.prepared(engine, way, gguf) as container:
-        launch.start(container, way.port)
-        yield launch.url(container, way.port)
+    with containers.prepared(engine, containers.with_arguments(way, more, None), gguf) as container:
+        servers.start(container, way.port)
+        yield servers.url(container, way.port)
 
 
 SKIPPED = {"backend", "list-devices", "offloaded", "buffers", "healthcheck", "sigterm"}
@@ -239,14 +238,12 @@ def test_a_running_server_with_the_known_answer_model(engine: Engine, cpu_image:
 
 
 @pytest.mark.parametrize("tensor_type", TensorType)
-def test_every_known_answer_model_is_told_by_what_the_server_says(
-    engine: Engine, cpu_image: Image, tensor_type: TensorType
-) -> None:
+def test_every_known_answer_model_is_recognised(engine: Engine, cpu_image: Image, tensor_type: TensorType) -> None:
     with serving(engine, cpu_image, model.known_answer(tensor_type).gguf, embeddings=False) as url:
         assert checks_http.find_model(url) == ("/models/mine.gguf", tensor_type)
 
 
-def test_a_running_server_with_a_wrong_answer(engine: Engine, cpu_image: Image) -> None:
+def test_a_running_server_with_a_wrong_answer_fails(engine: Engine, cpu_image: Image) -> None:
     answer = model.known_answer(TensorType.F32)
     with serving(engine, cpu_image, answer.gguf[:-2] + b"\x7e\x43", embeddings=True) as url:
         report = running.smoke_url(url, CPU)
@@ -255,7 +252,9 @@ def test_a_running_server_with_a_wrong_answer(engine: Engine, cpu_image: Image) 
     assert "models" not in failed
 
 
-def test_a_running_server_with_another_model(engine: Engine, cpu_image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_server_with_another_model_is_not_judged(
+    engine: Engine, cpu_image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model, "CONTEXT", 2048)
     gguf = model.to_gguf(model.draw_tensors(TensorType.F32))
     monkeypatch.undo()
@@ -271,38 +270,38 @@ def test_a_running_server_with_another_model(engine: Engine, cpu_image: Image, m
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", "/tmp/llama-server"])
-def test_what_is_no_url(url: str) -> None:
+def test_a_malformed_url_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="is no URL of a server"):
         running.smoke_url(url, CPU)
 
 
-def test_nobody_at_the_url() -> None:
+def test_a_closed_port_fails_the_health_check() -> None:
     report = running.smoke_url("http://127.0.0.1:1", CPU)
     assert [(row.check, row.status) for row in report.rows] == [("health", Status.FAIL)]
 
 
-# --- nothing is left ---
+# --- nothing is left behind ---
 
 
-def test_what_a_killed_test_left_goes_and_what_others_have_stays(engine: Engine, cpu_image: Image) -> None:
+def test_leftovers_of_a_killed_test_are_removed_and_others_stay(engine: Engine, cpu_image: Image) -> None:
     holds = f"""
 connected = engine.connect()
-way = launch.quick_start({cpu_image.id!r}, "model")
-with launch.prepared(connected, way, model.known_answer(model.TensorType.F32).gguf) as container:
-    launch.start(container, way.port)
+way = containers.quick_start({cpu_image.id!r}, "model")
+with containers.prepared(connected, way, model.known_answer(model.TensorType.F32).gguf) as container:
+    servers.start(container, way.port)
     print("there", flush=True)
     input()
 """
     with python(holds) as dead, python(holds) as living, contextlib.closing(docker.from_env()) as client:
         assert len(made_by(dead.pid)) == len(made_by(living.pid)) == 2  # a container and its volume
         dead.kill()
-        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has waited for it yet
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and has not been reaped
         assert len(made_by(dead.pid)) == 2
-        # Another host's, which nobody here can know about, and one without an owner.
+        # A volume of another host, whose processes are unknown here, and one without an owner.
         elsewhere = f"000000000000.4026531836.{dead.pid}.1"
         others = [client.volumes.create(labels={RESOURCE: "smoke", **more}) for more in ({OWNER: elsewhere}, {})]
         try:
-            assert launch.smoke(engine, cpu_image.id, CPU, tensor_types=[TensorType.F32]).ok
+            assert containers.smoke(engine, cpu_image.id, CPU, tensor_types=[TensorType.F32]).ok
             assert made_by(dead.pid) == set()
             assert len(made_by(living.pid)) == 2
             assert {volume.name for volume in others} <= set(things())
@@ -313,12 +312,12 @@ with launch.prepared(connected, way, model.known_answer(model.TensorType.F32).gg
         assert made_by(living.pid) == set()
 
 
-def test_two_that_clean_up_at_once(cpu_image: Image) -> None:
+def test_two_concurrent_clean_ups(cpu_image: Image) -> None:
     leaves = f"""
 import os, signal
 connected = engine.connect()
-way = launch.quick_start({cpu_image.id!r}, "model")
-contexts = [launch.prepared(connected, way, b"") for _ in range(4)]
+way = containers.quick_start({cpu_image.id!r}, "model")
+contexts = [containers.prepared(connected, way, b"") for _ in range(4)]
 for context in contexts:
     context.__enter__()
 print("there", flush=True)

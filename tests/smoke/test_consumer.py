@@ -1,4 +1,4 @@
-"""BodhiApp's arguments for every variant, on the cpu image: the device does not matter for what the server takes."""
+"""BodhiApp's arguments for every variant, on the cpu image: which arguments the server accepts is independent of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from base_images import settings, variants
 from base_images.adapters.engine import Engine, Image
 from base_images.contract import facts as image_facts
 from base_images.recipes import consumer
-from base_images.smoke import launch
+from base_images.smoke import containers
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
 from tests.support import bodhi
@@ -22,7 +22,7 @@ ACCELERATORS = [variant for variant in variants.VARIANTS if variant.device]
 
 
 def in_place_of(variant: variants.Variant, cpu_image: Image) -> str:
-    """Returns a Dockerfile of an image that has the CPU's server where a variant's own would be."""
+    """Returns a Dockerfile of an image with the CPU's server in the directory of a variant."""
     link = f'ln -sf "$PWD/{variant.name}/llama-server" /usr/local/bin/llama-server'
     return (
         f"FROM {cpu_image.tags[0]}\nUSER root\nRUN cd /app/bin/* && cp -al cpu {variant.name} && {link}\nUSER llama\n"
@@ -31,7 +31,7 @@ def in_place_of(variant: variants.Variant, cpu_image: Image) -> str:
 
 
 @pytest.mark.parametrize("variant", ACCELERATORS, ids=lambda variant: variant.name)
-def test_with_a_variant_s_arguments_the_answers_are_right(
+def test_answers_are_right_with_each_variant_s_arguments(
     engine: Engine, cpu_image: Image, variant: variants.Variant
 ) -> None:
     known = consumer.load()
@@ -40,7 +40,7 @@ def test_with_a_variant_s_arguments_the_answers_are_right(
         judged = consumer.judge(answers, known.refusals_of(variant.name))
         assert judged.findings == ()
         assert len(judged.known) == len(known.refusals_of(variant.name))
-        report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+        report = containers.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     failed = {(row.server, row.check): row.seen for row in report.rows if row.status is Status.FAIL}
     assert failed == {}
     given = {server.name: server.arguments for server in report.servers}
@@ -50,8 +50,8 @@ def test_with_a_variant_s_arguments_the_answers_are_right(
 
 
 @pytest.mark.parametrize("name", ["musa", "intel", "cann"])
-def test_bodhi_s_own_image_starts_as_it_is(engine: Engine, cpu_image: Image, name: str) -> None:
-    """Those whose arguments the server takes all of: no replacement, no fall-back."""
+def test_bodhi_s_own_image_starts_unchanged(engine: Engine, cpu_image: Image, name: str) -> None:
+    """Only variants for which the server accepts every argument: no replacement, no fallback."""
     with (
         bodhi.built(engine, in_place_of(variants.find(name), cpu_image)) as image,
         bodhi.tagged(engine, image) as tagged,

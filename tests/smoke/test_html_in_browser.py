@@ -29,7 +29,7 @@ PAGES = {
 PHONE = (360, 640)
 DESK = (1280, 800)
 A4 = (680, 1009)
-"""What is left of the sheet inside the page's margins, in CSS pixels."""
+"""The printable area of the sheet inside the page's margins, in CSS pixels."""
 
 WIDER_THAN_THE_SCREEN = """
 return [...document.querySelectorAll("body *")]
@@ -39,7 +39,7 @@ return [...document.querySelectorAll("body *")]
   .map(element => element.outerHTML.slice(0, 200));
 """
 
-# WCAG 2.2: relative luminance and contrast ratio; success criterion 1.4.3 asks for 4.5, for text of any size here.
+# WCAG 2.2: relative luminance and contrast ratio; success criterion 1.4.3 requires 4.5, here for text of any size.
 TOO_FAINT = """
 const channels = colour => colour.match(/[\\d.]+/g).map(Number);
 const luminance = colour => channels(colour).slice(0, 3)
@@ -62,7 +62,7 @@ return [...document.querySelectorAll("body *")]
 
 
 class Site(BaseHTTPRequestHandler):
-    """Serves the pages, and notes what is asked for."""
+    """Serves the pages, and records the requests."""
 
     asked: ClassVar[list[str]] = []
 
@@ -80,7 +80,7 @@ class Site(BaseHTTPRequestHandler):
 
 
 class Browser:
-    """A browser window of a given size, with what a person prefers."""
+    """A browser window of a given size and with the user's preferences."""
 
     def __init__(self, driver: webdriver.Chrome, site: str) -> None:
         self.driver = driver
@@ -113,7 +113,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for argument in (
         "--headless",
-        "--no-sandbox",  # which root, as in a container, cannot have
+        "--no-sandbox",  # the sandbox does not work for root, as in a container
         "--disable-dev-shm-usage",  # a container's /dev/shm is small
         f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
     ):
@@ -130,7 +130,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.mark.parametrize("size", [PHONE, DESK])
 @pytest.mark.parametrize("name", PAGES)
-def test_nothing_sticks_out_of_the_screen(browser: Browser, name: str, size: tuple[int, int]) -> None:
+def test_nothing_is_wider_than_the_screen(browser: Browser, name: str, size: tuple[int, int]) -> None:
     browser.open(name, size)
     browser.ask("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert browser.ask("return document.documentElement.scrollWidth") <= size[0]
@@ -147,7 +147,7 @@ def test_the_verdict_is_on_the_first_screen(browser: Browser, size: tuple[int, i
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_nothing_is_loaded_and_nothing_is_complained_of(browser: Browser, name: str) -> None:
+def test_nothing_is_loaded_and_the_browser_log_is_empty(browser: Browser, name: str) -> None:
     browser.driver.get_log("browser")  # type: ignore[no-untyped-call]
     browser.open(name, DESK)
     assert Site.asked == [f"/{name}"]
@@ -159,26 +159,26 @@ def test_nothing_is_loaded_and_nothing_is_complained_of(browser: Browser, name: 
     ]
 
 
-def test_a_log_is_folded_until_it_is_asked_for(browser: Browser) -> None:
+def test_a_log_is_folded_until_it_is_opened(browser: Browser) -> None:
     browser.open("hostile", PHONE)
     summary = browser.driver.find_element(By.TAG_NAME, "summary")
     log = browser.driver.find_element(By.CSS_SELECTOR, "details pre")
     assert not log.is_displayed()
     summary.send_keys(Keys.ENTER)
     assert log.is_displayed()
-    # Line by line as it was written, an empty first one included.
+    # Line by line, including an empty first line.
     assert browser.ask("return document.querySelector('details pre').textContent") == smoke_reports.HOSTILE
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_from_what_is_behind_it(browser: Browser, scheme: str) -> None:
+def test_every_text_has_enough_contrast(browser: Browser, scheme: str) -> None:
     browser.open("failed", DESK, scheme=scheme)
     background = browser.ask("return getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
     assert browser.ask(TOO_FAINT) == []
 
 
-def test_a_length_is_its_value(browser: Browser) -> None:
+def test_bars_are_proportional_to_their_values(browser: Browser) -> None:
     browser.open("failed", DESK)
     widths = browser.ask("return [...document.querySelectorAll('.speeds .bar')].map(bar => bar.clientWidth)")
     device, cpu = widths[2:4]  # 412.1 and 33.54
@@ -187,7 +187,7 @@ def test_a_length_is_its_value(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK])
-def test_a_screen_reader_finds_the_tables(browser: Browser, size: tuple[int, int]) -> None:
+def test_tables_have_names_and_headers(browser: Browser, size: tuple[int, int]) -> None:
     browser.open("failed", size)
     nodes = browser.command("Accessibility.getFullAXTree")["nodes"]
     roles = [node["role"]["value"] for node in nodes if "role" in node]
@@ -198,7 +198,7 @@ def test_a_screen_reader_finds_the_tables(browser: Browser, size: tuple[int, int
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_paper(browser: Browser, name: str, tmp_path: Path) -> None:
+def test_the_page_prints_whole(browser: Browser, name: str, tmp_path: Path) -> None:
     browser.open(name, A4, scheme="dark", media="print")
     assert browser.ask("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.ask(WIDER_THAN_THE_SCREEN) == []
@@ -206,7 +206,7 @@ def test_paper(browser: Browser, name: str, tmp_path: Path) -> None:
     assert "is not printed" in browser.driver.find_element(By.CLASS_NAME, "on-paper").text
     for table in browser.driver.find_elements(By.TAG_NAME, "table"):
         assert table.is_displayed()
-    # A box that scrolls on the screen is there whole.
+    # A box that scrolls on the screen is printed whole.
     assert browser.ask(
         "return [...document.querySelectorAll('.failure pre')].every(box => box.scrollHeight <= box.clientHeight)"
     )

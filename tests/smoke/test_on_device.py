@@ -1,4 +1,4 @@
-"""The whole smoke test on a device, where there is none: nothing but the checks of the device may fail."""
+"""The whole smoke test on a device that does not exist: only the checks of the device fail."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import pytest
 
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import agreement, device, launch, model
+from base_images.smoke import agreement, containers, device, model, runner
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import SmokeReport, Status
 
-# An image without the backend, as one is whose library was lost.
+# An image without the backend, as if its library were missing.
 WITHOUT_BACKEND = dataclasses.replace(variants.find("vulkan"), name="cpu", directories=("cpu", "cpu"))
 
 
 @pytest.fixture(scope="module")
 def report(engine: Engine, cpu_image: Image) -> SmokeReport:
     granted = device.in_software(WITHOUT_BACKEND)
-    return launch.smoke(engine, cpu_image.id, WITHOUT_BACKEND, device=granted, tensor_types=[TensorType.Q8_0])
+    return containers.smoke(engine, cpu_image.id, WITHOUT_BACKEND, device=granted, tensor_types=[TensorType.Q8_0])
 
 
-def test_a_device_that_is_not_used_fails_its_own_checks_alone(report: SmokeReport) -> None:
+def test_an_unused_device_fails_the_device_checks_alone(report: SmokeReport) -> None:
     failed = {row.check for row in report.rows if row.status is Status.FAIL}
-    assert failed == set(launch.DEVICE_CHECKS)
+    assert failed == set(runner.DEVICE_CHECKS)
 
 
-def test_what_the_cpu_computes_twice_is_told_apart_from_a_device_that_agrees(report: SmokeReport) -> None:
+def test_agreement_computed_by_the_same_code_is_reported(report: SmokeReport) -> None:
     seen = [row.seen for row in report.rows if row.check == "agreement"]
     assert len(seen) == len(agreement.SOFTWARE_PAIRS)
-    assert all("not one bit differs" in one for one in seen)
+    assert all("not one bit differs" in observation for observation in seen)
 
 
-def test_speeds_are_measured_and_are_no_verdict(report: SmokeReport) -> None:
-    names = [one.name for one in report.speeds]
+def test_speeds_are_measured_and_not_judged(report: SmokeReport) -> None:
+    names = [speed.name for speed in report.speeds]
     assert names == ["Prompt", "Generation", "Load time", "Memory on the device"]
-    assert all(one.device and one.cpu for one in report.speeds[:3])
+    assert all(speed.device and speed.cpu for speed in report.speeds[:3])
     assert report.speeds[3].device is None
     assert [row.status for row in report.rows if row.check == "speed"] == [Status.PASS, Status.PASS]
     kept = report.as_dict()["speeds"][0]
@@ -45,10 +45,12 @@ def test_speeds_are_measured_and_are_no_verdict(report: SmokeReport) -> None:
     assert kept["ratio"] == pytest.approx(kept["device"] / kept["cpu"])
 
 
-def test_the_speed_of_a_model_of_ones_own(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+def test_the_speed_of_a_given_model(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
     mine = tmp_path / "mine.gguf"
     mine.write_bytes(model.known_answer(TensorType.F16).gguf)
-    found = launch.smoke(engine, cpu_image.id, variants.find("cpu"), tensor_types=[TensorType.Q8_0], model_file=mine)
+    found = containers.smoke(
+        engine, cpu_image.id, variants.find("cpu"), tensor_types=[TensorType.Q8_0], model_file=mine
+    )
     [server] = [server for server in found.servers if server.name.startswith("speed")]
     if "bind source path does not exist" in server.checks[0].seen:
         pytest.skip("the engine does not see this machine's files")

@@ -1,4 +1,4 @@
-"""OpenAI's client on a real server, and on what a relay makes of its answers."""
+"""OpenAI's client on a real server, and on answers that a relay changes."""
 
 from __future__ import annotations
 
@@ -13,57 +13,55 @@ import pytest
 import requests
 
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import checks_client, launch, model
+from base_images.smoke import checks_client, containers, model
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, perform
 from base_images.smoke.model import TensorType
-from base_images.smoke.report import Status
-from tests.smoke.conftest import ANSWER
+from base_images.smoke.report import Check, Status
+from tests.smoke.conftest import ANSWER, started
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_check(target: Target, name: str) -> None:
+def test_check(target: Target, name: Check) -> None:
     result = perform(name, lambda: checks_client.CHECKS[name](target))
     assert result.status is Status.PASS, result.seen
 
 
-def test_what_was_seen(target: Target) -> None:
+def test_the_observations(target: Target) -> None:
     assert checks_client.check_models(target) == f"offers {target.alias}"
     assert checks_client.check_chat(target) == (f"{ANSWER.text!r}, and the same in 16 pieces; length, 32 + 16 tokens")
     assert checks_client.check_completion(target) == f"{ANSWER.text!r}; length, 32 + 16 tokens"
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_a_model_whose_answer_is_not_known(target: Target, name: str) -> None:
+def test_a_model_without_a_known_answer_is_not_judged(target: Target, name: Check) -> None:
     result = perform(name, lambda: checks_client.CHECKS[name](dataclasses.replace(target, answer=None)))
     assert result.status is Status.PASS, result.seen
 
 
 @pytest.mark.parametrize("name", ["client: chat", "client: completion", "client: embeddings"])
-def test_another_answer_than_expected(target: Target, name: str) -> None:
+def test_another_answer_than_expected_fails(target: Target, name: Check) -> None:
     other = model.known_answer(TensorType.Q8_0)
-    # The question stays, so that only what comes back is another.
+    # The prompt is the same, so that only the answer differs.
     wrong = dataclasses.replace(ANSWER, text=other.text, embedding=other.embedding)
     with pytest.raises(CheckFailedError, match=r"The answer is '.*' where '.*' is right|cosine distance"):
         checks_client.CHECKS[name](dataclasses.replace(target, answer=wrong))
 
 
-def test_another_name_than_the_model_has(target: Target) -> None:
+def test_another_model_name_fails(target: Target) -> None:
     with pytest.raises(CheckFailedError, match=rf"offered \['{target.alias}'\] and not 'other'"):
         checks_client.check_models(dataclasses.replace(target, alias="other"))
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
-def test_no_server(name: str) -> None:
+def test_a_missing_server_fails(name: Check) -> None:
     nobody = Target(url="http://127.0.0.1:9", alias="model", answer=ANSWER)
     with pytest.raises(CheckFailedError, match="OpenAI's client ends with APIConnectionError"):
         checks_client.CHECKS[name](nobody)
 
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
-    way = launch.quick_start(cpu_image.id, "model")
-    with launch.prepared(engine, way, ANSWER.gguf) as container:
-        launch.start(container, way.port)
-        target = Target(url=launch.url(container, way.port), alias=way.alias, answer=ANSWER)
+    way = containers.quick_start(cpu_image.id, "model")
+    with started(engine, way) as (_, target):
         checks_client.check_chat(target)
         with pytest.raises(CheckFailedError, match="does not support embeddings"):
             checks_client.check_embeddings(target)
@@ -73,7 +71,7 @@ def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
 
 @contextlib.contextmanager
 def relay(url: str, change: Callable[[bytes], bytes]) -> Iterator[str]:
-    """Yields the URL of a relay to a server, which changes the body of each answer to a POST."""
+    """Yields the URL of a relay to a server that changes the body of each answer to a POST."""
 
     class Relay(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -134,7 +132,7 @@ def without_a_role(body: bytes) -> bytes:
         (lambda body: body.replace(b"{", b"[", 1), "Expecting|ends with|another shape"),
     ],
 )
-def test_an_answer_that_is_changed_on_its_way(target: Target, change: Callable[[bytes], bytes], reason: str) -> None:
+def test_a_changed_answer_fails(target: Target, change: Callable[[bytes], bytes], reason: str) -> None:
     with relay(target.url, lambda body: body) as url:
         checks_client.check_chat(dataclasses.replace(target, url=url))
     with relay(target.url, change) as url:

@@ -1,4 +1,4 @@
-"""The smoke test on the real image with the real server, and proof that it fails when something is wrong."""
+"""The smoke test on the real image with the real server passes, and fails if something is wrong."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -17,15 +18,15 @@ import pytest
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
 from base_images.settings import ROOT
-from base_images.smoke import checks_http, launch, model
-from base_images.smoke.checks_http import CheckFailedError, Target
+from base_images.smoke import checks_http, containers, model, runner
+from base_images.smoke.checks_http import CheckFailedError, Target, perform
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
-from tests.smoke.conftest import ANSWER, made_by
+from tests.smoke.conftest import ANSWER, made_by, started
 from tests.support import bodhi
 
 CPU = variants.find("cpu")
-CHECKS = [(server.name, check) for server in launch.plan(CPU) for check in ("starts", *server.checks)]
+CHECKS = [(server.name, check) for server in runner.plan(CPU) for check in ("starts", *server.checks)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def recorded(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPath
     directory = tmp_path_factory.mktemp("record")
     before = made_by(os.getpid())
     began = time.monotonic()
-    report = launch.smoke(engine, cpu_image.id, CPU, record_dir=directory)
+    report = containers.smoke(engine, cpu_image.id, CPU, record_dir=directory)
     seconds = time.monotonic() - began
     return Recorded(report=report, directory=directory, seconds=seconds, left=made_by(os.getpid()) - before)
 
@@ -57,9 +58,9 @@ def test_the_report_has_these_checks_and_no_others(recorded: Recorded) -> None:
     assert recorded.report.ok
 
 
-def test_the_report_says_how_long_it_took_and_what_for(recorded: Recorded) -> None:
+def test_the_report_has_consistent_times(recorded: Recorded) -> None:
     report = recorded.report
-    print(f"the verdict was there after {recorded.seconds:.1f} s")  # noqa: T201 - nobody promises how soon
+    print(f"the verdict was there after {recorded.seconds:.1f} s")  # noqa: T201 - the time is not judged
     assert recorded.seconds >= report.seconds >= sum(server.seconds for server in report.servers)
     for server in report.servers:
         assert server.seconds >= sum(check.seconds for check in server.checks) > 0
@@ -69,25 +70,26 @@ def test_nothing_is_left_behind(recorded: Recorded) -> None:
     assert recorded.left == set()
 
 
-def test_everything_is_on_record(recorded: Recorded) -> None:
+def test_the_record_is_complete(recorded: Recorded) -> None:
     content = json.loads((recorded.directory / "smoke-cpu.json").read_text(encoding="utf-8"))
     assert content["ok"]
     assert [(server["name"], check["name"]) for server in content["servers"] for check in server["checks"]] == CHECKS
     cases = ET.parse(recorded.directory / "smoke-cpu.xml").getroot().findall("./testsuite/testcase")  # noqa: S314 - ours
     assert len(cases) == len(CHECKS)
     logs = sorted(recorded.directory.glob("smoke-cpu-server-*.log"))
-    assert len(logs) == len(launch.plan(CPU))
+    assert len(logs) == len(runner.plan(CPU))
     assert all("model loaded" in log.read_text(encoding="utf-8") for log in logs)
 
 
-# --- it can fail ---
+# --- failures ---
 
 
 def failures(target: Target) -> dict[str, str]:
-    return {result.name: result.seen for result in checks_http.check_url(target) if result.status is not Status.PASS}
+    results = [perform(name, partial(check, target)) for name, check in checks_http.CHECKS.items()]
+    return {result.name: result.seen for result in results if result.status is not Status.PASS}
 
 
-def test_a_server_that_runs_anyway_can_be_checked_by_its_url(target: Target) -> None:
+def test_a_running_server_can_be_checked_by_its_url(target: Target) -> None:
     assert failures(target) == {}
 
 
@@ -101,7 +103,7 @@ KNOWN_ANSWER_CHECKS = {
 }
 
 
-def test_another_answer_than_expected(target: Target) -> None:
+def test_another_answer_than_expected_fails(target: Target) -> None:
     steps = ANSWER.steps
     other = next(text for text in "ab" if text != steps[-1].text)
     wrong = dataclasses.replace(
@@ -114,13 +116,13 @@ def test_another_answer_than_expected(target: Target) -> None:
     assert all(repr(other) in seen for seen in failed.values()), failed
 
 
-def test_another_text_than_its_tokens(target: Target) -> None:
+def test_a_text_that_differs_from_its_tokens_fails(target: Target) -> None:
     failed = failures(dataclasses.replace(target, answer=dataclasses.replace(ANSWER, text="other")))
     assert set(failed) == KNOWN_ANSWER_CHECKS
     assert all("where 'other' is right, though its tokens are" in seen for seen in failed.values()), failed
 
 
-def test_another_log_probability_than_expected(target: Target) -> None:
+def test_another_log_probability_than_expected_fails(target: Target) -> None:
     first, *rest = ANSWER.steps
     off = first.log_probability - 2 * ANSWER.tolerance
     steps = (dataclasses.replace(first, log_probability=off), *rest)
@@ -128,68 +130,62 @@ def test_another_log_probability_than_expected(target: Target) -> None:
     assert set(failed) == KNOWN_ANSWER_CHECKS
 
 
-def test_another_embedding_than_expected(target: Target) -> None:
+def test_another_embedding_than_expected_fails(target: Target) -> None:
     turned = dataclasses.replace(ANSWER, embedding=tuple(-number for number in ANSWER.embedding))
     assert set(failures(dataclasses.replace(target, answer=turned))) == {"embeddings"}
 
 
-def test_another_model_name_than_expected(target: Target) -> None:
+def test_another_model_name_than_expected_fails(target: Target) -> None:
     assert set(failures(dataclasses.replace(target, alias="other"))) == {"models"}
 
 
-def test_a_server_that_is_not_there(target: Target) -> None:
+def test_a_missing_server_fails_every_check(target: Target) -> None:
     failed = failures(dataclasses.replace(target, url="http://127.0.0.1:1"))
     assert set(failed) == set(checks_http.CHECKS)
     assert failed["health"].startswith("The server gave no answer: ")
 
 
 def damaged(answer: KnownAnswer) -> KnownAnswer:
-    """Returns the model with one value of its last tensor turned from small to large."""
+    """Returns the model with one small value of its last tensor made large."""
     middle = len(answer.gguf) - 2
     return dataclasses.replace(answer, gguf=answer.gguf[:middle] + b"\x7e\x43" + answer.gguf[middle + 2 :])
 
 
-def test_a_damaged_weight(engine: Engine, cpu_image: Image) -> None:
+def test_a_damaged_weight_fails(engine: Engine, cpu_image: Image) -> None:
     answer = damaged(model.known_answer(TensorType.F32))
-    way = launch.quick_start(cpu_image.id, "damaged")
-    with launch.prepared(engine, way, answer.gguf) as container:
-        launch.start(container, way.port)
-        target = Target(url=launch.url(container, way.port), alias=way.alias, answer=answer)
-        with pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$"):
-            checks_http.check_completion(target)
+    way = containers.quick_start(cpu_image.id, "damaged")
+    wrong = pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$")
+    with started(engine, way, answer) as (_, target), wrong:
+        checks_http.check_completion(target)
 
 
 def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
     answer = model.known_answer(TensorType.F32)
-    way = launch.quick_start(cpu_image.id, "model")
-    way = dataclasses.replace(
-        way, container=dataclasses.replace(way.container, command=(*way.container.command, "--no-ui"))
-    )
-    with launch.prepared(engine, way, answer.gguf) as container:
-        launch.start(container, way.port)
-        failed = failures(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
+    way = containers.with_arguments(containers.quick_start(cpu_image.id, "model"), ("--no-ui",), None)
+    with started(engine, way, answer) as (_, target):
+        failed = failures(target)
     assert set(failed) == {"embeddings", "web page"}
     assert "501" in failed["embeddings"]
     assert "404" in failed["web page"]
 
 
-def test_an_image_that_cannot_start_is_a_report_and_no_error(engine: Engine, cpu_image: Image) -> None:
-    report = launch.smoke(engine, cpu_image.id, variants.find("cuda"), tensor_types=[TensorType.F32])
+def test_an_image_that_cannot_start_is_reported_and_not_raised(engine: Engine, cpu_image: Image) -> None:
+    report = containers.smoke(engine, cpu_image.id, variants.find("cuda"), tensor_types=[TensorType.F32])
     assert not report.ok
     bodhi = [row for row in report.rows if row.server == "as BodhiApp, F32"]
     assert [(row.check, row.status) for row in bodhi] == [("starts", Status.FAIL)]
     assert "/cuda/llama-server" in bodhi[0].seen
-    # The directory that it falls back to is there and answers, which shows in the same report.
+    # The fallback directory exists and its server answers, in the same report.
     fallback = [row for row in report.rows if row.server == "as BodhiApp, from cpu/"]
     assert len(fallback) > 2
     assert {row.status for row in fallback} == {Status.PASS}
 
 
-def test_an_argument_of_bodhi_s_that_the_server_refuses_is_named(engine: Engine, cpu_image: Image) -> None:
-    """As a newer llama.cpp refuses it: a few letters of the library's name for it are others here."""
+def test_a_refused_argument_of_bodhi_is_named(engine: Engine, cpu_image: Image) -> None:
+    """Changes a few letters of the argument's name in the library, as if a newer llama.cpp refused it."""
     plant = "RUN sed -i 's/--no-mmap/--no-mmaq/' /app/bin/*/cpu/libllama-common.so.*.*"
     with bodhi.built(engine, f"FROM {cpu_image.tags[0]}\nUSER root\n{plant}\nUSER llama\n") as planted:
-        report = launch.smoke(engine, planted.id, CPU, tensor_types=[TensorType.Q8_0])
+        report = containers.smoke(engine, planted.id, CPU, tensor_types=[TensorType.Q8_0])
     said = {row.server: row.seen for row in report.rows if row.status is Status.FAIL}
     assert said == {
         "as BodhiApp, Q8_0": "The server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap"
@@ -202,12 +198,12 @@ def test_ctrl_c_leaves_nothing_behind(cpu_image: Image, check: str) -> None:
 import time
 from base_images import variants
 from base_images.adapters import engine
-from base_images.smoke import launch
+from base_images.smoke import containers
 def listener(progress):
     while progress.note.endswith(": {check}"):
         print("there", flush=True)
         time.sleep(0.1)
-launch.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"), listener=listener)
+containers.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"), listener=listener)
 """
     with subprocess.Popen(
         [sys.executable, "-c", script],

@@ -1,26 +1,27 @@
-"""The speed of a real server; how fast it is, nobody promises."""
+"""The speed of a real server is measured, and not judged."""
 
 from __future__ import annotations
 
 import time
 
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import launch, model, speed
+from base_images.smoke import containers, model, speed
+from base_images.smoke import server as servers
 from base_images.smoke.model import TensorType
 from base_images.smoke.speed import Measured
 
 
-def test_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:
-    way = launch.quick_start(cpu_image.id, "model")
-    with launch.prepared(engine, way, model.known_answer(TensorType.Q8_0).gguf) as container:
-        seconds = launch.start(container, way.port)
+def test_the_speed_of_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:
+    way = containers.quick_start(cpu_image.id, "model")
+    with containers.prepared(engine, way, model.known_answer(TensorType.Q8_0).gguf) as container:
+        seconds = servers.start(container, way.port)
         began = time.monotonic()
-        rates = speed.measure(launch.url(container, way.port))
+        rates = speed.measure(servers.url(container, way.port))
         measured = time.monotonic() - began
         container.signal("SIGTERM")
         container.wait(300)
         memory = speed.device_memory(container.logs(), "Vulkan")
-    # As fast as it may be: what the server says of one answer fits into the time that all of them took.
+    # However fast the machine is: one answer, by the server's clock, takes no longer than all of them together.
     assert 0 < speed.PROMPT_TOKENS / rates.prompt + speed.GENERATED_TOKENS / rates.generated < measured
     assert memory is None
     prompt, generation, load, _ = speed.speeds(None, Measured(rates=rates, load_seconds=seconds, memory=memory))

@@ -17,7 +17,8 @@ from base_images.adapters import buildkit
 from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine, Image
 from base_images.recipes import consumer
-from base_images.smoke import checks_http, launch, model
+from base_images.smoke import checks_http, checks_server, model
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import Target
 from base_images.smoke.model import TensorType
 
@@ -276,16 +277,16 @@ def served(
     spec = _spec(image, environment, volume)
     with engine.container(spec, files={MODEL: answer.gguf}) as container:
         container.start()
-        launch.wait(
+        servers.wait(
             lambda: container.logs().endswith("serving\n"), state=container.state, log=container.logs, timeout=120
         )
         assert spec.publish
-        target = Target(url=launch.url(container, spec.publish), alias="bodhi", answer=answer)
+        target = Target(url=servers.url(container, spec.publish), alias="bodhi", answer=answer)
         for check in (checks_http.check_chat, checks_http.check_embeddings, checks_http.check_completion):
             check(target)
         healthy = container.execute(image.healthcheck)
         assert healthy.exit_code == 0, healthy.output
-        launch.check_sigterm(container)
+        checks_server.check_sigterm(container)
         return container.logs()
 
 

@@ -16,7 +16,8 @@ from base_images.contract.verdict import Status
 from base_images.image import loaded_backends
 from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import consumer
-from base_images.smoke import checks_http, launch, model
+from base_images.smoke import checks_http, checks_server, containers, model
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import Target
 from base_images.smoke.model import TensorType
 from base_images.variants import Variant
@@ -57,7 +58,7 @@ def test_the_cpu_directory_has_hard_links_only(engine: Engine, variant: Variant,
 
 
 def test_both_directories_answer_on_the_cpu(engine: Engine, variant: Variant, image: Image) -> None:
-    report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+    report = containers.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
     said = {row.server: row.seen for row in report.rows if row.check == "backend"}
     assert "THE CPU GAVE THE ANSWERS" in said["as BodhiApp, Q8_0"]
@@ -67,12 +68,12 @@ def test_both_directories_answer_on_the_cpu(engine: Engine, variant: Variant, im
 def backends_of(engine: Engine, image: Image, directory: str) -> tuple[str, ...]:
     """Requests the known answer from the server in a directory, as BodhiApp does; returns the loaded backends."""
     answer = model.known_answer(TensorType.Q8_0)
-    way = launch.as_bodhi(image.id, "model", home(image, directory))
-    with launch.prepared(engine, way, answer.gguf) as container:
-        launch.start(container, way.port)
-        checks_http.check_completion(Target(url=launch.url(container, way.port), alias=way.alias, answer=answer))
+    way = containers.as_bodhi(image.id, "model", home(image, directory))
+    with containers.prepared(engine, way, answer.gguf) as container:
+        servers.start(container, way.port)
+        checks_http.check_completion(Target(url=servers.url(container, way.port), alias=way.alias, answer=answer))
         maps = container.maps()
-    launch.check_backend(maps, "", home(image, directory))
+    checks_server.check_backend(maps, "", home(image, directory))
     return loaded_backends(maps)
 
 

@@ -22,7 +22,7 @@ from base_images.build import local, source
 from base_images.build.inputs import Origin
 from base_images.contract import judge
 from base_images.contract.verdict import Status
-from base_images.smoke import launch
+from base_images.smoke import containers
 from base_images.smoke.model import TensorType
 from base_images.variants import Packages, Root, Variant
 from tests.support import bodhi
@@ -121,7 +121,7 @@ def test_the_contract_holds_except_for_the_accelerator(engine: Engine, variant: 
 
 
 def test_every_directory_answers(engine: Engine, variant: Variant, image: Image) -> None:
-    report = launch.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
+    report = containers.smoke(engine, image.id, variant, tensor_types=[TensorType.Q8_0])
     assert report.ok, [(row.server, row.check, row.seen) for row in report.rows if row.status != "pass"]
 
 

@@ -195,8 +195,8 @@ def _smoke_image(
     from base_images.cli import views
     from base_images.release import evidence
     from base_images.smoke import command as smoke_command
+    from base_images.smoke import containers
     from base_images.smoke import device as devices
-    from base_images.smoke import launch
 
     connected = engine.connect()
     granted = devices.to_test(variant, where, runtimes=connected.runtimes())
@@ -210,7 +210,7 @@ def _smoke_image(
     )
     if not json:
         views.print_doctor(examine([variant], by_name=True, image=found.id))
-    kept = launch.Kept() if keep else None
+    kept = containers.Kept() if keep else None
     try:
         tested = smoke_command.smoke_image(
             connected,

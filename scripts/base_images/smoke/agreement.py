@@ -1,9 +1,9 @@
-"""Does the device compute what the same image's `cpu/` computes? A longer run on both servers, number by number.
+"""Compares the device with the same image's `cpu/`: a longer run on both servers, log-probability by log-probability.
 
-The known answer is short, asked of one sequence at a time and leads by far at every step. Here near ties are allowed,
-several sequences run at once, the key-value cache fills, a prompt takes several batches, and flash attention is on or
-off: other kernels than the known answer's. A device that is not used agrees, for the CPU agrees with itself: whether it
-is used is for the log to say, see `launch.check_offloaded`. What fails here is a device that computes something else.
+The known answer is short, for a single sequence, and without near ties. Here near ties are allowed, several sequences
+run at once, the key-value cache fills, a prompt takes several batches, and flash attention is on or off, which uses
+other kernels. A device that is not used passes, because the CPU agrees with itself; `checks_server` shows from the log
+whether the device is used.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from base_images.smoke.checks_http import ANSWER_SECONDS, CheckFailedError
 from base_images.smoke.model import TensorType
 
 STEPS = 64
-"""Tokens that each prompt is continued by."""
+"""Generated tokens per prompt."""
 
 TOP = 10
-"""The most probable tokens that are compared at each step."""
+"""Most probable tokens to compare at each step."""
 
 BATCH = 64
-"""Tokens that the servers take at once; `UBATCH` of them go through the model together."""
+"""The servers' logical batch size, in tokens; `UBATCH` is the physical one."""
 
 UBATCH = 32
 
 PROMPT_LENGTHS = (3, 32, 75, 157)
-"""In tokens: less than `UBATCH`, just as many, more than one `BATCH`, more than two; all at once, a slot for each."""
+"""In tokens: less than `UBATCH`, as many, more than one `BATCH`, more than two; all in parallel, one per slot."""
 
 MAX_PARTINGS = 24
-"""How often, in all, the device may choose another token than cpu/ where both are as good: twice what was seen, and a
+"""How often, in all, the device may choose another token than cpu/ at near ties: twice the largest number seen, and a
 tenth of the tokens."""
 
 WRONG = "The device computes something else:"
@@ -44,18 +44,19 @@ WRONG = "The device computes something else:"
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """What differences are accepted, in nats.
+    """The accepted differences, in nats.
 
     Attributes:
-        largest: of one log-probability; also how far cpu/'s best may lead where the device chooses another.
-        mean: of the differences' sizes, over all that were compared: many small ones are wrong too.
+        largest: of one log-probability; also the largest lead of cpu/'s token where the device chooses another.
+        mean: of all absolute differences: many small ones are wrong too.
     """
 
     largest: float
     mean: float
 
 
-# Largest and mean difference seen with these prompts, llama-server b11312, in nats; other tokens chosen in brackets:
+# Largest and mean difference for these prompts, llama-server b11312, in nats; in brackets how often another token was
+# chosen:
 #
 #                                           F16               Q8_0              Q4_0              Q4_K
 #   cpu/, flash attention on against off    0.013 0.0022 (0)  0.168 0.0358 (3)  0.162 0.0337 (0)  0.327 0.0594 (8)
@@ -65,8 +66,8 @@ class Tolerance:
 #   a matrix 2% too large (blk.0.attn_v)    0.118 0.0229 (2)  0.270 0.0465 (2)  0.266 0.0445 (3)  0.484 0.0709 (5)
 #   the same, 5%                            0.309 0.0568 (3)  0.422 0.0693 (5)  0.373 0.0669 (5)  0.676 0.0972 (9)
 #
-# The quantised types differ so much because cpu/ rounds the activations to 8 bits, which makes of the last bit of a sum
-# a whole step. The means tell a small fault from that, and the largest a single wrong number.
+# The quantised types differ more because cpu/ rounds the activations to 8 bits, which can turn a difference in the last
+# bit into a whole step. The mean detects small errors in many values, the largest a single wrong value.
 TOLERANCES: Mapping[TensorType, Tolerance] = MappingProxyType(
     {
         TensorType.F16: Tolerance(largest=0.1, mean=0.015),
@@ -79,7 +80,7 @@ TOLERANCES: Mapping[TensorType, Tolerance] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two servers to start with the same model and the same arguments: one on the device, one from `cpu/`."""
+    """Two servers with the same model and arguments: one on the device, one from `cpu/`."""
 
     tensor_type: TensorType
     flash_attention: bool
@@ -91,10 +92,10 @@ class Pair:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What both servers are given besides the model.
+        """The arguments of both servers, besides the model.
 
-        With `on`, b11312 computes on the CPU whatever flash attention the device has no code for, without a word.
-        `auto` turns it on unless that is so, and says which: see `check_flash_attention`.
+        With `on`, b11312 computes flash attention on the CPU if the device does not support it, and logs nothing.
+        `auto` turns it off then, and logs which: see `check_flash_attention`.
         """
         return (
             *("--parallel", str(len(PROMPT_LENGTHS))),
@@ -109,24 +110,24 @@ PAIRS = tuple(
     for tensor_type in TOLERANCES
     for flash_attention in (True, False)
 )
-"""Neighbours have the same model."""
+"""Ordered by model."""
 
 SOFTWARE_PAIRS = (PAIRS[0], PAIRS[-1])
-"""What is compared on a device in software, where each pair takes minutes: both ends of the list."""
+"""The first and the last pair, for a device in software, where each pair takes minutes."""
 
 
-# --- The checks. As in `checks_http.py` each returns what it saw, on one line, or raises CheckFailedError. ---
+# --- The checks. As in `checks_http.py` each returns its observation on one line, or raises CheckFailedError. ---
 
 
 def check_agreement(device: str, cpu: str, tolerance: Tolerance, *, patience: float = ANSWER_SECONDS) -> str:
-    """The device's server gives the log-probabilities of cpu/'s, for all prompts at once.
+    """The device's server gives the same log-probabilities as cpu/'s, for all prompts at once.
 
-    Greedy answers may part at a near tie. From there on the device is asked again, with what cpu/ has said so far
-    added to the prompt, so that the rest is compared as well.
+    Greedy answers may part at a near tie. From there on the request to the device is repeated with cpu/'s answer so
+    far added to the prompt, so that the rest is compared as well.
 
     Args:
-        device: the URL of the device's server, without a slash at the end.
-        cpu: that of the server from `cpu/`, with the same model and arguments.
+        device: URL of the device's server, without a trailing slash.
+        cpu: URL of the server from `cpu/`, with the same model and arguments.
         tolerance: for this model.
         patience: seconds to wait for an answer.
     """
@@ -139,10 +140,10 @@ def check_agreement(device: str, cpu: str, tolerance: Tolerance, *, patience: fl
     partings = 0
     while rests:
         longest = max(len(rest.right) for rest in rests)
-        seen = _ask("the device", device, [rest.prompt for rest in rests], longest, patience)
-        compared = [compare(rest, transcript, tolerance) for rest, transcript in zip(rests, seen, strict=True)]
-        differences += itertools.chain.from_iterable(one.differences for one in compared)
-        parted = [one.parted for one in compared if one.parted]
+        answers = _ask("the device", device, [rest.prompt for rest in rests], longest, patience)
+        compared = [compare(rest, transcript, tolerance) for rest, transcript in zip(rests, answers, strict=True)]
+        differences += itertools.chain.from_iterable(comparison.differences for comparison in compared)
+        parted = [comparison.parted for comparison in compared if comparison.parted]
         partings += len(parted)
         if partings > MAX_PARTINGS:
             raise CheckFailedError(
@@ -154,14 +155,14 @@ def check_agreement(device: str, cpu: str, tolerance: Tolerance, *, patience: fl
 
 
 def check_flash_attention(log: str, *, wanted: bool) -> str:
-    """A server's log says that flash attention is on, and where the model is; or that it is off.
+    """A server's log says that flash attention is on and supported by the device, or that it is off.
 
-    What b11312 says from verbosity 4 on: llama_context's constructor and resolve_fused_ops in src/llama-context.cpp.
+    b11312 logs it from verbosity 4 on: llama_context's constructor and resolve_fused_ops in src/llama-context.cpp.
     """
     if re.search(r"flash_attn += disabled", log):
-        seen = "off"
+        state = "off"
     elif re.search(r"Flash Attention enabled", log):
-        seen = "on"
+        state = "on"
     elif refused := re.search(r"Flash Attention not supported, set to disabled", log):
         reason = re.search(r"layer \d+ is assigned to device .*Flash Attention is assigned.*", log)
         raise CheckFailedError(
@@ -170,17 +171,17 @@ def check_flash_attention(log: str, *, wanted: bool) -> str:
         )
     else:
         raise CheckFailedError("The log does not say whether flash attention is on.", detail=log)
-    if (seen == "on") is not wanted:
-        raise CheckFailedError(f"Flash attention is {seen}.")
-    return f"flash attention is {seen}"
+    if (state == "on") is not wanted:
+        raise CheckFailedError(f"Flash attention is {state}.")
+    return f"flash attention is {state}"
 
 
-# --- Comparing; no server is needed. ---
+# --- The comparison: pure functions. ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One token of an answer, and the natural log-probabilities of the TOP most probable ones; all are finite."""
+    """One token of an answer, and the finite natural log-probabilities of the TOP most probable ones."""
 
     token: int
     top: Mapping[int, float]
@@ -192,12 +193,12 @@ Transcript = tuple[Step, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rest:
-    """What there is still to compare of the answer to one prompt.
+    """The part of the answer to one prompt that is still to be compared.
 
     Attributes:
         number: of the prompt, from 1.
-        prompt: the tokens to be continued: the prompt, and what of the answer is compared already.
-        right: how cpu/ goes on.
+        prompt: the tokens of the next request: the prompt and the part of the answer that has been compared.
+        right: the rest of cpu/'s answer.
     """
 
     number: int
@@ -205,18 +206,18 @@ class Rest:
     right: Transcript
 
     def after(self, steps: int) -> Rest:
-        """Returns what there is to compare after so many steps more."""
-        said = tuple(step.token for step in self.right[:steps])
-        return Rest(number=self.number, prompt=self.prompt + said, right=self.right[steps:])
+        """Returns the rest after `steps` more steps."""
+        compared = tuple(step.token for step in self.right[:steps])
+        return Rest(number=self.number, prompt=self.prompt + compared, right=self.right[steps:])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How two answers compare that are not wrong.
+    """The differences of an answer that is not wrong.
 
     Attributes:
         differences: of the log-probabilities, in nats.
-        parted: what comes after the step at which another token was chosen; None where none was.
+        parted: the rest after the step at which another token was chosen; None if the tokens are the same.
     """
 
     differences: tuple[float, ...]
@@ -224,11 +225,11 @@ class Comparison:
 
 
 def compare(rest: Rest, seen: Transcript, tolerance: Tolerance) -> Comparison:
-    """Returns how the device's answer compares with cpu/'s, up to and with the step at which they part.
+    """Compares the device's answer with cpu/'s, up to and including the step at which they part.
 
     Raises:
         CheckFailedError: a difference is larger than `tolerance.largest`, or another token was chosen where cpu/'s
-            choice leads by more.
+            token leads by more.
     """
     differences: list[float] = []
     for index, (right, step) in enumerate(zip(rest.right, seen, strict=False)):
@@ -252,7 +253,7 @@ def compare(rest: Rest, seen: Transcript, tolerance: Tolerance) -> Comparison:
 
 
 def judge(differences: Sequence[float], partings: int, tolerance: Tolerance) -> str:
-    """Returns what was seen in all.
+    """Returns a summary of all differences.
 
     Raises:
         CheckFailedError: the mean difference is too large.
@@ -275,12 +276,12 @@ def read(who: str, answer: Mapping[str, Any]) -> Transcript:
     """Returns the transcript in an answer of `/completion`.
 
     Raises:
-        CheckFailedError: a log-probability is missing, or is not a number, which JSON has as null.
+        CheckFailedError: a log-probability is missing, or not a number (null in JSON).
         LookupError, TypeError: the answer has another shape.
     """
     transcript = []
     for number, entry in enumerate(answer.get("completion_probabilities", ()), start=1):
-        top = {one["id"]: one["logprob"] for one in entry["top_logprobs"]}
+        top = {candidate["id"]: candidate["logprob"] for candidate in entry["top_logprobs"]}
         if any(value is None or not math.isfinite(value) for value in (*top.values(), entry["logprob"])):
             raise CheckFailedError(f"Token {number} of {who}'s answer has a log-probability that is not a number.")
         if len(top) != TOP or entry["id"] not in top:
@@ -291,7 +292,7 @@ def read(who: str, answer: Mapping[str, Any]) -> Transcript:
 
 @functools.cache
 def prompts() -> tuple[tuple[int, ...], ...]:
-    """Returns the prompts as the known-answer models' tokens; no two begin alike."""
+    """Returns the prompts in tokens of the known-answer models; no two have a common prefix."""
     text = "".join(map(model.prompt_of, range(1, 10)))
     starts = itertools.accumulate(PROMPT_LENGTHS, initial=0)
     return tuple(
@@ -300,7 +301,7 @@ def prompts() -> tuple[tuple[int, ...], ...]:
 
 
 def _ask(who: str, url: str, prompts: Sequence[Sequence[int]], steps: int, patience: float) -> list[Transcript]:
-    """Returns the greedy answers of `steps` tokens; all prompts are in one request, so that they run at once."""
+    """Returns the greedy answers of `steps` tokens; one request with all prompts, so that they run in parallel."""
     body = {
         "prompt": list(map(list, prompts)),
         "n_predict": steps,
@@ -310,7 +311,7 @@ def _ask(who: str, url: str, prompts: Sequence[Sequence[int]], steps: int, patie
         "ignore_eos": True,
     }
     answers = checks_http.post(f"{url}/completion", body, patience=patience)
-    if len(prompts) == 1:  # b11312 answers a list of one prompt as it answers a prompt
+    if len(prompts) == 1:  # b11312 does not answer a list of one prompt with a list
         answers = [answers]
     transcripts = [read(who, answer) for answer in sorted(answers, key=lambda answer: int(answer["index"]))]
     for number, transcript in enumerate(transcripts, start=1):
@@ -322,10 +323,9 @@ def _ask(who: str, url: str, prompts: Sequence[Sequence[int]], steps: int, patie
 
 
 def _log_probabilities(right: Step, seen: Step) -> Iterator[tuple[int, float, float]]:
-    """Yields (token, right, seen); one that only one side reports is at most as probable as the other side's last."""
+    """Yields (token, right, seen); a token that one side lacks is at most as probable as the last one there."""
     last_right, last_seen = min(right.top.values()), min(seen.top.values())
     for token in {**right.top, **seen.top}:
-        # At least one of them is there, and bounds the other.
         is_right, is_seen = right.top.get(token), seen.top.get(token)
         if is_right is None:
             yield token, min(last_right, seen.top[token]), seen.top[token]

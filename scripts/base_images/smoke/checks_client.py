@@ -1,38 +1,36 @@
-"""A conversation with a running llama-server as its users have it: by OpenAI's own Python client, streamed and not.
+"""Smoke checks with OpenAI's own Python client, as users of llama-server have it, with and without streaming.
 
-`checks_http.py` asks in plain HTTP, where each word of the answer is seen; the client shows that they are the words
-it needs.
+`checks_http.py` checks each field of the answers; the client shows that they are the fields it needs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 
-from base_images.smoke import model
-from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target
+from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, judge_embedding
 from base_images.smoke.model import STEPS
+from base_images.smoke.report import Check
 
 NOT_IMPLEMENTED = 501
-"""What b11312 answers for embeddings when it was started without --embeddings."""
+"""The status of b11312's answer to a request for embeddings when it was started without --embeddings."""
 
 
 def check_models(target: Target) -> str:
-    """The model is offered under its alias, and is found by it."""
+    """The model is listed by its alias."""
     with _client(target) as client:
-        names = [one.id for one in client.models.list()]
+        names = [offered.id for offered in client.models.list()]
     if target.alias not in names:
         raise CheckFailedError(f"The client is offered {names} and not {target.alias!r}.")
     return f"offers {', '.join(names)}"
 
 
 def check_chat(target: Target) -> str:
-    """A chat of several turns is answered, and the same in pieces that add up to it."""
+    """A chat of several turns is answered, and a stream gives the same answer in pieces."""
     with _client(target) as client:
         whole = client.chat.completions.create(
             model=target.alias,
@@ -70,7 +68,7 @@ def check_chat(target: Target) -> str:
 
 
 def check_completion(target: Target) -> str:
-    """A text is continued."""
+    """A prompt is completed."""
     with _client(target) as client:
         answer = client.completions.create(
             model=target.alias,
@@ -85,7 +83,7 @@ def check_completion(target: Target) -> str:
 
 
 def check_embeddings(target: Target) -> str:
-    """An embedding comes as the client wants it: unless it is told otherwise it asks for base64 and unpacks it."""
+    """An embedding is returned in base64, the client's default encoding."""
     try:
         with _client(target) as client:
             embedding = client.embeddings.create(model=target.alias, input=target.prompt).data[0].embedding
@@ -94,27 +92,20 @@ def check_embeddings(target: Target) -> str:
         if isinstance(cause, openai.APIStatusError) and cause.status_code == NOT_IMPLEMENTED and not target.ours:
             raise CheckSkippedError("the server was started without --embeddings") from error
         raise
-    if target.answer is None:
-        if not embedding or not all(map(math.isfinite, embedding)):
-            raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
-        return f"{len(embedding)} numbers, not judged"
-    verdict = model.compare_embedding(target.answer, embedding)
-    if not verdict.ok:
-        raise CheckFailedError(verdict.reason)
-    return verdict.reason
+    return judge_embedding(target.answer, embedding)
 
 
-CHECKS: Mapping[str, Callable[[Target], str]] = {
-    "client: models": check_models,
-    "client: chat": check_chat,
-    "client: completion": check_completion,
-    "client: embeddings": check_embeddings,
+CHECKS: Mapping[Check, Callable[[Target], str]] = {
+    Check.CLIENT_MODELS: check_models,
+    Check.CLIENT_CHAT: check_chat,
+    Check.CLIENT_COMPLETION: check_completion,
+    Check.CLIENT_EMBEDDINGS: check_embeddings,
 }
-"""Every check with OpenAI's client; the last needs a server that was started with --embeddings."""
+"""Every check with OpenAI's client; the last needs a server with --embeddings."""
 
 
 def turns(prompt: str) -> list[ChatCompletionMessageParam]:
-    """Returns the prompt as three turns of a chat; the known-answer models' template joins them to the prompt again."""
+    """Splits the prompt into three turns of a chat, which the known-answer models' template joins again."""
     third = len(prompt) // 3
     return [
         {"role": "user", "content": prompt[:third]},
@@ -125,14 +116,14 @@ def turns(prompt: str) -> list[ChatCompletionMessageParam]:
 
 @contextlib.contextmanager
 def _client(target: Target) -> Iterator[openai.OpenAI]:
-    """Yields a client that asks once; its errors are failed checks."""
+    """Yields a client that does not retry, and turns its errors into failed checks."""
     try:
         with openai.OpenAI(
             base_url=f"{target.url}/v1",
-            api_key="none",  # the client wants one, the server does not
+            api_key="none",  # required by the client, not by the server
             timeout=target.patience,
             max_retries=0,
-            # A proxy that the environment names has no way to a server on this machine.
+            # A proxy from the environment cannot reach a server on this machine.
             http_client=openai.DefaultHttpxClient(trust_env=False),
         ) as client:
             yield client

@@ -1,6 +1,6 @@
-"""Smoke checks: does a running llama-server do its work, and give the known answer?
+"""Smoke checks over HTTP: does a running llama-server work, and give the known answer?
 
-The checks take a URL and know nothing of containers; `launch.py` starts the servers of an image and applies them.
+They need only a URL; `runner.py` runs them on the servers that it starts.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urljoin
@@ -21,8 +20,9 @@ import requests
 
 from base_images.errors import BaseImagesError
 from base_images.smoke import model
-from base_images.smoke.model import STEPS, TOP, KnownAnswer, SeenStep, TensorType, Verdict
-from base_images.smoke.report import CheckResult, Status
+from base_images.smoke.model import STEPS, TOP, KnownAnswer, TensorType
+from base_images.smoke.report import Check, CheckResult, Status
+from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedding
 
 CONNECT_SECONDS = 3
 ANSWER_SECONDS = 30
@@ -31,30 +31,30 @@ ANSWER_SECONDS = 30
 REQUESTS_AT_ONCE = 8
 
 ANY_PROMPT = "Once upon a time"
-"""For a model whose answer is not known."""
+"""Prompt for a model without a known answer."""
 
 MINIMAL_SCRIPT_BYTES = 100_000
-"""The web page's one script has 2.6 MB compressed at b11312; anything this small is a stub."""
+"""The script of the web page has 2.6 MB, compressed, at b11312; a smaller one is a stub."""
 
 MALFORMED: Mapping[str, tuple[int, ...]] = {
-    '{"messages": [': (400, 500),  # b11312 calls JSON that it cannot parse an error of the server
+    '{"messages": [': (400, 500),  # b11312 answers invalid JSON with an error of the server
     '{"messages": "hello"}': (400,),
     '{"messages": [{"role": "user", "content": "hello"}], "max_tokens": "many"}': (400,),
     "{}": (400,),
 }
-"""Bodies for the chat endpoint that make no sense, and the status codes that may refuse them."""
+"""Malformed bodies for the chat endpoint, and the status codes that may refuse them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A running llama-server and what it must say.
+    """A running llama-server and its right answer.
 
     Attributes:
-        url: without a slash at the end.
-        alias: the name under which it offers the model.
-        answer: what the model that it loaded must answer; None: nobody knows, and only the answer's form is checked.
+        url: without a trailing slash.
+        alias: the model's name in the server's answers.
+        answer: the right answer of its model; None if unknown: then only the form of the answer is checked.
         patience: seconds to wait between two bytes of an answer.
-        ours: whether it was started for these checks; what another's owner switched off is no defect.
+        ours: whether it was started for these checks; features that somebody else disabled are skipped, not failed.
     """
 
     url: str
@@ -65,12 +65,12 @@ class Target:
 
     @property
     def prompt(self) -> str:
-        """What to ask."""
+        """The prompt to send."""
         return self.answer.prompt if self.answer else ANY_PROMPT
 
 
 class CheckFailedError(Exception):
-    """A check saw something wrong; its text is one line, `detail` is more of it."""
+    """A check failed; the text is one line, `detail` has further information."""
 
     def __init__(self, message: str, *, detail: str = "") -> None:
         super().__init__(message)
@@ -78,11 +78,11 @@ class CheckFailedError(Exception):
 
 
 class CheckSkippedError(Exception):
-    """A check does not apply; its text says why."""
+    """A check does not apply; the text says why."""
 
 
 def perform(name: str, check: Callable[[], str]) -> CheckResult:
-    """Returns how a check ended; a check returns what it saw, or raises."""
+    """Runs a check, which returns its observation or raises, and returns the result."""
     started = time.monotonic()
     detail = ""
     try:
@@ -91,14 +91,14 @@ def perform(name: str, check: Callable[[], str]) -> CheckResult:
         status, seen = Status.SKIP, str(error)
     except (CheckFailedError, BaseImagesError) as error:
         status, seen, detail = Status.FAIL, str(error), error.detail
-    except (LookupError, TypeError, AttributeError, ValueError) as error:  # requests' own JSONDecodeError is one too
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # includes requests' own JSONDecodeError
         status, seen = Status.FAIL, f"The answer has another shape than expected: {type(error).__name__}: {error}"
     except requests.RequestException as error:
         status, seen = Status.FAIL, f"The server gave no answer: {error}"
     return CheckResult(name=name, status=status, seen=seen, seconds=time.monotonic() - started, detail=detail)
 
 
-# --- The checks. Each returns what it saw, on one line, or raises. ---
+# --- The checks. Each returns its observation on one line, or raises. ---
 
 
 def check_health(target: Target) -> str:
@@ -110,7 +110,7 @@ def check_health(target: Target) -> str:
 
 
 def check_models(target: Target) -> str:
-    """`/v1/models` offers the model under its alias, and, if it is our server, nothing else."""
+    """`/v1/models` lists the model by its alias and, on our own server, no other."""
     answer = _expect_ok(_request("GET", f"{target.url}/v1/models")).json()
     names = [entry["id"] for entry in answer["data"]]
     if names != [target.alias] and (target.ours or target.alias not in names):
@@ -152,7 +152,7 @@ def check_chat(target: Target) -> str:
 
 
 def check_chat_streamed(target: Target) -> str:
-    """`/v1/chat/completions` with `stream` gives the known answer in pieces, and says that it is done."""
+    """`/v1/chat/completions` with `stream` gives the known answer in events, and ends with `[DONE]`."""
     response = _expect_ok(
         _request(
             "POST",
@@ -181,16 +181,11 @@ def check_embeddings(target: Target) -> str:
     )
     if response.status_code == requests.codes.not_implemented and not target.ours:
         raise CheckSkippedError("the server was started without --embeddings")
-    embedding = _expect_ok(response).json()["data"][0]["embedding"]
-    if target.answer:
-        return _expect(model.compare_embedding(target.answer, embedding))
-    if not embedding or not all(map(math.isfinite, embedding)):
-        raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
-    return f"{len(embedding)} numbers, not judged"
+    return judge_embedding(target.answer, _expect_ok(response).json()["data"][0]["embedding"])
 
 
 def check_at_once(target: Target) -> str:
-    """Eight requests at the same time each get the known answer."""
+    """Eight concurrent requests each get the known answer."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         requested = [pool.submit(check_completion, target) for _ in range(REQUESTS_AT_ONCE)]
     wrong = [str(error) for future in requested if (error := future.exception())]
@@ -199,12 +194,12 @@ def check_at_once(target: Target) -> str:
             f"{len(wrong)} of {REQUESTS_AT_ONCE} requests at once went wrong, such as: {wrong[0]}",
             detail="\n".join(wrong),
         )
-    return f"{_what_came(target)} {REQUESTS_AT_ONCE} times"
+    return f"{_description(target)} {REQUESTS_AT_ONCE} times"
 
 
 def check_web_page(target: Target) -> str:
-    """`/` is the real web page, and the script that makes it is there."""
-    # Both are stored compressed and refused to a client that does not take gzip; requests takes it and unpacks.
+    """`/` is the real web page, and its script exists."""
+    # Both are stored compressed and refused to a client that does not accept gzip, which requests does.
     response = _request("GET", f"{target.url}/")
     if response.status_code == requests.codes.not_found and not target.ours:
         raise CheckSkippedError("the server was started without its web page")
@@ -219,7 +214,7 @@ def check_web_page(target: Target) -> str:
 
 
 def check_malformed(target: Target) -> str:
-    """Requests that make no sense are refused with a reason, and the next one still gets the known answer."""
+    """Malformed requests are refused with a reason, and the next valid one still gets the known answer."""
     codes = []
     for body, allowed in MALFORMED.items():
         response = _request(
@@ -231,28 +226,28 @@ def check_malformed(target: Target) -> str:
                 f"The malformed request {body} is answered with {response.status_code}.", detail=_excerpt(response)
             )
     check_completion(target)
-    return f"refused with {', '.join(map(str, codes))}; then {_what_came(target)}"
+    return f"refused with {', '.join(map(str, codes))}; then {_description(target)}"
 
 
-CHECKS: Mapping[str, Callable[[Target], str]] = {
-    "health": check_health,
-    "models": check_models,
-    "completion": check_completion,
-    "openai completion": check_openai_completion,
-    "chat": check_chat,
-    "chat streamed": check_chat_streamed,
-    "embeddings": check_embeddings,
-    "eight at once": check_at_once,
-    "web page": check_web_page,
-    "malformed request": check_malformed,
+CHECKS: Mapping[Check, Callable[[Target], str]] = {
+    Check.HEALTH: check_health,
+    Check.MODELS: check_models,
+    Check.COMPLETION: check_completion,
+    Check.OPENAI_COMPLETION: check_openai_completion,
+    Check.CHAT: check_chat,
+    Check.CHAT_STREAMED: check_chat_streamed,
+    Check.EMBEDDINGS: check_embeddings,
+    Check.AT_ONCE: check_at_once,
+    Check.WEB_PAGE: check_web_page,
+    Check.MALFORMED: check_malformed,
 }
-"""Every check that needs no more than a URL."""
+"""Every check over HTTP."""
 
 
 def find_model(url: str) -> tuple[str, TensorType | None]:
-    """Returns the name of the model that a running server offers first, and which known-answer model it is, or None.
+    """Returns the first model of a running server, and its type if it is a known-answer model, else None.
 
-    What tells it is what the server says of the model's size and type (`/v1/models`, b11312).
+    Known-answer models are recognised by the size and type in `/v1/models` (b11312).
 
     Raises:
         CheckFailedError: the server offers no model, or does not answer as llama-server does.
@@ -266,20 +261,15 @@ def find_model(url: str) -> tuple[str, TensorType | None]:
     meta = offered[0].get("meta") or {}
     size = (meta.get("n_vocab"), meta.get("n_embd"), meta.get("n_ctx_train"))
     words = re.findall(r"\w+", str(meta.get("ftype")))
-    known = next((one for one in TensorType if one in words), None)
+    known = next((tensor_type for tensor_type in TensorType if tensor_type in words), None)
     return offered[0]["id"], known if size == (len(model.TOKENS), model.WIDTH, model.CONTEXT) else None
 
 
-def check_url(target: Target, names: Iterable[str] = tuple(CHECKS)) -> list[CheckResult]:
-    """Returns how the named checks of a running server ended; one that fails does not stop the next."""
-    return [perform(name, partial(CHECKS[name], target)) for name in names]
-
-
-# --- Asking and reading. ---
+# --- Requests and answers. ---
 
 
 def is_healthy(url: str) -> bool:
-    """Returns whether a server is ready; while it loads its model it answers 503, before that nothing."""
+    """Returns whether a server is ready; while it loads its model it answers 503, before that not at all."""
     try:
         return _request("GET", f"{url}/health").ok
     except requests.RequestException:
@@ -287,7 +277,7 @@ def is_healthy(url: str) -> bool:
 
 
 def read_events(stream: str) -> tuple[list[dict[str, Any]], bool]:
-    """Returns the events of a stream as OpenAI's interface sends them, and whether `[DONE]` was the last.
+    """Returns the events of a stream in OpenAI's format, and whether `[DONE]` was the last.
 
     Raises:
         ValueError: an event is not JSON.
@@ -298,19 +288,32 @@ def read_events(stream: str) -> tuple[list[dict[str, Any]], bool]:
 
 
 def find_script(page: str) -> str | None:
-    """Returns the address of the script that SvelteKit's page imports to start itself, None when there is none."""
+    """Returns the path of the script that SvelteKit's page imports to start, None if there is none."""
     found = re.search(r"""import\(["']([^"']+\.js)["']\)""", page)
     return found[1] if found else None
 
 
 def post(url: str, body: Mapping[str, Any], *, patience: float = ANSWER_SECONDS) -> Any:
-    """Returns what a POST of `body` as JSON is answered with, from JSON; an answer other than 200 is a failed check."""
+    """Sends `body` as JSON and returns the decoded answer; raises `CheckFailedError` unless the status is 200."""
     return _expect_ok(_request("POST", url, patience=patience, json=body)).json()
+
+
+def judge_embedding(answer: KnownAnswer | None, embedding: Sequence[float]) -> str:
+    """Compares an embedding of the prompt with the known answer's, if that is known.
+
+    Raises:
+        CheckFailedError: it differs; without a known answer: it is empty or not finite.
+    """
+    if answer:
+        return _expect(compare_embedding(answer, embedding))
+    if not embedding or not all(map(math.isfinite, embedding)):
+        raise CheckFailedError(f"The embedding is {embedding[:8]} …: not all of it is a number.")
+    return f"{len(embedding)} numbers, not judged"
 
 
 def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **arguments: Any) -> requests.Response:
     with requests.Session() as session:
-        session.trust_env = False  # a proxy that the environment names has no way to a server on this machine
+        session.trust_env = False  # a proxy from the environment cannot reach a server on this machine
         return session.request(method, url, timeout=(CONNECT_SECONDS, patience), **arguments)
 
 
@@ -321,8 +324,8 @@ def _post(target: Target, path: str, body: Mapping[str, Any]) -> Any:
 def _expect_ok(response: requests.Response, content_type: str = "") -> requests.Response:
     if response.status_code != requests.codes.ok:
         raise CheckFailedError(f"{response.url} answers {response.status_code}.", detail=_excerpt(response))
-    if content_type not in (seen := response.headers.get("Content-Type", "")):
-        raise CheckFailedError(f"{response.url} is {seen} instead of {content_type}.", detail=_excerpt(response))
+    if content_type not in (observed := response.headers.get("Content-Type", "")):
+        raise CheckFailedError(f"{response.url} is {observed} instead of {content_type}.", detail=_excerpt(response))
     return response
 
 
@@ -331,7 +334,7 @@ def _excerpt(response: requests.Response) -> str:
 
 
 def _greedy() -> dict[str, Any]:
-    """Returns what makes an answer depend on the model alone: no chance, no reuse of an earlier prompt's work."""
+    """Returns parameters that make the answer depend on the model alone: no sampling, no cached prompt."""
     return {"temperature": 0, "cache_prompt": False}
 
 
@@ -346,12 +349,12 @@ def _chat(target: Target) -> dict[str, Any]:
     }
 
 
-def _number(said: float | None) -> float:
-    # JSON has no not-a-number: a broken kernel's log-probability arrives as null, and must not pass for "not asked".
-    return math.nan if said is None else said
+def _number(value: float | None) -> float:
+    # JSON has no NaN: a broken kernel's log-probability arrives as null, which must not be taken for "not requested".
+    return math.nan if value is None else value
 
 
-def _what_came(target: Target) -> str:
+def _description(target: Target) -> str:
     return "the known answer" if target.answer else "an answer"
 
 
@@ -368,7 +371,7 @@ def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, A
         if not seen or not all(math.isfinite(_number(step.log_probability)) for step in seen):
             raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is no number.")
         return f"{len(seen)} tokens with their log-probabilities, not judged."
-    reason = _expect(model.compare(answer, seen))
+    reason = _expect(compare(answer, seen))
     if text != answer.text:
         raise CheckFailedError(f"The text is {text!r} where {answer.text!r} is right, though its tokens are.")
     return reason

@@ -1,4 +1,4 @@
-"""What `invoke smoke` and `invoke test-local-images` test, and where they put what was seen."""
+"""The subjects of `invoke smoke` and `invoke test-local-images`, and the files that these write."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from base_images.adapters.engine import Engine, Image
 from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
 from base_images.labels import Label
 from base_images.progress import Listener, Progress, silent
+from base_images.smoke import containers, model, process
 from base_images.smoke import html as smoke_html
-from base_images.smoke import launch, model, process
 from base_images.smoke import report as smoke_report
 from base_images.smoke import url as running
+from base_images.smoke.containers import Kept
 from base_images.smoke.device import Granted
-from base_images.smoke.launch import Kept
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport
 from base_images.variants import VARIANTS, Variant
@@ -28,12 +28,12 @@ REGISTRY_SECONDS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Where the report goes; None: it is not written there.
+    """The files of the report; None: not written.
 
     Attributes:
-        record: a directory for JSON, JUnit XML and the servers' logs.
-        junit: a file for JUnit XML.
-        html: a file for the page.
+        record: directory for JSON, JUnit XML and the servers' logs.
+        junit: file for JUnit XML.
+        html: file for the HTML page.
     """
 
     record: Path | None
@@ -43,7 +43,7 @@ class Outputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """What was seen, and the labels of the image that it was seen of; empty without an image."""
+    """A report, and the labels of its image; empty without an image."""
 
     report: SmokeReport
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -58,20 +58,20 @@ def image_under_test(
     listener: Listener = silent,
     notice: Callable[[str], None],
 ) -> Image:
-    """Returns the image that a person named, pulled if the engine does not have it; without a name the local build.
+    """Returns the image of a reference, pulled if the engine does not have it; without a reference the local build.
 
     Args:
-        engine: where it is.
-        variant: what it has to be of.
+        engine: the image's engine.
+        variant: the expected variant.
         reference: tag, digest or id; empty for the local build.
-        checkout: the repository; a local build of another commit than its HEAD is worth a notice.
-        listener: told of a pull.
-        notice: gets that sentence.
+        checkout: the repository, whose HEAD a local build should be of.
+        listener: called with the progress of a pull.
+        notice: called with a sentence if a local build is of another commit.
 
     Raises:
-        ImageNotFoundError: neither the engine nor a registry has it.
+        ImageNotFoundError: neither the engine nor a registry has the image.
         EngineError: the pull failed.
-        UsageError: it is of another variant.
+        UsageError: the image is of another variant.
     """
     if not reference:
         image = local_build(engine, variant)
@@ -79,9 +79,9 @@ def image_under_test(
             notice(f"{versions.local_reference(variant.name)} {difference}")
         return image
     image = pulled(engine, reference, listener=listener)
-    of = image.labels.get(Label.VARIANT, variant.name)
-    if of != variant.name:
-        raise UsageError(f"The image {reference} is of {of}, not of {variant.name}: name that with --variant.")
+    labelled = image.labels.get(Label.VARIANT, variant.name)
+    if labelled != variant.name:
+        raise UsageError(f"The image {reference} is of {labelled}, not of {variant.name}: name that with --variant.")
     return image
 
 
@@ -89,12 +89,12 @@ def pulled(engine: Engine, reference: str, *, listener: Listener = silent) -> Im
     """Returns the image of a tag, a digest or an id, pulled if the engine does not have it.
 
     Raises:
-        ImageNotFoundError: neither the engine nor a registry has it.
+        ImageNotFoundError: neither the engine nor a registry has the image.
         EngineError: the pull failed.
     """
-    if "/" not in reference or engine.has_image(reference):  # without a registry's name it is a local one
+    if "/" not in reference or engine.has_image(reference):  # a reference without a registry is local
         return engine.image(reference)
-    # Asked first, because a pull has no time-out: a registry behind a silent firewall would hold it long.
+    # First with a time-out, which a pull has not: a registry behind a firewall that drops packets would block it.
     engine.ask_registry(reference, timeout=REGISTRY_SECONDS)
     image = engine.pull(reference, engines.pull_progress(reference, listener))
     listener(Progress(what=f"pull {reference}", finished=True))
@@ -117,7 +117,7 @@ def local_build(engine: Engine, variant: Variant) -> Image:
 
 
 def local_variants(engine: Engine) -> list[Variant]:
-    """Returns the variants that the engine has a local build of.
+    """Returns the variants with a local build on the engine.
 
     Raises:
         ImageNotFoundError: there is none.
@@ -132,10 +132,10 @@ def local_variants(engine: Engine) -> list[Variant]:
 
 
 def variant_of(image: Image) -> Variant:
-    """Returns the variant that an image says it is of.
+    """Returns the variant in an image's labels.
 
     Raises:
-        UsageError: it says none.
+        UsageError: the label is missing.
     """
     name = image.labels.get(Label.VARIANT)
     if name is None:
@@ -154,8 +154,8 @@ def smoke_image(
     kept: Kept | None = None,
     model_file: Path | None = None,
 ) -> Tested:
-    """Puts an image through the smoke test, see `launch.smoke`, and writes what was seen."""
-    report = launch.smoke(
+    """Runs the smoke test on an image, see `containers.smoke`, and writes the report."""
+    report = containers.smoke(
         engine,
         image.id,
         variant,
@@ -177,7 +177,7 @@ def smoke_program(
     listener: Listener = silent,
     model_file: Path | None = None,
 ) -> Tested:
-    """Puts a llama-server of this host through the smoke test, see `process.smoke`, and writes what was seen."""
+    """Runs the smoke test on a llama-server of this host, see `process.smoke`, and writes the report."""
     report = process.smoke(
         program, variant, device=device, record_dir=outputs.record, listener=listener, model_file=model_file
     )
@@ -185,12 +185,12 @@ def smoke_program(
 
 
 def smoke_url(url: str, variant: Variant, *, outputs: Outputs) -> Tested:
-    """Checks a server that runs already, see `running.smoke_url`, and writes what was seen."""
+    """Checks a running server, see `url.smoke_url`, and writes the report."""
     return _written(Tested(report=running.smoke_url(url, variant, record_dir=outputs.record)), outputs)
 
 
 def write_model(type_name: str, path: Path) -> KnownAnswer:
-    """Writes the known-answer model of a tensor type to a file, and returns it with its right answer.
+    """Writes the known-answer model of a tensor type to a file, and returns it and its right answer.
 
     Raises:
         UsageError: there is no such type, or the file cannot be written.
@@ -215,11 +215,11 @@ def _written(tested: Tested, outputs: Outputs) -> Tested:
 
 
 def _other_commit(image: Image, checkout: Path) -> str:
-    """Returns what is to be said of an image that was not built from the commit that is checked out; else nothing."""
+    """Returns the end of a notice that an image is not of the commit that is checked out; empty if it is."""
     try:
         head = repository.head(repository.open_repository(checkout))
     except RepositoryError:
-        return ""  # not a clone: there is nothing to compare with
+        return ""  # not a clone
     revision = image.labels.get(Label.REVISION, "")
     if revision == head.commit:
         return ""

@@ -1,7 +1,7 @@
-"""What a container is given so that its backend finds the accelerator: on this host, on a command line, by compose.
+"""Gives a container access to the accelerator: for the smoke test, on a command line, in the compose file.
 
-All three come from `DeviceAccess` in the table of variants. Groups go by the host's number: their names may not exist
-in the image.
+All three use `DeviceAccess` in the table of variants. Groups are numbers of the host, because the image may not have
+their names.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ PORT = 8080
 SERVER_ARGUMENTS = ("--host", "0.0.0.0", "--port", str(PORT), "--model")  # noqa: S104 - published on 127.0.0.1 alone
 
 COMPOSE_FILE = "compose.yaml"
-"""Below the checkout; its text is `compose`'s."""
+"""In the checkout; written by `compose`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Granted:
-    """A device as this host gives it to a container.
+    """A device of this host, as a container gets it.
 
     Attributes:
-        name: how llama-server calls such a device, before its index.
-        software: whether the CPU imitates it.
-        groups: the host's numbers of the groups that the process joins.
+        name: llama-server's name of the device, without its index.
+        software: whether it is implemented in software, on the CPU.
+        groups: numbers of the host's groups that the process joins.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Granted:
 
 
 def of_host(variant: Variant, runtimes: Collection[str]) -> Granted:
-    """Returns the variant's device as this host has it.
+    """Returns the variant's device on this host.
 
     Args:
-        variant: whose device.
-        runtimes: the container runtimes that the engine knows.
+        variant: of the device.
+        runtimes: the engine's container runtimes.
 
     Raises:
-        DeviceError: the variant has no device, or the host lacks something that it needs.
+        DeviceError: the variant has no device, or the host lacks something that the device needs.
     """
     access = _access(variant)
     needed = dict.fromkeys((*access.nodes, *access.group_nodes, *access.mounts))
@@ -84,20 +84,20 @@ def of_host(variant: Variant, runtimes: Collection[str]) -> Granted:
 
 
 def in_software(variant: Variant) -> Granted:
-    """Returns the variant's device as the CPU imitates it; any host has it.
+    """Returns the variant's device in software, which works on any host.
 
     Raises:
-        DeviceError: there is no such imitation.
+        DeviceError: there is none in software.
     """
     access = _access(variant)
     if not access.software:
-        having = ", ".join(one.name for one in VARIANTS if one.device and one.device.software)
+        having = ", ".join(other.name for other in VARIANTS if other.device and other.device.software)
         raise DeviceError(f"No software imitates the {access.name} device of {variant.name}: only {having} has one.")
     return Granted(name=access.name, software=True, environment=access.software)
 
 
 class Where(StrEnum):
-    """What a smoke test lets the server compute on."""
+    """The device of a smoke test."""
 
     HOST = "host"
     SOFTWARE = "software"
@@ -105,10 +105,10 @@ class Where(StrEnum):
 
 
 def where(name: str) -> Where:
-    """Returns what a person calls so.
+    """Parses the value of `--device`.
 
     Raises:
-        UsageError: there is no such place.
+        UsageError: the value is unknown.
     """
     try:
         return Where(name)
@@ -117,15 +117,15 @@ def where(name: str) -> Where:
 
 
 def to_test(variant: Variant, on: Where, *, runtimes: Collection[str] | None = None) -> Granted | None:
-    """Returns the device that a smoke test of the variant is on; None for the CPU alone.
+    """Returns the device for a smoke test of the variant; None for the CPU alone.
 
     Args:
-        variant: whose device.
-        on: the host's, one that the CPU imitates, or nothing: then only the fall-back to the CPU is tested.
-        runtimes: the container runtimes that the engine knows; None: there is no engine, or it was not asked yet.
+        variant: of the device.
+        on: the host's device, one in software, or none: then only the fall-back to the CPU is tested.
+        runtimes: the engine's container runtimes; None: there is no engine, or they are not known yet.
 
     Raises:
-        DeviceError: this host lacks something, or no software imitates the device.
+        DeviceError: this host lacks something, or the device does not exist in software.
     """
     if on is Where.SOFTWARE:
         return in_software(variant)
@@ -135,7 +135,7 @@ def to_test(variant: Variant, on: Where, *, runtimes: Collection[str] | None = N
 
 
 def grant(spec: ContainerSpec, device: Granted) -> ContainerSpec:
-    """Returns the container with the device, and a /tmp for what drivers compile and keep."""
+    """Adds the device to a container, and a /tmp for the drivers' caches."""
     return dataclasses.replace(
         spec,
         devices=device.nodes,
@@ -154,7 +154,7 @@ def _access(variant: Variant) -> DeviceAccess:
     return variant.device
 
 
-# --- For people. ---
+# --- Command lines and the compose file. ---
 
 
 def run_line(variant: Variant, image: str) -> str:
@@ -172,7 +172,7 @@ def run_line(variant: Variant, image: str) -> str:
 
 
 def run_lines(registry: str) -> str:
-    """Returns the README's commands, one for each variant that has a device."""
+    """Returns the documented commands, one for each variant with a device."""
     lines = [
         f"# {variant.title}\n{run_line(variant, f'{registry}:{versions.latest_tag(variant.name)}')}\n"
         for variant in VARIANTS
@@ -199,12 +199,12 @@ def _run_options(access: DeviceAccess | None) -> Iterator[str]:
 
 
 def compose(registry: str) -> str:
-    """Returns the compose file: one hardened service for each variant, chosen by the profile of its name.
+    """Returns the compose file: one hardened service per variant, selected by the profile of its name.
 
-    Compose replaces the variables of every service, also of those that are not chosen (docker/compose issue 11977), so
-    a group's number may not be required with `:?`; without it the engine's error for that one service says what to do.
+    Compose interpolates the variables of every service, also of those not selected (docker/compose issue 11977), so a
+    group's number cannot be required with `:?`; if it is missing, the engine's error for that service says what to do.
     """
-    nodes = dict.fromkeys(node for one in VARIANTS if one.device for node in one.device.group_nodes)
+    nodes = dict.fromkeys(node for variant in VARIANTS if variant.device for node in variant.device.group_nodes)
     exports = "".join(f'#   export {_variable(node)}="$(stat -c %g {node})"\n' for node in nodes)
     model = '"/models/${MODEL:-model.gguf}"'
     services = "".join(f"{line}\n" for variant in VARIANTS for line in _service(variant, registry))
@@ -251,5 +251,5 @@ def _service(variant: Variant, registry: str) -> Iterator[str]:
 
 
 def _variable(node: str) -> str:
-    """`/dev/dri/renderD128` → `RENDERD128_GROUP`."""
+    """Returns, for example, `RENDERD128_GROUP` for `/dev/dri/renderD128`."""
     return f"{PurePosixPath(node).name.upper()}_GROUP"

@@ -1,6 +1,6 @@
-"""A smoke report as one HTML page, for people: read in a browser or on a phone, printed, attached to a release.
+"""A smoke report as one HTML page, to be read in a browser or on a phone, printed, or attached to a release.
 
-The page is `smoke.html.jinja` beside this module. It needs no script, no network and no second file.
+The template is `smoke.html.jinja` in this directory. The page needs no script, no network and no other file.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from base_images.smoke.report import CheckResult, Device, SmokeReport, Status, f
 TEMPLATE = "smoke.html.jinja"
 
 KEPT_CHARACTERS = 200_000
-"""Of each log, the last ones are in the page; llama-server at verbosity 4 writes about 50,000 in a smoke test."""
+"""The page has so many characters of the end of each log; a llama-server at verbosity 4 writes about 50,000."""
 
 HEADLINES = (("Version", Label.VERSION), ("llama.cpp", Label.LLAMA_CPP_TAG), ("Platform", Label.PLATFORM))
-"""The labels that are worth a line at the top."""
+"""The labels at the top of the page."""
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""How programs colour a terminal (ECMA-48, section 5.4)."""
+"""Control sequences of terminals, such as colours (ECMA-48, section 5.4)."""
 
 _NOT_IN_HTML = re.compile(
     "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
     + "]"
 )
-"""What a page may not hold, not even escaped (HTML Standard, 13.2.3.5), and what UTF-8 cannot say."""
+"""Characters that HTML does not allow, not even escaped (HTML Standard, 13.2.3.5), or that UTF-8 cannot encode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Excerpt:
     """The end of a log.
 
     Attributes:
-        left_out: how much there was before; empty when nothing is missing.
+        left_out: the size of the part before it; empty if nothing is left out.
     """
 
     text: str
@@ -53,11 +53,11 @@ class Excerpt:
 
 
 def as_html(report: SmokeReport, *, labels: Mapping[str, str]) -> str:
-    """Returns the report as a whole HTML page.
+    """Returns the report as an HTML page.
 
     Args:
-        report: what was checked and seen.
-        labels: of the image; empty where there was no image.
+        report: of the smoke test.
+        labels: of the image; empty without an image.
     """
     started = dt.datetime.fromisoformat(report.started).astimezone(dt.UTC)
     page = _ENVIRONMENT.get_template(TEMPLATE).render(
@@ -83,14 +83,14 @@ def as_html(report: SmokeReport, *, labels: Mapping[str, str]) -> str:
 
 
 def verdict(report: SmokeReport) -> str:
-    """Returns one or two words; a report without any check that passed or failed proves nothing."""
+    """Returns the result in one or two words; a report with skipped checks alone proves nothing."""
     if report.ok:
         return "Passed"
     return "Failed" if any(row.status is Status.FAIL for row in report.rows) else "Nothing proven"
 
 
 def what_computed(report: SmokeReport) -> str:
-    """Returns a sentence that says what the answers are worth: whether they came from the accelerator."""
+    """Returns a sentence that says whether the answers came from the accelerator."""
     access = variants.find(report.variant).device
     if access is None:
         return "This variant computes on the CPU."
@@ -106,7 +106,7 @@ def what_computed(report: SmokeReport) -> str:
 
 
 def tally(checks: Sequence[CheckResult]) -> str:
-    """Returns such as `12 of 14 checks passed, 1 failed, 1 skipped`."""
+    """Returns a summary such as `12 of 14 checks passed, 1 failed, 1 skipped`."""
     count = Counter(check.status for check in checks)
     others = [(Status.FAIL, "failed"), (Status.SKIP, "skipped")]
     words = [f"{count[status]} {word}" for status, word in others if count[status]]
@@ -114,7 +114,7 @@ def tally(checks: Sequence[CheckResult]) -> str:
 
 
 def excerpt(log: str) -> Excerpt:
-    """Returns the last `KEPT_CHARACTERS` of a log, from the beginning of a line where there is one."""
+    """Returns the last `KEPT_CHARACTERS` of a log, from the start of a line if possible."""
     text = log[-KEPT_CHARACTERS:]
     if len(text) < len(log):
         text = text.partition("\n")[2] or text
@@ -124,13 +124,13 @@ def excerpt(log: str) -> Excerpt:
 
 
 def duration(seconds: float) -> str:
-    """Returns such as `1.6 s` or `3 min 12 s`."""
+    """Formats a duration, such as `1.6 s` or `3 min 12 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def amount(value: float | None) -> str:
-    """Returns a measured value with the digits that count, such as `1,234` or `4.44`, or that there is none."""
+    """Formats a measured value with its significant digits, such as `1,234` or `4.44`, or `not measured`."""
     if value is None or not math.isfinite(value):
         return "not measured"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2  # noqa: PLR2004
@@ -138,7 +138,7 @@ def amount(value: float | None) -> str:
 
 
 def percent(value: float | None, whole: float) -> str:
-    """Returns the length of a bar for CSS, `whole` being all of its place; what takes next to nothing is still seen."""
+    """Returns the length of a bar for CSS, as a share of `whole`; very small values stay visible."""
     length = finite(value)
     return f"{max(0.5, 100 * length / whole) if length and whole else 0:.1f}%"
 
@@ -148,7 +148,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Every value that the template shows goes through here, before it is escaped; Markup is the template's own."""
+    """Cleans every value that the template prints, before it is escaped; Markup comes from the template itself."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return _NOT_IN_HTML.sub("\N{REPLACEMENT CHARACTER}", _ESCAPE_SEQUENCE.sub("", value))
@@ -163,5 +163,5 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.globals.update(
-    amount=amount, count=_count, duration=duration, excerpt=excerpt, percent=percent, tally=tally
+    Status=Status, amount=amount, count=_count, duration=duration, excerpt=excerpt, percent=percent, tally=tally
 )

@@ -1,11 +1,11 @@
-"""The known-answer model: a small random llama whose right answer is known before llama-server is asked.
+"""The known-answer model: a small random llama model whose right answer is computed without llama.cpp.
 
-A check that accepts any text accepts garbage from a broken kernel. Here the weights are drawn from a fixed random
-stream, written as GGUF, and the answer comes from `reference`, never from llama.cpp. What a model answers to a random
-prompt is chance, so the prompt is searched for: the first seed whose 16 greedy steps each have a best token that leads
-by 0.4 nats or more, far above what rounding can move.
+A check that accepts any text accepts garbage from a broken kernel. Here the weights come from a fixed random stream and
+are written as GGUF, and `reference` computes the answer. A random model's answer to a random prompt may be a near tie,
+so the prompt is searched for: the first seed for which the best token leads by 0.4 nats or more at each of 16 greedy
+steps, far more than rounding changes.
 
-Facts about llama-server in this file were seen at b11312.
+Facts about llama-server in this file are from b11312.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from base_images.smoke import reference
 from base_images.smoke.reference import Architecture, Array
 
 STEPS = 16
-"""Tokens of the answer: what to ask for as `n_predict` or `max_tokens`."""
+"""Tokens of the answer, to be requested as `n_predict` or `max_tokens`."""
 
 TOP = 5
-"""The most probable tokens recorded at each step: what to ask for as `n_probs`, `logprobs` or `top_logprobs`."""
+"""Most probable tokens per step, to be requested as `n_probs`, `logprobs` or `top_logprobs`."""
 
 MARGIN = 0.4
-"""Nats by which the best token must lead at every step."""
+"""Nats by which the best token must lead the second at every step."""
 
 PROMPT_TOKENS = 32
-"""Enough for the kernels that multiply by many columns at once; the answer's tokens use those for a single one."""
+"""Enough for the kernels that multiply many columns at once; generation uses those for a single column."""
 
-WIDTH = 256  # a K-quant's block is 256 weights of one row
+WIDTH = 256  # the block of a K-quant is 256 weights of one row
 FEED_FORWARD = 512
 CONTEXT = 4096
 END = "<end>"
 TOKENS = (*map(chr, range(0x20, 0x7F)), END)
-"""The vocabulary: printable ASCII and an end. Tokens that are not whole UTF-8 characters would make llama-server merge
-the entries of its log-probabilities."""
+"""The vocabulary: printable ASCII and an end token. llama-server would merge the log-probabilities of tokens that are
+not whole UTF-8 characters."""
 
 _SHOWN = (*TOKENS[:-1], "")
-"""The tokens as llama-server writes them: a control token is empty."""
+"""The tokens in llama-server's answers: a control token is empty."""
 
 ARCHITECTURE = Architecture(layers=2, heads=4, kv_heads=2, rope_base=1000.0, epsilon=1e-5)
-"""The rope base is not llama.cpp's default of 10000, so that ignoring the file's value changes the answer."""
+"""The rope base differs from llama.cpp's default of 10000, so that ignoring the file's value changes the answer."""
 
 KV_WIDTH = WIDTH // ARCHITECTURE.heads * ARCHITECTURE.kv_heads
 
 
 class TensorType(StrEnum):
-    """How the matrices are stored, by gguf's name of it; the norms' vectors are always F32."""
+    """The type of the matrices, by gguf's name; the norms' vectors are always F32."""
 
     F32 = "F32"
     F16 = "F16"
@@ -71,10 +71,10 @@ class TensorType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was found out once about one tensor type.
+    """Values for one tensor type that were searched for or measured once.
 
     Attributes:
-        weights_seed: of the weights' stream; any would do, and Q4_K's is 1 because with 0 the search takes long.
+        weights_seed: of the weights' stream; arbitrary, but with 0 the search for Q4_K takes long.
         seed: of the prompt, the first that `search_seed` accepts with these weights.
         tolerance: largest accepted difference of a log-probability, in nats.
         embedding_tolerance: largest accepted cosine distance of the embedding.
@@ -86,12 +86,12 @@ class Calibration:
     embedding_tolerance: float
 
 
-# The tolerances are about twice what llama-server's CPU kernels (the x64, sse42, haswell, skylakex and zen4 builds)
-# differed by for these prompts, one at a time and eight at once: at most 0.0080, 0.0082, 0.146, 0.133 and 0.255 nats,
-# and a cosine distance of 4.2e-8, 8e-8, 2.9e-5, 3.4e-5 and 6.7e-5; over 100 other prompts at most 0.008, 0.011, 0.25,
-# 0.20 and 0.38 nats. F32 and F16 differ because the KV cache and attention's sums are of 16 bits (with both in 32 bits,
-# F32 agrees to four decimals). The quantised types differ because the activations, too, are rounded to 8 bits before
-# they are multiplied; for K-quants with one scale for 256 of them.
+# The tolerances are about twice the largest differences of llama-server's CPU kernels (the x64, sse42, haswell,
+# skylakex and zen4 builds) for these prompts, one at a time and eight at once: 0.0080, 0.0082, 0.146, 0.133 and 0.255
+# nats, and a cosine distance of 4.2e-8, 8e-8, 2.9e-5, 3.4e-5 and 6.7e-5; over 100 other prompts 0.008, 0.011, 0.25,
+# 0.20 and 0.38 nats. F32 and F16 differ because the KV cache and attention's sums have 16 bits (with 32 bits for both,
+# F32 agrees to four decimals). The quantised types differ because the activations are rounded to 8 bits before they
+# are multiplied, for K-quants with one scale per 256 of them.
 CALIBRATIONS: Mapping[TensorType, Calibration] = MappingProxyType(
     {
         TensorType.F32: Calibration(weights_seed=0, seed=38, tolerance=0.02, embedding_tolerance=1e-6),
@@ -102,10 +102,10 @@ CALIBRATIONS: Mapping[TensorType, Calibration] = MappingProxyType(
     }
 )
 
-# On lavapipe (Mesa 25.0.7), one at a time and eight at once, llama-server b11312 differed by at most 0.0060, 0.0223,
-# 0.0406, 0.0218 and 0.0397 nats, and a cosine distance of 1.2e-7, 3.7e-6, 3.8e-6, 2.8e-6 and 6.3e-6; F16 by 0.028 nats
-# with other prompts. F32 has F16's room because a device may round its factors to as few bits (CUDA's TF32). The
-# quantised types keep their room on the CPU: other devices may round the activations as that does, which lavapipe
+# Largest differences of llama-server b11312 on lavapipe (Mesa 25.0.7), one at a time and eight at once: 0.0060, 0.0223,
+# 0.0406, 0.0218 and 0.0397 nats, and a cosine distance of 1.2e-7, 3.7e-6, 3.8e-6, 2.8e-6 and 6.3e-6; F16 with other
+# prompts 0.028 nats. F32 has F16's tolerance because a device may round factors to as few bits (CUDA's TF32). The
+# quantised types keep their tolerance on the CPU: other devices may round the activations to 8 bits too, as lavapipe
 # does not.
 DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
     {
@@ -116,13 +116,13 @@ DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
         TensorType.Q4_K: (0.4, 2.5e-4),
     }
 )
-"""`tolerance` and `embedding_tolerance` where an accelerator computes."""
+"""`tolerance` and `embedding_tolerance` on an accelerator."""
 
 
-# With keys and values cached in 8 bits (q8_0) and flash attention on, llama-server's CPU differed for these prompts by
-# at most 0.0660, 0.0675, 0.160, 0.136 and 0.273 nats, and over 100 others by 0.111, 0.155, 0.243, 0.250 and 0.389 nats
-# and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: a tenth more in the mean than with 16 bits where
-# the activations are rounded to 8 bits anyway, and ten times as much where they are not. These are about twice that.
+# Largest differences of llama-server's CPU kernels with keys and values cached in 8 bits (q8_0) and flash attention on:
+# 0.0660, 0.0675, 0.160, 0.136 and 0.273 nats for these prompts, 0.111, 0.155, 0.243, 0.250 and 0.389 nats over 100
+# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: in the mean a tenth more than with 16 bits
+# where the activations are rounded to 8 bits anyway, and ten times as much where not. The tolerances are about twice.
 _Q8_0_CACHE: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
     {
         TensorType.F32: (0.15, 5e-5),
@@ -133,7 +133,7 @@ _Q8_0_CACHE: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
     }
 )
 CACHE_TOLERANCES: Mapping[str, Mapping[TensorType, tuple[float, float]]] = MappingProxyType({"q8_0": _Q8_0_CACHE})
-"""`tolerance` and `embedding_tolerance` by the type of the key-value cache, where it is not one of 16 bits."""
+"""`tolerance` and `embedding_tolerance` by the type of a key-value cache of fewer than 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class Step:
 
     Attributes:
         log_probability: of `text`, natural logarithm.
-        top: the TOP most probable tokens with their log-probabilities, best (that is `text`) first.
+        top: the TOP most probable tokens with their log-probabilities, the best (`text`) first.
     """
 
     token: int
@@ -158,9 +158,9 @@ class KnownAnswer:
     Attributes:
         gguf: the model's file.
         prompt: plain text; as the only user message of a chat it gives the same tokens.
-        text: the greedy answer of STEPS tokens; it neither starts nor ends with a space, and no end token comes.
-        embedding: what `/v1/embeddings` must give for `prompt`: the mean over its tokens, of length 1.
-        margin: smallest lead of the best token over the next, in nats.
+        text: the greedy answer of STEPS tokens, with no space at either end and no end token.
+        embedding: the right answer of `/v1/embeddings` to `prompt`: the mean over its tokens, of length 1.
+        margin: smallest lead of the best token over the second, in nats.
         tolerance: largest accepted difference of a log-probability, in nats.
         embedding_tolerance: largest accepted cosine distance of the embedding.
     """
@@ -178,35 +178,8 @@ class KnownAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenStep:
-    """One token as a server gave it; `log_probability` is None and `top` empty when it was not asked for them.
-
-    A server that was asked and says `null` means not-a-number: that is `math.nan` here, and wrong.
-    """
-
-    text: str
-    log_probability: float | None = None
-    top: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether what was seen is right.
-
-    Attributes:
-        largest_difference: of the log-probabilities compared, in nats, or the cosine distance; infinite when a number
-            was not finite; None when there were no numbers.
-        reason: one sentence; when wrong, the first thing that is, with what was seen and what is right.
-    """
-
-    ok: bool
-    largest_difference: float | None
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class FoundSeed:
-    """What a search came to: the seed, the smallest lead of its answer in nats, and the seed in CALIBRATIONS."""
+    """The result of a search: the seed, the smallest lead of its answer in nats, and the seed in CALIBRATIONS."""
 
     tensor_type: TensorType
     seed: int
@@ -216,7 +189,7 @@ class FoundSeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """A tensor as GGUF stores it: numbers of its own type, or rows of bytes that hold quantised blocks."""
+    """A tensor as GGUF stores it: numbers of its type, or rows of bytes with quantised blocks."""
 
     stored: NDArray[np.generic]
     type: gguf.GGMLQuantizationType
@@ -224,7 +197,7 @@ class Tensor:
 
 @functools.cache
 def known_answer(tensor_type: TensorType) -> KnownAnswer:
-    """Returns the model and its right answer; a fraction of a second each, the same bytes in every process."""
+    """Returns the model and its right answer, the same bytes in every process; takes a fraction of a second."""
     calibration = CALIBRATIONS[tensor_type]
     tensors = draw_tensors(tensor_type)
     weights = dequantise(tensors)
@@ -246,16 +219,16 @@ def known_answer(tensor_type: TensorType) -> KnownAnswer:
 
 
 def on_device(answer: KnownAnswer) -> KnownAnswer:
-    """Returns the same answer with the tolerances for an accelerator."""
+    """Returns the answer with the tolerances for an accelerator."""
     tolerance, embedding_tolerance = DEVICE_TOLERANCES[answer.tensor_type]
     return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
 
 
 def with_cache(answer: KnownAnswer, cache_type: str) -> KnownAnswer:
-    """Returns the same answer with the tolerances for a key-value cache of a type, such as `q8_0`.
+    """Returns the answer with the tolerances for a type of key-value cache, such as `q8_0`.
 
     Raises:
-        UsageError: nobody has measured them.
+        UsageError: no tolerances are known for the type.
     """
     try:
         tolerance, embedding_tolerance = CACHE_TOLERANCES[cache_type][answer.tensor_type]
@@ -268,13 +241,13 @@ def with_cache(answer: KnownAnswer, cache_type: str) -> KnownAnswer:
 
 
 def search_seeds() -> Iterator[FoundSeed]:
-    """Searches again for every tensor type's seed and yields each as it is found; a few seconds in all."""
+    """Searches the seed of every tensor type again and yields each as it is found; takes a few seconds in all."""
     for tensor_type in TensorType:
         yield search_seed(tensor_type)
 
 
 def search_seed(tensor_type: TensorType) -> FoundSeed:
-    """Returns the first seed, counted from 0, whose prompt has an answer as `KnownAnswer` promises it."""
+    """Returns the first seed, from 0, whose prompt has an answer as `KnownAnswer` describes it."""
     weights = dequantise(draw_tensors(tensor_type))
     for seed in itertools.count():
         steps: list[Step] = []
@@ -289,102 +262,30 @@ def search_seed(tensor_type: TensorType) -> FoundSeed:
                 return FoundSeed(
                     tensor_type=tensor_type, seed=seed, margin=margin, committed=CALIBRATIONS[tensor_type].seed
                 )
-    raise AssertionError  # the count has no end
+    raise AssertionError  # unreachable: the count does not end
 
 
 def prompt_of(seed: int) -> str:
-    """Returns PROMPT_TOKENS different letters and digits in the order that `seed` draws."""
+    """Returns PROMPT_TOKENS different letters and digits in the order that `seed` gives."""
     letters = string.ascii_letters + string.digits
     order = np.argsort(_generator(seed).random(len(letters)))[:PROMPT_TOKENS]
     return "".join(letters[index] for index in order)
 
 
 def tokens_of(text: str) -> tuple[int, ...]:
-    """Returns the tokens of printable ASCII text: one for each character."""
+    """Returns the tokens of printable ASCII text, one per character."""
     return tuple(map(TOKENS.index, text))
 
 
 def greedy(
     weights: Mapping[str, Array], prompt_tokens: Sequence[int], architecture: Architecture = ARCHITECTURE
 ) -> Iterator[Array]:
-    """Yields, for ever, all tokens' log-probabilities at the next step, and goes on with the most probable one."""
+    """Yields all tokens' log-probabilities at each next step, without end, always adding the most probable token."""
     tokens = list(prompt_tokens)
     while True:
         row = reference.next_log_probabilities(weights, architecture, tokens)[-1]
         yield row
         tokens.append(int(row.argmax()))
-
-
-def compare(expected: KnownAnswer, seen: Sequence[SeenStep]) -> Verdict:
-    """Returns whether a server's tokens, and the log-probabilities it gave, are the right ones.
-
-    The first wrong step decides: what follows a wrong token answers another text. A token of the right top that the
-    seen top lacks is taken to be as probable as the seen top's last, which it can be at most.
-    """
-    largest: float | None = None
-    for number, (right, step) in enumerate(zip(expected.steps, seen, strict=False), start=1):
-        if step.text != right.text:
-            likelihood = "" if step.log_probability is None else f" (log-probability {step.log_probability:.4f})"
-            return Verdict(
-                ok=False,
-                largest_difference=largest,
-                reason=f"Step {number} is {step.text!r}{likelihood} where {right.text!r} "
-                f"({right.log_probability:.4f}) is right.",
-            )
-        for text, is_right, is_seen in _log_probabilities(right, step):
-            difference = abs(is_seen - is_right) if math.isfinite(is_seen) else math.inf
-            largest = max(largest or 0.0, difference)
-            if difference > expected.tolerance:
-                return Verdict(
-                    ok=False,
-                    largest_difference=largest,
-                    reason=f"Step {number} gives {text!r} the log-probability {is_seen:.4f} where {is_right:.4f} is "
-                    f"right: {difference:.4f} apart, and {expected.tolerance} is allowed.",
-                )
-    if len(seen) != len(expected.steps):
-        return Verdict(
-            ok=False,
-            largest_difference=largest,
-            reason=f"The answer has {len(seen)} tokens where {len(expected.steps)} are right.",
-        )
-    numbers = "" if largest is None else f" and log-probabilities within {largest:.4f} of {expected.tolerance} allowed"
-    return Verdict(ok=True, largest_difference=largest, reason=f"All {len(seen)} tokens are right{numbers}.")
-
-
-def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
-    """Returns whether a server's embedding of the prompt points where the right one does and has length 1."""
-    if len(seen) != len(expected.embedding):
-        return Verdict(
-            ok=False,
-            largest_difference=None,
-            reason=f"The embedding has {len(seen)} numbers where {len(expected.embedding)} are right.",
-        )
-    length = math.hypot(*seen)
-    if not abs(length - 1) < 1e-3:  # noqa: PLR2004 (float32 keeps it within 1e-6; not-a-number fails too)
-        return Verdict(
-            ok=False, largest_difference=math.inf, reason=f"The embedding has length {length:.4f} where 1 is right."
-        )
-    cosine = math.fsum(a * b for a, b in zip(expected.embedding, seen, strict=True)) / length
-    distance = max(0.0, 1 - cosine)
-    ok = distance <= expected.embedding_tolerance
-    return Verdict(
-        ok=ok,
-        largest_difference=distance,
-        reason=f"The embedding's cosine distance from the right one is {distance:.2e}, "
-        f"and {expected.embedding_tolerance:.1e} is allowed.",
-    )
-
-
-def _log_probabilities(right: Step, seen: SeenStep) -> Iterator[tuple[str, float, float]]:
-    """Yields (token, right, seen) for every log-probability that can be compared, the chosen token's first."""
-    if seen.log_probability is not None:
-        yield right.text, right.log_probability, seen.log_probability
-    if not seen.top:
-        return
-    given = dict(seen.top)
-    last = min(given.values())
-    for text, log_probability in right.top:
-        yield text, log_probability, given.get(text, min(last, log_probability))
 
 
 def _step(row: Array) -> Step:
@@ -401,14 +302,14 @@ def _lead(step: Step) -> float:
     return step.top[0][1] - step.top[1][1]
 
 
-# The weights. Only additions, products and square roots are used, which every machine rounds alike.
+# --- The weights. Only additions, products and square roots are used, which every machine rounds alike. ---
 
 
 def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
     """Returns the model's tensors by their names in the file, without `.weight`.
 
-    The deviations keep the state's spread near 3 (the embedding's) and the logits' near 4, make attention choose (its
-    scores spread by about 2), and let every part weigh in the answer.
+    With these deviations the state keeps a deviation of about 3 (the embedding's), the logits get one of about 4 and
+    the attention scores one of about 2, so that every part affects the answer.
     """
     generator = _generator(CALIBRATIONS[tensor_type].weights_seed)
     tensors: dict[str, Tensor] = {}
@@ -437,7 +338,7 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
 
 
 def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Returns the numbers that the stored tensors stand for."""
+    """Returns the values of the stored tensors."""
     return {
         name: gguf.quants.dequantize(tensor.stored, tensor.type).astype(np.float64) for name, tensor in tensors.items()
     }
@@ -446,31 +347,31 @@ def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
 def _draw_matrix(
     generator: np.random.Generator, tensor_type: TensorType, rows: int, columns: int, deviation: float
 ) -> Tensor:
-    kind = gguf.GGMLQuantizationType[tensor_type]
+    stored_type = gguf.GGMLQuantizationType[tensor_type]
     if tensor_type is TensorType.Q4_K:
-        return Tensor(stored=_draw_q4_k(generator, rows, columns, deviation), type=kind)
+        return Tensor(stored=_draw_q4_k(generator, rows, columns, deviation), type=stored_type)
     values = _bell(generator, (rows, columns)) * (deviation / _BELL_DEVIATION)
-    return Tensor(stored=gguf.quants.quantize(values.astype(np.float32), kind), type=kind)
+    return Tensor(stored=gguf.quants.quantize(values.astype(np.float32), stored_type), type=stored_type)
 
 
 _BELL_DEVIATION = math.sqrt(1 / 7)
 
 
 def _bell(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Returns numbers from -1 to 1, most of them small: the cube of a uniform one, of deviation sqrt(1/7)."""
+    """Returns numbers from -1 to 1, most of them small: cubes of uniform ones, of deviation sqrt(1/7)."""
     uniform = 2 * generator.random(shape) - 1
     return uniform * uniform * uniform
 
 
 def _draw_q4_k(generator: np.random.Generator, rows: int, columns: int, deviation: float) -> NDArray[np.uint8]:
-    """Returns rows of valid Q4_K blocks; the gguf package reads them but cannot make them from numbers.
+    """Returns rows of valid Q4_K blocks; the gguf package can dequantise them but not quantise.
 
-    A block is 256 weights, d * scale * nibble - dmin * minimum, with a scale and a minimum of 6 bits for each 32 of
-    them (ggml-common.h, block_q4_K; the packing of both into 12 bytes: get_scale_min_k4 in ggml-quants.c).
+    A block is 256 weights, d * scale * nibble - dmin * minimum, with a scale and a minimum of 6 bits per 32 weights
+    (block_q4_K in ggml-common.h; their packing into 12 bytes: get_scale_min_k4 in ggml-quants.c).
     """
     blocks = rows * columns // 256
     scales = (32 + 32 * generator.random((blocks, 8))).astype(np.uint8)
-    # A nibble's middle is 7.5, so with dmin = 7.5 d a minimum equal to the scale centres the weights on 0.
+    # The middle of a nibble is 7.5, so with dmin = 7.5 d a minimum equal to the scale centres the weights on 0.
     minima = np.minimum(63, scales + (8 * generator.random((blocks, 8))).astype(np.uint8) - 4).astype(np.uint8)
     nibbles = np.rint(7.5 + 7.5 * _bell(generator, (blocks, 4, 2, 32))).astype(np.uint8)
     d = deviation / (7.5 * _BELL_DEVIATION * 47.5)  # 47.5 is the mean scale
@@ -488,11 +389,11 @@ def _draw_q4_k(generator: np.random.Generator, rows: int, columns: int, deviatio
 
 
 def _generator(seed: int) -> np.random.Generator:
-    """Returns the stream of a seed; only `random()` is drawn from it, whose bits no version of numpy changed."""
+    """Returns the random stream of a seed; only `random()` is used, which is the same in every version of numpy."""
     return np.random.Generator(np.random.PCG64(seed))
 
 
-# The file.
+# --- The file. ---
 
 
 def to_gguf(tensors: Mapping[str, Tensor]) -> bytes:
@@ -529,7 +430,7 @@ def _describe(writer: gguf.GGUFWriter) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([token.replace(" ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}") for token in TOKENS])
     writer.add_token_types([gguf.TokenType.CONTROL if token == END else gguf.TokenType.NORMAL for token in TOKENS])
-    writer.add_token_merges([f"{END[0]} {END[1:]}"])  # may not be empty; this one's second half never arises
+    writer.add_token_merges([f"{END[0]} {END[1:]}"])  # may not be empty; the second half of this one never occurs
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
     writer.add_add_bos_token(False)

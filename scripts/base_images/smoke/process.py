@@ -1,4 +1,4 @@
-"""Starts a llama-server of this host as a process: the smoke test for machines without a container engine."""
+"""The smoke test of a llama-server of this host, started as a process, for machines without a container engine."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from base_images.adapters import ownership, programs
 from base_images.adapters.container import ContainerState, ProbeResult
 from base_images.errors import LaunchError, UsageError
-from base_images.progress import Listener, silent
 from base_images.recipes import consumer
-from base_images.smoke import launch
-from base_images.smoke.device import Granted
-from base_images.smoke.launch import ServerPlan, Subject
-from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke import runner
+from base_images.smoke import server as servers
+from base_images.smoke.model import KnownAnswer
 from base_images.smoke.report import SmokeReport
+from base_images.smoke.runner import Options, ServerPlan, Subject
 from base_images.variants import Variant
 
-# Becomes the server, and has the kernel kill that when this process ends in whatever way (prctl(2), PR_SET_PDEATHSIG).
+# Executes the server, which the kernel kills when this process ends, for whatever reason (prctl(2), PR_SET_PDEATHSIG).
 _LEASH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -38,15 +38,15 @@ except OSError as error:
 
 
 class Process:
-    """A llama-server on this host, started or not, as `launch.Server` has it."""
+    """A llama-server on this host, started or not; implements `server.Server`."""
 
     def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
-        """Prepares it.
+        """Prepares the process.
 
         Args:
-            arguments: the program, by its absolute path, and its arguments.
-            environment: the whole of it.
-            log: the file that everything it writes goes to.
+            arguments: the absolute path of the program, and its arguments.
+            environment: the whole environment.
+            log: the file for its output.
         """
         self._arguments = tuple(arguments)
         self._environment = dict(environment)
@@ -54,7 +54,7 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it in a process group of its own, in the root directory, as BodhiApp's containers may do."""
+        """Starts it in its own process group and in the root directory, as in BodhiApp's containers."""
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 (sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *self._arguments),
@@ -67,7 +67,7 @@ class Process:
             )
 
     def state(self) -> ContainerState:
-        """Returns whether it runs, and how it ended; by a signal the code is 128 and more, as shells have it."""
+        """Returns whether it runs, and how it ended; after a signal the exit code is 128 + signal, as in shells."""
         code = None if self._process is None else _exit_code(self._process.pid)
         running = self._process is not None and code is None
         status = "created" if self._process is None else "running" if running else "exited"
@@ -76,23 +76,23 @@ class Process:
         )
 
     def logs(self) -> str:
-        """Returns everything it wrote, standard output and standard error as they came."""
+        """Returns its standard output and standard error, interleaved."""
         return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
 
     def maps(self) -> str:
-        """Returns what it has mapped, as proc(5) has it; empty when it does not run."""
+        """Returns its `/proc/<pid>/maps`; empty if it does not run."""
         if self._process is None or not self.state().running:
             return ""
         return Path(f"/proc/{self._process.pid}/maps").read_text(encoding="utf-8", errors="replace")
 
     def port(self, number: int, /) -> int:
-        """Returns the port itself: nothing is between here and a process."""
+        """Returns `number`: a process publishes its port itself."""
         return number
 
     def execute(self, arguments: Sequence[str], /) -> ProbeResult:
-        """Runs a command in the server's environment and returns how it ended."""
+        """Runs a command in the server's environment and returns its result."""
         started = time.monotonic()
-        outcome = programs.run(arguments, environment=self._environment, timeout=launch.DEVICE_TIMEOUT_SECONDS)
+        outcome = programs.run(arguments, environment=self._environment, timeout=servers.DEVICE_TIMEOUT_SECONDS)
         return ProbeResult(
             exit_code=outcome.exit_code,
             stdout=outcome.stdout,
@@ -102,28 +102,28 @@ class Process:
         )
 
     def signal(self, name: str, /) -> None:
-        """Sends a signal, such as SIGTERM, to it alone.
+        """Sends a signal, such as SIGTERM, to the server alone.
 
         Raises:
-            LaunchError: it does not run.
+            LaunchError: the server does not run.
         """
         if self._process is None or not self.state().running:
             raise LaunchError("The server does not run, so it cannot be signalled; its log says why.")
         os.kill(self._process.pid, signal.Signals[name])
 
     def wait(self, timeout: float, /) -> int | None:
-        """Returns the exit code, or None when it still runs after `timeout` seconds."""
+        """Returns the exit code, or None if it still runs after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (state := self.state()).running:
             if time.monotonic() > deadline:
                 return None
-            time.sleep(launch.POLL_SECONDS)
+            time.sleep(servers.POLL_SECONDS)
         return state.exit_code
 
     def kill(self) -> None:
-        """Kills it and whatever it started; one that never started is no error."""
+        """Kills its process group; does nothing if it was never started."""
         if self._process is not None:
-            # It was not waited for yet, so its number, which is its group's too, cannot belong to anybody else.
+            # It has not been waited for, so its id, also that of its group, cannot have been reused.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -134,66 +134,54 @@ NO_DEVICE = ("--device", "none")
 
 
 def _exit_code(pid: int) -> int | None:
-    """Returns a child's exit code without taking note of its end, None while it runs."""
+    """Returns a child's exit code without reaping it, None while it runs."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if ended is None:
         return None
     return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
 
 
-def smoke(
-    program: Path,
-    variant: Variant,
-    *,
-    device: Granted | None = None,
-    tensor_types: Sequence[TensorType] = launch.TENSOR_TYPES,
-    record_dir: Path | None = None,
-    listener: Listener = silent,
-    model_file: Path | None = None,
-) -> SmokeReport:
-    """Starts a llama-server of this host as `launch.smoke` starts an image's, and checks it in the same way.
+def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeReport:
+    """Starts and checks a llama-server of this host, like `containers.smoke` those of an image.
 
     Args:
-        program: it; its backends are beside it, or part of it.
-        variant: what it was built for.
-        device: as for `launch.smoke`; a process finds the host's devices by itself.
-        tensor_types: as for `launch.smoke`.
-        record_dir: as for `launch.smoke`.
-        listener: told of each check as it begins.
-        model_file: as for `launch.smoke`.
+        program: the llama-server; its backends are in the same directory, or part of it.
+        variant: the variant that it was built for.
+        **options: see `runner.check_servers`; a process finds the device by itself.
 
     Raises:
         UsageError: there is no such program, or `record_dir` cannot be written.
     """
-    program = program.resolve()  # which is where the server finds its backends
+    device = options.get("device")
+    program = program.resolve()  # the server looks for its backends there
     if not program.is_file() or not os.access(program, os.X_OK):
         raise UsageError(f"{program} is no program: name the llama-server to start.")
-    with ownership.temporary_directory() as place:
-        given = {"XDG_CACHE_HOME": str(place)} if device and device.software else {}
+    with ownership.temporary_directory() as directory:
+        cache = {"XDG_CACHE_HOME": str(directory)} if device and device.software else {}
         environment = {
-            # What a person told their own servers is not for this one.
+            # Leaves out the user's settings for other servers.
             **{name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")},
-            **launch.ENVIRONMENT,
+            **servers.ENVIRONMENT,
             **(device.environment if device else {}),
-            **given,
+            **cache,
         }
 
         @contextlib.contextmanager
         def prepare(server: ServerPlan, answer: KnownAnswer) -> Iterator[Subject]:
-            name = launch.model_name(server)
-            path = server.model_file or place / f"{name}.gguf"
-            if not path.exists():  # another server may have it mapped
+            name = runner.model_name(server)
+            path = server.model_file or directory / f"{name}.gguf"
+            if not path.exists():  # a running server may have mapped it
                 path.write_bytes(answer.gguf)
             port = free_port()
-            alias = launch.bodhi_alias(name) if server.is_bodhi else str(path)
+            alias = servers.bodhi_alias(name) if server.is_bodhi else str(path)
             if server.is_bodhi:
                 arguments = consumer.load().command(alias=alias, model=str(path), port=port)
             else:
                 arguments = ("--host", "127.0.0.1", "--port", str(port), "--model", str(path))
-            # The program finds a device by itself; what stands for cpu/ must not use it.
-            where = launch.device_arguments(server.arguments) if server.on_device else NO_DEVICE if device else ()
-            arguments = (str(program), *arguments, *server.arguments, *where)
-            process = Process(arguments, environment=environment, log=place / f"{port}.log")
+            # The program finds a device by itself; the server in place of cpu/ must not use it.
+            layers = servers.device_arguments(server.arguments) if server.on_device else NO_DEVICE if device else ()
+            arguments = (str(program), *arguments, *server.arguments, *layers)
+            process = Process(arguments, environment=environment, log=directory / f"{port}.log")
             try:
                 yield Subject(
                     server=process,
@@ -207,20 +195,11 @@ def smoke(
             finally:
                 process.kill()
 
-        return launch.check_servers(
-            str(program),
-            variant,
-            prepare,
-            device=device,
-            tensor_types=tensor_types,
-            record_dir=record_dir,
-            listener=listener,
-            model_file=model_file,
-        )
+        return runner.check_servers(str(program), variant, prepare, **options)
 
 
 def free_port() -> int:
-    """Returns a port of 127.0.0.1 that nobody listens on now."""
+    """Returns a free port of 127.0.0.1."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])

@@ -1,6 +1,6 @@
-"""What a llama-architecture model answers: a plain numpy forward pass in float64, written from the formulas.
+"""The reference for llama-server: a plain numpy forward pass of the llama architecture in float64, from the formulas.
 
-It shares no code with llama.cpp, keeps no cache and takes no short cut: it is what llama-server is measured against.
+It shares no code with llama.cpp and has no cache and no optimisation.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The numbers that, with the weights, define the model.
+    """The hyperparameters of the model.
 
     Attributes:
-        kv_heads: heads of the keys and values; `heads // kv_heads` query heads share one.
+        kv_heads: number of key and value heads; `heads // kv_heads` query heads share one.
         rope_base: the longest wavelength of the rotary position embedding is about 2 pi times this, in tokens.
-        epsilon: added to the mean square under RMSNorm's root.
+        epsilon: added to the mean square in RMSNorm.
     """
 
     layers: int
@@ -34,7 +34,7 @@ class Architecture:
 def hidden_states(weights: Mapping[str, Array], architecture: Architecture, tokens: Sequence[int]) -> Array:
     """Returns the last normalised state at each of `tokens`, of shape (tokens, width).
 
-    `weights` go by GGUF's names without `.weight`; a matrix has one row per output, as GGUF stores it.
+    `weights` have GGUF's names without `.weight`; a matrix has one row per output, as in GGUF.
     """
     state = weights["token_embd"][list(tokens)]
     for layer in range(architecture.layers):
@@ -49,7 +49,7 @@ def hidden_states(weights: Mapping[str, Array], architecture: Architecture, toke
 
 
 def next_log_probabilities(weights: Mapping[str, Array], architecture: Architecture, tokens: Sequence[int]) -> Array:
-    """Returns, after each of `tokens`, every token's natural log-probability of coming next: (tokens, vocabulary)."""
+    """Returns the natural log-probabilities of the next token after each of `tokens`: (tokens, vocabulary)."""
     logits = hidden_states(weights, architecture, tokens) @ weights["output"].T
     logits = logits - logits.max(axis=-1, keepdims=True)
     result: Array = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
@@ -70,7 +70,7 @@ def _norm(state: Array, weight: Array, architecture: Architecture) -> Array:
 
 
 def _attention(state: Array, block: Mapping[str, Array], architecture: Architecture) -> Array:
-    """Causal self-attention; each group of query heads looks through one head of keys and values."""
+    """Causal self-attention; each group of query heads shares one head of keys and values."""
     group = architecture.heads // architecture.kv_heads
     query = _rotate(_split(state @ block["attn_q"].T, architecture.heads), architecture.rope_base)
     key = _rotate(_split(state @ block["attn_k"].T, architecture.kv_heads), architecture.rope_base)
@@ -87,29 +87,29 @@ def _attention(state: Array, block: Mapping[str, Array], architecture: Architect
 
 
 def _split(state: Array, heads: int) -> Array:
-    """Returns (tokens, width) as (heads, tokens, size of a head)."""
+    """Reshapes (tokens, width) to (heads, tokens, size of a head)."""
     return state.reshape(len(state), heads, -1).swapaxes(0, 1)
 
 
 def _rotate(heads: Array, base: float) -> Array:
     """Rotary position embedding of (heads, tokens, size).
 
-    GGUF's llama weights are stored so that the pairs that rotate together are neighbours (0, 1), (2, 3), and so on;
-    pair i turns by position * base ** (-2 i / size).
+    In GGUF's llama weights the rotated pairs are neighbours: (0, 1), (2, 3), and so on; the angle of pair i is
+    position * base ** (-2 i / size).
     """
     size = heads.shape[-1]
     angle = np.arange(heads.shape[1])[:, None] * base ** (-np.arange(0, size, 2) / size)
     even, odd = heads[..., 0::2], heads[..., 1::2]
-    turned = np.empty_like(heads)
-    turned[..., 0::2] = even * np.cos(angle) - odd * np.sin(angle)
-    turned[..., 1::2] = even * np.sin(angle) + odd * np.cos(angle)
-    return turned
+    rotated = np.empty_like(heads)
+    rotated[..., 0::2] = even * np.cos(angle) - odd * np.sin(angle)
+    rotated[..., 1::2] = even * np.sin(angle) + odd * np.cos(angle)
+    return rotated
 
 
 def _feed_forward(state: Array, block: Mapping[str, Array]) -> Array:
-    """SwiGLU: the gate's SiLU times the other half of the widening, narrowed again."""
+    """SwiGLU: the gate's SiLU times the up projection, then the down projection."""
     gate = state @ block["ffn_gate"].T
-    with np.errstate(over="ignore"):  # exp of a very negative gate: the SiLU is 0 then
+    with np.errstate(over="ignore"):  # for a very negative gate, whose SiLU is 0
         silu = gate / (1 + np.exp(-gate))
     result: Array = (silu * (state @ block["ffn_up"].T)) @ block["ffn_down"].T
     return result

@@ -1,4 +1,4 @@
-"""What a smoke test saw, and how it is kept: JSON, JUnit XML, and the log of every server."""
+"""The report of a smoke test, and its files: JSON, JUnit XML, and the log of every server."""
 
 from __future__ import annotations
 
@@ -23,8 +23,40 @@ class Status(StrEnum):
     SKIP = "skip"
 
 
+class Check(StrEnum):
+    """The names of the checks, in tables, JSON and JUnit XML."""
+
+    STARTS = "starts"
+    HEALTH = "health"
+    MODELS = "models"
+    COMPLETION = "completion"
+    OPENAI_COMPLETION = "openai completion"
+    CHAT = "chat"
+    CHAT_STREAMED = "chat streamed"
+    EMBEDDINGS = "embeddings"
+    AT_ONCE = "eight at once"
+    WEB_PAGE = "web page"
+    MALFORMED = "malformed request"
+    CLIENT_MODELS = "client: models"
+    CLIENT_CHAT = "client: chat"
+    CLIENT_COMPLETION = "client: completion"
+    CLIENT_EMBEDDINGS = "client: embeddings"
+    BACKEND = "backend"
+    HEALTHCHECK = "healthcheck"
+    SIGTERM = "sigterm"
+    LIST_DEVICES = "list-devices"
+    OFFLOADED = "offloaded"
+    BUFFERS = "buffers"
+    CPU_STARTS = "cpu/ starts"
+    AGREEMENT = "agreement"
+    FLASH_ATTENTION = "flash attention"
+    CPU_FLASH_ATTENTION = "flash attention of cpu/"
+    SPEED = "speed"
+    KNOWN_ANSWER = "known answer"
+
+
 class Device(StrEnum):
-    """What computed; `UNKNOWN` where a running server was asked that somebody else started."""
+    """Where the servers computed; `UNKNOWN` for a server that was already running."""
 
     NONE = "no device"
     UNKNOWN = "unknown device"
@@ -34,12 +66,13 @@ class Device(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """How one check of one server ended.
+    """The result of one check of one server.
 
     Attributes:
-        seen: what was seen, on one line; for a check that failed, what is wrong.
+        name: a `Check`, in the reports of a smoke test.
+        seen: the observation, on one line; for a failed check, what is wrong.
         seconds: wall-clock time of the check.
-        detail: more of it for who has to mend it, such as an answer's body or a log's tail; may be empty.
+        detail: further information on a failure, such as an answer's body or the end of a log; may be empty.
     """
 
     name: str
@@ -51,12 +84,12 @@ class CheckResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerReport:
-    """What was seen of one server.
+    """The results of one server.
 
     Attributes:
         arguments: its command line; `IMAGE` stands for the image's own entrypoint.
-        log: everything it wrote.
-        seconds: wall-clock time, its container's making and end included.
+        log: all of its output.
+        seconds: wall-clock time, including creation and removal of its container.
     """
 
     name: str
@@ -68,7 +101,7 @@ class ServerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table that a person sees."""
+    """One row of the table on the terminal."""
 
     server: str
     check: str
@@ -79,12 +112,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """One thing that was measured on the device and on the CPU.
+    """One quantity, measured on the device and on the CPU.
 
     Attributes:
         unit: of both values, such as `tokens per second`.
-        device: None when it was not measured there.
-        cpu: the same.
+        device: None if it was not measured on the device.
+        cpu: None if it was not measured on the CPU.
     """
 
     name: str
@@ -94,26 +127,26 @@ class Speed:
 
     @property
     def ratio(self) -> float | None:
-        """The device's value as a multiple of the CPU's; None when one of them is missing or zero."""
+        """The device's value divided by the CPU's; None if either is missing or zero."""
         device, cpu = finite(self.device), finite(self.cpu)
         return device / cpu if device and cpu else None
 
     @property
     def longest(self) -> float:
-        """What a bar as long as its place stands for."""
+        """The larger value: the one that a bar of full length shows."""
         return max(finite(self.device), finite(self.cpu))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmokeReport:
-    """What was seen of one image, of one program or of one running server.
+    """The report of one image, one program or one running server.
 
     Attributes:
-        image: the image's id; the program's path or the server's URL where there was no image.
-        device: what the servers were given, and told to use.
+        image: the image's id; without an image the program's path or the server's URL.
+        device: the device that the servers were given and told to use.
         started: RFC 3339, in UTC.
-        seconds: wall-clock time of the whole, containers and the making of the models included.
-        speeds: what was measured, in the order to show; numbers, not verdicts.
+        seconds: wall-clock time in all, including containers and the computation of the models.
+        speeds: measurements in display order, which do not affect `ok`.
     """
 
     image: str
@@ -131,7 +164,7 @@ class SmokeReport:
 
     @property
     def ok(self) -> bool:
-        """Whether something passed and nothing failed."""
+        """Whether at least one check passed and none failed."""
         statuses = {row.status for row in self.rows}
         return Status.PASS in statuses and Status.FAIL not in statuses
 
@@ -145,21 +178,21 @@ class SmokeReport:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report for JSON: the dataclasses' names, `ok` and `ratio`; logs are files of their own."""
+        """Returns the report for JSON: the dataclasses' fields, `ok` and `ratio`, without the logs."""
         content = {"ok": self.ok, **asdict(self)}
-        content["speeds"] = [{**asdict(one), "ratio": one.ratio} for one in self.speeds]
+        content["speeds"] = [{**asdict(speed), "ratio": speed.ratio} for speed in self.speeds]
         for server in content["servers"]:
             del server["log"]
         return content
 
 
 def finite(value: float | None) -> float:
-    """Returns a measured value as a length to draw; 0 for one that is missing or no number."""
+    """Returns a measured value as the length of a bar; 0 if it is missing, not finite, or not positive."""
     return value if value is not None and math.isfinite(value) and value > 0 else 0
 
 
 def as_junit(report: SmokeReport) -> str:
-    """Returns the report as JUnit XML: a suite for each server, a case for each check."""
+    """Returns the report as JUnit XML: one suite per server, one case per check."""
     root = ET.Element("testsuites", name=report.name, time=f"{report.seconds:.3f}")
     for server in report.servers:
         count = {status: sum(check.status is status for check in server.checks) for status in Status}
@@ -206,15 +239,15 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Writes a value as JSON to a file, see `write_file`."""
+    """Writes a value as JSON to a file; see `write_file`."""
     write_file(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_file(path: Path, content: str) -> None:
-    """Writes a file whole or not at all, and makes its directory.
+    """Writes a file atomically, and creates its directory.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,9 +257,9 @@ def write_file(path: Path, content: str) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes a file whole or not at all: two tests that end at once do not mix theirs."""
+    """Writes a file atomically, so that two tests that end at the same time do not mix their output."""
     if path.exists() and not path.is_file():
-        path.write_text(content, encoding="utf-8")  # such as /dev/stdout, which is not to be replaced
+        path.write_text(content, encoding="utf-8")  # such as /dev/stdout, which must not be replaced
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -248,5 +281,5 @@ def _add_case(suite: ET.Element, class_name: str, check: CheckResult) -> None:
 
 
 def _xml_text(text: str) -> str:
-    """Replaces what XML 1.0 cannot hold at all, such as the escape characters of a coloured log."""
+    """Replaces characters that XML 1.0 does not allow, such as the escape characters of a coloured log."""
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)

@@ -1,13 +1,13 @@
-"""How fast is a running llama-server? Numbers, not verdicts: what a device gains depends on the model and the host.
+"""Measures the speed of a running llama-server. It is not judged: the gain of a device depends on model and host.
 
-The known-answer models are far too small for a device to gain anything; they show what an answer costs at least.
+The known-answer models are too small for a device to be faster; they show the minimal time of an answer.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +16,24 @@ from base_images.smoke.checks_http import ANSWER_SECONDS, CheckFailedError
 from base_images.smoke.report import Speed
 
 PROMPT_TOKENS = 384
-"""Less than the 512 that the server takes at once by default."""
+"""Less than the server's default batch of 512."""
 
 GENERATED_TOKENS = 64
 
 ROUNDS = 3
-"""The best of them counts: everything else that happens on a machine only ever takes time."""
+"""The best one counts: other load on the machine only makes a round slower."""
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody has ever asked the dog what it thinks of that. "
-"""Repeated as the prompt; what it says makes no difference to the time."""
+"""Repeated as the prompt; the content does not affect the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a server does in a second.
+    """A server's rates, in tokens per second.
 
     Attributes:
-        prompt: tokens of a prompt that it reads.
-        generated: tokens that it makes, one after the other.
+        prompt: prompt processing.
+        generated: generation.
     """
 
     prompt: float
@@ -42,11 +42,11 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured of one server.
+    """The measurements of one server.
 
     Attributes:
         load_seconds: from its start until it was healthy.
-        memory: MiB that it held on the device; None where it did not say.
+        memory: MiB in use on the device; None if the log does not say.
     """
 
     rates: Rates
@@ -55,15 +55,15 @@ class Measured:
 
 
 def measure(url: str, *, patience: float = ANSWER_SECONDS) -> Rates:
-    """Returns the best of `ROUNDS` answers to one prompt, after one that does not count, by the server's own clock.
+    """Returns the best of `ROUNDS` answers to one prompt, after one for warming up, by the server's own clock.
 
     Args:
-        url: of a running llama-server with any model, without a slash at the end.
+        url: of a running llama-server with any model, without a trailing slash.
         patience: seconds to wait for an answer.
 
     Raises:
-        CheckFailedError: the server refused, or did something else than asked.
-        LookupError, TypeError, requests.RequestException: it answers otherwise than llama-server, or not at all.
+        CheckFailedError: the server refused the request, or did not process it as requested.
+        LookupError, TypeError, requests.RequestException: the answer is not llama-server's, or there is none.
     """
     tokens = checks_http.post(f"{url}/tokenize", {"content": TEXT}, patience=patience)["tokens"]
     body = {
@@ -75,14 +75,14 @@ def measure(url: str, *, patience: float = ANSWER_SECONDS) -> Rates:
     }
     answers = [checks_http.post(f"{url}/completion", body, patience=patience) for _ in range(1 + ROUNDS)]
     rounds = [rates_of(answer["timings"]) for answer in answers[1:]]
-    return Rates(prompt=max(one.prompt for one in rounds), generated=max(one.generated for one in rounds))
+    return Rates(prompt=max(rates.prompt for rates in rounds), generated=max(rates.generated for rates in rounds))
 
 
 def rates_of(timings: Mapping[str, Any]) -> Rates:
-    """Returns the rates that an answer's `timings` tell (`/completion`, b11312).
+    """Returns the rates in an answer's `timings` (`/completion`, b11312).
 
     Raises:
-        CheckFailedError: it read or made another number of tokens than it was asked for.
+        CheckFailedError: the server processed or generated another number of tokens than requested.
     """
     counts = timings["prompt_n"], timings["predicted_n"]
     if counts != (PROMPT_TOKENS, GENERATED_TOKENS):
@@ -94,15 +94,15 @@ def rates_of(timings: Mapping[str, Any]) -> Rates:
 
 
 def device_memory(log: str, name: str) -> int | None:
-    """Returns the MiB that a server had on its devices, weights, keys and values and room to compute; None if untold.
+    """Returns the MiB of a server on its devices (weights, keys and values, compute buffers); None if not logged.
 
-    A server that ends tells it, from verbosity 4 on (common_memory_breakdown_print in common/fit.cpp, b11312):
-    `Vulkan0 (…) | total = free + (self = model + context + compute) + unaccounted`. While it starts it tells what it
-    plans, so the last line of each device counts.
+    The server logs it at its end, from verbosity 4 on (common_memory_breakdown_print in common/fit.cpp, b11312):
+    `Vulkan0 (…) | total = free + (self = model + context + compute) + unaccounted`. At its start it logs the planned
+    values in the same form, so the last line of each device counts.
 
     Args:
-        log: all of the server's log, its end included.
-        name: how it calls the device, before its index.
+        log: the server's whole log.
+        name: llama-server's name of the device, without its index.
     """
     line = rf"memory_breakdown_print: \|   - ({re.escape(name)}\d+) .*\| +\d+ = +-?\d+ \+ \( *(\d+) ="
     sizes = dict(re.findall(line, log))
@@ -110,25 +110,14 @@ def device_memory(log: str, name: str) -> int | None:
 
 
 def speeds(device: Measured | None, cpu: Measured | None) -> tuple[Speed, ...]:
-    """Returns the numbers side by side, in the order to show."""
-    return (
-        Speed(
-            name="Prompt",
-            unit="tokens per second",
-            device=device.rates.prompt if device else None,
-            cpu=cpu.rates.prompt if cpu else None,
-        ),
-        Speed(
-            name="Generation",
-            unit="tokens per second",
-            device=device.rates.generated if device else None,
-            cpu=cpu.rates.generated if cpu else None,
-        ),
-        Speed(
-            name="Load time",
-            unit="seconds",
-            device=device.load_seconds if device else None,
-            cpu=cpu.load_seconds if cpu else None,
-        ),
-        Speed(name="Memory on the device", unit="MiB", device=device.memory if device else None, cpu=None),
+    """Returns both servers' measurements side by side, in display order."""
+    rows: tuple[tuple[str, str, Callable[[Measured], float | None]], ...] = (
+        ("Prompt", "tokens per second", lambda measured: measured.rates.prompt),
+        ("Generation", "tokens per second", lambda measured: measured.rates.generated),
+        ("Load time", "seconds", lambda measured: measured.load_seconds),
+        ("Memory on the device", "MiB", lambda measured: measured.memory),
+    )
+    return tuple(
+        Speed(name=name, unit=unit, device=value(device) if device else None, cpu=value(cpu) if cpu else None)
+        for name, unit, value in rows
     )

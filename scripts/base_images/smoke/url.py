@@ -1,4 +1,4 @@
-"""Checks a llama-server that already runs, whoever started it and whatever in, by its URL alone."""
+"""The smoke test of a llama-server that is already running, by its URL alone."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from base_images.errors import UsageError
-from base_images.smoke import checks_client, checks_http, launch, model
+from base_images.smoke import checks_http, model
 from base_images.smoke import report as smoke_report
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckSkippedError, Target, perform
-from base_images.smoke.launch import DEVICE_CHECKS
-from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.smoke.report import Check, CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.smoke.runner import CHECKS, DEVICE_CHECKS
 from base_images.variants import Variant
 
 WRITE_MODEL = "`invoke known-answer-model --type Q8_0 --output model.gguf`"
 
 
 def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> SmokeReport:
-    """Returns what was seen of a running server; what cannot be checked is in the report as skipped, with the reason.
+    """Checks a running server and returns the report; checks that are not possible are skipped, with the reason.
 
     Args:
-        url: where it is, such as `http://127.0.0.1:8080`.
-        variant: what it runs on; an accelerator's answers may differ a little more from the right ones than a CPU's.
-        record_dir: where to write the report; None: nowhere.
+        url: of the server, such as `http://127.0.0.1:8080`.
+        variant: of the server; one with an accelerator has larger tolerances.
+        record_dir: directory for the report; None: it is not written.
 
     Raises:
-        UsageError: the URL is none, or `record_dir` cannot be written.
+        UsageError: `url` is not a URL, or `record_dir` cannot be written.
     """
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.netloc:
@@ -58,8 +59,8 @@ def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> 
 
 
 def _check(url: str, variant: Variant) -> list[CheckResult]:
-    target = Target(url=url, alias="", answer=None, ours=False, patience=launch.DEVICE_TIMEOUT_SECONDS)
-    health = perform("health", lambda: checks_http.check_health(target))
+    target = Target(url=url, alias="", answer=None, ours=False, patience=servers.DEVICE_TIMEOUT_SECONDS)
+    health = perform(Check.HEALTH, lambda: checks_http.check_health(target))
     if health.status is not Status.PASS:
         return [health]
 
@@ -76,19 +77,18 @@ def _check(url: str, variant: Variant) -> list[CheckResult]:
         target = dataclasses.replace(target, answer=model.on_device(answer) if variant.device else answer)
         return f"the model is the known-answer model of type {tensor_type}: its answers are judged"
 
-    found = perform("known answer", known_answer)
+    found = perform(Check.KNOWN_ANSWER, known_answer)
     if not target.alias:
         return [health, found]
     return [
         health,
         found,
-        *checks_http.check_url(target, [name for name in checks_http.CHECKS if name != "health"]),
-        *(perform(name, partial(check, target)) for name, check in checks_client.CHECKS.items()),
-        *(_skip(name, "shown only by the server's log, which is not here") for name in ("backend", *DEVICE_CHECKS)),
-        _skip("healthcheck", "the server's container is not here"),
-        _skip("sigterm", "the server is somebody's: it is not ended"),
+        *(perform(name, partial(check, target)) for name, check in CHECKS.items() if name is not Check.HEALTH),
+        *(_skip(name, "shown only by the server's log, which is not here") for name in (Check.BACKEND, *DEVICE_CHECKS)),
+        _skip(Check.HEALTHCHECK, "the server's container is not here"),
+        _skip(Check.SIGTERM, "the server is somebody's: it is not ended"),
     ]
 
 
-def _skip(name: str, why: str) -> CheckResult:
+def _skip(name: Check, why: str) -> CheckResult:
     return CheckResult(name=name, status=Status.SKIP, seen=why, seconds=0)

@@ -1,4 +1,4 @@
-"""A container's access to a device, asked for in three ways, at a real engine; no device is needed."""
+"""A container's access to a device on a real engine, granted in three ways; no device is needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.programs import engine_sees, need
 PROJECT = "bodhi-device-test"
 GROUP = 4242
 NODES = ("/dev/kmsg", "/dev/net")
-"""A node and a directory with one, which any Linux has and no container gets by itself."""
+"""A device node, and a directory with one, which every Linux host has and no container gets by default."""
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def compose() -> list[str]:
 
 @pytest.fixture
 def variant(tmp_path: Path) -> variants.Variant:
-    """One whose device is what every Linux has."""
+    """Returns a variant whose device exists on every Linux host."""
     if not all(Path(node).exists() for node in NODES):
         pytest.skip(f"needs {' and '.join(NODES)}")
     node = tmp_path / "node"
@@ -62,7 +62,7 @@ def variant(tmp_path: Path) -> variants.Variant:
 
 @pytest.fixture
 def models(cpu_image: Image, tmp_path: Path) -> Path:
-    """A directory of the machine that the engine can mount."""
+    """Yields a directory that the engine can mount."""
     made = tmp_path / "models"
     made.mkdir()
     (made / "model.gguf").touch()
@@ -73,7 +73,7 @@ def models(cpu_image: Image, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tagged(engine: Engine, cpu_image: Image) -> Iterator[str]:
-    """A registry's name under which the engine has the cpu image as that of the variant, and as that of cpu."""
+    """Yields the name of a registry by which the engine has the cpu image, tagged as the variant and as cpu."""
     references = [f"{PROJECT}:{versions.latest_tag(name)}" for name in ("device-test", "cpu")]
     for reference in references:
         engine.tag(cpu_image.id, reference)
@@ -83,19 +83,19 @@ def tagged(engine: Engine, cpu_image: Image) -> Iterator[str]:
 
 
 def given(container: str) -> dict[str, Any]:
-    """What the engine says that a container was given."""
+    """Returns what a container was granted, according to the engine."""
     with contextlib.closing(docker.from_env().api) as api:
         found = api.inspect_container(container)
     host = found["HostConfig"]
     return {
         "nodes": sorted(
-            (one["PathOnHost"], one["PathInContainer"], one["CgroupPermissions"]) for one in host["Devices"]
+            (node["PathOnHost"], node["PathInContainer"], node["CgroupPermissions"]) for node in host["Devices"]
         ),
         "groups": host["GroupAdd"],
-        "gpus": [(one["Count"], one["Capabilities"]) for one in host["DeviceRequests"]],
+        "gpus": [(request["Count"], request["Capabilities"]) for request in host["DeviceRequests"]],
         "runtime": host["Runtime"],
         "mounts": [
-            (one["Source"], one["RW"]) for one in found["Mounts"] if one["Destination"] == "/usr/lib/os-release"
+            (mount["Source"], mount["RW"]) for mount in found["Mounts"] if mount["Destination"] == "/usr/lib/os-release"
         ],
         "environment": [pair for pair in found["Config"]["Env"] if pair.startswith("DEVICE_TEST")],
     }
@@ -115,7 +115,7 @@ def script(text: str, directory: Path, **environment: str) -> subprocess.Complet
 
 @contextlib.contextmanager
 def composed(command: list[str], directory: Path, text: str) -> Iterator[str]:
-    """Yields a shell's words for compose in a directory with the file, and takes everything down afterwards."""
+    """Yields the compose command in a directory with the file, and runs `down` afterwards."""
     (directory / device.COMPOSE_FILE).write_text(text, encoding="utf-8")
     words = f"{' '.join(command)} --project-name {PROJECT} --file {device.COMPOSE_FILE} --profile device-test"
     words += " --profile cpu"
@@ -127,7 +127,7 @@ def composed(command: list[str], directory: Path, text: str) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("models")
-def test_three_ways_give_a_container_the_same(
+def test_engine_command_line_and_compose_grant_the_same(
     engine: Engine,
     variant: variants.Variant,
     tagged: str,
@@ -164,7 +164,7 @@ def test_three_ways_give_a_container_the_same(
         assert given(done.stdout.split()[-1]) == ours
 
 
-def test_a_process_gets_what_its_container_was_given(
+def test_a_process_has_the_container_s_groups_nodes_and_mounts(
     engine: Engine, cpu_image: Image, variant: variants.Variant
 ) -> None:
     # All but the GPUs, which need a driver.
@@ -186,7 +186,7 @@ def test_a_process_gets_what_its_container_was_given(
         ({"runtime": "no-such-runtime"}, "no-such-runtime"),
     ],
 )
-def test_what_the_host_lacks_is_an_error_of_ours(
+def test_what_the_host_lacks_is_an_engine_error(
     engine: Engine, cpu_image: Image, changes: dict[str, Any], said: str
 ) -> None:
     spec = dataclasses.replace(ContainerSpec(image=cpu_image.id, command=("true",)), **changes)
@@ -197,7 +197,7 @@ def test_what_the_host_lacks_is_an_error_of_ours(
 # --- compose ---
 
 
-def test_compose_takes_the_file_and_has_a_profile_for_each_variant(compose: list[str]) -> None:
+def test_compose_accepts_the_file_with_a_profile_per_variant(compose: list[str]) -> None:
     for variant in variants.VARIANTS:
         command = [*compose, "--file", device.COMPOSE_FILE, "--profile", variant.name, "config", "--services"]
         done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False)
@@ -206,7 +206,7 @@ def test_compose_takes_the_file_and_has_a_profile_for_each_variant(compose: list
 
 
 @pytest.mark.usefixtures("models")
-def test_a_group_that_was_not_given_is_named(
+def test_a_missing_group_is_named(
     tagged: str, variant: variants.Variant, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert variant.device
@@ -218,7 +218,9 @@ def test_a_group_that_was_not_given_is_named(
     assert "NODE_GROUP is not set, see compose.yaml" in done.stderr
 
 
-def test_a_server_by_compose(tagged: str, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compose_starts_a_server(
+    tagged: str, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = model.known_answer(TensorType.Q8_0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small.gguf").write_bytes(answer.gguf)
@@ -244,7 +246,7 @@ def test_a_server_by_compose(tagged: str, tmp_path: Path, compose: list[str], mo
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
 
 
-# --- typed as a person would ---
+# --- the command line ---
 
 
 def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -252,17 +254,17 @@ def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
-def test_a_host_without_the_device_is_told_in_a_sentence_before_anything_starts() -> None:
+def test_a_missing_device_is_reported_before_anything_starts() -> None:
     for variant in variants.VARIANTS:
         if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
             continue
         done = invoke("test-local-images", "--variant", variant.name, "--device", "--image", "not-looked-for")
         assert (done.returncode, done.stdout) == (DeviceError.exit_code, ""), variant.name
         assert len(done.stderr.splitlines()) == 1
-        assert f"{variant.name} needs: install" in done.stderr  # and not that there is no such image
+        assert f"{variant.name} needs: install" in done.stderr  # and not that the image is missing
 
 
-def test_devices_that_cannot_be_asked_for() -> None:
+def test_devices_that_cannot_be_requested() -> None:
     done = invoke("test-local-images", "--variant", "vulkan", "--device", "--software-device")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--device and --software-device exclude each other" in done.stderr

@@ -31,7 +31,7 @@ def compare(*seen: Step) -> Comparison:
 # --- The pairs. ---
 
 
-def test_the_types_that_have_to_agree_each_with_flash_attention_and_without() -> None:
+def test_pairs_cover_each_type_with_and_without_flash_attention() -> None:
     assert {(pair.tensor_type, pair.flash_attention) for pair in PAIRS} == {
         (tensor_type, flash_attention)
         for tensor_type in (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K)
@@ -47,21 +47,21 @@ def test_the_arguments_of_a_pair() -> None:
     assert PAIRS[1].arguments[-2:] == ("--flash-attn", "off")
 
 
-def test_the_prompts_have_their_lengths_and_differ_from_the_first_token_on() -> None:
+def test_prompts_have_their_lengths_and_no_common_prefix() -> None:
     prompts = agreement.prompts()
     assert [len(prompt) for prompt in prompts] == [3, 32, 75, 157]
     assert len({prompt[0] for prompt in prompts}) == 4
     assert all(0 <= token < len(TOKENS) - 1 for prompt in prompts for token in prompt)
 
 
-# --- Comparing. ---
+# --- The comparison. ---
 
 
-def test_the_same() -> None:
+def test_equal_answers_agree() -> None:
     assert compare(*RIGHT) == Comparison(differences=(0.0,) * 12, parted=None)
 
 
-def test_every_log_probability_counts_and_not_only_that_of_the_chosen_token() -> None:
+def test_every_log_probability_is_compared() -> None:
     seen = compare(CLEAR, TIE, CLEAR, step(1, {1: -0.5, 2: -1.5, 3: -2.09}))
     assert max(seen.differences) == pytest.approx(0.09)
     with pytest.raises(
@@ -72,13 +72,13 @@ def test_every_log_probability_counts_and_not_only_that_of_the_chosen_token() ->
         compare(CLEAR, TIE, CLEAR, step(1, {1: -0.5, 2: -1.5, 3: -2.11}))
 
 
-def test_the_chosen_one_counts_too() -> None:
+def test_the_log_probability_of_the_chosen_token_is_compared() -> None:
     with pytest.raises(CheckFailedError, match=r"position 2: it gives '!' the log-probability -0\.7000"):
         compare(step(1, {1: -0.7, 2: -1.5, 3: -2.0}), TIE, CLEAR, CLEAR)
 
 
-def test_a_token_that_one_side_leaves_out_is_at_most_as_probable_as_its_last() -> None:
-    # The device leaves out 3, which it may have at -2.05; cpu/ leaves out 4, which it may have at -2.0.
+def test_a_token_that_one_side_lacks_is_at_most_as_probable_as_its_last() -> None:
+    # The device lacks 3, with it at most -2.05; cpu/ lacks 4, with it at most -2.0.
     seen = compare(step(1, {1: -0.5, 2: -1.5, 4: -2.05}), TIE, CLEAR, CLEAR)
     assert sorted(seen.differences)[-2:] == pytest.approx([0.0, 0.05])
     with pytest.raises(CheckFailedError, match=r"it gives '#' the log-probability -2\.5000 and cpu/ -2\.0000"):
@@ -87,7 +87,7 @@ def test_a_token_that_one_side_leaves_out_is_at_most_as_probable_as_its_last() -
         compare(step(1, {1: -0.5, 2: -1.5, 4: -1.5}), TIE, CLEAR, CLEAR)
 
 
-def test_at_a_near_tie_the_answers_may_part_and_the_rest_is_still_to_compare() -> None:
+def test_answers_may_part_at_a_near_tie_and_the_rest_is_compared_next() -> None:
     other = step(2, {1: -1.05, 2: -1.01, 3: -2.0})
     garbage = step(5, {5: 0.0, 6: -50.0, 7: -51.0})
     seen = compare(CLEAR, other, garbage)
@@ -95,8 +95,8 @@ def test_at_a_near_tie_the_answers_may_part_and_the_rest_is_still_to_compare() -
     assert seen.parted == Rest(number=2, prompt=(7, 8, 1, 1), right=(CLEAR, CLEAR))
 
 
-def test_another_token_where_none_is_as_good() -> None:
-    # Its own log-probabilities are right: it is the choice that is wrong.
+def test_another_token_without_a_near_tie_fails() -> None:
+    # The log-probabilities are right, only the choice is wrong.
     with pytest.raises(
         CheckFailedError,
         match=r"prompt 2, position 2: it chooses '\"' where '!' leads by 1\.0000 on cpu/, and 0\.1 is allowed",
@@ -106,7 +106,7 @@ def test_another_token_where_none_is_as_good() -> None:
         compare(step(9, CLEAR.top), TIE, CLEAR, CLEAR)
 
 
-def test_many_small_differences_are_wrong_too() -> None:
+def test_many_small_differences_fail() -> None:
     assert agreement.judge([0.04, 0.06], 3, TOLERANCE) == (
         "2 log-probabilities within 0.0600 of 0.1 allowed, 0.0500 in the mean of 0.05; 3 near ties chosen otherwise"
     )
@@ -117,13 +117,13 @@ def test_many_small_differences_are_wrong_too() -> None:
         agreement.judge([0.05, 0.06], 3, TOLERANCE)
 
 
-def test_no_difference_at_all_is_told() -> None:
+def test_identical_answers_are_reported() -> None:
     assert agreement.judge([0.0, 0.0], 0, TOLERANCE).endswith(
         "; not one bit differs, as if the same code had computed both"
     )
 
 
-# --- Reading. ---
+# --- Transcripts. ---
 
 
 def entry(values: Mapping[int, float | None]) -> dict[str, Any]:
@@ -134,32 +134,32 @@ def entry(values: Mapping[int, float | None]) -> dict[str, Any]:
 SOUND = {token: -float(token + 1) for token in range(agreement.TOP)}
 
 
-def test_reading() -> None:
+def test_a_transcript_is_read() -> None:
     assert agreement.read("cpu/", {"completion_probabilities": [entry(SOUND)]}) == (Step(token=0, top=SOUND),)
 
 
 @pytest.mark.parametrize("value", [None, math.nan, -math.inf])
 @pytest.mark.parametrize("token", [0, 9])
-def test_a_log_probability_that_is_not_a_number(token: int, value: float | None) -> None:
+def test_a_log_probability_that_is_not_a_number_fails(token: int, value: float | None) -> None:
     with pytest.raises(CheckFailedError, match=r"Token 2 of cpu/'s answer has a log-probability that is not a number"):
         agreement.read("cpu/", {"completion_probabilities": [entry(SOUND), entry({**SOUND, token: value})]})
 
 
 @pytest.mark.parametrize("token", [0, 9])
-def test_a_log_probability_that_is_missing(token: int) -> None:
+def test_a_missing_log_probability_fails(token: int) -> None:
     broken = entry({key: value for key, value in SOUND.items() if key != token})
     broken["logprob"] = -1.0
     with pytest.raises(CheckFailedError, match="Token 1 of the device's answer comes without its 10 log-probabilities"):
         agreement.read("the device", {"completion_probabilities": [broken]})
 
 
-def test_the_chosen_token_is_missing_among_the_most_probable() -> None:
+def test_a_chosen_token_missing_in_the_top_fails() -> None:
     chosen = entry({token + 1: value for token, value in SOUND.items()}) | {"logprob": -1.0}
     with pytest.raises(CheckFailedError, match="comes without its 10 log-probabilities"):
         agreement.read("the device", {"completion_probabilities": [chosen]})
 
 
-def test_no_log_probabilities_at_all() -> None:
+def test_an_answer_without_log_probabilities_is_empty() -> None:
     assert agreement.read("cpu/", {"content": "text"}) == ()
 
 
@@ -185,14 +185,14 @@ def test_flash_attention() -> None:
     [
         (ENABLED, False, "Flash attention is on"),
         (DISABLED, True, "Flash attention is off"),
-        # With `on` nothing is said of who computes it.
+        # With `on` the log does not say where it is computed.
         (AUTO.replace("auto", "enabled"), True, "does not say whether flash attention is on"),
         (AUTO, True, "does not say"),
         ("", False, "does not say"),
         (REFUSED, True, "no code for this model's flash attention"),
     ],
 )
-def test_flash_attention_that_is_otherwise(log: str, wanted: bool, reason: str) -> None:
+def test_another_state_of_flash_attention_fails(log: str, wanted: bool, reason: str) -> None:
     with pytest.raises(CheckFailedError, match=reason) as caught:
         agreement.check_flash_attention(log, wanted=wanted)
     if log == REFUSED:

@@ -20,8 +20,9 @@ from base_images.adapters.container import ContainerState
 from base_images.cli import views as report
 from base_images.errors import LaunchError, UsageError
 from base_images.recipes import consumer
-from base_images.smoke import checks_http, device, launch, model
+from base_images.smoke import checks_http, checks_server, containers, device, model, runner
 from base_images.smoke import report as smoke_report
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
@@ -37,45 +38,45 @@ CLOSED_PORT = "http://127.0.0.1:1"
 # --- waiting ---
 
 
-def test_waiting_ends_when_the_condition_holds() -> None:
+def test_waiting_returns_when_the_condition_holds() -> None:
     answers = iter([False, False, True])
     began = time.monotonic()
-    seconds = launch.wait(lambda: next(answers), state=lambda: RUNNING, log=str, timeout=600)
-    assert 2 * launch.POLL_SECONDS <= seconds <= time.monotonic() - began
+    seconds = servers.wait(lambda: next(answers), state=lambda: RUNNING, log=str, timeout=600)
+    assert 2 * servers.POLL_SECONDS <= seconds <= time.monotonic() - began
 
 
-def test_waiting_ends_at_once_when_the_container_is_gone() -> None:
-    states = iter([RUNNING, KILLED])  # and is not asked again
+def test_waiting_fails_at_once_when_the_container_has_ended() -> None:
+    states = iter([RUNNING, KILLED])  # a further call would raise StopIteration
     with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, killed for want of memory") as caught:
-        launch.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
+        servers.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
     assert caught.value.detail == "one\ntwo"
 
 
-def test_a_condition_that_would_hold_does_not_excuse_a_container_that_is_gone() -> None:
+def test_an_ended_container_fails_even_if_the_condition_holds() -> None:
     with pytest.raises(LaunchError, match="exit code 137"):
-        launch.wait(lambda: True, state=lambda: KILLED, log=str, timeout=60)
+        servers.wait(lambda: True, state=lambda: KILLED, log=str, timeout=60)
 
 
-def test_the_deadline_says_status_exit_code_elapsed_and_the_logs_tail() -> None:
+def test_a_timeout_reports_status_exit_code_elapsed_time_and_log_tail() -> None:
     log = "".join(f"line {number}\n" for number in range(100))
     with pytest.raises(LaunchError, match=r"within 0\.1 s \(waited \d+\.\d s, it is running, exit code 0\)") as caught:
-        launch.wait(lambda: False, state=lambda: RUNNING, log=lambda: log, timeout=0.1)
+        servers.wait(lambda: False, state=lambda: RUNNING, log=lambda: log, timeout=0.1)
     assert caught.value.detail.splitlines() == [f"line {number}" for number in range(75, 100)]
 
 
 # --- ways to start ---
 
 
-def test_the_quick_start_is_the_specifications_command() -> None:
-    way = launch.quick_start("sha256:1", "m")
+def test_quick_start_runs_the_specified_command() -> None:
+    way = containers.quick_start("sha256:1", "m")
     assert way.arguments == "IMAGE --host 0.0.0.0 --port 8080 --model /models/m.gguf"
     assert way.container.read_only
     assert re.fullmatch(r"\d+:\d+", way.container.user or "")
     assert way.container.publish == way.port == 8080
 
 
-def test_bodhi_starts_the_binary_by_its_path_with_its_own_arguments() -> None:
-    way = launch.as_bodhi("sha256:1", "m", "/app/bin/x86_64-unknown-linux-gnu/cpu")
+def test_bodhi_starts_the_binary_by_path_with_its_own_arguments() -> None:
+    way = containers.as_bodhi("sha256:1", "m", "/app/bin/x86_64-unknown-linux-gnu/cpu")
     assert way.arguments == (
         "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server "
         f"--alias bodhi-m --model /models/m.gguf --embeddings --port {way.port}"
@@ -85,23 +86,25 @@ def test_bodhi_starts_the_binary_by_its_path_with_its_own_arguments() -> None:
     assert way.port not in {8080, 9931}
 
 
-def test_every_tensor_type_is_tried_and_both_ways_are_thorough() -> None:
-    servers = launch.plan(VULKAN)
+def test_plan_covers_every_tensor_type_and_every_check() -> None:
+    servers = runner.plan(VULKAN)
     assert {server.tensor_type for server in servers} == set(TensorType)
-    quick, bodhi = ({check for one in servers if one.is_bodhi is way for check in one.checks} for way in (False, True))
+    quick, bodhi = (
+        {check for server in servers if server.is_bodhi is way for check in server.checks} for way in (False, True)
+    )
     assert quick | bodhi >= set(checks_http.CHECKS)
     assert set(checks_http.CHECKS) - bodhi == {"web page"}  # which BodhiApp's servers do not serve: --no-webui
     assert all("completion" in server.checks and server.checks[-1] == "sigterm" for server in servers)
 
 
-def test_one_tensor_type_is_enough_for_both_ways() -> None:
-    names = [server.name for server in launch.plan(CPU, [TensorType.F32])]
+def test_a_single_tensor_type_is_used_for_both_ways() -> None:
+    names = [server.name for server in runner.plan(CPU, [TensorType.F32])]
     assert names == ["quick start, F32", "as BodhiApp, F32"]
 
 
-def test_every_directory_that_bodhi_falls_back_to_gets_a_server() -> None:
-    assert {server.directory for server in launch.plan(CPU)} == {"cpu"}
-    *own, fallback = launch.plan(VULKAN)
+def test_every_fallback_directory_gets_a_server() -> None:
+    assert {server.directory for server in runner.plan(CPU)} == {"cpu"}
+    *own, fallback = runner.plan(VULKAN)
     assert {server.directory for server in own} == {"vulkan"}
     assert (fallback.name, fallback.directory, fallback.is_bodhi) == ("as BodhiApp, from cpu/", "cpu", True)
     assert {"completion", "chat", "embeddings", "backend"} <= set(fallback.checks)
@@ -109,26 +112,25 @@ def test_every_directory_that_bodhi_falls_back_to_gets_a_server() -> None:
 
 @pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("on_device", [False, True])
-def test_bodhi_s_servers_get_the_arguments_that_its_images_give_them(
-    variant: variants.Variant, on_device: bool
-) -> None:
-    given = {one.directory: one.arguments for one in launch.plan(variant, on_device=on_device) if one.is_bodhi}
-    assert given == {name: consumer.load().working(variant.name, name) for name in variant.directories}
-    assert all("--no-webui" in arguments for arguments in given.values())
+def test_bodhi_servers_get_the_arguments_of_its_images(variant: variants.Variant, on_device: bool) -> None:
+    servers = [server for server in runner.plan(variant, on_device=on_device) if server.is_bodhi]
+    arguments = {server.directory: server.arguments for server in servers}
+    assert arguments == {name: consumer.load().working(variant.name, name) for name in variant.directories}
+    assert all("--no-webui" in server.arguments for server in servers)
 
 
-def test_every_type_of_cache_that_bodhi_asks_for_has_tolerances() -> None:
+def test_every_cache_type_of_bodhi_has_tolerances() -> None:
     for variant in variants.VARIANTS:
-        for arguments in (one.arguments for one in launch.plan(variant)):
-            for cache_type in (consumer.value_of(option, arguments) for option in launch.CACHE_TYPES):
+        for server in runner.plan(variant):
+            for cache_type in (consumer.value_of(option, server.arguments) for option in runner.CACHE_TYPES):
                 if cache_type is not None:
                     model.with_cache(model.known_answer(TensorType.Q8_0), cache_type)
     with pytest.raises(UsageError, match="key-value cache of q4_1 is not known: measure it"):
         model.with_cache(model.known_answer(TensorType.Q8_0), "q4_1")
 
 
-def test_on_a_device_every_server_but_that_of_the_fall_back_has_to_use_it() -> None:
-    *servers, fallback = launch.plan(VULKAN, on_device=True)
+def test_only_the_fallback_server_runs_without_the_device() -> None:
+    *servers, fallback = runner.plan(VULKAN, on_device=True)
     assert (fallback.directory, fallback.on_device) == ("cpu", False)
     assert not {"list-devices", "offloaded", "buffers"} & set(fallback.checks)
     assert {server.tensor_type for server in servers} == set(TensorType)
@@ -138,8 +140,8 @@ def test_on_a_device_every_server_but_that_of_the_fall_back_has_to_use_it() -> N
         assert {"list-devices", "offloaded", "buffers", "completion"} <= set(server.checks)
 
 
-def test_a_way_on_a_device() -> None:
-    way = launch.on_device(launch.quick_start("sha256:1", "m"), device.in_software(VULKAN), "cache")
+def test_a_container_on_a_device() -> None:
+    way = containers.on_device(containers.quick_start("sha256:1", "m"), device.in_software(VULKAN), "cache")
     assert way.arguments == "IMAGE --host 0.0.0.0 --port 8080 --model /models/m.gguf --n-gpu-layers 99"
     assert way.container.environment["GGML_VK_VISIBLE_DEVICES"] == "0"
     assert way.container.environment["LLAMA_ARG_LOG_VERBOSITY"] == "4"
@@ -147,13 +149,13 @@ def test_a_way_on_a_device() -> None:
     assert way.container.volumes == {"cache": way.container.environment["XDG_CACHE_HOME"]}
 
 
-def test_arguments_that_say_how_much_is_on_the_device_are_left_alone() -> None:
-    bodhi = launch.with_arguments(launch.quick_start("sha256:1", "m"), ("--n-gpu-layers", "-1"), None)
-    way = launch.on_device(bodhi, device.in_software(VULKAN), "cache")
+def test_a_given_number_of_layers_is_kept() -> None:
+    bodhi = containers.with_arguments(containers.quick_start("sha256:1", "m"), ("--n-gpu-layers", "-1"), None)
+    way = containers.on_device(bodhi, device.in_software(VULKAN), "cache")
     assert way.arguments.count("--n-gpu-layers") == 1
 
 
-# --- how a check ends ---
+# --- results of a check ---
 
 
 def fail() -> str:
@@ -196,7 +198,7 @@ def test_a_check_passes_fails_or_is_skipped(check: Callable[[], str], status: St
     assert result.seconds >= 0
 
 
-def test_ctrl_c_is_no_failed_check() -> None:
+def test_ctrl_c_is_not_reported_as_a_failed_check() -> None:
     def interrupted() -> str:
         raise KeyboardInterrupt
 
@@ -204,7 +206,7 @@ def test_ctrl_c_is_no_failed_check() -> None:
         checks_http.perform("name", interrupted)
 
 
-def test_nobody_there_is_not_healthy() -> None:
+def test_a_closed_port_is_not_healthy() -> None:
     assert not checks_http.is_healthy(CLOSED_PORT)
 
 
@@ -217,7 +219,7 @@ def test_events_of_a_stream() -> None:
 
 
 @pytest.mark.parametrize("stream", ["", 'data: {"a": 1}\n\n', 'data: [DONE]\n\ndata: {"a": 1}\n\n'])
-def test_a_stream_that_is_not_done(stream: str) -> None:
+def test_a_stream_without_done(stream: str) -> None:
     try:
         _, done = checks_http.read_events(stream)
     except ValueError:
@@ -232,7 +234,7 @@ def test_the_script_of_a_page() -> None:
 
 
 def mapped(*paths: str) -> str:
-    """What a process has mapped that loaded these libraries, each with its data and its code."""
+    """Returns the memory map of a process that loaded these libraries, with their data and code."""
     rows = ("r--p 00000000", "r-xp 00001000", "rw-p 00002000")
     return "".join(f"5641b0c3c000-5641b0c3d000 {row} 00:27 21217      {path}\n" for path in paths for row in rows)
 
@@ -243,8 +245,8 @@ SERVER = mapped(
 LOADED = SERVER + mapped("/app/bin/t/cpu/libggml-cpu-zen4.so")
 
 
-def test_what_a_process_has_mapped_names_the_backend() -> None:
-    assert launch.check_backend(LOADED, "", "/app/bin/t/cpu") == "loaded libggml-cpu-zen4.so"
+def test_the_backend_is_found_in_the_memory_map() -> None:
+    assert checks_server.check_backend(LOADED, "", "/app/bin/t/cpu") == "loaded libggml-cpu-zen4.so"
 
 
 @pytest.mark.parametrize(
@@ -260,12 +262,12 @@ def test_what_a_process_has_mapped_names_the_backend() -> None:
         ),
     ],
 )
-def test_a_backend_that_is_missing_or_from_elsewhere(maps: str, reason: str) -> None:
+def test_a_missing_backend_or_one_of_another_directory_fails(maps: str, reason: str) -> None:
     with pytest.raises(CheckFailedError, match=reason):
-        launch.check_backend(maps, "", "/app/bin/t/cpu")
+        checks_server.check_backend(maps, "", "/app/bin/t/cpu")
 
 
-# What b11312 says on a machine with a device; the lines in between are left out.
+# The log of b11312 on a machine with a device, without the lines in between.
 ON_DEVICE = """\
 0.00.2 I load_tensors: offloading output layer to GPU
 0.00.2 I load_tensors: offloaded 3/3 layers to GPU
@@ -295,28 +297,28 @@ WITH_VULKAN = mapped("/app/bin/t/vulkan/libggml-vulkan.so") + CPU_ALONE
         ),
     ],
 )
-def test_what_became_of_the_accelerator_is_said_aloud(maps: str, log: str, said: str) -> None:
-    seen = launch.check_backend(maps, log, "/app/bin/t/vulkan", accelerator="Vulkan")
+def test_the_result_says_whether_the_accelerator_is_used(maps: str, log: str, said: str) -> None:
+    seen = checks_server.check_backend(maps, log, "/app/bin/t/vulkan", accelerator="Vulkan")
     assert seen == f"loaded libggml-cpu-zen4.so; {said}"
 
 
 @pytest.mark.parametrize("linked_in", [True, None])
-def test_backends_that_are_linked_in_are_not_looked_for(linked_in: bool | None) -> None:
-    said = launch.check_backend(SERVER, WITHOUT, "/app/bin/t/cann", accelerator="CANN", linked_in=linked_in)
+def test_linked_in_backends_are_not_expected_in_the_memory_map(linked_in: bool | None) -> None:
+    said = checks_server.check_backend(SERVER, WITHOUT, "/app/bin/t/cann", accelerator="CANN", linked_in=linked_in)
     assert said.startswith("backends are linked in; the CANN backend has found no device, THE CPU GAVE THE ANSWERS")
-    assert launch.check_backend(SERVER, "", "/app/bin/t/cann", linked_in=linked_in) == "backends are linked in"
+    assert checks_server.check_backend(SERVER, "", "/app/bin/t/cann", linked_in=linked_in) == "backends are linked in"
 
 
-def test_every_layer_on_the_device() -> None:
-    assert launch.check_offloaded(ON_DEVICE) == "offloaded 3/3 layers to GPU"
+def test_every_layer_has_to_be_on_the_device() -> None:
+    assert checks_server.check_offloaded(ON_DEVICE) == "offloaded 3/3 layers to GPU"
     with pytest.raises(CheckFailedError, match="Only 2 of 3 layers"):
-        launch.check_offloaded(ON_DEVICE.replace("3/3", "2/3"))
+        checks_server.check_offloaded(ON_DEVICE.replace("3/3", "2/3"))
     with pytest.raises(CheckFailedError, match="does not say that any layer is on a device"):
-        launch.check_offloaded(WITHOUT)
+        checks_server.check_offloaded(WITHOUT)
 
 
-def test_weights_and_cache_in_the_memory_of_the_device() -> None:
-    seen = launch.check_buffers(ON_DEVICE, "Vulkan")
+def test_weights_and_cache_have_to_be_in_device_memory() -> None:
+    seen = checks_server.check_buffers(ON_DEVICE, "Vulkan")
     assert seen == "Vulkan0 model buffer 2.30 MiB, CPU_Mapped model buffer 0.05 MiB, Vulkan0 KV buffer 4.00 MiB"
     for log, name, reason in (
         (WITHOUT, "Vulkan", "The model buffer is in CPU_Mapped, not in Vulkan0"),
@@ -326,13 +328,13 @@ def test_weights_and_cache_in_the_memory_of_the_device() -> None:
         ("", "Vulkan", "is in no place that the log names"),
     ):
         with pytest.raises(CheckFailedError, match=reason):
-            launch.check_buffers(log, name)
+            checks_server.check_buffers(log, name)
 
 
 # --- the record ---
 
 
-def test_a_report_says_what_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_says_where_the_answers_were_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without = dataclasses.replace(report_of(Status.PASS), variant="vulkan")
     unknown = dataclasses.replace(without, device=Device.UNKNOWN)
     on_software = dataclasses.replace(without, device=Device.SOFTWARE)
@@ -390,7 +392,7 @@ def test_rows_are_in_order() -> None:
     ]
 
 
-def test_the_record_is_written_whole(tmp_path: Path) -> None:
+def test_the_record_has_json_junit_and_logs(tmp_path: Path) -> None:
     report = report_of(Status.PASS, Status.FAIL, Status.SKIP)
     paths = smoke_report.write(report, tmp_path / "made")
     assert [path.name for path in paths] == ["smoke-cpu.json", "smoke-cpu.xml", "smoke-cpu-server-1.log"]
@@ -416,7 +418,7 @@ def test_the_record_is_written_whole(tmp_path: Path) -> None:
     assert paths[2].read_text(encoding="utf-8") == "log\n"
 
 
-def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
@@ -427,13 +429,13 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file", pipe]
 
 
-def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cannot be written to .*file/record \(Not a directory\)"):
         smoke_report.write(report_of(Status.PASS), tmp_path / "file" / "record")
 
 
-def test_a_log_probability_of_null_is_a_wrong_one() -> None:
+def test_a_log_probability_of_null_is_wrong() -> None:
     answer = model.known_answer(TensorType.Q8_0)
     steps = [{"token": step.text, "logprob": step.log_probability, "top_logprobs": []} for step in answer.steps]
     assert "All 16 tokens are right" in checks_http._judge(answer, answer.text, steps)

@@ -1,4 +1,4 @@
-"""What a container is given for a device: from files that stand for device nodes, and as text."""
+"""Access to a device: from files in place of device nodes, and as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KFD_GROUP, RENDER_GROUP = 4242, 4243
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """Files where a host with an AMD GPU has its nodes, each of a group of its own where root may say so."""
+    """Creates files in place of the nodes of a host with an AMD GPU, each with its own group if run by root."""
     (tmp_path / "dri").mkdir()
     (tmp_path / "driver").mkdir()
     for name, group in (("kfd", KFD_GROUP), ("dri/renderD128", RENDER_GROUP)):
@@ -54,7 +54,7 @@ def test_a_host_with_the_device(host: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["kfd", "dri/renderD128", "driver"])
-def test_what_a_host_lacks_is_named_and_how_to_see_it(host: Path, missing: str) -> None:
+def test_a_missing_device_names_the_command_that_shows_it(host: Path, missing: str) -> None:
     path = host / missing
     path.rmdir() if path.is_dir() else path.unlink()
     with pytest.raises(DeviceError, match=r"until `rocminfo` shows it") as caught:
@@ -62,14 +62,14 @@ def test_what_a_host_lacks_is_named_and_how_to_see_it(host: Path, missing: str) 
     assert f"This host has no {path}, which the ROCm device of rocm needs" in str(caught.value)
 
 
-def test_everything_that_a_host_lacks_is_named_at_once(tmp_path: Path) -> None:
+def test_all_missing_paths_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(DeviceError) as caught:
         device.of_host(with_device(tmp_path), runtimes=())
     for name in ("kfd", "dri", "dri/renderD128", "driver"):
         assert str(caught.value).count(f"no {tmp_path}/{name},") == 1
 
 
-def test_one_of_the_driver_s_nodes_is_enough_and_none_is_not(host: Path) -> None:
+def test_one_of_the_driver_nodes_is_required(host: Path) -> None:
     gpus = with_device(host, gpus=True, nodes=(), group_nodes=(), driver_nodes=(f"{host}/nothing", f"{host}/kfd"))
     assert device.of_host(gpus, runtimes=()).gpus
     (host / "kfd").unlink()
@@ -77,14 +77,14 @@ def test_one_of_the_driver_s_nodes_is_enough_and_none_is_not(host: Path) -> None
         device.of_host(gpus, runtimes=())
 
 
-def test_a_runtime_that_the_engine_does_not_know(host: Path) -> None:
+def test_an_unknown_runtime_is_an_error(host: Path) -> None:
     variant = with_device(host, runtime="mthreads")
     assert device.of_host(variant, runtimes={"runc", "mthreads"}).runtime == "mthreads"
     with pytest.raises(DeviceError, match="does not know the container runtime mthreads, which rocm needs"):
         device.of_host(variant, runtimes={"runc"})
 
 
-def test_a_variant_without_a_device() -> None:
+def test_a_variant_without_a_device_is_an_error() -> None:
     for ask in (lambda cpu: device.of_host(cpu, runtimes=()), device.in_software):
         with pytest.raises(DeviceError, match="The variant cpu uses no device: leave --device out"):
             ask(variants.find("cpu"))
@@ -99,7 +99,7 @@ def test_a_device_in_software_needs_nothing_of_the_host() -> None:
         device.in_software(variants.find("cuda"))
 
 
-def test_a_container_keeps_what_it_had() -> None:
+def test_granting_a_device_keeps_the_container_s_settings() -> None:
     spec = ContainerSpec(image="i", environment={"A": "1"}, tmpfs={"/run": ""}, publish=1)
     granted = device.Granted(name="X", nodes=("/dev/x",), groups=(7,), gpus=True, runtime="r", environment={"B": "2"})
     assert device.grant(spec, granted) == ContainerSpec(
@@ -114,7 +114,7 @@ def test_a_container_keeps_what_it_had() -> None:
     )
 
 
-def test_every_device_says_how_it_is_seen_on_the_host() -> None:
+def test_every_device_has_a_command_that_shows_it() -> None:
     for variant in variants.VARIANTS:
         assert (variant.device is None) == (variant.name == "cpu")
         assert variant.device is None or (variant.device.name and variant.device.check)
@@ -133,7 +133,7 @@ def test_the_readme_has_the_command_of_every_variant() -> None:
     readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
     registry = settings.load().registry
     assert f"```sh\n{device.run_line(variants.find('cpu'), f'{registry}:latest-cpu')}\n" in readme
-    # Not of the kind `sh`: every block of that kind is run by a test, and these need devices.
+    # Not an `sh` block: a test runs every block of that kind, and these need devices.
     assert f"```shell\n{device.run_lines(registry)}```\n" in readme
 
 

@@ -17,7 +17,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes, and each one's own text; a tag out of place is an error."""
+    """Parses a page into elements with attributes and text; a misplaced tag is an error."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ def page(of: SmokeReport) -> Page:
 
 
 def shown(html: str) -> str:
-    """The page's text without its elements and its style, each run of blanks as one."""
+    """Returns the page's text without tags and style, with single spaces."""
     found = Page(html)
     return " ".join(" ".join(text for element, text in found.texts if element != "style").split())
 
 
 @pytest.mark.parametrize("one", [smoke_reports.passed(), smoke_reports.failed(), smoke_reports.hostile(), report()])
-def test_a_page_needs_nothing_else(one: SmokeReport) -> None:
+def test_a_page_is_self_contained(one: SmokeReport) -> None:
     html = as_html(one, labels=smoke_reports.LABELS)
     found = Page(html)
     assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
@@ -89,7 +89,7 @@ def test_the_verdict_comes_first_and_in_words() -> None:
     assert smoke_html.verdict(skipped) == "Nothing proven"
 
 
-def test_what_a_person_looks_for_is_there() -> None:
+def test_the_page_has_results_facts_and_labels() -> None:
     text = shown(as_html(smoke_reports.failed(), labels=smoke_reports.LABELS))
     assert "11 of 13 checks passed, 1 failed, 1 skipped; 3 servers in 1 min 12 s." in text
     assert "The servers were given the CUDA device of the host." in text
@@ -105,7 +105,7 @@ def test_what_a_person_looks_for_is_there() -> None:
     assert f"org.opencontainers.image.base.digest {smoke_reports.DIGEST}" in text
 
 
-def test_what_is_not_there_is_not_shown() -> None:
+def test_empty_sections_are_left_out() -> None:
     html = as_html(smoke_reports.passed(), labels={})
     text = shown(html)
     assert "What failed" not in text
@@ -114,7 +114,7 @@ def test_what_is_not_there_is_not_shown() -> None:
     assert text.endswith("Labels of the image None are known.")
 
 
-def test_every_text_from_elsewhere_stays_text() -> None:
+def test_hostile_text_is_escaped_everywhere() -> None:
     html = as_html(smoke_reports.hostile(), labels=smoke_reports.HOSTILE_LABELS)
     found = Page(html)
     assert "script" not in {tag for tag, _ in found.elements}
@@ -143,13 +143,13 @@ def test_the_smallest_change_of_a_text_cannot_open_an_element() -> None:
         ("tab\t\N{GREEK SMALL LETTER ALPHA} \N{GRINNING FACE}", "tab\t\N{GREEK SMALL LETTER ALPHA} \N{GRINNING FACE}"),
     ],
 )
-def test_what_html_cannot_hold_is_replaced(raw: str, printed: str) -> None:
+def test_characters_that_html_does_not_allow_are_replaced(raw: str, printed: str) -> None:
     html = as_html(report(server("one", check("x"), log=raw)), labels={})
     assert Page(html).text("pre") == [f"\n{printed}"]
     html.encode()
 
 
-def test_a_huge_log_is_cut_and_says_so() -> None:
+def test_a_huge_log_is_cut_with_a_note() -> None:
     line = "0.00.433.266 I slot process_sing: id  1 | task -1 | saving idle slot to prompt cache <&>\n"
     log = line * (5_000_000 // len(line)) + "the last words\n"
     started = time.monotonic()
@@ -176,7 +176,7 @@ def test_a_huge_log_is_cut_and_says_so() -> None:
         ("x" * KEPT_CHARACTERS + "\nend", "end", f"1 line ({KEPT_CHARACTERS + 1:,} characters)"),
     ],
 )
-def test_an_excerpt_and_what_it_leaves_out_are_the_whole(log: str, text: str, left_out: str) -> None:
+def test_an_excerpt_and_the_part_left_out_add_up(log: str, text: str, left_out: str) -> None:
     excerpt = smoke_html.excerpt(log)
     assert (excerpt.text, excerpt.left_out) == (text, left_out)
 
@@ -190,7 +190,7 @@ def test_an_excerpt_and_what_it_leaves_out_are_the_whole(log: str, text: str, le
         ("rocm", Device.HOST, "The servers were given the ROCm device of the host."),
     ],
 )
-def test_who_computed(variant: str, device: Device, sentence: str) -> None:
+def test_the_page_says_where_the_answers_were_computed(variant: str, device: Device, sentence: str) -> None:
     html = as_html(report(server("one", check("x")), variant=variant, device=device), labels={})
     assert sentence in shown(html)
     loud = '<p class="computed skip">' in html
@@ -201,7 +201,7 @@ def test_who_computed(variant: str, device: Device, sentence: str) -> None:
     ("device", "cpu", "ratio"),
     [(30.0, 20.0, 1.5), (30.0, None, None), (None, 20.0, None), (30.0, 0.0, None), (math.nan, 20.0, None)],
 )
-def test_a_ratio_needs_both(device: float | None, cpu: float | None, ratio: float | None) -> None:
+def test_a_ratio_needs_both_values(device: float | None, cpu: float | None, ratio: float | None) -> None:
     assert Speed(name="prompt", unit="t/s", device=device, cpu=cpu).ratio == ratio
 
 

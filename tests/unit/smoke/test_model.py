@@ -28,14 +28,12 @@ from base_images.smoke import model, reference
 from base_images.smoke.model import (
     ARCHITECTURE,
     KnownAnswer,
-    SeenStep,
     Tensor,
     TensorType,
-    Verdict,
-    compare,
     known_answer,
 )
 from base_images.smoke.reference import Architecture, Array
+from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedding
 
 SAMPLES = 3
 ALL_TYPES = pytest.mark.parametrize("tensor_type", list(TensorType))
@@ -74,11 +72,11 @@ def seen_of(expected: KnownAnswer) -> list[SeenStep]:
     return [SeenStep(text=step.text, log_probability=step.log_probability, top=step.top) for step in expected.steps]
 
 
-# What the model claims.
+# --- The model. ---
 
 
 @ALL_TYPES
-def test_the_search_finds_the_committed_seed_and_the_margin_is_what_it_claims(tensor_type: TensorType) -> None:
+def test_the_search_finds_the_committed_seed_and_margin(tensor_type: TensorType) -> None:
     found = model.search_seed(tensor_type)
     assert found.seed == found.committed == model.CALIBRATIONS[tensor_type].seed
     assert found.margin == pytest.approx(known_answer(tensor_type).margin, abs=1e-9)
@@ -96,7 +94,7 @@ def test_every_step_leads_by_the_margin(tensor_type: TensorType) -> None:
 
 
 @ALL_TYPES
-def test_rounding_cannot_turn_a_token(tensor_type: TensorType) -> None:
+def test_rounding_does_not_change_a_token(tensor_type: TensorType) -> None:
     answer = known_answer(tensor_type)
     assert answer.tolerance <= answer.margin
 
@@ -115,7 +113,7 @@ def test_the_bytes_are_the_same_in_every_process() -> None:
 
 
 @ALL_TYPES
-def test_the_file_holds_the_weights_that_the_answer_was_made_of(tensor_type: TensorType, tmp_path: Path) -> None:
+def test_the_file_has_the_weights_of_the_answer(tensor_type: TensorType, tmp_path: Path) -> None:
     answer = known_answer(tensor_type)
     assert len(answer.gguf) < 5_000_000
     path = tmp_path / "model.gguf"
@@ -135,17 +133,17 @@ def test_the_file_holds_the_weights_that_the_answer_was_made_of(tensor_type: Ten
 
 
 @ALL_TYPES
-def test_the_weights_spread_as_the_table_says(tensor_type: TensorType) -> None:
+def test_the_weights_have_their_deviations(tensor_type: TensorType) -> None:
     weights = cached_weights(tensor_type)
     for name, deviation in {"token_embd": 3.0, "blk.0.attn_q": 0.1, "blk.1.ffn_down": 0.0625, "output": 0.25}.items():
         assert weights[name].std() == pytest.approx(deviation, rel=0.1)
         assert abs(weights[name].mean()) < 0.1 * deviation
 
 
-# The reference: properties that its formulas must have.
+# --- The reference: properties of its formulas. ---
 
 
-def test_a_token_does_not_change_what_comes_before_it() -> None:
+def test_a_token_does_not_affect_earlier_ones() -> None:
     weights = cached_weights(TensorType.F32)
     one = reference.hidden_states(weights, ARCHITECTURE, [1, 2, 3, 4])
     other = reference.hidden_states(weights, ARCHITECTURE, [1, 2, 3, 5])
@@ -153,7 +151,7 @@ def test_a_token_does_not_change_what_comes_before_it() -> None:
     assert not np.allclose(one[3], other[3], rtol=0, atol=0.1)
 
 
-def test_rotation_keeps_lengths_and_sees_only_distances() -> None:
+def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
     size, count = 64, 9
     vectors = np.random.default_rng(0).standard_normal((2, 1, size))
     query, key = (reference._rotate(np.repeat(vector[None], count, axis=1), 1000.0)[0] for vector in vectors)
@@ -161,7 +159,7 @@ def test_rotation_keeps_lengths_and_sees_only_distances() -> None:
     assert np.allclose(query[0], vectors[0, 0])
     scores = query @ key.T
     assert np.allclose(scores[1:, 1:], scores[:-1, :-1])
-    # The first pair turns by one radian a token, the last by base ** (-62 / 64); it is a pair of neighbours.
+    # The first pair of neighbours rotates by one radian per token, the last by base ** (-62 / 64).
     for pair, speed in ((slice(0, 2), 1.0), (slice(62, 64), 1000.0 ** (-62 / 64))):
         turned = complex(*query[1, pair]) / complex(*query[0, pair])
         assert cmath.phase(turned) == pytest.approx(speed)
@@ -189,11 +187,11 @@ def test_log_probabilities_are_those_of_a_distribution() -> None:
     assert np.allclose(np.exp(rows).sum(axis=1), 1)
 
 
-# Damage.
+# --- Damage. ---
 
 
 def flip_exponent_bit(tensor: Tensor, index: int) -> Tensor:
-    """Flips the highest exponent bit of the number that weight `index` is, or is scaled by; it opens its block."""
+    """Flips the highest exponent bit of weight `index`, or of its block's scale, which is the block's first number."""
     weights_per_block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
     number_bytes = 4 if tensor.type == gguf.GGMLQuantizationType.F32 else 2
     stored = tensor.stored.copy()
@@ -227,7 +225,7 @@ def test_a_damaged_weight_of_any_tensor_changes_the_verdict(tensor_type: TensorT
 def test_without_quantisation_one_wrong_sign_is_enough(tensor_type: TensorType, name: str) -> None:
     expected, weights = known_answer(tensor_type), cached_weights(tensor_type)
     damaged = weights[name].copy()
-    # Of the vocabulary's rows, one that is surely read: the last token of the prompt, the first of the answer.
+    # A row of the vocabulary that is certainly read: the prompt's last token, the answer's first one.
     row = {"token_embd": expected.prompt_tokens[-1], "output": expected.steps[0].token}.get(name)
     part = damaged.reshape(-1) if row is None else damaged[row]
     part[int(np.argmax(np.abs(part)))] *= -1
@@ -265,7 +263,7 @@ def test_a_dropped_layer_changes_the_verdict(tensor_type: TensorType, dropped: i
 
 
 @ALL_TYPES
-def test_the_undamaged_model_is_right_with_room_to_spare(tensor_type: TensorType) -> None:
+def test_the_undamaged_model_agrees_to_rounding(tensor_type: TensorType) -> None:
     verdict = judge(known_answer(tensor_type), cached_weights(tensor_type), tolerance=1e-6)
     assert verdict.ok, verdict.reason
     assert verdict.reason.startswith("All 16 tokens are right and log-probabilities within 0.0000 of ")
@@ -279,10 +277,10 @@ def test_a_dropped_layer_or_another_rope_base_changes_the_embedding(tensor_type:
         dataclasses.replace(ARCHITECTURE, rope_base=2000.0),
     ):
         seen = reference.mean_embedding(weights, architecture, expected.prompt_tokens)
-        assert not model.compare_embedding(expected, seen.tolist()).ok
+        assert not compare_embedding(expected, seen.tolist()).ok
 
 
-# The comparison.
+# --- The comparison. ---
 
 EXPECTED = known_answer(TensorType.Q8_0)
 
@@ -321,7 +319,7 @@ def test_a_log_probability_may_differ_by_the_tolerance(share: float, ok: bool) -
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_what_is_not_a_number_is_wrong(number: float) -> None:
+def test_nan_and_infinity_are_wrong(number: float) -> None:
     seen = seen_of(EXPECTED)
     seen[2] = dataclasses.replace(seen[2], log_probability=number)
     verdict = compare(EXPECTED, seen)
@@ -329,7 +327,7 @@ def test_what_is_not_a_number_is_wrong(number: float) -> None:
     assert verdict.largest_difference == math.inf
 
 
-def test_a_runner_up_that_is_wrong_or_missing_is_seen() -> None:
+def test_a_wrong_or_missing_runner_up_is_wrong() -> None:
     right = EXPECTED.steps[3]
     for top in (
         tuple(
@@ -361,7 +359,7 @@ def test_an_answer_of_another_length_is_wrong(count: int) -> None:
 
 def test_the_right_embedding_in_single_precision_is_right() -> None:
     seen = np.array(EXPECTED.embedding, dtype=np.float32).astype(float).tolist()
-    verdict = model.compare_embedding(EXPECTED, seen)
+    verdict = compare_embedding(EXPECTED, seen)
     assert verdict.ok
     assert verdict.largest_difference is not None
     assert verdict.largest_difference < 1e-12
@@ -381,6 +379,6 @@ def test_the_right_embedding_in_single_precision_is_right() -> None:
     ],
 )
 def test_a_wrong_embedding_is_named(seen: list[float], reason: str) -> None:
-    verdict = model.compare_embedding(EXPECTED, seen)
+    verdict = compare_embedding(EXPECTED, seen)
     assert not verdict.ok
     assert verdict.reason == reason

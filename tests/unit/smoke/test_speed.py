@@ -6,7 +6,7 @@ from base_images.smoke import speed
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.speed import Measured, Rates
 
-# Lines of llama-server b11312 at verbosity 4: what it plans twice while it starts, then what it had when it ended.
+# Log lines of llama-server b11312 at verbosity 4: the planned memory, twice, at its start, and the used one at its end.
 LOG = """\
 0.00.298.438 I common_memory_breakdown_print: |   - Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) | 24105 = 22298 + (   6 =     2 +       4 +       0) +        1800 |
 0.00.301.887 I common_memory_breakdown_print: |   - Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) | 24105 = 22298 + (  17 =     1 +      16 +       0) +        1788 |
@@ -16,7 +16,7 @@ LOG = """\
 """  # noqa: E501 - as it is
 
 
-def test_the_memory_that_a_device_had_at_the_end() -> None:
+def test_the_memory_of_a_device_is_that_at_the_end() -> None:
     assert speed.device_memory(LOG, "Vulkan") == 18
 
 
@@ -26,7 +26,7 @@ def test_the_memory_of_several_devices_is_added() -> None:
 
 
 @pytest.mark.parametrize(("log", "name"), [("", "Vulkan"), (LOG, "CUDA"), (LOG, "Host")])
-def test_no_memory_is_told(log: str, name: str) -> None:
+def test_memory_that_is_not_logged_is_none(log: str, name: str) -> None:
     assert speed.device_memory(log, name) is None
 
 
@@ -38,15 +38,15 @@ def test_the_rates_of_an_answer() -> None:
 
 
 @pytest.mark.parametrize("other", [{"prompt_n": 1}, {"predicted_n": 63}])
-def test_an_answer_to_something_else(other: dict[str, int]) -> None:
+def test_another_number_of_tokens_fails(other: dict[str, int]) -> None:
     with pytest.raises(CheckFailedError, match=r"The server read \d+ and made \d+ tokens where 384 and 64 were asked"):
         speed.rates_of({**TIMINGS, **other})
 
 
-def test_the_numbers_side_by_side() -> None:
+def test_speeds_of_both_servers() -> None:
     device = Measured(rates=Rates(prompt=2000.0, generated=30.0), load_seconds=3.0, memory=18)
     cpu = Measured(rates=Rates(prompt=500.0, generated=60.0), load_seconds=1.5)
-    assert [(one.name, one.unit, one.device, one.cpu, one.ratio) for one in speed.speeds(device, cpu)] == [
+    assert [(row.name, row.unit, row.device, row.cpu, row.ratio) for row in speed.speeds(device, cpu)] == [
         ("Prompt", "tokens per second", 2000.0, 500.0, 4.0),
         ("Generation", "tokens per second", 30.0, 60.0, 0.5),
         ("Load time", "seconds", 3.0, 1.5, 2.0),
@@ -54,9 +54,9 @@ def test_the_numbers_side_by_side() -> None:
     ]
 
 
-def test_numbers_of_one_side_alone() -> None:
+def test_speeds_of_one_server_alone() -> None:
     cpu = Measured(rates=Rates(prompt=500.0, generated=60.0), load_seconds=1.5)
-    assert [(one.device, one.cpu) for one in speed.speeds(None, cpu)] == [
+    assert [(row.device, row.cpu) for row in speed.speeds(None, cpu)] == [
         (None, 500.0),
         (None, 60.0),
         (None, 1.5),

@@ -1,4 +1,4 @@
-"""Servers that do not come up: what is said about it, and that nothing is left behind."""
+"""Servers that do not become healthy: the error, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from base_images.adapters.container import Container, ContainerSpec
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError, LaunchError
 from base_images.labels import RESOURCE
-from base_images.smoke import launch
+from base_images.smoke import containers
+from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError
-from base_images.smoke.launch import check_sigterm
+from base_images.smoke.checks_server import check_sigterm
 
 SERVER = "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server"
 SECONDS = 300
-"""For what takes less than one: only what hangs takes longer."""
+"""Time-out for what takes less than a second unless it hangs."""
 
 
 def spec(image: Image, *command: str, entrypoint: tuple[str, ...] | None = None) -> ContainerSpec:
@@ -39,12 +40,12 @@ def spec(image: Image, *command: str, entrypoint: tuple[str, ...] | None = None)
 
 def error_of(engine: Engine, container_spec: ContainerSpec, *, timeout: float = SECONDS) -> LaunchError:
     with engine.container(container_spec) as made, pytest.raises(LaunchError) as caught:
-        launch.start(made, 8080, timeout=timeout)
+        servers.start(made, 8080, timeout=timeout)
     return caught.value
 
 
 def start_until(container: Container, words: str) -> None:
-    """Starts a container and returns when its log has these words."""
+    """Starts a container and waits until its log has these words."""
     container.start()
     deadline = time.monotonic() + SECONDS
     while words not in (log := container.logs()):
@@ -52,7 +53,7 @@ def start_until(container: Container, words: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_container_that_ends_at_once_is_not_waited_for(engine: Engine, cpu_image: Image) -> None:
+def test_waiting_ends_when_a_container_ends_at_once(engine: Engine, cpu_image: Image) -> None:
     began = time.monotonic()
     error = error_of(engine, spec(cpu_image, "-c", "echo out of luck >&2; exit 3", entrypoint=("/bin/sh",)))
     assert "ended with exit code 3" in str(error)
@@ -60,19 +61,19 @@ def test_a_container_that_ends_at_once_is_not_waited_for(engine: Engine, cpu_ima
     assert time.monotonic() - began < SECONDS
 
 
-def test_a_missing_model_is_told_in_the_servers_own_words(engine: Engine, cpu_image: Image) -> None:
-    error = error_of(engine, launch.quick_start(cpu_image.id, "missing").container)
+def test_a_missing_model_is_reported_with_the_server_s_log(engine: Engine, cpu_image: Image) -> None:
+    error = error_of(engine, containers.quick_start(cpu_image.id, "missing").container)
     assert "ended with exit code 1" in str(error)
     assert "failed to open GGUF file '/models/missing.gguf'" in error.detail
 
 
-def test_an_argument_the_server_does_not_know(engine: Engine, cpu_image: Image) -> None:
+def test_an_unknown_argument_is_reported(engine: Engine, cpu_image: Image) -> None:
     error = error_of(engine, spec(cpu_image, "--no-such-argument"))
     assert "ended with exit code 1" in str(error)
     assert "--no-such-argument" in error.detail
 
 
-def test_a_port_that_is_taken_inside_the_container(engine: Engine, cpu_image: Image) -> None:
+def test_a_taken_port_is_reported(engine: Engine, cpu_image: Image) -> None:
     first = f"{SERVER} --port 8080 >/tmp/log 2>&1 & until grep 'listening on' /tmp/log; do sleep 0.1; done"
     script = f"{first}; exec {SERVER} --port 8080"
     error = error_of(engine, spec(cpu_image, "-c", script, entrypoint=("/bin/sh",)))
@@ -80,30 +81,30 @@ def test_a_port_that_is_taken_inside_the_container(engine: Engine, cpu_image: Im
     assert "couldn't bind HTTP server socket" in error.detail
 
 
-def test_a_server_on_another_port_never_gets_healthy(engine: Engine, cpu_image: Image) -> None:
+def test_a_server_on_another_port_is_never_healthy(engine: Engine, cpu_image: Image) -> None:
     with engine.container(spec(cpu_image, "--host", "0.0.0.0", "--port", "8081")) as made:  # noqa: S104 - inside it
         start_until(made, "listening on http://0.0.0.0:8081")
         with pytest.raises(LaunchError, match=r"not healthy within 1 s .* it is running") as caught:
-            launch.start(made, 8080, timeout=1)  # of what runs already changes nothing
+            servers.start(made, 8080, timeout=1)  # starting a running container does nothing
     assert "listening on http://0.0.0.0:8081" in caught.value.detail
 
 
-def test_a_server_that_hangs_does_not_hang_us(engine: Engine, cpu_image: Image) -> None:
+def test_a_hanging_server_ends_in_a_timeout(engine: Engine, cpu_image: Image) -> None:
     error = error_of(engine, spec(cpu_image, "-c", "exec sleep 600", entrypoint=("/bin/sh",)), timeout=1)
     assert "not healthy within 1 s" in str(error)
     assert error.detail == "(the log is empty)"
 
 
-def test_a_container_without_a_network_is_not_waited_for(engine: Engine, cpu_image: Image) -> None:
+def test_a_container_without_a_network_is_an_error(engine: Engine, cpu_image: Image) -> None:
     unpublished = dataclasses.replace(spec(cpu_image, "-c", "exec sleep 600", entrypoint=("/bin/sh",)), publish=None)
     with engine.container(unpublished) as made, pytest.raises(EngineError, match="published no port for 8080"):
-        launch.start(made, 8080)
+        servers.start(made, 8080)
 
 
-def test_a_command_that_is_not_in_the_image(engine: Engine, cpu_image: Image) -> None:
-    way = launch.as_bodhi(cpu_image.id, "any", "/app/bin/no-such-triple/cpu")
-    with launch.prepared(engine, way, b"") as made, pytest.raises(EngineError, match="no-such-triple"):
-        launch.start(made, way.port)
+def test_a_command_missing_in_the_image_is_an_error(engine: Engine, cpu_image: Image) -> None:
+    way = containers.as_bodhi(cpu_image.id, "any", "/app/bin/no-such-triple/cpu")
+    with containers.prepared(engine, way, b"") as made, pytest.raises(EngineError, match="no-such-triple"):
+        servers.start(made, way.port)
 
 
 def test_a_first_process_that_ignores_sigterm_fails_the_check(engine: Engine, cpu_image: Image) -> None:
@@ -123,7 +124,7 @@ def test_an_exit_code_that_is_not_zero_fails_the_sigterm_check(engine: Engine, c
 
 
 class Interruptions:
-    """Presses Ctrl-C at one moment of what is asked of the engine: before a request, in it, or after its answer."""
+    """Raises KeyboardInterrupt before, during, or after one request to the engine."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -149,7 +150,7 @@ class Interruptions:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_a_container_is_made_or_removed_leaves_nothing(
+def test_ctrl_c_during_creation_or_removal_leaves_nothing_behind(
     engine: Engine, cpu_image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resource = f"interrupted-{uuid.uuid4().hex}"

@@ -1,0 +1,338 @@
+"""The smoke test: plans the servers, starts them one by one, and checks them.
+
+`containers.py` runs it on an image, `process.py` on a program of this host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TypedDict
+
+from base_images.progress import Listener, Progress, silent
+from base_images.recipes import consumer
+from base_images.smoke import agreement, checks_client, checks_http, model, speed
+from base_images.smoke import report as smoke_report
+from base_images.smoke.agreement import Pair
+from base_images.smoke.checks_http import ANSWER_SECONDS, Target, perform
+from base_images.smoke.checks_server import (
+    check_backend,
+    check_buffers,
+    check_healthcheck,
+    check_list_devices,
+    check_offloaded,
+    check_sigterm,
+    check_starts,
+)
+from base_images.smoke.device import Granted
+from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.report import Check, Device, ServerReport, SmokeReport, Speed, Status
+from base_images.smoke.server import DEVICE_TIMEOUT_SECONDS, READY_TIMEOUT_SECONDS, Server, start, url
+from base_images.smoke.speed import Measured
+from base_images.variants import Variant
+
+CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
+EXACT_CACHES = ("f32", "f16")
+"""Types of the key-value cache for which the default tolerances hold."""
+
+TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
+"""All types; the two with every check come first, see `plan`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlan:
+    """A server to start, and the checks to run on it, in order.
+
+    Attributes:
+        directory: of the server, below `/app/bin/<triple>/`.
+        on_device: whether the server gets the device.
+        arguments: further arguments.
+        model_file: model to load instead of the known-answer model.
+    """
+
+    name: str
+    directory: str
+    is_bodhi: bool
+    tensor_type: TensorType
+    checks: tuple[Check, ...]
+    on_device: bool = False
+    arguments: tuple[str, ...] = ()
+    model_file: Path | None = None
+
+
+CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS}
+"""Every check that needs only a URL."""
+
+DEVICE_CHECKS = (Check.LIST_DEVICES, Check.OFFLOADED, Check.BUFFERS)
+"""Checks that the device is used; the others check that its results are right."""
+
+
+def plan(
+    variant: Variant, tensor_types: Sequence[TensorType] = TENSOR_TYPES, *, on_device: bool = False
+) -> list[ServerPlan]:
+    """Returns the servers to start: quick start and BodhiApp with all checks, and a short one for each other type.
+
+    The first tensor type is for the quick start, the second for BodhiApp; a single one is for both. With `on_device`
+    they get the device's checks too. A server for each fallback directory of BodhiApp's runs on the CPU in any case.
+    """
+    first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
+    # Only BodhiApp passes --embeddings, without which the server refuses them; it disables the web page.
+    quick_start = tuple(name for name in CHECKS if name not in {Check.EMBEDDINGS, Check.CLIENT_EMBEDDINGS})
+    bodhi = tuple(name for name in CHECKS if name is not Check.WEB_PAGE)
+    ending = (Check.BACKEND, Check.HEALTHCHECK, Check.SIGTERM)
+
+    def server(name: str, tensor_type: TensorType, *checks: Check, is_bodhi: bool = False) -> ServerPlan:
+        return ServerPlan(
+            name=name,
+            directory=variant.name,
+            is_bodhi=is_bodhi,
+            tensor_type=tensor_type,
+            checks=(*DEVICE_CHECKS, *checks) if on_device else checks,
+            on_device=on_device,
+            arguments=consumer.load().working(variant.name, variant.name) if is_bodhi else (),
+        )
+
+    return [
+        server(f"quick start, {first}", first, *quick_start, *ending),
+        server(f"as {consumer.NAME}, {second}", second, *bodhi, *ending, is_bodhi=True),
+        *(server(f"quick start, {other}", other, Check.COMPLETION, Check.SIGTERM) for other in tensor_types[2:]),
+        *(
+            ServerPlan(
+                name=f"as {consumer.NAME}, from {directory}/",
+                directory=directory,
+                is_bodhi=True,
+                tensor_type=second,
+                checks=(Check.COMPLETION, Check.CHAT, Check.EMBEDDINGS, *ending),
+                arguments=consumer.load().working(variant.name, directory),
+            )
+            for directory in variant.directories[1:]
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A llama-server, created and not started, and what the checks need to know about it.
+
+    Attributes:
+        port: the port in its arguments.
+        alias: the model's name in its answers.
+        arguments: its command line, for reports.
+        program: path of llama-server where it runs; its backends are in the same directory.
+        linked_in: whether its backends are part of it; None if unknown.
+        healthcheck: command of its image's HEALTHCHECK; None without a container.
+    """
+
+    server: Server
+    port: int
+    alias: str
+    arguments: str
+    program: str
+    linked_in: bool | None
+    healthcheck: tuple[str, ...] | None
+
+
+Prepare = Callable[[ServerPlan, KnownAnswer], AbstractContextManager[Subject]]
+"""Yields the planned server with the model of the answer, and removes it afterwards."""
+
+
+def model_name(server: ServerPlan) -> str:
+    """Returns the name of the model's file, without its suffix."""
+    return f"known-answer-{server.tensor_type.lower()}"
+
+
+class Options(TypedDict, total=False):
+    """The options of every smoke test, see `check_servers`."""
+
+    device: Granted | None
+    tensor_types: Sequence[TensorType]
+    record_dir: Path | None
+    listener: Listener
+    model_file: Path | None
+
+
+def check_servers(
+    subject: str,
+    variant: Variant,
+    prepare: Prepare,
+    *,
+    device: Granted | None = None,
+    tensor_types: Sequence[TensorType] = TENSOR_TYPES,
+    record_dir: Path | None = None,
+    listener: Listener = silent,
+    model_file: Path | None = None,
+) -> SmokeReport:
+    """Starts the planned servers one after the other, checks them, and returns the report.
+
+    Args:
+        subject: what is tested, for the report.
+        variant: its variant.
+        prepare: creates each server, in whatever it runs.
+        device: the device of the servers; None: the CPU, which shows nothing about the accelerator.
+        tensor_types: the models, see `plan`.
+        record_dir: directory for the report and the servers' logs; None: they are not written.
+        listener: called with each check as it begins.
+        model_file: model for the speeds, a file of the servers' host; None: a known-answer model.
+
+    Raises:
+        UsageError: `record_dir` cannot be written.
+    """
+    started = dt.datetime.now(dt.UTC)
+    clock = time.monotonic()
+    title = f"smoke test of {variant.name}"
+
+    def say(note: str) -> None:
+        listener(Progress(what=title, note=note))
+
+    servers = [
+        _check_server(variant, server, prepare, say)
+        for server in plan(variant, tensor_types, on_device=device is not None)
+    ]
+    speeds: tuple[Speed, ...] = ()
+    if device:
+        pairs = agreement.SOFTWARE_PAIRS if device.software else agreement.PAIRS
+        servers += [_check_pair(variant, pair, prepare, say) for pair in pairs]
+    if device or model_file:
+        measured = []
+        for on_device in (True, False) if device else (False,):
+            server, result = _measure(variant, prepare, say, model_file=model_file, on_device=on_device)
+            servers.append(server)
+            measured.append(result)
+        speeds = speed.speeds(measured[0] if device else None, measured[-1])
+    report = SmokeReport(
+        image=subject,
+        variant=variant.name,
+        device=Device.NONE if device is None else Device.SOFTWARE if device.software else Device.HOST,
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - clock,
+        servers=tuple(servers),
+        speeds=speeds,
+    )
+    if record_dir:
+        smoke_report.write(report, record_dir)
+    listener(Progress(what=title, note="passed" if report.ok else "failed", finished=True))
+    return report
+
+
+def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+    clock = time.monotonic()
+    answer = model.known_answer(server.tensor_type)
+    ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
+    if server.on_device:
+        answer = model.on_device(answer)
+        ready = patience = DEVICE_TIMEOUT_SECONDS
+    for option in CACHE_TYPES:
+        cache_type = consumer.value_of(option, server.arguments)
+        if cache_type not in {None, *EXACT_CACHES}:
+            answer = model.with_cache(answer, str(cache_type))
+    accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
+    with prepare(server, answer) as subject:
+        running = subject.server
+        say(f"{server.name}: starts")
+        results = [perform(Check.STARTS, partial(check_starts, running, subject.port, ready))]
+        if results[0].status is Status.PASS:
+            address = url(running, subject.port)
+            target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
+            directory = PurePosixPath(subject.program).parent
+            backend = partial(check_backend, accelerator=accelerator, linked_in=subject.linked_in)
+            checks: dict[Check, Callable[[], str]] = {
+                **{name: partial(check, target) for name, check in CHECKS.items()},
+                Check.BACKEND: lambda: backend(running.maps(), running.logs(), str(directory)),
+                Check.HEALTHCHECK: partial(check_healthcheck, running, subject.healthcheck),
+                Check.SIGTERM: partial(check_sigterm, running),
+                Check.LIST_DEVICES: partial(check_list_devices, running, subject.program, accelerator),
+                Check.OFFLOADED: lambda: check_offloaded(running.logs()),
+                Check.BUFFERS: lambda: check_buffers(running.logs(), accelerator),
+            }
+            for name in server.checks:
+                say(f"{server.name}: {name}")
+                results.append(perform(name, checks[name]))
+        log = running.logs()
+    seconds = time.monotonic() - clock
+    return ServerReport(name=server.name, arguments=subject.arguments, checks=tuple(results), log=log, seconds=seconds)
+
+
+def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+    """Starts the same model on the device and from `cpu/`, and compares their answers in a longer run."""
+    clock = time.monotonic()
+    name = f"agreement, {pair.name}"
+    say(name)
+    answer = model.known_answer(pair.tensor_type)
+    own = ServerPlan(
+        name=name,
+        directory=variant.name,
+        is_bodhi=False,
+        tensor_type=pair.tensor_type,
+        checks=(),
+        on_device=True,
+        arguments=pair.arguments,
+    )
+    fallback = dataclasses.replace(own, directory=variant.directories[-1], on_device=False)
+    accelerator = variant.device.name if variant.device else ""
+    with prepare(own, answer) as device, prepare(fallback, answer) as cpu:
+        results = [
+            perform(Check.STARTS, partial(check_starts, device.server, device.port, DEVICE_TIMEOUT_SECONDS)),
+            perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port)),
+        ]
+        if all(result.status is Status.PASS for result in results):
+            tolerance = agreement.TOLERANCES[pair.tensor_type]
+            addresses = url(device.server, device.port), url(cpu.server, cpu.port)
+            agree = partial(agreement.check_agreement, patience=DEVICE_TIMEOUT_SECONDS)
+            attention = partial(agreement.check_flash_attention, wanted=pair.flash_attention)
+            checks: dict[Check, Callable[[], str]] = {
+                Check.OFFLOADED: lambda: check_offloaded(device.server.logs()),
+                Check.BUFFERS: lambda: check_buffers(device.server.logs(), accelerator),
+                Check.AGREEMENT: partial(agree, *addresses, tolerance),
+                Check.FLASH_ATTENTION: lambda: attention(device.server.logs()),
+                Check.CPU_FLASH_ATTENTION: lambda: attention(cpu.server.logs()),
+            }
+            results += [perform(check, run) for check, run in checks.items()]
+        log = device.server.logs()
+    return ServerReport(
+        name=name, arguments=device.arguments, checks=tuple(results), log=log, seconds=time.monotonic() - clock
+    )
+
+
+def _measure(
+    variant: Variant, prepare: Prepare, say: Callable[[str], None], *, model_file: Path | None, on_device: bool
+) -> tuple[ServerReport, Measured | None]:
+    """Measures the speed of one server; None if the measurement failed."""
+    clock = time.monotonic()
+    server = ServerPlan(
+        name=f"speed {'on the device' if on_device else 'from cpu/'}",
+        directory=variant.name if on_device else variant.directories[-1],
+        is_bodhi=False,
+        tensor_type=TensorType.Q8_0,
+        checks=(),
+        on_device=on_device,
+        model_file=model_file,
+    )
+    accelerator = variant.device.name if variant.device else ""
+    say(server.name)
+    measured: Measured | None = None
+    with prepare(server, model.known_answer(server.tensor_type)) as subject:
+        running = subject.server
+
+        def check() -> str:
+            nonlocal measured
+            seconds = start(running, subject.port, timeout=DEVICE_TIMEOUT_SECONDS)
+            rates = speed.measure(url(running, subject.port), patience=DEVICE_TIMEOUT_SECONDS)
+            check_sigterm(running)  # the server logs its memory on the device when it ends
+            memory = speed.device_memory(running.logs(), accelerator) if on_device else None
+            measured = Measured(rates=rates, load_seconds=seconds, memory=memory)
+            return (
+                f"prompt {rates.prompt:,.0f} and generation {rates.generated:,.0f} tokens per second, loaded in "
+                f"{seconds:.2f} s" + (f", {memory} MiB on the device" if memory is not None else "")
+            )
+
+        result = perform(Check.SPEED, check)
+        log = running.logs()
+    seconds = time.monotonic() - clock
+    report = ServerReport(name=server.name, arguments=subject.arguments, checks=(result,), log=log, seconds=seconds)
+    return report, measured
