@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from base_images import settings, variants
 from base_images.errors import UsageError
 from base_images.settings import ROOT
+
+if TYPE_CHECKING:
+    from base_images.adapters.registry import Repository
+    from base_images.build.inputs import Origin, Source
+    from base_images.cli.views import Display
 
 SOURCE_HELP = {
     "source": "llama.cpp's source tree; default: LLAMA_CPP_DIR, else the pin, fetched into llama.cpp/",
@@ -29,7 +35,7 @@ def caller_path(text: str) -> Path | None:
     return Path(os.environ.get("BASE_IMAGES_CALLER_DIRECTORY", ""), text).absolute() if text else None
 
 
-def parse_origin(name: str) -> Any:
+def parse_origin(name: str) -> Origin:
     """Returns the origin of that name.
 
     Raises:
@@ -43,7 +49,32 @@ def parse_origin(name: str) -> Any:
         raise UsageError(f"There is no origin {name!r}: choose one of {', '.join(Origin)}.") from error
 
 
-def resolve_source(source: str, origin: Any, display: Any) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What a person chose of a build, beside variants and platforms.
+
+    Attributes:
+        source: the path of llama.cpp's source tree as typed; empty for the default.
+        architectures: the device architectures to compile for; empty for the recipe's.
+        slim: whether the runtime base is small instead of upstream's.
+    """
+
+    source: str
+    origin: Origin
+    architectures: list[str]
+    slim: bool
+
+    @classmethod
+    def parse(cls, source: str, origin: str, arch: list[str], *, slim: bool) -> BuildOptions:
+        """Returns the options as typed.
+
+        Raises:
+            UsageError: there is no such origin.
+        """
+        return cls(source=source, origin=parse_origin(origin), architectures=arch, slim=slim)
+
+
+def resolve_source(source: str, origin: Origin, display: Display) -> Source:
     """Returns llama.cpp's source, fetched where it is missing, and shows what has to be told about it."""
     from base_images.build import source as sources
 
@@ -55,7 +86,7 @@ def resolve_source(source: str, origin: Any, display: Any) -> Any:
     return found
 
 
-def open_registry() -> Any:
+def open_registry() -> Repository:
     """Returns the repository in the registry that this checkout publishes to."""
     from base_images.adapters import registry
 

@@ -9,7 +9,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from base_images import settings, variants
-from base_images.cli.front_door import act, agree, command
+from base_images.cli.front_door import agree, change_registry, command
 from base_images.cli.options import caller_path, open_registry, variants_of
 from base_images.cli.recipes import mirror_problem
 from base_images.errors import RegistryError, UsageError
@@ -172,7 +172,7 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
             "tree, or `git fetch --tags` if somebody else did, or look with --dry-run."
         )
     where = open_registry()
-    act(
+    change_registry(
         "publish",
         variants_of(variant),
         lambda one: publish.publish(
@@ -196,7 +196,7 @@ def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
     where = open_registry()
     dry_run = dry_run or settings.dry_run()
     chosen = [variants.find(name) for name in dict.fromkeys(report.variant for report in found)]
-    act(
+    change_registry(
         "attach-reports",
         chosen,
         lambda one: (
@@ -224,7 +224,9 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
     commit = repository.released_commit(opened, wanted)
     where = open_registry()
     dry_run = dry_run or settings.dry_run()
-    act("promote", variants_of(variant), lambda one: promote.promote(where, one, wanted, commit, dry_run=dry_run))
+    change_registry(
+        "promote", variants_of(variant), lambda one: promote.promote(where, one, wanted, commit, dry_run=dry_run)
+    )
 
 
 @command(
@@ -241,7 +243,7 @@ def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
 
     one, wanted, where = variants.find(variant), versions.parse_any(to), open_registry()
     dry_run = dry_run or settings.dry_run()
-    act("rollback", [one], lambda one: promote.roll_back(where, one, wanted, dry_run=dry_run))
+    change_registry("rollback", [one], lambda one: promote.roll_back(where, one, wanted, dry_run=dry_run))
 
 
 @command(help={"variant": "which image", "version": "which version; default: this commit's"})

@@ -10,7 +10,7 @@ from invoke.exceptions import Exit
 
 from base_images import settings, variants
 from base_images.cli.doctor import examine
-from base_images.cli.front_door import RECORD_DIRECTORY, command, each
+from base_images.cli.front_door import RECORD_DIRECTORY, command, for_each_variant
 from base_images.cli.options import caller_path
 from base_images.errors import UsageError
 from base_images.settings import ROOT
@@ -63,7 +63,7 @@ def test_local_images(
         outputs = smoke_command.Outputs(record=caller_path(record) or ROOT / RECORD_DIRECTORY)
         judge(smoke_command.smoke_image(connected, found, one, device=granted, outputs=outputs), json=json)
 
-    each(named or smoke_command.local_variants(connected), test_one)
+    for_each_variant(named or smoke_command.local_variants(connected), test_one)
 
 
 @command(

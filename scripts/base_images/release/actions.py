@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -49,13 +49,12 @@ class Action:
         return self.outcome in {Outcome.DONE, Outcome.ALREADY, Outcome.WOULD}
 
 
-def of_each(chosen: Iterable[Variant], what: str, action: Callable[[Variant], Iterable[Action]]) -> Iterable[Action]:
-    """Yields the actions on every variant; one that fails does not stop the others."""
-    for variant in chosen:
-        try:
-            yield from action(variant)
-        except BaseImagesError as error:
-            yield Action(variant=variant.name, what=what, target="", outcome=Outcome.FAILED, reason=str(error))
+def with_failure(variant: Variant, what: str, change: Callable[[Variant], Iterable[Action]]) -> Iterator[Action]:
+    """Yields the actions of a change of one variant; an error of ours becomes the last of them."""
+    try:
+        yield from change(variant)
+    except BaseImagesError as error:
+        yield Action(variant=variant.name, what=what, target="", outcome=Outcome.FAILED, reason=str(error))
 
 
 def write(command: str, actions: Iterable[Action], directory: Path) -> Path:
