@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 @command(help={**SOURCE_HELP, "quiet": "say nothing but the result"})
 def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool = False) -> None:
-    """Puts llama.cpp's pinned source into llama.cpp/, or looks at the tree of --source."""
+    """Fetches llama.cpp's pinned source into llama.cpp/.
+
+    With --source it looks at that tree instead.
+    """
     from base_images.cli import views
 
     with views.Display(views.mode(quiet=quiet)) as display:
@@ -65,7 +68,12 @@ def build_local(
     smoke: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Builds images on the local engine with this commit's version; exit code 1 names those that failed."""
+    """Builds images on the local engine.
+
+    Tags have this commit's version; exit code 1 names the images that failed.
+
+    Example: invoke build-local --variant cpu --smoke
+    """
     from base_images.adapters import engine
     from base_images.build import architectures, local
     from base_images.cli import views
@@ -117,7 +125,10 @@ def plan(
     push: bool = False,
     format: str = "table",  # noqa: A002
 ) -> None:
-    """What would be built. Fetches nothing, unless it is for `command` or the bases come from packages."""
+    """Shows what would be built, and with what.
+
+    Fetches nothing, unless it is for `command` or the bases come from packages.
+    """
     import dataclasses
 
     from base_images.build import bakefile, plan
@@ -168,7 +179,10 @@ def bake(
     dry_run: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Builds by `docker buildx bake`, on any of buildx's builders: remote ones, Kubernetes, several platforms."""
+    """Builds images by `docker buildx bake`.
+
+    On any of buildx's builders: remote ones, Kubernetes, several platforms.
+    """
     from base_images.adapters import engine, repository
     from base_images.build import bakefile
     from base_images.build.inputs import Origin
@@ -214,7 +228,10 @@ def bake(
 
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
 def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -> None:
-    """Removes the images that this project built, all versions, and nothing else."""
+    """Removes the images that this project built.
+
+    All versions of them, and nothing else.
+    """
     from base_images.adapters import engine
     from base_images.build import clean
     from base_images.build.bases import PACKAGES_REPOSITORY

@@ -24,7 +24,10 @@ from base_images.settings import ROOT
     },
 )
 def check_image(_: Context, image: str, variant: str = "", record: str = "", json: bool = False) -> None:
-    """Checks an image, ours or not, against the contract: one line per row, exit code 1 on a finding."""
+    """Checks an image against the contract.
+
+    The image may be ours or not. Prints one line per row; exit code 1 on a finding.
+    """
     from base_images.adapters import engine
     from base_images.cli import views
     from base_images.smoke import command as smoke_command

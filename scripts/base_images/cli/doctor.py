@@ -23,7 +23,10 @@ from base_images.settings import ROOT
     },
 )
 def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) -> None:
-    """What this machine, its engine and its devices are ready for, and what they lack; 3 without an engine."""
+    """Shows what this machine is ready for.
+
+    Also its engine and its devices, and what they lack; exit code 3 without an engine.
+    """
     from base_images.cli import views
 
     if image and len(variant) != 1:

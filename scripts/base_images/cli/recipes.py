@@ -34,7 +34,12 @@ def check_upstream(
     to: str = "",
     json: bool = False,
 ) -> None:
-    """Compares our recipes with upstream's: exit code 1 on a difference that is not intended."""
+    """Compares our recipes with upstream's.
+
+    Exit code 1 on a difference that is not intended.
+
+    Example: invoke check-upstream --variant cuda
+    """
     from base_images.cli import views
     from base_images.recipes import consumer, mirror
 
@@ -69,7 +74,10 @@ def check_upstream(
     }
 )
 def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> None:
-    """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles and arguments."""
+    """Moves the pin to another tag of llama.cpp.
+
+    Shows what upstream changed in its Dockerfiles and in llama-server's arguments.
+    """
     import tempfile
 
     from base_images.adapters import repository
@@ -123,7 +131,10 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     }
 )
 def check_consumer(_: Context, source: str = "", image: str = "", report: str = "", json: bool = False) -> None:
-    """What BodhiApp does by now that our data of it does not say, and what an image refuses: exit code 1 on either."""
+    """Compares our data of BodhiApp with BodhiApp.
+
+    With --image also which of BodhiApp's arguments an image refuses. Exit code 1 on a finding.
+    """
     from base_images.cli import consumer_command, views
 
     with views.Display(views.mode(quiet=json)) as display:

@@ -18,7 +18,11 @@ from base_images.settings import ROOT
 
 @command(aliases=["check-base-images-version"], help={"json": "print JSON"})
 def check_version(_: Context, json: bool = False) -> None:
-    """This commit's version, the newest released one, the llama.cpp pin, and what the registry has of each variant."""
+    """Shows this commit's version and what is published.
+
+    Also the newest released version, the llama.cpp pin, and what the registry has of each variant.
+    It is also called check-base-images-version.
+    """
     from datetime import UTC, datetime
 
     from base_images.adapters import registry, repository
@@ -72,7 +76,7 @@ def check_version(_: Context, json: bool = False) -> None:
 
 @command(help={"json": "print JSON"})
 def show_git_info(_: Context, json: bool = False) -> None:
-    """What git says of this checkout, and the version and tags that follow from it."""
+    """Shows commit, version and tags of this checkout."""
     from base_images import versions
     from base_images.adapters import repository
     from base_images.cli import views
@@ -108,7 +112,12 @@ def show_git_info(_: Context, json: bool = False) -> None:
 
 @command(help={"yes": "do not ask", "dry_run": "stop after the plan; BASE_IMAGES_DRY_RUN=true says the same"})
 def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) -> None:
-    """Checks whether this commit may be released, shows what that makes, and pushes its tag: CI does the rest."""
+    """Releases this commit: pushes its tag, CI publishes.
+
+    Checks first whether the commit may be released, and shows what that makes.
+
+    Example: invoke release-base-images --dry-run
+    """
     from datetime import UTC, datetime
 
     from base_images.adapters import repository
@@ -138,7 +147,10 @@ def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) ->
 
 @command()
 def free_runner_disk(_: Context) -> None:
-    """Removes the toolchains that fill the disk of GitHub's own runners; on any other machine it does nothing."""
+    """Removes toolchains from a GitHub-hosted runner.
+
+    They fill its disk. On any other machine it does nothing.
+    """
     from base_images.cli import views
     from base_images.release import runner_disk
 
@@ -159,7 +171,10 @@ def free_runner_disk(_: Context) -> None:
     },
 )
 def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
-    """Pushes the local build of this released commit, and makes one image of all platforms once they are there."""
+    """Pushes the local build of this released commit.
+
+    Makes one image of all platforms once they are there.
+    """
     from base_images.adapters import engine, repository
     from base_images.release import publish
 
@@ -189,7 +204,10 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     },
 )
 def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
-    """Attaches reports to the images that they are of, in the registry: what `promote` asks for."""
+    """Attaches reports to the images in the registry.
+
+    Each to the image that it is of: `promote` asks for them.
+    """
     from base_images.release import evidence
 
     found = list(evidence.read_files(caller_path(directory) or ROOT))
@@ -214,7 +232,12 @@ def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
     },
 )
 def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = False) -> None:
-    """Points latest-<variant> at a version that was checked and smoke-tested; refuses any other, and says why."""
+    """Points latest-<variant> at a tested version.
+
+    Refuses a version that was not checked and smoke-tested, and says why.
+
+    Example: invoke promote --variant cuda --dry-run
+    """
     from base_images import versions
     from base_images.adapters import repository
     from base_images.release import promote
@@ -237,7 +260,7 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
     },
 )
 def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
-    """Points latest-<variant> back at a version that was latest before."""
+    """Points latest-<variant> back at a former version."""
     from base_images import versions
     from base_images.release import promote
 
@@ -248,7 +271,10 @@ def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
 
 @command(help={"variant": "which image", "version": "which version; default: this commit's"})
 def image_digest(_: Context, variant: str, version: str = "") -> None:
-    """Prints the digest of a published version, to pin a FROM with or to sign."""
+    """Prints the digest of a published version.
+
+    To pin a FROM with it, or to sign it.
+    """
     from base_images import versions
     from base_images.adapters import repository
     from base_images.cli import views
@@ -271,7 +297,10 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     }
 )
 def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool = False, json: bool = False) -> None:
-    """What a release is and what became of each variant, for people or as JSON: from git and the registry, any time."""
+    """Prints a release's notes, or writes its files.
+
+    What it is and what became of each variant, for people or as JSON: from git and the registry, any time.
+    """
     from datetime import UTC, datetime
 
     from base_images import versions

@@ -36,7 +36,10 @@ def test_local_images(
     record: str = "",
     json: bool = False,
 ) -> None:
-    """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
+    """Tests built images: does the server answer right?
+
+    Starts llama-server as BodhiApp and as a person would, and asks for the known answer.
+    """
     if device and software_device:
         raise UsageError("--device and --software-device exclude each other: choose the one that the host has.")
     from base_images.adapters import engine
@@ -97,7 +100,12 @@ def smoke(
     html: str = "",
     json: bool = False,
 ) -> None:
-    """Whether llama-server computes right on this host's accelerator: an image's, a host's own, or one that runs."""
+    """Tests llama-server on this host's accelerator.
+
+    The server of an image, one of the host (--binary), or one that already runs (--url).
+
+    Example: invoke smoke --variant cuda
+    """
     one = variants.find(variant)
     if sum(map(bool, (image, url, binary))) > 1:
         raise UsageError("--image, --url and --binary exclude each other: choose what is to be tested.")
@@ -146,7 +154,10 @@ def smoke(
     },
 )
 def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # noqa: A002
-    """Writes the model of the smoke test, whose right answer is known, for a server that you start yourself."""
+    """Writes the model whose right answer is known.
+
+    The smoke test uses it; the file is for a server that you start yourself.
+    """
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
@@ -160,7 +171,7 @@ def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # 
 
 @command()
 def compose(_: Context) -> None:
-    """Prints compose.yaml, which is made from the table of variants."""
+    """Prints compose.yaml, made from the variants."""
     from base_images.cli import views
     from base_images.smoke import device
 
@@ -169,7 +180,10 @@ def compose(_: Context) -> None:
 
 @command()
 def search_model_seeds(_: Context) -> None:
-    """Searches the seeds of the known-answer models again; exit code 1 when one is not what model.py has."""
+    """Searches the seeds of known-answer models again.
+
+    Exit code 1 when one is not what model.py has.
+    """
     from base_images.cli import views
     from base_images.smoke import model
 

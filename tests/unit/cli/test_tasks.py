@@ -13,6 +13,8 @@ from pathlib import Path
 
 import git
 import pytest
+import tasks
+from invoke.parser import Parser
 
 from base_images import settings, variants
 from base_images.errors import UsageError
@@ -67,6 +69,24 @@ def test_the_quick_commands_import_nothing_slow_and_ask_nobody(arguments: tuple[
     done, imported = importing(*arguments)
     assert done.returncode == 0, done.stderr
     assert imported - already == needed
+
+
+def test_the_list_has_every_task_once_on_one_line_of_100_columns_in_its_group() -> None:
+    listed = invoke("--list").stdout
+    assert re.findall(r"^(\w.*):$", listed, re.MULTILINE) == list(tasks.GROUPS)
+    assert sorted(re.findall(r"^  ([\w-]+)  +\S", listed, re.MULTILINE)) == sorted(tasks.namespace.tasks)
+    assert max(map(len, listed.splitlines())) <= 100
+    assert invoke("-l").stdout == listed
+    names = "check-version (check-base-images-version)"
+    for task in tasks.namespace.tasks.values():  # invoke's own list, of `--list --list-format flat`
+        assert len(f"  {names}   {str(task.__doc__).splitlines()[0]}") < 100
+
+
+@pytest.mark.parametrize("task", ["build-local", "smoke", "release-base-images", "promote", "check-upstream"])
+def test_the_help_of_a_main_task_has_an_example_that_parses(task: str) -> None:
+    [example] = re.findall(r"^ *Example: invoke (.+)$", invoke("--help", task).stdout, re.MULTILINE)
+    assert example.split()[0] == task
+    Parser(contexts=tasks.namespace.to_contexts()).parse_argv(example.split())
 
 
 def test_check_version_says_the_same_as_json() -> None:
