@@ -9,8 +9,9 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from base_images import settings, variants
+from base_images.cli import github
 from base_images.cli.contract import check
-from base_images.cli.front_door import RECORD_DIRECTORY, RELEASE_DIRECTORY, command, for_each_variant
+from base_images.cli.front_door import RECORD_DIRECTORY, command, for_each_variant, record_actions
 from base_images.cli.options import (
     BUILD_HELP,
     SOURCE_HELP,
@@ -89,7 +90,7 @@ def build_local(
         resolved = resolve_source(options.source, options.origin, display)
 
     def build_one(variant: variants.Variant) -> None:
-        with views.Display(how) as display:
+        with views.Display(how, f"build {variant.name}") as display:
             prepared = _prepare(connected, variant, resolved, options, display)
             for notice in prepared.notices:
                 display.notice(notice)
@@ -204,7 +205,7 @@ def bake(
     def bake_one(variant: variants.Variant) -> None:
         done: list[actions.Action] = []
         try:
-            with views.Display(views.mode(quiet=quiet)) as display:
+            with views.Display(views.mode(quiet=quiet), f"bake {variant.name}") as display:
                 done += bake.bake(
                     variant,
                     next(platforms for other, platforms in wanted if other is variant),
@@ -221,7 +222,7 @@ def bake(
             for action in done:
                 views.print_action(action)
             if done:
-                actions.write("bake", done, ROOT / RELEASE_DIRECTORY)
+                record_actions("bake", done)
 
     for_each_variant([known for known, _ in wanted], bake_one)
 
@@ -262,7 +263,17 @@ def _matrix(wanted: Wanted) -> dict[str, Any]:
 
     version = repository.head(repository.open_repository(ROOT)).version
     runners = os.environ.get(matrix.RUNNERS_VARIABLE, "")
-    return matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
+    jobs = matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
+    github.summarise_table(
+        f"{jobs['tag']} to {jobs['repository']}",
+        ["variant", "platform", "checked by", "on device"],
+        [
+            (name, job["platform"], job["runner"], job["device"])
+            for name, checks in jobs["checks"].items()
+            for job in checks
+        ],
+    )
+    return jobs
 
 
 def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[BuildPlan]:

@@ -34,7 +34,7 @@ def check_image(_: Context, image: str, variant: str = "", record: str = "", jso
 
     known = variants.find(variant) if variant else None
     connected = engine.connect()
-    with views.Display(views.mode(quiet=json)) as display:
+    with views.Display(views.mode(quiet=json), f"pull {image}") as display:
         smoke_command.pulled(connected, image, listener=display.progress)
     check(connected, image, known, json=json, record=caller_path(record))
 

@@ -14,6 +14,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from base_images import variants
+from base_images.cli import github
 from base_images.errors import BaseImagesError, UsageError
 from base_images.settings import ROOT
 
@@ -111,10 +112,22 @@ def change_registry(
     try:
         for_each_variant(chosen, change_one)
     finally:
-        actions.write(name, done, ROOT / RELEASE_DIRECTORY)
+        record_actions(name, done)
     if not all(action.ok for action in done):
         failed = ", ".join(dict.fromkeys(action.variant for action in done if not action.ok))
         raise Exit(f"error: {name}: not done for {failed}: see above.", 1)
+
+
+def record_actions(name: str, done: list[Action]) -> None:
+    """Appends what a command did to a registry to its file, and to the summary of a job on GitHub."""
+    from base_images.release import actions
+
+    github.summarise_table(
+        name,
+        ["is", "action", "variant", "target", "digest", "reason"],
+        [(one.outcome.value, one.what, one.variant, one.target, one.digest, one.reason) for one in done],
+    )
+    actions.write(name, done, ROOT / RELEASE_DIRECTORY)
 
 
 def agree(question: str) -> None:

@@ -8,6 +8,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from base_images import settings
+from base_images.cli import github
 from base_images.cli.front_door import command
 from base_images.cli.options import caller_path, parse_origin, resolve_source
 from base_images.errors import UsageError
@@ -114,8 +115,10 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "
         "with its hash, in pyproject.toml, or only git has the source."
     )
+    told = f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}"
+    github.summarise(told)
     if written:
-        smoke_report.write_file(written, f"{said}\n\n{mirror.markdown(changed, lacking, before=pin.tag, after=to)}")
+        smoke_report.write_file(written, told)
     for path, text in mirror.bump(mirror.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
         (ROOT / path).write_text(text, encoding="utf-8")
     views.print_refs(changed, pin.tag, to)
@@ -136,10 +139,12 @@ def check_consumer(_: Context, source: str = "", image: str = "", report: str = 
     With --image also which of BodhiApp's arguments an image refuses. Exit code 1 on a finding.
     """
     from base_images.cli import consumer_command, views
+    from base_images.recipes import consumer_checkout
 
     with views.Display(views.mode(quiet=json)) as display:
         seen = consumer_command.check(ROOT, source=caller_path(source), image=image, listener=display.progress)
     views.print_json(seen.as_dict()) if json else views.print_consumer(seen)
+    github.summarise(consumer_checkout.markdown(seen))
     if written := caller_path(report):
         consumer_command.add_to(written, seen)
     if not seen.ok:

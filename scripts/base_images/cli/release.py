@@ -9,6 +9,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from base_images import settings, variants
+from base_images.cli import github
 from base_images.cli.front_door import agree, change_registry, command
 from base_images.cli.options import caller_path, open_registry, variants_of
 from base_images.cli.recipes import mirror_problem
@@ -286,6 +287,7 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     if digest is None:
         raise RegistryError(f"{where.name} has no {tag}: publish it first.")
     views.say(digest)
+    github.summarise_table(f"{where.name}:{tag}", ["digest"], [[digest]])
 
 
 @command(
@@ -317,6 +319,7 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     seen = release_record.look(open_registry(), variants.VARIANTS, wanted)
     told = release_record.record(release, seen, chosen, now=datetime.now(UTC))
     notes = release_notes.as_markdown(told, chosen)
+    github.summarise(notes)
     directory = None if dry_run else caller_path(output)
     if directory:
         written = release_record.write(told, seen, directory)

@@ -135,7 +135,7 @@ def smoke(
     if url:
         judge(smoke_command.smoke_url(url, one, outputs=outputs), json=json)
         return
-    with views.Display(views.mode(quiet=json)) as display:
+    with views.Display(views.mode(quiet=json), f"smoke test of {variant}") as display:
         if path := caller_path(binary):
             tested = smoke_command.smoke_program(
                 path, one, device=granted, outputs=outputs, listener=display.progress, model_file=model_file

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -18,6 +20,7 @@ from rich.table import Table
 
 from base_images import variants
 from base_images.adapters import buildkit
+from base_images.cli import github
 from base_images.errors import BaseImagesError
 from base_images.progress import Progress
 from base_images.recipes import consumer
@@ -112,8 +115,10 @@ def _coloured(cell: str) -> str:
 class Display:
     """Shows downloads, pulls and build steps while they run; use it in a `with` block."""
 
-    def __init__(self, how: Mode) -> None:
+    def __init__(self, how: Mode, group: str = "") -> None:
+        """`group`: the title that GitHub's log shows of the lines while they are folded; empty to fold none."""
         self._how = how
+        self._group = github.group(group) if group and how is Mode.PLAIN else contextlib.nullcontext()
         self._console = console()
         self._bars = Bars(
             SpinnerColumn(),
@@ -132,11 +137,15 @@ class Display:
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
+        self._group.__enter__()
         self._bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._bars.stop()
+        self._group.__exit__(kind, error, traceback)
 
     def notice(self, text: str) -> None:
         """Shows a line that must not be missed, whatever the mode."""
@@ -233,28 +242,36 @@ def print_action(action: Action) -> None:
 def print_contract(result: ContractReport) -> None:
     """Prints one line per row of the contract, with the findings of those that have some."""
     rows = [(str(row.number), row.title, row.status.value, "\n".join((row.seen, *row.findings))) for row in result.rows]
-    print_table(f"contract of {result.reference} ({result.image_id})", ["row", "must hold", "is", "seen"], rows)
+    title, columns = f"contract of {result.reference} ({result.image_id})", ["row", "must hold", "is", "seen"]
+    print_table(title, columns, rows)
+    github.summarise_table(title, columns, rows)
 
 
 def print_smoke(result: SmokeReport) -> None:
-    """Prints one line per check; of those that failed, what would help to mend it comes after the table."""
+    """Prints one line per check, then the details of those that failed; a job's summary has the failed ones alone."""
+    from base_images.smoke.report import Device, Status
+
     rows = [(row.server, row.check, row.status.value, row.seen, f"{row.seconds:.2f} s") for row in result.rows]
     verdict = "pass" if result.ok else "fail"
     title = f"{result.name} ({result.image}): {verdict} in {result.seconds:.1f} s"
-    print_table(title, ["server", "check", "is", "seen", "took"], rows)
+    columns = ["server", "check", "is", "seen", "took"]
+    print_table(title, columns, rows)
+    failed = [shown for row, shown in zip(result.rows, rows, strict=True) if row.status is Status.FAIL]
+    github.summarise_table(title, columns, failed)
     for server in result.servers:
         for check in server.checks:
-            if check.detail and check.status.value == "fail":
-                say(f"{server.name}, {check.name}:\n{check.detail}")
+            if check.detail and check.status is Status.FAIL:
+                with github.group(f"{server.name}, {check.name}"):
+                    say(f"{server.name}, {check.name}:\n{check.detail}")
     if any(one.device for one in result.speeds):
         rows = [
             (one.name, one.unit, _number(one.device), _number(one.cpu), _number(one.ratio)) for one in result.speeds
         ]
         print_table("speed, a number and no verdict", ["measured", "in", "device", "cpu/", "device ÷ cpu/"], rows)
     access = variants.find(result.variant).device
-    if access and result.device == "no device":
+    if access and result.device is Device.NONE:
         say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")
-    elif access and result.device == "unknown device":
+    elif access and result.device is Device.UNKNOWN:
         say(f"note: the server was running already, so nothing here shows that the {access.name} device is used.")
 
 
