@@ -1,4 +1,4 @@
-"""Commands that build on the local engine or by bake, say what would be built, and clean up."""
+"""Tasks that build on the local engine or by bake, show what would be built, and clean up."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def bake(
     if not push and not platform:
         platform = [engine.connect().platform().architecture]
     wanted = wanted_platforms(variant, platform)
-    if not push and len({one for _, platforms in wanted for one in platforms}) > 1:
+    if not push and len({chosen_platform for _, platforms in wanted for chosen_platform in platforms}) > 1:
         raise UsageError("A tag of the local engine is for one platform: choose one with --platform, or --push.")
     published = open_registry() if push else None
 
@@ -277,7 +277,7 @@ def _matrix(wanted: Wanted) -> dict[str, Any]:
 
 
 def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[BuildPlan]:
-    """Returns plans on the bases that registries have now; else, where `packages` may stand in, on the engine's."""
+    """Returns plans on the bases that registries have now, or if they fail and `packages` allows it, on the engine's."""
     from base_images.build import local
     from base_images.build import source as sources
     from base_images.build.inputs import Origin
@@ -312,7 +312,7 @@ def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[Bui
 
 
 def _prepared_plans(wanted: Wanted, options: BuildOptions) -> list[BuildPlan]:
-    """Returns plans on bases that the engine has afterwards, for its own platform."""
+    """Prepares the bases on the engine, and returns plans for its platform."""
     from base_images.adapters import engine
     from base_images.cli import views
 

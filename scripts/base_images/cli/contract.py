@@ -1,4 +1,4 @@
-"""The command that checks an image against the contract."""
+"""The task that checks an image against the contract."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def check_image(_: Context, image: str, variant: str = "", record: str = "", jso
 def check(
     connected: Any, reference: str, variant: variants.Variant | None, *, json: bool, record: Path | None = None
 ) -> None:
-    """Checks an image against the contract, prints and records the report, and ends with 1 on a finding."""
+    """Checks an image against the contract; prints and records the report.
+
+    Raises:
+        Exit: with code 1, on a finding.
+    """
     from base_images.cli import views
     from base_images.contract import judge
     from base_images.release import evidence

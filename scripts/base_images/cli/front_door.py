@@ -1,4 +1,4 @@
-"""What every command has: errors in one sentence with their exit code, one variant after another, a question."""
+"""What tasks share: errors as one sentence with an exit code, the loop over variants, registry changes, a question."""
 
 from __future__ import annotations
 
@@ -22,26 +22,22 @@ if TYPE_CHECKING:
     from base_images.release.actions import Action
 
 _MACHINE_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
-"""A full disk, or a place that may not be written: a person's to mend, wherever it happens."""
-
+"""A full disk, or a path that may not be written: the user has to fix these, wherever they happen."""
 
 INTERRUPTED = 130
-"""The exit code of a process that Ctrl-C ended, as shells have it."""
-
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 RECORD_DIRECTORY = "build/smoke"
-
-
 RELEASE_DIRECTORY = "build/release"
 
 
 def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], Any]:
-    """Returns a decorator like invoke's `task` under which our errors end in one sentence and their exit code."""
+    """Returns a decorator like invoke's `task`, with which our errors end as one sentence and their exit code."""
 
     def decorate(function: Callable[..., None]) -> Any:
         @functools.wraps(function)
         def run(*values: Any, **named: Any) -> None:
-            # CI cancels with SIGTERM: it shall clean up as Ctrl-C does.
+            # CI cancels with SIGTERM: clean up as after Ctrl-C.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 function(*values, **named)
@@ -125,13 +121,21 @@ def record_actions(name: str, done: list[Action]) -> None:
     github.summarise_table(
         name,
         ["is", "action", "variant", "target", "digest", "reason"],
-        [(one.outcome.value, one.what, one.variant, one.target, one.digest, one.reason) for one in done],
+        [
+            (action.outcome.value, action.what, action.variant, action.target, action.digest, action.reason)
+            for action in done
+        ],
     )
     actions.write(name, done, ROOT / RELEASE_DIRECTORY)
 
 
 def agree(question: str) -> None:
-    """Returns when a person says yes, and ends the command when they do not or there is nobody to ask."""
+    """Asks a person on the terminal.
+
+    Raises:
+        Exit: the answer is not yes.
+        UsageError: there is no terminal.
+    """
     if not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on, so nothing was done: run it with --yes, or with --dry-run.")
     try:

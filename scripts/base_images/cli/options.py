@@ -1,4 +1,4 @@
-"""What commands are told, parsed: paths, platforms, variants, where source and base images come from."""
+"""Parses options: paths, platforms, variants, the origin of source and base images."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BUILD_HELP = {
 
 
 def caller_path(text: str) -> Path | None:
-    """Returns the path that a person typed, absolute; None where they typed none."""
-    # bootstrap.sh changes into the checkout; what a person typed is relative to where they were.
+    """Returns a typed path as an absolute one; None for an empty text."""
+    # bootstrap.sh changes into the checkout; a typed path is relative to the caller's directory.
     return Path(os.environ.get("BASE_IMAGES_CALLER_DIRECTORY", ""), text).absolute() if text else None
 
 
@@ -39,7 +39,7 @@ def parse_origin(name: str) -> Origin:
     """Returns the origin of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such origin.
     """
     from base_images.build.inputs import Origin
 
@@ -51,7 +51,7 @@ def parse_origin(name: str) -> Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What a person chose of a build, beside variants and platforms.
+    """Options of a build, apart from variants and platforms.
 
     Attributes:
         source: the path of llama.cpp's source tree as typed; empty for the default.
@@ -75,7 +75,7 @@ class BuildOptions:
 
 
 def resolve_source(source: str, origin: Origin, display: Display) -> Source:
-    """Returns llama.cpp's source, fetched where it is missing, and shows what has to be told about it."""
+    """Returns llama.cpp's source, fetched if it is missing, and shows notices about it."""
     from base_images.build import source as sources
 
     found = sources.resolve(
@@ -87,24 +87,24 @@ def resolve_source(source: str, origin: Origin, display: Display) -> Source:
 
 
 def open_registry() -> Repository:
-    """Returns the repository in the registry that this checkout publishes to."""
+    """Returns the registry's repository that this checkout publishes to."""
     from base_images.adapters import registry
 
     return registry.open_repository(settings.load(ROOT).registry)
 
 
 def variants_of(names: list[str]) -> list[variants.Variant]:
-    """Returns the variants of these names; without names, all that there is a recipe of."""
+    """Returns the variants of these names; without names, all that have a recipe."""
     if names:
         return [variants.find(name) for name in names]
     return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
 
 
 def parse_platform(name: str) -> variants.Platform:
-    """Returns the platform that Docker or Debian calls so.
+    """Returns the platform of a name, Docker's or Debian's.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such platform.
     """
     for platform in variants.Platform:
         if name in (platform.docker, platform.architecture):
@@ -116,12 +116,14 @@ Wanted = list[tuple[variants.Variant, list[variants.Platform]]]
 
 
 def wanted_platforms(variant: list[str], platform: list[str]) -> Wanted:
-    """Returns the variants with their platforms; of variants that nobody named, those that are for one of them."""
+    """Returns the variants with their platforms; without names, the variants for at least one of the platforms."""
     from base_images.build import plan
 
     chosen = [parse_platform(name) for name in platform]
-    for one in map(variants.find, variant):
-        for each in chosen:
-            plan.require_platform(one, each)
-    wanted = [(one, [each for each in one.platforms if each in chosen or not chosen]) for one in variants_of(variant)]
-    return [(one, platforms) for one, platforms in wanted if platforms]
+    for named in map(variants.find, variant):
+        for one in chosen:
+            plan.require_platform(named, one)
+    wanted = [
+        (known, [one for one in known.platforms if one in chosen or not chosen]) for known in variants_of(variant)
+    ]
+    return [(known, platforms) for known, platforms in wanted if platforms]

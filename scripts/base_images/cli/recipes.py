@@ -1,4 +1,4 @@
-"""Commands for the recipes: what upstream and the consumer changed."""
+"""Tasks that follow upstream and the consumer."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def check_consumer(_: Context, source: str = "", image: str = "", report: str = 
 
 
 def mirror_problem() -> str:
-    """Returns why the recipes do not mirror the pin and what to do; empty where they do."""
+    """Returns why the recipes do not mirror the pin and what to do; empty if they do."""
     from base_images.cli import views
     from base_images.recipes import mirror
 

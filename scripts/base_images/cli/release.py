@@ -1,4 +1,4 @@
-"""Commands that release a commit: version, tag, publish, reports, promotion, notes."""
+"""Tasks that release a commit: version, tag, publication, reports, promotion, notes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_version(_: Context, json: bool = False) -> None:
             "commits_since_release": releases.commits_since,
             "shallow": releases.shallow,
             "llama_cpp": {"tag": chosen.pin.tag, "commit": chosen.pin.commit},
-            "registry": {"name": chosen.registry, "error": unreachable, "variants": [one.as_dict() for one in found]},
+            "registry": {"name": chosen.registry, "error": unreachable, "variants": [row.as_dict() for row in found]},
         }
         views.print_json(facts)
         return
@@ -191,8 +191,8 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     change_registry(
         "publish",
         variants_of(variant),
-        lambda one: publish.publish(
-            where, one, version=head.version, commit=head.commit, connect=engine.connect, dry_run=dry_run
+        lambda each: publish.publish(
+            where, each, version=head.version, commit=head.commit, connect=engine.connect, dry_run=dry_run
         ),
     )
 
@@ -218,8 +218,8 @@ def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
     change_registry(
         "attach-reports",
         chosen,
-        lambda one: (
-            evidence.attach_file(where, report, dry_run=dry_run) for report in found if report.variant == one.name
+        lambda each: (
+            evidence.attach_file(where, report, dry_run=dry_run) for report in found if report.variant == each.name
         ),
     )
 
@@ -249,7 +249,7 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
     where = open_registry()
     dry_run = dry_run or settings.dry_run()
     change_registry(
-        "promote", variants_of(variant), lambda one: promote.promote(where, one, wanted, commit, dry_run=dry_run)
+        "promote", variants_of(variant), lambda each: promote.promote(where, each, wanted, commit, dry_run=dry_run)
     )
 
 
@@ -265,9 +265,9 @@ def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
     from base_images import versions
     from base_images.release import promote
 
-    one, wanted, where = variants.find(variant), versions.parse_any(to), open_registry()
+    known, wanted, where = variants.find(variant), versions.parse_any(to), open_registry()
     dry_run = dry_run or settings.dry_run()
-    change_registry("rollback", [one], lambda one: promote.roll_back(where, one, wanted, dry_run=dry_run))
+    change_registry("rollback", [known], lambda each: promote.roll_back(where, each, wanted, dry_run=dry_run))
 
 
 @command(help={"variant": "which image", "version": "which version; default: this commit's"})
@@ -280,9 +280,9 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     from base_images.adapters import repository
     from base_images.cli import views
 
-    one = variants.find(variant)
+    known = variants.find(variant)
     wanted = versions.parse(version) if version else repository.head(repository.open_repository(ROOT)).version
-    where, tag = open_registry(), versions.image_tag(one.name, wanted)
+    where, tag = open_registry(), versions.image_tag(known.name, wanted)
     digest = where.digest(tag)
     if digest is None:
         raise RegistryError(f"{where.name} has no {tag}: publish it first.")

@@ -1,4 +1,4 @@
-"""Commands that start llama-server and ask it for the known answer, and what they need."""
+"""Tasks that start llama-server and ask it for the known answer, and what they need."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def test_local_images(
 
     connected = engine.connect()
 
-    def grant(one: variants.Variant) -> devices.Granted | None:
+    def grant(tested: variants.Variant) -> devices.Granted | None:
         if device:
-            return devices.of_host(one, connected.runtimes())
-        return devices.in_software(one) if software_device else None
+            return devices.of_host(tested, connected.runtimes())
+        return devices.in_software(tested) if software_device else None
 
     named = [variants.find(name) for name in variant]
-    for one in named:
-        grant(one)  # what the host lacks is said before the slow imports
+    for tested in named:
+        grant(tested)  # reports what the host lacks before the slow imports
     from base_images.smoke import command as smoke_command
 
     if image and not named:
         named = [smoke_command.variant_of(connected.image(image))]
 
-    def test_one(one: variants.Variant) -> None:
-        granted = grant(one)
-        found = connected.image(image) if image else smoke_command.local_build(connected, one)
+    def test_one(tested: variants.Variant) -> None:
+        granted = grant(tested)
+        found = connected.image(image) if image else smoke_command.local_build(connected, tested)
         outputs = smoke_command.Outputs(record=caller_path(record) or ROOT / RECORD_DIRECTORY)
-        judge(smoke_command.smoke_image(connected, found, one, device=granted, outputs=outputs), json=json)
+        judge(smoke_command.smoke_image(connected, found, tested, device=granted, outputs=outputs), json=json)
 
     for_each_variant(named or smoke_command.local_variants(connected), test_one)
 
@@ -106,7 +106,7 @@ def smoke(
 
     Example: invoke smoke --variant cuda
     """
-    one = variants.find(variant)
+    tested_variant = variants.find(variant)
     if sum(map(bool, (image, url, binary))) > 1:
         raise UsageError("--image, --url and --binary exclude each other: choose what is to be tested.")
     if on and software_device:
@@ -123,9 +123,9 @@ def smoke(
         )
     from base_images.smoke import device as devices
 
-    # What the host lacks is said before anything is looked for, and before the slow imports.
+    # Reports what the host lacks before looking for an image, and before the slow imports.
     where = devices.where(on or ("software" if software_device else "host"))
-    granted = None if url else devices.to_test(one, where)
+    granted = None if url else devices.to_test(tested_variant, where)
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
@@ -133,16 +133,16 @@ def smoke(
         record=caller_path(record) or ROOT / RECORD_DIRECTORY, junit=caller_path(junit), html=caller_path(html)
     )
     if url:
-        judge(smoke_command.smoke_url(url, one, outputs=outputs), json=json)
+        judge(smoke_command.smoke_url(url, tested_variant, outputs=outputs), json=json)
         return
     with views.Display(views.mode(quiet=json), f"smoke test of {variant}") as display:
         if path := caller_path(binary):
             tested = smoke_command.smoke_program(
-                path, one, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
+                path, tested_variant, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
             )
         else:
             tested = _smoke_image(
-                one, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
+                tested_variant, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
             )
     judge(tested, json=json)
 
@@ -188,9 +188,9 @@ def search_model_seeds(_: Context) -> None:
     from base_images.smoke import model
 
     found = list(model.search_seeds())
-    rows = [(one.tensor_type, str(one.seed), str(one.committed), f"{one.margin:.3f} nats") for one in found]
+    rows = [(seed.tensor_type, str(seed.seed), str(seed.committed), f"{seed.margin:.3f} nats") for seed in found]
     views.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
-    if any(one.seed != one.committed for one in found):
+    if any(seed.seed != seed.committed for seed in found):
         raise Exit(code=1)
 
 
@@ -245,7 +245,11 @@ def _smoke_image(
 
 
 def judge(tested: Any, *, json: bool) -> None:
-    """Prints what a smoke test saw, and ends with 1 where something is wrong."""
+    """Prints the report of a smoke test.
+
+    Raises:
+        Exit: with code 1, if a check failed.
+    """
     from base_images.cli import views
 
     if json:

@@ -1,4 +1,4 @@
-"""A release for people, in Markdown: the text of the release on GitHub. The text is `release.md.jinja` beside this."""
+"""Release notes in Markdown, for the release on GitHub, from the template `release.md.jinja` beside this."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ FILE = "notes.md"
 TEMPLATE = "release.md.jinja"
 
 WORKFLOW = ".github/workflows/variant.yml"
-"""What signs the images."""
+"""The workflow that signs the images."""
 
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$#]")
-"""What could begin something else than text (CommonMark 0.31, and GitHub's tables, strike-through, mathematics)."""
+"""Characters that can begin markup (CommonMark 0.31, and GitHub's tables, strike-through, mathematics)."""
 
 
 def as_markdown(record: Record, settings: Settings) -> str:
     """Returns the notes of a release."""
-    published = sorted((one for one in record.variants if one.digest), key=lambda one: one.status is not Status.LATEST)
+    published = [variant for variant in record.variants if variant.digest]
+    published.sort(key=lambda variant: variant.status is not Status.LATEST)
     return _ENVIRONMENT.get_template(TEMPLATE).render(
         record=record,
         url=settings.url,
         project=urlsplit(settings.url).path.strip("/"),
         signer=signer(record, settings),
         example=published[0] if published else None,
-        with_device=[one for one in variants.VARIANTS if one.device],
-        waived={one.name for one in record.variants if one.device_waiver},
+        with_device=[variant for variant in variants.VARIANTS if variant.device],
+        waived={variant.name for variant in record.variants if variant.device_waiver},
         consumer=consumer.load(),
     )
 
 
 def signer(record: Record, settings: Settings) -> str:
-    """Returns a regular expression for who signed a release's images, as certificates of Sigstore name a workflow.
+    """Returns a regular expression for the signer of a release's images, as Sigstore's certificates name a workflow.
 
-    A workflow is named with its ref or, as `uses: $/…` may have it, with its commit: both are this release's alone.
+    The name ends in the ref or, with `uses: $/…`, perhaps in the commit: both belong to this release alone.
     """
     workflow = f"{settings.url}/{WORKFLOW}".replace(".", r"\.")
     return f"^{workflow}@(refs/tags/{record.git_tag}|{record.commit})$"
 
 
 def text(value: str) -> Markup:
-    """Returns a value as one line of Markdown that reads as it is, also in a table; what backquotes are around is code.
+    """Returns a value as one line of literal Markdown text, also for a table; backquoted parts become code.
 
-    Nothing begins there in code, so it may be anybody's text.
+    Both are escaped, so the value may come from outside.
     """
     parts = re.split(r"`([^`]+)`", " ".join(value.split()))
     escaped = [code(part) if number % 2 else _SPECIAL.sub(r"\\\g<0>", part) for number, part in enumerate(parts)]
@@ -60,7 +61,7 @@ def text(value: str) -> Markup:
 
 
 def code(value: str) -> Markup:
-    """Returns a value as code of one line in Markdown, in a table."""
+    """Returns a value as one line of Markdown code, also for a table."""
     line = " ".join(value.split()).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if "`" in line else ""
@@ -72,7 +73,7 @@ def _passed(ok: bool | None) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Every value that the template shows goes through here; Markup is Markdown already."""
+    """Escapes every value that the template shows; Markup is Markdown already."""
     return value if isinstance(value, Markup) else text(str(value))
 
 
