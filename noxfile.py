@@ -16,19 +16,19 @@ from base_images.build import packages  # noqa: E402
 from base_images.cli import github  # noqa: E402
 from base_images.variants import VARIANTS, Variant  # noqa: E402
 
-# One locked environment for everything (scripts/bootstrap.sh): no session resolves packages of its own.
+# One locked environment for all sessions (scripts/bootstrap.sh): none resolves packages of its own.
 nox.options.default_venv_backend = "none"
 
 nox.options.sessions = ["lint", "unit", "image-cpu", "smoke"]
 
 
 def run(session: nox.Session, *command: str) -> None:
-    """Runs a Python program of the environment that nox is in, whether or not it is on the PATH."""
+    """Runs a Python module of nox's environment, whether or not that is on the PATH."""
     session.run(sys.executable, "-m", *command)
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
-    """Runs pytest, folded in GitHub's log; commands that tests run neither fold theirs nor write the job's summary."""
+    """Runs pytest in a group of GitHub's log, and hides GitHub from the commands that tests run."""
     ended = "failed"
     try:
         with github.group(f"pytest {' '.join(arguments)}"):
@@ -40,7 +40,7 @@ def run_tests(session: nox.Session, *arguments: str) -> None:
 
 
 def run_program(session: nox.Session, name: str, *arguments: str, silent: bool = False, **environment: str) -> str:
-    """Runs a program of the environment that nox is in, else of the machine, and returns what it prints."""
+    """Runs a program of nox's environment, else of the machine, and returns its output."""
     return str(session.run(find_program(name) or name, *arguments, silent=silent, env=environment))
 
 

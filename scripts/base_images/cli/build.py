@@ -277,7 +277,7 @@ def _matrix(wanted: Wanted) -> dict[str, Any]:
 
 
 def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[BuildPlan]:
-    """Returns plans on the bases that registries have now, or if they fail and `packages` allows it, on the engine's."""
+    """Returns plans on the bases that registries have now, or, where `packages` allows it, on the engine's."""
     from base_images.build import local
     from base_images.build import source as sources
     from base_images.build.inputs import Origin
