@@ -74,7 +74,9 @@ def lines(file: str, job: str) -> list[str]:
 
 def commands() -> list[Any]:
     """Returns the arguments of every `invoke` in the workflows."""
-    found = [(file, job, line) for file, one in PARSED.items() for job in one["jobs"] for line in lines(file, job)]
+    found = [
+        (file, job, line) for file, workflow in PARSED.items() for job in workflow["jobs"] for line in lines(file, job)
+    ]
     return [
         pytest.param(arguments, id=f"{file}:{job}:{arguments.split()[0]}")
         for file, job, line in found
@@ -97,7 +99,7 @@ def walk(
         run.append(step)
         step.succeeded = not fails(step)
         if "--format matrix" in step.run:
-            wanted = [(one, one.platforms) for one in (GPU, CPU)]
+            wanted = [(variant, variant.platforms) for variant in (GPU, CPU)]
             plan = matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment["RUNNERS"])
             step.outputs["matrix"] = json.dumps(plan)
         elif "image-digest" in step.run:
@@ -151,10 +153,10 @@ def test_a_checkout_persists_no_credentials_and_fetches_the_history(file: str, j
 
 @pytest.mark.parametrize(("file", "job"), JOBS)
 def test_a_job_has_a_timeout(file: str, job: str) -> None:
-    one = PARSED[file]["jobs"][job]
-    if "steps" in one:
-        assert 0 < int(one["timeout-minutes"]) <= 350
-    assert one.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
+    described = PARSED[file]["jobs"][job]
+    if "steps" in described:
+        assert 0 < int(described["timeout-minutes"]) <= 350
+    assert described.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
 
 
 @pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
@@ -183,7 +185,7 @@ def test_a_command_exists_with_its_options(arguments: str) -> None:
 @pytest.mark.parametrize("path", [*FILES, settings.ROOT / ".github" / "dependabot.yml"], ids=lambda path: path.name)
 def test_no_list_of_variants(path: Path) -> None:
     text = path.read_text(encoding="utf-8").lower()
-    assert [one.name for one in VARIANTS if re.search(rf"(?<![a-z]){one.name}(?![a-z])", text)] == []
+    assert [variant.name for variant in VARIANTS if re.search(rf"(?<![a-z]){variant.name}(?![a-z])", text)] == []
 
 
 @pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))

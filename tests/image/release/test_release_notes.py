@@ -155,8 +155,8 @@ def test_the_notes_have_every_variant_in_its_state(release: Release) -> None:
     assert told["llama_cpp"]["commit"] == settings.load().pin.commit
     assert (told["previous"], told["changes"]) == (None, None)
 
-    found = {one["name"]: one for one in told["variants"]}
-    assert {name: one["status"] for name, one in found.items()} == {
+    found = {variant["name"]: variant for variant in told["variants"]}
+    assert {name: variant["status"] for name, variant in found.items()} == {
         "cpu": "latest",
         "cuda": "missing",
         "rocm": "published",

@@ -15,7 +15,7 @@ VERSION = versions.parse("2508201420-abc1234")
 
 def matrix(*names: str, runners: str = "", platforms: tuple[Platform, ...] = ()) -> dict[str, Any]:
     chosen = [find(name) for name in names] if names else list(VARIANTS)
-    wanted = [(one, platforms or one.platforms) for one in chosen]
+    wanted = [(variant, platforms or variant.platforms) for variant in chosen]
     return ci_matrix.matrix(wanted, VERSION, registry="ghcr.io/x/y", runners=runners)
 
 
@@ -30,7 +30,9 @@ def test_every_platform_is_built_on_a_runner_of_its_architecture() -> None:
     ]
     for variant in VARIANTS:
         for jobs in (made["platforms"], made["checks"]):
-            assert [job["platform"] for job in jobs[variant.name]] == [one.docker for one in variant.platforms]
+            assert [job["platform"] for job in jobs[variant.name]] == [
+                platform.docker for platform in variant.platforms
+            ]
     assert "\n" not in json.dumps(made)
 
 

@@ -48,9 +48,9 @@ def test_the_image_from_before_the_first_move_has_a_valid_tag(version: Foreign) 
     """A tag has at most 128 of these characters (distribution-spec, "Pulling manifests")."""
     for variant in variants.VARIANTS:
         for number, rollback in ((0, False), (99999, True)):
-            one = Move(variant=variant.name, number=number, version=version, rollback=rollback)
-            assert re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", one.tag)
-            assert promote.moves([one.tag], variant.name) == [one]
+            first = Move(variant=variant.name, number=number, version=version, rollback=rollback)
+            assert re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", first.tag)
+            assert promote.moves([first.tag], variant.name) == [first]
     assert move(0, THERE).tag == "move-cpu-0000-202512281717-e118046"
 
 
@@ -196,7 +196,7 @@ def refusals(
 
 
 def test_a_version_with_reports_for_every_platform_is_not_refused() -> None:
-    assert refusals(CPU, *(candidate(CPU, one.docker, PROVEN) for one in CPU.platforms)) == []
+    assert refusals(CPU, *(candidate(CPU, platform.docker, PROVEN) for platform in CPU.platforms)) == []
     assert refusals(CUDA, candidate(CUDA, "linux/amd64", PROVEN)) == [], "its waiver is in the table"
 
 
@@ -282,7 +282,7 @@ def test_the_device_policy_of_the_variants() -> None:
     for kind in (Kind.SMOKE_ON_DEVICE, Kind.SMOKE_ON_SOFTWARE_DEVICE):
         seen = {Kind.CONTRACT: True, kind: True}
         assert refusals(without, candidate(without, "linux/amd64", seen)) == []
-    told = refusals(VULKAN, *(candidate(VULKAN, one.docker, PROVEN) for one in VULKAN.platforms))
+    told = refusals(VULKAN, *(candidate(VULKAN, platform.docker, PROVEN) for platform in VULKAN.platforms))
     assert len(told) == len(VULKAN.platforms)
 
 

@@ -203,13 +203,13 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
 @pytest.mark.parametrize(("state", "status", "reason"), STATUSES.values(), ids=STATUSES)
 def test_each_state_has_its_status_and_reason(state: Seen, status: Status, reason: str) -> None:
     told = record(state)
-    (one,) = told.variants
-    assert one.status is status
-    assert one.reasons[:1] == ((reason,) if reason else ())
-    assert (f"latest-{one.name}" in one.tags) == (status is Status.LATEST)
+    (variant,) = told.variants
+    assert variant.status is status
+    assert variant.reasons[:1] == ((reason,) if reason else ())
+    assert (f"latest-{variant.name}" in variant.tags) == (status is Status.LATEST)
     assert not problems(told.as_dict())
     notes = release_notes.as_markdown(told, SETTINGS)
-    assert f"| {one.title} | {status} | `ghcr.io/x_y/z:{one.name}-{VERSION}` |" in notes
+    assert f"| {variant.title} | {status} | `ghcr.io/x_y/z:{variant.name}-{VERSION}` |" in notes
     assert ("## What did not get through" in notes) == bool(reason)
 
 
@@ -220,14 +220,14 @@ def test_the_cases_cover_every_status() -> None:
 
 def test_missing_platforms_are_named() -> None:
     state, _, _ = STATUSES["a platform is missing"]
-    (one,) = record(state).variants
-    assert one.missing_platforms == ("linux/arm64",)
-    assert [image.platform for image in one.platforms] == ["linux/amd64"]
+    (variant,) = record(state).variants
+    assert variant.missing_platforms == ("linux/arm64",)
+    assert [image.platform for image in variant.platforms] == ["linux/amd64"]
 
 
 def test_the_record_has_the_facts_of_an_images_labels() -> None:
-    (one,) = record(seen(latest=INDEX)).variants
-    (image,) = one.platforms
+    (variant,) = record(seen(latest=INDEX)).variants
+    (image,) = variant.platforms
     assert (image.size, image.base_name, image.glibc) == (123_456_789, "docker.io/library/ubuntu:24.04", "2.39")
     assert image.toolkit == {"cuda": "12.8.1"}
     assert image.arguments == {"BUILD_COMMIT": "abc"}
@@ -236,13 +236,14 @@ def test_the_record_has_the_facts_of_an_images_labels() -> None:
         "smoke-cuda-amd64.evidence.json",
     ]
     assert (image.contract, image.smoke) == (True, True)
-    assert one.tags == (f"cuda-{VERSION}", "latest-cuda")
+    assert variant.tags == (f"cuda-{VERSION}", "latest-cuda")
 
 
 def test_an_image_without_labels_has_no_facts() -> None:
     bare = replace(found(), candidate=replace(found().candidate, labels={}), arguments={})
-    (one,) = record(seen(images=(bare,))).variants
-    assert (one.platforms[0].base_name, one.platforms[0].glibc, one.platforms[0].arguments) == (None, None, {})
+    (variant,) = record(seen(images=(bare,))).variants
+    (platform,) = variant.platforms
+    assert (platform.base_name, platform.glibc, platform.arguments) == (None, None, {})
     assert not problems(record(seen(images=(bare,))).as_dict())
     assert "| unknown | unknown |" in release_notes.as_markdown(record(seen(images=(bare,))), SETTINGS)
 
@@ -494,7 +495,7 @@ def test_a_release_writes_its_record_and_reports(tmp_path: Path) -> None:
         assert sorted(path.name for path in written) == wanted
         assert sorted(path.name for path in (tmp_path / "new").iterdir()) == wanted
     assert json.loads((tmp_path / "new" / "release.json").read_text()) == json.loads(json.dumps(told.as_dict()))
-    assert [one.kind for one in evidence.read_files(tmp_path / "new")] == [Kind.CONTRACT, Kind.SMOKE]
+    assert [report.kind for report in evidence.read_files(tmp_path / "new")] == [Kind.CONTRACT, Kind.SMOKE]
 
 
 def test_a_directory_with_foreign_reports_is_refused(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_the_plan_of_the_first_release(site: Site) -> None:
     plan = planned(site)
     chosen = settings.load()
     assert plan.tag == f"base-images/v2508201420-{site.clone.head.commit.hexsha[:7]}"
-    assert plan.images == tuple(f"{chosen.registry}:{one.name}-{plan.version}" for one in variants.VARIANTS)
+    assert plan.images == tuple(f"{chosen.registry}:{variant.name}-{plan.version}" for variant in variants.VARIANTS)
     assert plan.pin == chosen.pin
     assert plan.last is None
     assert plan.commits == repository.Commits(count=2, subjects=("Add second", "Add first"))
