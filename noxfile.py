@@ -12,21 +12,34 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from base_images.adapters.programs import find_program  # noqa: E402
+from base_images.cli import github  # noqa: E402
 from base_images.variants import VARIANTS, Variant  # noqa: E402
 
-# One locked environment for everything (scripts/bootstrap.sh): no session resolves packages of its own.
+# One locked environment for all sessions (scripts/bootstrap.sh): none resolves packages of its own.
 nox.options.default_venv_backend = "none"
 
 nox.options.sessions = ["lint", "unit", "image-cpu", "smoke"]
 
 
 def run(session: nox.Session, *command: str) -> None:
-    """Runs a Python program of the environment that nox is in, whether or not it is on the PATH."""
+    """Runs a Python module of nox's environment, whether or not that is on the PATH."""
     session.run(sys.executable, "-m", *command)
 
 
+def run_tests(session: nox.Session, *arguments: str) -> None:
+    """Runs pytest in a group of GitHub's log, and hides GitHub from the commands that tests run."""
+    ended = "failed"
+    try:
+        with github.group(f"pytest {' '.join(arguments)}"):
+            off = {"GITHUB_ACTIONS": "", "GITHUB_STEP_SUMMARY": ""}
+            session.run(sys.executable, "-m", "pytest", *arguments, env=off)
+        ended = "passed"
+    finally:
+        github.summarise(f"- {session.name}: tests {ended}")
+
+
 def run_program(session: nox.Session, name: str, *arguments: str, silent: bool = False, **environment: str) -> str:
-    """Runs a program of the environment that nox is in, else of the machine, and returns what it prints."""
+    """Runs a program of nox's environment, else of the machine, and returns its output."""
     return str(session.run(find_program(name) or name, *arguments, silent=silent, env=environment))
 
 
@@ -58,14 +71,14 @@ def lint_workflows(session: nox.Session) -> None:
 @nox.session
 def unit(session: nox.Session) -> None:
     """Tests that need no engine and no network; seconds."""
-    run(session, "pytest", "tests/unit", *session.posargs)
+    run_tests(session, "tests/unit", *session.posargs)
 
 
 @nox.session(name="image-cpu")
 def image_cpu(session: nox.Session) -> None:
     """Builds the cpu image on the engine and tests it there, planted defects included."""
     run(session, "invoke", "build-local", "--variant", "cpu")
-    run(session, "pytest", "tests/image", "-m", "not lavapipe", *session.posargs)
+    run_tests(session, "tests/image", "-m", "not lavapipe", *session.posargs)
 
 
 def add_image_session(variant: Variant) -> None:
@@ -73,7 +86,7 @@ def add_image_session(variant: Variant) -> None:
 
     def build_and_check(session: nox.Session) -> None:
         run(session, "invoke", "build-local", "--variant", variant.name, *session.posargs)
-        run(session, "pytest", "tests/variants/test_variant.py", "--variant", variant.name)
+        run_tests(session, "tests/variants/test_variant.py", "--variant", variant.name)
 
     build_and_check.__doc__ = (
         f"Builds the {variant.name} image on the engine, checks the contract and its fall-back to the CPU; needs the "
@@ -87,9 +100,7 @@ def image_without_toolkit(session: nox.Session) -> None:
     """Builds musa, intel and cann with Debian's compilers where the vendor's cannot be had, and tests their cpu/."""
     for variant in VARIANTS:
         if variant.packages is None:
-            run(
-                session, "pytest", "tests/variants/test_without_toolkit.py", "--variant", variant.name, *session.posargs
-            )
+            run_tests(session, "tests/variants/test_without_toolkit.py", "--variant", variant.name, *session.posargs)
 
 
 for variant in VARIANTS:
@@ -100,14 +111,14 @@ for variant in VARIANTS:
 @nox.session
 def smoke(session: nox.Session) -> None:
     """Smoke-tests the local cpu image, and shows that the test fails on what is broken and leaves nothing behind."""
-    run(session, "pytest", "tests/smoke", "-m", "not lavapipe", *session.posargs)
+    run_tests(session, "tests/smoke", "-m", "not lavapipe", *session.posargs)
 
 
 @nox.session(name="smoke-lavapipe")
 def smoke_lavapipe(session: nox.Session) -> None:
     """The local vulkan image on lavapipe, a device in software, and its release; minutes, so only when asked for."""
     run(session, "invoke", "smoke", "--variant", "vulkan", "--software-device")
-    run(session, "pytest", "tests/smoke", "tests/image", "-m", "lavapipe", *session.posargs)
+    run_tests(session, "tests/smoke", "tests/image", "-m", "lavapipe", *session.posargs)
 
 
 def add_smoke_session(variant: Variant) -> None:

@@ -1,4 +1,4 @@
-"""What GitHub is told to do: every command exists, and nobody may do more than the work asks for."""
+"""GitHub's workflows: every command exists, and no job has more permissions than it needs."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     },
     "upstream.yml": {"bump": {"contents": "write", "pull-requests": "write"}},
 }
-"""All that a job may have; whoever gives one more says it here too."""
+"""The most that a job may have; a new permission needs a line here too."""
 
 HOSTED = re.compile(r"ubuntu-24\.04(-arm)?")
-"""Runners of GitHub's, at a version: `latest` changes under a release."""
+"""GitHub-hosted runners with a version: `latest` could change during a release."""
 
 INVOKE = r"sh scripts/bootstrap\.sh invoke ([^;&|<>`()\n]+)"
 FORMS = (
@@ -56,7 +56,7 @@ FORMS = (
     r"sh scripts/bootstrap\.sh nox",
     r'cosign sign --yes "\$REPOSITORY@\$DIGEST"',
 )
-"""All that a `run` may be: what decides anything is in Python, where it is tested."""
+"""The only forms of a `run` step: decisions are made in Python, where they are tested."""
 
 GPU, CPU = variants.find("cuda"), variants.find("cpu")
 VERSION = versions.parse("2508201420-abc1234")
@@ -67,14 +67,16 @@ TAGGED = f"refs/tags/{VERSION.git_tag}"
 
 
 def lines(file: str, job: str) -> list[str]:
-    """The `run` lines of a job, each as the shell reads it."""
+    """Returns the `run` lines of a job, each as the shell reads it."""
     steps = PARSED[file]["jobs"][job].get("steps", [])
     return [re.sub(r"\\\n\s*", "", step["run"]).strip() for step in steps if "run" in step]
 
 
 def commands() -> list[Any]:
-    """Every `invoke` that a workflow runs, without that word."""
-    found = [(file, job, line) for file, one in PARSED.items() for job in one["jobs"] for line in lines(file, job)]
+    """Returns the arguments of every `invoke` in the workflows."""
+    found = [
+        (file, job, line) for file, workflow in PARSED.items() for job in workflow["jobs"] for line in lines(file, job)
+    ]
     return [
         pytest.param(arguments, id=f"{file}:{job}:{arguments.split()[0]}")
         for file, job, line in found
@@ -85,7 +87,7 @@ def commands() -> list[Any]:
 def walk(
     file: str, *, ref: str = TAGGED, dry_run: bool | None = None, fails: Callable[[Step], bool] = lambda _: False
 ) -> list[Step]:
-    """Returns what GitHub runs of a workflow for two variants; `fails` says which steps fail."""
+    """Returns the steps that GitHub runs of a workflow for two variants; `fails` chooses those that fail."""
     contexts = {
         "github": {"ref": ref, "actor": "somebody", "event": {"pull_request": {"number": "1"}}},
         "vars": RUNNERS,
@@ -97,7 +99,7 @@ def walk(
         run.append(step)
         step.succeeded = not fails(step)
         if "--format matrix" in step.run:
-            wanted = [(one, one.platforms) for one in (GPU, CPU)]
+            wanted = [(variant, variant.platforms) for variant in (GPU, CPU)]
             plan = matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment["RUNNERS"])
             step.outputs["matrix"] = json.dumps(plan)
         elif "image-digest" in step.run:
@@ -106,12 +108,12 @@ def walk(
 
 
 def ran(steps: list[Step]) -> list[str]:
-    """The job and the task or action of each step that does something for a variant, or for all."""
+    """Returns the job and the task or action of each step."""
     names = [(step.job, re.search(r"invoke (\S+)|(cosign) sign", step.run), step.uses.split("@")[0]) for step in steps]
     return [f"{job}: {(found[1] or found[2]) if found else action}" for job, found, action in names]
 
 
-def test_every_workflow_is_looked_at() -> None:
+def test_the_permissions_table_has_every_workflow_and_job() -> None:
     assert set(PARSED) == set(PERMISSIONS)
     assert not list(DIRECTORY.glob("*.yaml"))
     for file, jobs in PERMISSIONS.items():
@@ -136,29 +138,29 @@ def test_actions_are_pinned_and_one_action_has_one_version() -> None:
 
 
 @pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_job_has_the_permissions_of_its_work(file: str, job: str) -> None:
+def test_a_job_has_no_more_permissions_than_the_table(file: str, job: str) -> None:
     assert PARSED[file]["permissions"] == {}
     given = PARSED[file]["jobs"][job]["permissions"]
     assert {key: value for key, value in given.items() if PERMISSIONS[file][job].get(key) != value} == {}
 
 
 @pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_checkout_leaves_no_credentials_and_has_the_history_that_versions_need(file: str, job: str) -> None:
+def test_a_checkout_persists_no_credentials_and_fetches_the_history(file: str, job: str) -> None:
     for step in PARSED[file]["jobs"][job].get("steps", []):
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"] == {"persist-credentials": "false", "fetch-depth": "0"}
 
 
 @pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_job_ends_some_time(file: str, job: str) -> None:
-    one = PARSED[file]["jobs"][job]
-    if "steps" in one:
-        assert 0 < int(one["timeout-minutes"]) <= 350
-    assert one.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
+def test_a_job_has_a_timeout(file: str, job: str) -> None:
+    described = PARSED[file]["jobs"][job]
+    if "steps" in described:
+        assert 0 < int(described["timeout-minutes"]) <= 350
+    assert described.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
 
 
 @pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
-def test_runs_of_a_workflow_do_not_get_into_each_others_way(file: str) -> None:
+def test_concurrent_runs_of_a_workflow_do_not_interfere(file: str) -> None:
     concurrency = PARSED[file]["concurrency"]
     assert concurrency["group"]
     assert concurrency["cancel-in-progress"] == ("false" if file == "release.yml" else "true")
@@ -168,7 +170,7 @@ def test_runs_of_a_workflow_do_not_get_into_each_others_way(file: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_run_is_one_command(file: str, job: str) -> None:
+def test_a_run_step_is_one_command(file: str, job: str) -> None:
     for line in lines(file, job):
         assert "${{" not in line, "values reach a command by its environment"
         assert any(re.fullmatch(form, line) for form in FORMS), line
@@ -183,7 +185,7 @@ def test_a_command_exists_with_its_options(arguments: str) -> None:
 @pytest.mark.parametrize("path", [*FILES, settings.ROOT / ".github" / "dependabot.yml"], ids=lambda path: path.name)
 def test_no_list_of_variants(path: Path) -> None:
     text = path.read_text(encoding="utf-8").lower()
-    assert [one.name for one in VARIANTS if re.search(rf"(?<![a-z]){one.name}(?![a-z])", text)] == []
+    assert [variant.name for variant in VARIANTS if re.search(rf"(?<![a-z]){variant.name}(?![a-z])", text)] == []
 
 
 @pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
@@ -198,7 +200,7 @@ def test_a_command_finds_its_variables(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
-def test_machines_of_ours_run_checks_of_a_tagged_commit_and_nothing_else(file: str) -> None:
+def test_self_hosted_runners_run_only_checks_of_a_tagged_commit(file: str) -> None:
     assert not {"pull_request_target", "workflow_run", "issue_comment"} & set(PARSED[file]["on"])
     ours = {step.job for step in walk(file) if not HOSTED.fullmatch(step.runner)}
     assert ours == ({"variants/check"} if file == "release.yml" else set())
@@ -212,7 +214,7 @@ def test_ci_runs_the_readmes_command_on_both_architectures() -> None:
     assert all(f"```sh\n{step.run}\n```" in readme for step in steps)
 
 
-def test_a_release_from_the_plan_to_the_page_that_tells_of_it() -> None:
+def test_the_steps_of_a_release_in_order() -> None:
     told = [name for name in ran(walk("release.yml")) if not name.endswith(("actions/checkout", "docker/login-action"))]
     build = [f"variants/build: {name}" for name in ("free-runner-disk", "docker/setup-buildx-action", "bake")]
     check = [
@@ -236,7 +238,7 @@ def test_a_release_from_the_plan_to_the_page_that_tells_of_it() -> None:
     ]
 
 
-def test_what_a_release_is_made_of() -> None:
+def test_the_steps_of_a_release_get_its_values() -> None:
     steps = walk("release.yml")
     assert {step.environment.get("BASE_IMAGES_DRY_RUN", "false") for step in steps} == {"false"}
     baked = [
@@ -263,7 +265,7 @@ def test_what_a_release_is_made_of() -> None:
     assert [step.inputs["tag_name"] for step in steps if "gh-release" in step.uses] == [VERSION.git_tag]
 
 
-def test_a_variants_commands_are_about_that_variant() -> None:
+def test_the_commands_of_a_variants_workflow_name_the_variant() -> None:
     found = [line for job in PARSED["variant.yml"]["jobs"] for line in lines("variant.yml", job)]
     about_one = [line for line in found if re.search("invoke (bake|publish|smoke|image-digest) ", f"{line} ")]
     assert len(about_one) == 4
@@ -290,7 +292,7 @@ def test_reports_reach_the_job_that_attaches_them_and_no_other() -> None:
         ("refs/tags/base-images/v1", None),
     ],
 )
-def test_a_rehearsal_builds_and_publishes_nothing(ref: str, dry_run: bool | None) -> None:
+def test_a_rehearsal_builds_without_publishing(ref: str, dry_run: bool | None) -> None:
     steps = walk("release.yml", ref=ref, dry_run=dry_run)
     assert {step.job for step in steps} == {"plan", "variants/build"}
     baked = [step for step in steps if "bake" in step.run]
@@ -299,7 +301,7 @@ def test_a_rehearsal_builds_and_publishes_nothing(ref: str, dry_run: bool | None
 
 
 def of_variant(name: str, text: str) -> Callable[[Step], bool]:
-    """Chooses the step of a variant whose line has the text."""
+    """Matches the steps of a variant whose line has the text."""
     return lambda step: step.environment.get("VARIANT") == name and text in step.run
 
 
@@ -312,7 +314,7 @@ def test_a_build_that_fails_stops_its_variant_only() -> None:
 
 
 @pytest.mark.parametrize("failing", ["invoke check-image", "invoke smoke"])
-def test_what_fails_its_checks_is_told_and_not_signed(failing: str) -> None:
+def test_a_failed_check_is_reported_and_not_signed(failing: str) -> None:
     steps = walk("release.yml", fails=of_variant(GPU.name, failing))
     done = [name for step, name in zip(steps, ran(steps), strict=True) if step.environment.get("VARIANT") == GPU.name]
     for told in ("check: check-image", "check: smoke", "check: actions/upload-artifact", "attach: attach-reports"):
@@ -325,7 +327,7 @@ def test_without_a_plan_there_is_no_release() -> None:
     assert {step.job for step in walk("release.yml", fails=lambda step: "invoke plan" in step.run)} == {"plan"}
 
 
-def test_a_promotion_that_refuses_is_told_in_the_release() -> None:
+def test_a_refused_promotion_still_makes_the_release() -> None:
     assert "release: release-notes" in ran(walk("release.yml", fails=lambda step: "invoke promote" in step.run))
 
 
@@ -339,7 +341,7 @@ def test_a_promotion_that_refuses_is_told_in_the_release() -> None:
         ("github.ref == 'y' && github.nothing", False),
     ],
 )
-def test_an_expression(expression: str, value: object) -> None:
+def test_expressions_are_evaluated(expression: str, value: object) -> None:
     assert workflows.evaluate(expression, {"github": {"ref": "refs/x"}}) == value
 
 
@@ -358,6 +360,6 @@ def test_an_expression(expression: str, value: object) -> None:
         "a b",
     ],
 )
-def test_what_the_walk_does_not_know_it_does_not_guess(expression: str) -> None:
+def test_unknown_expressions_are_errors(expression: str) -> None:
     with pytest.raises(UnknownExpressionError):
         workflows.resolve(f"${{{{ {expression} }}}}", {"github": {"ref": "refs/x"}})

@@ -1,1 +1,1 @@
-"""The front doors: how results are shown, and commands that join several rooms."""
+"""The command line: one module of tasks per room, and how results are shown."""

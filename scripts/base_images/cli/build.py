@@ -1,19 +1,21 @@
-"""Commands that build on the local engine or by bake, say what would be built, and clean up."""
+"""Tasks that build on the local engine or by bake, show what would be built, and clean up."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 from invoke.exceptions import Exit
 
 from base_images import settings, variants
+from base_images.cli import github
 from base_images.cli.contract import check
-from base_images.cli.front_door import RECORD_DIRECTORY, RELEASE_DIRECTORY, command, each
+from base_images.cli.front_door import RECORD_DIRECTORY, command, for_each_variant, record_actions
 from base_images.cli.options import (
     BUILD_HELP,
     SOURCE_HELP,
+    BuildOptions,
     Wanted,
     caller_path,
     open_registry,
@@ -26,10 +28,20 @@ from base_images.cli.smoke import judge
 from base_images.errors import UsageError
 from base_images.settings import ROOT
 
+if TYPE_CHECKING:
+    from base_images.adapters.engine import Engine
+    from base_images.build.inputs import Source
+    from base_images.build.local import Prepared
+    from base_images.build.plan import BuildPlan
+    from base_images.cli.views import Display
+
 
 @command(help={**SOURCE_HELP, "quiet": "say nothing but the result"})
 def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool = False) -> None:
-    """Puts llama.cpp's pinned source into llama.cpp/, or looks at the tree of --source."""
+    """Fetches llama.cpp's pinned source into llama.cpp/.
+
+    With --source it looks at that tree instead.
+    """
     from base_images.cli import views
 
     with views.Display(views.mode(quiet=quiet)) as display:
@@ -57,35 +69,40 @@ def build_local(
     smoke: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Builds images on the local engine with this commit's version; exit code 1 names those that failed."""
+    """Builds images on the local engine.
+
+    Tags have this commit's version; exit code 1 names the images that failed.
+
+    Example: invoke build-local --variant cpu --smoke
+    """
     from base_images.adapters import engine
     from base_images.build import architectures, local
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
-    where = parse_origin(origin)
-    for one in map(variants.find, variant):
-        architectures.architecture_argument(one, arch)
+    options = BuildOptions.parse(source, origin, arch, slim=slim)
+    for named in map(variants.find, variant):
+        architectures.architecture_argument(named, arch)
     connected = engine.connect()
     platform = connected.platform()
     how = views.mode(quiet=quiet)
     with views.Display(how) as display:
-        found = resolve_source(source, where, display)
+        resolved = resolve_source(options.source, options.origin, display)
 
-    def build_one(one: variants.Variant) -> None:
-        with views.Display(how) as display:
-            prepared = _prepare(connected, one, found, where, display, arch, slim=slim)
+    def build_one(variant: variants.Variant) -> None:
+        with views.Display(how, f"build {variant.name}") as display:
+            prepared = _prepare(connected, variant, resolved, options, display)
             for notice in prepared.notices:
                 display.notice(notice)
             built = local.build(connected, prepared, root=ROOT, on_event=display.event)
         views.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
         if smoke:
-            check(connected, built.image_id, one, json=False)
+            check(connected, built.image_id, variant, json=False)
             outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
             image = connected.image(built.image_id)
-            judge(smoke_command.smoke_image(connected, image, one, device=None, outputs=outputs), json=False)
+            judge(smoke_command.smoke_image(connected, image, variant, device=None, outputs=outputs), json=False)
 
-    each([one for one in variants_of(variant) if variant or platform in one.platforms], build_one)
+    for_each_variant([known for known in variants_of(variant) if variant or platform in known.platforms], build_one)
 
 
 @command(
@@ -109,7 +126,10 @@ def plan(
     push: bool = False,
     format: str = "table",  # noqa: A002
 ) -> None:
-    """What would be built. Fetches nothing, unless it is for `command` or the bases come from packages."""
+    """Shows what would be built, and with what.
+
+    Fetches nothing, unless it is for `command` or the bases come from packages.
+    """
     import dataclasses
 
     from base_images.build import bakefile, plan
@@ -121,22 +141,23 @@ def plan(
     if format == "matrix":
         views.print_json(_matrix(wanted), one_line=True)
         return
+    options = BuildOptions.parse(source, origin, arch, slim=slim)
     if format == "command":
-        plans = _prepared_plans(wanted, arch, source, origin, slim=slim)
+        plans = _prepared_plans(wanted, options)
     else:
-        plans = _plans(wanted, arch, source, origin, slim=slim, packages=format != "bake")
+        plans = _plans(wanted, options, packages=format != "bake")
     if format == "bake":
         views.print_json(bakefile.bake_file(plans, settings.load(ROOT).registry, push=push))
     elif format == "json":
-        views.print_json([dataclasses.asdict(one) for one in plans])
-    for one in plans:
+        views.print_json([dataclasses.asdict(made) for made in plans])
+    for made in plans:
         if format == "command":
-            views.say(plan.as_command(one))
+            views.say(plan.as_command(made))
         elif format == "table":
-            rows = [("recipe", one.dockerfile), ("platform", one.platform), *(("tag", tag) for tag in one.tags)]
-            rows += [(f"arg {name}", value) for name, value in one.arguments.items()]
-            rows += [(f"label {name}", value) for name, value in one.labels.items()]
-            views.print_table(f"{one.variant} {one.version} for {one.platform}", ["what", "value"], rows)
+            rows = [("recipe", made.dockerfile), ("platform", made.platform), *(("tag", tag) for tag in made.tags)]
+            rows += [(f"arg {name}", value) for name, value in made.arguments.items()]
+            rows += [(f"label {name}", value) for name, value in made.labels.items()]
+            views.print_table(f"{made.variant} {made.version} for {made.platform}", ["what", "value"], rows)
 
 
 @command(
@@ -159,7 +180,10 @@ def bake(
     dry_run: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Builds by `docker buildx bake`, on any of buildx's builders: remote ones, Kubernetes, several platforms."""
+    """Builds images by `docker buildx bake`.
+
+    On any of buildx's builders: remote ones, Kubernetes, several platforms.
+    """
     from base_images.adapters import engine, repository
     from base_images.build import bakefile
     from base_images.build.inputs import Origin
@@ -174,17 +198,17 @@ def bake(
     if not push and not platform:
         platform = [engine.connect().platform().architecture]
     wanted = wanted_platforms(variant, platform)
-    if not push and len({each for _, platforms in wanted for each in platforms}) > 1:
+    if not push and len({chosen_platform for _, platforms in wanted for chosen_platform in platforms}) > 1:
         raise UsageError("A tag of the local engine is for one platform: choose one with --platform, or --push.")
     published = open_registry() if push else None
 
-    def bake_one(one: variants.Variant) -> None:
+    def bake_one(variant: variants.Variant) -> None:
         done: list[actions.Action] = []
         try:
-            with views.Display(views.mode(quiet=quiet)) as display:
+            with views.Display(views.mode(quiet=quiet), f"bake {variant.name}") as display:
                 done += bake.bake(
-                    one,
-                    next(platforms for other, platforms in wanted if other is one),
+                    variant,
+                    next(platforms for other, platforms in wanted if other is variant),
                     settings=chosen,
                     root=ROOT,
                     version=version,
@@ -198,14 +222,17 @@ def bake(
             for action in done:
                 views.print_action(action)
             if done:
-                actions.write("bake", done, ROOT / RELEASE_DIRECTORY)
+                record_actions("bake", done)
 
-    each([one for one, _ in wanted], bake_one)
+    for_each_variant([known for known, _ in wanted], bake_one)
 
 
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})
 def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -> None:
-    """Removes the images that this project built, all versions, and nothing else."""
+    """Removes the images that this project built.
+
+    All versions of them, and nothing else.
+    """
     from base_images.adapters import engine
     from base_images.build import clean
     from base_images.build.bases import PACKAGES_REPOSITORY
@@ -236,73 +263,72 @@ def _matrix(wanted: Wanted) -> dict[str, Any]:
 
     version = repository.head(repository.open_repository(ROOT)).version
     runners = os.environ.get(matrix.RUNNERS_VARIABLE, "")
-    return matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
+    jobs = matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
+    github.summarise_table(
+        f"{jobs['tag']} to {jobs['repository']}",
+        ["variant", "platform", "checked by", "on device"],
+        [
+            (name, job["platform"], job["runner"], job["device"])
+            for name, checks in jobs["checks"].items()
+            for job in checks
+        ],
+    )
+    return jobs
 
 
-def _plans(
-    wanted: Wanted,
-    arch: list[str],
-    source: str,
-    origin: str,
-    *,
-    slim: bool,
-    packages: bool,
-) -> list[Any]:
-    """Returns plans on the bases that registries have now; else, where `packages` may stand in, on the engine's."""
+def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[BuildPlan]:
+    """Returns plans on the bases that registries have now, or, where `packages` allows it, on the engine's."""
     from base_images.build import local
     from base_images.build import source as sources
     from base_images.build.inputs import Origin
     from base_images.cli import views
     from base_images.errors import SourceError
 
-    where = parse_origin(origin)
-    if where is Origin.PACKAGES:
+    if options.origin is Origin.PACKAGES:
         if not packages:
             raise UsageError("Bake builds on bases of registries alone, wherever its builder is: leave --origin out.")
-        return _prepared_plans(wanted, arch, source, origin, slim=slim)
+        return _prepared_plans(wanted, options)
     chosen = settings.load(ROOT)
-    found = sources.expected(chosen.pin, path=caller_path(source), root=ROOT)
+    source = sources.expected(chosen.pin, path=caller_path(options.source), root=ROOT)
     try:
         return [
             made
-            for one, platforms in wanted
+            for variant, platforms in wanted
             for made in local.foresee(
-                one, platforms, settings=chosen, root=ROOT, source=found, architectures=arch, slim=slim
+                variant,
+                platforms,
+                settings=chosen,
+                root=ROOT,
+                source=source,
+                architectures=options.architectures,
+                slim=options.slim,
             )
         ]
     except SourceError as error:
-        if where is Origin.REGISTRIES or not packages:
+        if options.origin is Origin.REGISTRIES or not packages:
             raise
         views.complain(f"note: {error} What follows is what this machine's engine would build.")
-        return _prepared_plans(wanted, arch, source, origin, slim=slim)
+        return _prepared_plans(wanted, options)
 
 
-def _prepared_plans(wanted: Wanted, arch: list[str], source: str, origin: str, *, slim: bool) -> list[Any]:
-    """Returns plans on bases that the engine has afterwards, for its own platform."""
+def _prepared_plans(wanted: Wanted, options: BuildOptions) -> list[BuildPlan]:
+    """Prepares the bases on the engine, and returns plans for its platform."""
     from base_images.adapters import engine
     from base_images.cli import views
 
-    where = parse_origin(origin)
     connected = engine.connect()
     here = connected.platform()
-    chosen = [one for one, platforms in wanted if here in platforms]
+    chosen = [variant for variant, platforms in wanted if here in platforms]
     if not chosen:
         raise UsageError(f"This engine builds for {here.docker}: choose that, or another engine with DOCKER_HOST.")
     with views.Display(views.Mode.QUIET) as display:
-        found = resolve_source(source, where, display)
-        return [_prepare(connected, one, found, where, display, arch, slim=slim).plan for one in chosen]
+        source = resolve_source(options.source, options.origin, display)
+        return [_prepare(connected, variant, source, options, display).plan for variant in chosen]
 
 
 def _prepare(
-    connected: Any,
-    variant: variants.Variant,
-    found: Any,
-    origin: Any,
-    display: Any,
-    arch: list[str],
-    *,
-    slim: bool,
-) -> Any:
+    connected: Engine, variant: variants.Variant, source: Source, options: BuildOptions, display: Display
+) -> Prepared:
     from base_images.build import local
 
     return local.prepare(
@@ -310,9 +336,9 @@ def _prepare(
         variant,
         settings=settings.load(ROOT),
         root=ROOT,
-        source=found,
-        wanted=origin,
+        source=source,
+        wanted=options.origin,
         listener=display.progress,
-        architectures=arch,
-        slim=slim,
+        architectures=options.architectures,
+        slim=options.slim,
     )

@@ -1,4 +1,4 @@
-"""What `invoke check-consumer` looks at: a checkout of BodhiApp, an image, or both."""
+"""What `invoke check-consumer` checks: a checkout of BodhiApp, an image, or both."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from base_images.smoke import report as smoke_report
 
 
 def check(root: Path, *, source: Path | None, image: str, listener: Listener = silent) -> Report:
-    """Returns how BodhiApp stands to our data, and an image to BodhiApp.
+    """Compares BodhiApp with our data, and an image with BodhiApp's arguments.
 
     Args:
         root: our checkout, which has the data.
-        source: a checkout of BodhiApp; an image is asked with its arguments then. None: the data's, and without an
-            image the newest commit is fetched and compared.
+        source: a checkout of BodhiApp, whose arguments an image is asked with. None takes the data's; without an image
+            the newest commit is fetched and compared.
         image: a tag, a digest or an id; empty for none.
-        listener: told of a pull.
+        listener: receives the progress of a pull.
 
     Raises:
         SourceError: `source` is no checkout of BodhiApp, or its repository cannot be fetched.
-        UsageError: the image does not say its variant, or BodhiApp has no Dockerfile on such images.
+        UsageError: the image has no variant label, or BodhiApp has no Dockerfile on such images.
         ImageNotFoundError: neither the engine nor a registry has the image.
         EngineError: no engine answers.
     """
@@ -49,10 +49,10 @@ def check(root: Path, *, source: Path | None, image: str, listener: Listener = s
 
 
 def add_to(path: Path, seen: Report) -> None:
-    """Adds what was seen to a file, as Markdown.
+    """Appends a report to a file, as Markdown.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     before = f"{path.read_text(encoding='utf-8').rstrip()}\n\n" if path.is_file() else ""
     smoke_report.write_file(path, f"{before}{consumer_checkout.markdown(seen)}")

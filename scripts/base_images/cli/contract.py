@@ -1,4 +1,4 @@
-"""The command that checks an image against the contract."""
+"""The task that checks an image against the contract."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from base_images.settings import ROOT
     },
 )
 def check_image(_: Context, image: str, variant: str = "", record: str = "", json: bool = False) -> None:
-    """Checks an image, ours or not, against the contract: one line per row, exit code 1 on a finding."""
+    """Checks an image against the contract.
+
+    The image may be ours or not. Prints one line per row; exit code 1 on a finding.
+    """
     from base_images.adapters import engine
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
     known = variants.find(variant) if variant else None
     connected = engine.connect()
-    with views.Display(views.mode(quiet=json)) as display:
+    with views.Display(views.mode(quiet=json), f"pull {image}") as display:
         smoke_command.pulled(connected, image, listener=display.progress)
     check(connected, image, known, json=json, record=caller_path(record))
 
@@ -39,7 +42,11 @@ def check_image(_: Context, image: str, variant: str = "", record: str = "", jso
 def check(
     connected: Any, reference: str, variant: variants.Variant | None, *, json: bool, record: Path | None = None
 ) -> None:
-    """Checks an image against the contract, prints and records the report, and ends with 1 on a finding."""
+    """Checks an image against the contract; prints and records the report.
+
+    Raises:
+        Exit: with code 1, on a finding.
+    """
     from base_images.cli import views
     from base_images.contract import judge
     from base_images.release import evidence

@@ -1,4 +1,4 @@
-"""The command that says what this machine is ready for."""
+"""The task that shows what this machine is ready for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from base_images.settings import ROOT
     },
 )
 def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) -> None:
-    """What this machine, its engine and its devices are ready for, and what they lack; 3 without an engine."""
+    """Shows what this machine is ready for.
+
+    Also its engine and its devices, and what they lack; exit code 3 without an engine.
+    """
     from base_images.cli import views
 
     if image and len(variant) != 1:
@@ -35,7 +38,13 @@ def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) 
 
 
 def examine(chosen: list[variants.Variant], *, by_name: bool, image: str) -> Any:
-    """Returns the doctor's report; `by_name`: somebody named the variants; `image`: instead of the local build."""
+    """Returns the doctor's report.
+
+    Args:
+        chosen: which variants.
+        by_name: whether the user named them.
+        image: an image of the one variant; empty for the local build.
+    """
     from base_images.doctor import doctor
 
     registry = settings.load(ROOT).registry

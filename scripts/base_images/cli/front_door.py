@@ -1,4 +1,4 @@
-"""What every command has: errors in one sentence with their exit code, one variant after another, a question."""
+"""What tasks share: errors as one sentence with an exit code, the loop over variants, registry changes, a question."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from base_images import variants
+from base_images.cli import github
 from base_images.errors import BaseImagesError, UsageError
 from base_images.settings import ROOT
 
-_MACHINE_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
-"""A full disk, or a place that may not be written: a person's to mend, wherever it happens."""
+if TYPE_CHECKING:
+    from base_images.release.actions import Action
 
+_MACHINE_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+"""A full disk, or a path that may not be written: the user has to fix these, wherever they happen."""
 
 INTERRUPTED = 130
-"""The exit code of a process that Ctrl-C ended, as shells have it."""
-
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 RECORD_DIRECTORY = "build/smoke"
-
-
 RELEASE_DIRECTORY = "build/release"
 
 
 def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], Any]:
-    """Returns a decorator like invoke's `task` under which our errors end in one sentence and their exit code."""
+    """Returns a decorator like invoke's `task`, with which our errors end as one sentence and their exit code."""
 
     def decorate(function: Callable[..., None]) -> Any:
         @functools.wraps(function)
         def run(*values: Any, **named: Any) -> None:
-            # CI cancels with SIGTERM: it shall clean up as Ctrl-C does.
+            # CI cancels with SIGTERM: clean up as after Ctrl-C.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 function(*values, **named)
@@ -63,45 +63,79 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
     return decorate
 
 
-def each(chosen: list[variants.Variant], action: Callable[[variants.Variant], None]) -> None:
-    """Acts on every variant, whether or not another one fails, and names those that did."""
+def for_each_variant(chosen: list[variants.Variant], action: Callable[[variants.Variant], None]) -> None:
+    """Runs an action for every variant, whether or not it fails for another, and names those that it failed for.
+
+    Raises:
+        Exit: it failed for one of several. An error of a single variant is raised as it is.
+    """
     from base_images.cli import views
 
     if len(chosen) == 1:
         action(chosen[0])
         return
     failed = []
-    for one in chosen:
+    for variant in chosen:
         try:
-            action(one)
+            action(variant)
         except (BaseImagesError, Exit) as error:
-            failed.append(one.name)
+            failed.append(variant.name)
             if isinstance(error, BaseImagesError):
-                views.complain(f"{one.name}: {views.failure(error)}")
+                views.complain(f"{variant.name}: {views.failure(error)}")
     if failed:
-        done = ", ".join(one.name for one in chosen if one.name not in failed) or "none"
+        done = ", ".join(variant.name for variant in chosen if variant.name not in failed) or "none"
         raise Exit(f"error: failed: {', '.join(failed)} (see above); done: {done}.", 1)
 
 
-def act(name: str, chosen: list[variants.Variant], action: Callable[[variants.Variant], Any]) -> None:
-    """Acts on the registry for every variant, prints what was done and keeps it in a file; ends with 1 on a refusal."""
+def change_registry(
+    name: str, chosen: list[variants.Variant], change: Callable[[variants.Variant], Iterable[Action]]
+) -> None:
+    """Changes the registry for every variant, prints each action, and appends all of them to a file.
+
+    Raises:
+        Exit: an action was refused or failed, or waits for another platform.
+    """
     from base_images.cli import views
     from base_images.release import actions
 
-    done = []
+    done: list[Action] = []
+
+    def change_one(variant: variants.Variant) -> None:
+        for action in actions.with_failure(variant, name, change):
+            done.append(action)
+            views.print_action(action)
+
     try:
-        for one in actions.of_each(chosen, name, action):
-            done.append(one)
-            views.print_action(one)
+        for_each_variant(chosen, change_one)
     finally:
-        actions.write(name, done, ROOT / RELEASE_DIRECTORY)
-    if not all(one.ok for one in done):
-        failed = ", ".join(dict.fromkeys(one.variant for one in done if not one.ok))
+        record_actions(name, done)
+    if not all(action.ok for action in done):
+        failed = ", ".join(dict.fromkeys(action.variant for action in done if not action.ok))
         raise Exit(f"error: {name}: not done for {failed}: see above.", 1)
 
 
+def record_actions(name: str, done: list[Action]) -> None:
+    """Appends what a command did to a registry to its file, and to the summary of a job on GitHub."""
+    from base_images.release import actions
+
+    github.summarise_table(
+        name,
+        ["is", "action", "variant", "target", "digest", "reason"],
+        [
+            (action.outcome.value, action.what, action.variant, action.target, action.digest, action.reason)
+            for action in done
+        ],
+    )
+    actions.write(name, done, ROOT / RELEASE_DIRECTORY)
+
+
 def agree(question: str) -> None:
-    """Returns when a person says yes, and ends the command when they do not or there is nobody to ask."""
+    """Asks a person on the terminal.
+
+    Raises:
+        Exit: the answer is not yes.
+        UsageError: there is no terminal.
+    """
     if not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on, so nothing was done: run it with --yes, or with --dry-run.")
     try:

@@ -1,14 +1,20 @@
-"""What commands are told, parsed: paths, platforms, variants, where source and base images come from."""
+"""Parses options: paths, platforms, variants, the origin of source and base images."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from base_images import settings, variants
 from base_images.errors import UsageError
 from base_images.settings import ROOT
+
+if TYPE_CHECKING:
+    from base_images.adapters.registry import Repository
+    from base_images.build.inputs import Origin, Source
+    from base_images.cli.views import Display
 
 SOURCE_HELP = {
     "source": "llama.cpp's source tree; default: LLAMA_CPP_DIR, else the pin, fetched into llama.cpp/",
@@ -24,16 +30,16 @@ BUILD_HELP = {
 
 
 def caller_path(text: str) -> Path | None:
-    """Returns the path that a person typed, absolute; None where they typed none."""
-    # bootstrap.sh changes into the checkout; what a person typed is relative to where they were.
+    """Returns a typed path as an absolute one; None for an empty text."""
+    # bootstrap.sh changes into the checkout; a typed path is relative to the caller's directory.
     return Path(os.environ.get("BASE_IMAGES_CALLER_DIRECTORY", ""), text).absolute() if text else None
 
 
-def parse_origin(name: str) -> Any:
+def parse_origin(name: str) -> Origin:
     """Returns the origin of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such origin.
     """
     from base_images.build.inputs import Origin
 
@@ -43,8 +49,33 @@ def parse_origin(name: str) -> Any:
         raise UsageError(f"There is no origin {name!r}: choose one of {', '.join(Origin)}.") from error
 
 
-def resolve_source(source: str, origin: Any, display: Any) -> Any:
-    """Returns llama.cpp's source, fetched where it is missing, and shows what has to be told about it."""
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of a build, apart from variants and platforms.
+
+    Attributes:
+        source: the path of llama.cpp's source tree as typed; empty for the default.
+        architectures: the device architectures to compile for; empty for the recipe's.
+        slim: whether the runtime base is small instead of upstream's.
+    """
+
+    source: str
+    origin: Origin
+    architectures: list[str]
+    slim: bool
+
+    @classmethod
+    def parse(cls, source: str, origin: str, arch: list[str], *, slim: bool) -> BuildOptions:
+        """Returns the options as typed.
+
+        Raises:
+            UsageError: there is no such origin.
+        """
+        return cls(source=source, origin=parse_origin(origin), architectures=arch, slim=slim)
+
+
+def resolve_source(source: str, origin: Origin, display: Display) -> Source:
+    """Returns llama.cpp's source, fetched if it is missing, and shows notices about it."""
     from base_images.build import source as sources
 
     found = sources.resolve(
@@ -55,25 +86,25 @@ def resolve_source(source: str, origin: Any, display: Any) -> Any:
     return found
 
 
-def open_registry() -> Any:
-    """Returns the repository in the registry that this checkout publishes to."""
+def open_registry() -> Repository:
+    """Returns the registry's repository that this checkout publishes to."""
     from base_images.adapters import registry
 
     return registry.open_repository(settings.load(ROOT).registry)
 
 
 def variants_of(names: list[str]) -> list[variants.Variant]:
-    """Returns the variants of these names; without names, all that there is a recipe of."""
+    """Returns the variants of these names; without names, all that have a recipe."""
     if names:
         return [variants.find(name) for name in names]
     return [variant for variant in variants.VARIANTS if (ROOT / variant.dockerfile).exists()]
 
 
 def parse_platform(name: str) -> variants.Platform:
-    """Returns the platform that Docker or Debian calls so.
+    """Returns the platform of a name, Docker's or Debian's.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such platform.
     """
     for platform in variants.Platform:
         if name in (platform.docker, platform.architecture):
@@ -85,12 +116,14 @@ Wanted = list[tuple[variants.Variant, list[variants.Platform]]]
 
 
 def wanted_platforms(variant: list[str], platform: list[str]) -> Wanted:
-    """Returns the variants with their platforms; of variants that nobody named, those that are for one of them."""
+    """Returns the variants with their platforms; without names, the variants for at least one of the platforms."""
     from base_images.build import plan
 
     chosen = [parse_platform(name) for name in platform]
-    for one in map(variants.find, variant):
-        for each in chosen:
-            plan.require_platform(one, each)
-    wanted = [(one, [each for each in one.platforms if each in chosen or not chosen]) for one in variants_of(variant)]
-    return [(one, platforms) for one, platforms in wanted if platforms]
+    for named in map(variants.find, variant):
+        for one in chosen:
+            plan.require_platform(named, one)
+    wanted = [
+        (known, [one for one in known.platforms if one in chosen or not chosen]) for known in variants_of(variant)
+    ]
+    return [(known, platforms) for known, platforms in wanted if platforms]

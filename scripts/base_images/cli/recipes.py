@@ -1,4 +1,4 @@
-"""Commands for the recipes: what upstream and the consumer changed."""
+"""Tasks that follow upstream and the consumer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from base_images import settings
+from base_images.cli import github
 from base_images.cli.front_door import command
 from base_images.cli.options import caller_path, parse_origin, resolve_source
 from base_images.errors import UsageError
@@ -34,7 +35,12 @@ def check_upstream(
     to: str = "",
     json: bool = False,
 ) -> None:
-    """Compares our recipes with upstream's: exit code 1 on a difference that is not intended."""
+    """Compares our recipes with upstream's.
+
+    Exit code 1 on a difference that is not intended.
+
+    Example: invoke check-upstream --variant cuda
+    """
     from base_images.cli import views
     from base_images.recipes import consumer, mirror
 
@@ -69,7 +75,10 @@ def check_upstream(
     }
 )
 def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> None:
-    """Moves the pin to another tag of llama.cpp and shows what upstream changed in its Dockerfiles and arguments."""
+    """Moves the pin to another tag of llama.cpp.
+
+    Shows what upstream changed in its Dockerfiles and in llama-server's arguments.
+    """
     import tempfile
 
     from base_images.adapters import repository
@@ -106,8 +115,10 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "
         "with its hash, in pyproject.toml, or only git has the source."
     )
+    told = f"{said}\n\n{bump.markdown(changed, lacking, before=pin.tag, after=to)}"
+    github.summarise(told)
     if written:
-        smoke_report.write_file(written, f"{said}\n\n{bump.markdown(changed, lacking, before=pin.tag, after=to)}")
+        smoke_report.write_file(written, told)
     for path, text in bump.bump(bump.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
         (ROOT / path).write_text(text, encoding="utf-8")
     views.print_refs(changed, pin.tag, to)
@@ -123,12 +134,17 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     }
 )
 def check_consumer(_: Context, source: str = "", image: str = "", report: str = "", json: bool = False) -> None:
-    """What BodhiApp does by now that our data of it does not say, and what an image refuses: exit code 1 on either."""
+    """Compares our data of BodhiApp with BodhiApp.
+
+    With --image also which of BodhiApp's arguments an image refuses. Exit code 1 on a finding.
+    """
     from base_images.cli import consumer_command, views
+    from base_images.recipes import consumer_checkout
 
     with views.Display(views.mode(quiet=json)) as display:
         seen = consumer_command.check(ROOT, source=caller_path(source), image=image, listener=display.progress)
     views.print_json(seen.as_dict()) if json else views.print_consumer(seen)
+    github.summarise(consumer_checkout.markdown(seen))
     if written := caller_path(report):
         consumer_command.add_to(written, seen)
     if not seen.ok:
@@ -136,7 +152,7 @@ def check_consumer(_: Context, source: str = "", image: str = "", report: str = 
 
 
 def mirror_problem() -> str:
-    """Returns why the recipes do not mirror the pin and what to do; empty where they do."""
+    """Returns why the recipes do not mirror the pin and what to do; empty if they do."""
     from base_images.cli import views
     from base_images.recipes import mirror
 

@@ -1,4 +1,4 @@
-"""Commands that release a commit: version, tag, publish, reports, promotion, notes."""
+"""Tasks that release a commit: version, tag, publication, reports, promotion, notes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from base_images import settings, variants
-from base_images.cli.front_door import act, agree, command
+from base_images.cli import github
+from base_images.cli.front_door import agree, change_registry, command
 from base_images.cli.options import caller_path, open_registry, variants_of
 from base_images.cli.recipes import mirror_problem
 from base_images.errors import RegistryError, UsageError
@@ -18,7 +19,11 @@ from base_images.settings import ROOT
 
 @command(aliases=["check-base-images-version"], help={"json": "print JSON"})
 def check_version(_: Context, json: bool = False) -> None:
-    """This commit's version, the newest released one, the llama.cpp pin, and what the registry has of each variant."""
+    """Shows this commit's version and what is published.
+
+    Also the newest released version, the llama.cpp pin, and what the registry has of each variant.
+    It is also called check-base-images-version.
+    """
     from datetime import UTC, datetime
 
     from base_images.adapters import registry, repository
@@ -46,7 +51,7 @@ def check_version(_: Context, json: bool = False) -> None:
             "commits_since_release": releases.commits_since,
             "shallow": releases.shallow,
             "llama_cpp": {"tag": chosen.pin.tag, "commit": chosen.pin.commit},
-            "registry": {"name": chosen.registry, "error": unreachable, "variants": [one.as_dict() for one in found]},
+            "registry": {"name": chosen.registry, "error": unreachable, "variants": [row.as_dict() for row in found]},
         }
         views.print_json(facts)
         return
@@ -72,7 +77,7 @@ def check_version(_: Context, json: bool = False) -> None:
 
 @command(help={"json": "print JSON"})
 def show_git_info(_: Context, json: bool = False) -> None:
-    """What git says of this checkout, and the version and tags that follow from it."""
+    """Shows commit, version and tags of this checkout."""
     from base_images import versions
     from base_images.adapters import repository
     from base_images.cli import views
@@ -108,7 +113,12 @@ def show_git_info(_: Context, json: bool = False) -> None:
 
 @command(help={"yes": "do not ask", "dry_run": "stop after the plan; BASE_IMAGES_DRY_RUN=true says the same"})
 def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) -> None:
-    """Checks whether this commit may be released, shows what that makes, and pushes its tag: CI does the rest."""
+    """Releases this commit: pushes its tag, CI publishes.
+
+    Checks first whether the commit may be released, and shows what that makes.
+
+    Example: invoke release-base-images --dry-run
+    """
     from datetime import UTC, datetime
 
     from base_images.adapters import repository
@@ -138,7 +148,10 @@ def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) ->
 
 @command()
 def free_runner_disk(_: Context) -> None:
-    """Removes the toolchains that fill the disk of GitHub's own runners; on any other machine it does nothing."""
+    """Removes toolchains from a GitHub-hosted runner.
+
+    They fill its disk. On any other machine it does nothing.
+    """
     from base_images.cli import views
     from base_images.release import runner_disk
 
@@ -159,7 +172,10 @@ def free_runner_disk(_: Context) -> None:
     },
 )
 def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
-    """Pushes the local build of this released commit, and makes one image of all platforms once they are there."""
+    """Pushes the local build of this released commit.
+
+    Makes one image of all platforms once they are there.
+    """
     from base_images.adapters import engine, repository
     from base_images.release import publish
 
@@ -172,11 +188,11 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
             "tree, or `git fetch --tags` if somebody else did, or look with --dry-run."
         )
     where = open_registry()
-    act(
+    change_registry(
         "publish",
         variants_of(variant),
-        lambda one: publish.publish(
-            where, one, version=head.version, commit=head.commit, connect=engine.connect, dry_run=dry_run
+        lambda each: publish.publish(
+            where, each, version=head.version, commit=head.commit, connect=engine.connect, dry_run=dry_run
         ),
     )
 
@@ -189,18 +205,21 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     },
 )
 def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
-    """Attaches reports to the images that they are of, in the registry: what `promote` asks for."""
+    """Attaches reports to the images in the registry.
+
+    Each to the image that it is of: `promote` asks for them.
+    """
     from base_images.release import evidence
 
     found = list(evidence.read_files(caller_path(directory) or ROOT))
     where = open_registry()
     dry_run = dry_run or settings.dry_run()
     chosen = [variants.find(name) for name in dict.fromkeys(report.variant for report in found)]
-    act(
+    change_registry(
         "attach-reports",
         chosen,
-        lambda one: (
-            evidence.attach_file(where, report, dry_run=dry_run) for report in found if report.variant == one.name
+        lambda each: (
+            evidence.attach_file(where, report, dry_run=dry_run) for report in found if report.variant == each.name
         ),
     )
 
@@ -214,7 +233,12 @@ def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
     },
 )
 def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = False) -> None:
-    """Points latest-<variant> at a version that was checked and smoke-tested; refuses any other, and says why."""
+    """Points latest-<variant> at a tested version.
+
+    Refuses a version that was not checked and smoke-tested, and says why.
+
+    Example: invoke promote --variant cuda --dry-run
+    """
     from base_images import versions
     from base_images.adapters import repository
     from base_images.release import promote
@@ -224,7 +248,9 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
     commit = repository.released_commit(opened, wanted)
     where = open_registry()
     dry_run = dry_run or settings.dry_run()
-    act("promote", variants_of(variant), lambda one: promote.promote(where, one, wanted, commit, dry_run=dry_run))
+    change_registry(
+        "promote", variants_of(variant), lambda each: promote.promote(where, each, wanted, commit, dry_run=dry_run)
+    )
 
 
 @command(
@@ -235,29 +261,33 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
     },
 )
 def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
-    """Points latest-<variant> back at a version that was latest before."""
+    """Points latest-<variant> back at a former version."""
     from base_images import versions
     from base_images.release import promote
 
-    one, wanted, where = variants.find(variant), versions.parse_any(to), open_registry()
+    known, wanted, where = variants.find(variant), versions.parse_any(to), open_registry()
     dry_run = dry_run or settings.dry_run()
-    act("rollback", [one], lambda one: promote.roll_back(where, one, wanted, dry_run=dry_run))
+    change_registry("rollback", [known], lambda each: promote.roll_back(where, each, wanted, dry_run=dry_run))
 
 
 @command(help={"variant": "which image", "version": "which version; default: this commit's"})
 def image_digest(_: Context, variant: str, version: str = "") -> None:
-    """Prints the digest of a published version, to pin a FROM with or to sign."""
+    """Prints the digest of a published version.
+
+    To pin a FROM with it, or to sign it.
+    """
     from base_images import versions
     from base_images.adapters import repository
     from base_images.cli import views
 
-    one = variants.find(variant)
+    known = variants.find(variant)
     wanted = versions.parse(version) if version else repository.head(repository.open_repository(ROOT)).version
-    where, tag = open_registry(), versions.image_tag(one.name, wanted)
+    where, tag = open_registry(), versions.image_tag(known.name, wanted)
     digest = where.digest(tag)
     if digest is None:
         raise RegistryError(f"{where.name} has no {tag}: publish it first.")
     views.say(digest)
+    github.summarise_table(f"{where.name}:{tag}", ["digest"], [[digest]])
 
 
 @command(
@@ -269,7 +299,10 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     }
 )
 def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool = False, json: bool = False) -> None:
-    """What a release is and what became of each variant, for people or as JSON: from git and the registry, any time."""
+    """Prints a release's notes, or writes its files.
+
+    What it is and what became of each variant, for people or as JSON: from git and the registry, any time.
+    """
     from datetime import UTC, datetime
 
     from base_images import versions
@@ -286,6 +319,7 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     seen = release_record.look(open_registry(), variants.VARIANTS, wanted)
     told = release_record.record(release, seen, chosen, now=datetime.now(UTC))
     notes = release_notes.as_markdown(told, chosen)
+    github.summarise(notes)
     directory = None if dry_run else caller_path(output)
     if directory:
         written = release_record.write(told, seen, directory)

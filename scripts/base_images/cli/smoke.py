@@ -1,4 +1,4 @@
-"""Commands that start llama-server and ask it for the known answer, and what they need."""
+"""Tasks that start llama-server and ask it for the known answer, and what they need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from invoke.exceptions import Exit
 
 from base_images import settings, variants
 from base_images.cli.doctor import examine
-from base_images.cli.front_door import RECORD_DIRECTORY, command, each
+from base_images.cli.front_door import RECORD_DIRECTORY, command, for_each_variant
 from base_images.cli.options import caller_path
 from base_images.errors import UsageError
 from base_images.settings import ROOT
@@ -36,7 +36,10 @@ def test_local_images(
     record: str = "",
     json: bool = False,
 ) -> None:
-    """Starts llama-server in the built images as BodhiApp and as a person would, and asks for the known answer."""
+    """Tests built images: does the server answer right?
+
+    Starts llama-server as BodhiApp and as a person would, and asks for the known answer.
+    """
     if device and software_device:
         raise UsageError("--device and --software-device exclude each other: choose the one that the host has.")
     from base_images.adapters import engine
@@ -44,26 +47,26 @@ def test_local_images(
 
     connected = engine.connect()
 
-    def grant(one: variants.Variant) -> devices.Granted | None:
+    def grant(tested: variants.Variant) -> devices.Granted | None:
         if device:
-            return devices.of_host(one, connected.runtimes())
-        return devices.in_software(one) if software_device else None
+            return devices.of_host(tested, connected.runtimes())
+        return devices.in_software(tested) if software_device else None
 
     named = [variants.find(name) for name in variant]
-    for one in named:
-        grant(one)  # what the host lacks is said before the slow imports
+    for tested in named:
+        grant(tested)  # reports what the host lacks before the slow imports
     from base_images.smoke import command as smoke_command
 
     if image and not named:
         named = [smoke_command.variant_of(connected.image(image))]
 
-    def test_one(one: variants.Variant) -> None:
-        granted = grant(one)
-        found = connected.image(image) if image else smoke_command.local_build(connected, one)
+    def test_one(tested: variants.Variant) -> None:
+        granted = grant(tested)
+        found = connected.image(image) if image else smoke_command.local_build(connected, tested)
         outputs = smoke_command.Outputs(record=caller_path(record) or ROOT / RECORD_DIRECTORY)
-        judge(smoke_command.smoke_image(connected, found, one, device=granted, outputs=outputs), json=json)
+        judge(smoke_command.smoke_image(connected, found, tested, device=granted, outputs=outputs), json=json)
 
-    each(named or smoke_command.local_variants(connected), test_one)
+    for_each_variant(named or smoke_command.local_variants(connected), test_one)
 
 
 @command(
@@ -97,8 +100,13 @@ def smoke(
     html: str = "",
     json: bool = False,
 ) -> None:
-    """Whether llama-server computes right on this host's accelerator: an image's, a host's own, or one that runs."""
-    one = variants.find(variant)
+    """Tests llama-server on this host's accelerator.
+
+    The server of an image, one of the host (--binary), or one that already runs (--url).
+
+    Example: invoke smoke --variant cuda
+    """
+    tested_variant = variants.find(variant)
     if sum(map(bool, (image, url, binary))) > 1:
         raise UsageError("--image, --url and --binary exclude each other: choose what is to be tested.")
     if on and software_device:
@@ -115,9 +123,9 @@ def smoke(
         )
     from base_images.smoke import device as devices
 
-    # What the host lacks is said before anything is looked for, and before the slow imports.
+    # Reports what the host lacks before looking for an image, and before the slow imports.
     where = devices.where(on or ("software" if software_device else "host"))
-    granted = None if url else devices.to_test(one, where)
+    granted = None if url else devices.to_test(tested_variant, where)
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
@@ -125,16 +133,16 @@ def smoke(
         record=caller_path(record) or ROOT / RECORD_DIRECTORY, junit=caller_path(junit), html=caller_path(html)
     )
     if url:
-        judge(smoke_command.smoke_url(url, one, outputs=outputs), json=json)
+        judge(smoke_command.smoke_url(url, tested_variant, outputs=outputs), json=json)
         return
-    with views.Display(views.mode(quiet=json)) as display:
+    with views.Display(views.mode(quiet=json), f"smoke test of {variant}") as display:
         if path := caller_path(binary):
             tested = smoke_command.smoke_program(
-                path, one, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
+                path, tested_variant, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
             )
         else:
             tested = _smoke_image(
-                one, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
+                tested_variant, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
             )
     judge(tested, json=json)
 
@@ -146,7 +154,10 @@ def smoke(
     },
 )
 def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # noqa: A002
-    """Writes the model of the smoke test, whose right answer is known, for a server that you start yourself."""
+    """Writes the model whose right answer is known.
+
+    The smoke test uses it; the file is for a server that you start yourself.
+    """
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
@@ -160,7 +171,7 @@ def known_answer_model(_: Context, output: str, type: str = "Q8_0") -> None:  # 
 
 @command()
 def compose(_: Context) -> None:
-    """Prints compose.yaml, which is made from the table of variants."""
+    """Prints compose.yaml, made from the variants."""
     from base_images.cli import views
     from base_images.smoke import device
 
@@ -169,14 +180,17 @@ def compose(_: Context) -> None:
 
 @command()
 def search_model_seeds(_: Context) -> None:
-    """Searches the seeds of the known-answer models again; exit code 1 when one is not what model.py has."""
+    """Searches the seeds of known-answer models again.
+
+    Exit code 1 when one is not what model.py has.
+    """
     from base_images.cli import views
     from base_images.smoke import model
 
     found = list(model.search_seeds())
-    rows = [(one.tensor_type, str(one.seed), str(one.committed), f"{one.margin:.3f} nats") for one in found]
+    rows = [(seed.tensor_type, str(seed.seed), str(seed.committed), f"{seed.margin:.3f} nats") for seed in found]
     views.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
-    if any(one.seed != one.committed for one in found):
+    if any(seed.seed != seed.committed for seed in found):
         raise Exit(code=1)
 
 
@@ -231,7 +245,11 @@ def _smoke_image(
 
 
 def judge(tested: Any, *, json: bool) -> None:
-    """Prints what a smoke test saw, and ends with 1 where something is wrong."""
+    """Prints the report of a smoke test.
+
+    Raises:
+        Exit: with code 1, if a check failed.
+    """
     from base_images.cli import views
 
     if json:

@@ -1,13 +1,15 @@
-"""Everything a person sees: one line errors, tables, JSON, and the progress of long work."""
+"""Output for people: errors of one line, tables, JSON, and the progress of long work."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -18,11 +20,12 @@ from rich.table import Table
 
 from base_images import variants
 from base_images.adapters import buildkit
+from base_images.cli import github
 from base_images.errors import BaseImagesError
 from base_images.progress import Progress
 from base_images.recipes import consumer
 
-if TYPE_CHECKING:  # some import docker, and most of what is printed needs neither
+if TYPE_CHECKING:  # some of these import docker, which most output does not need
     from base_images.contract.judge import ContractReport
     from base_images.doctor.doctor import Report as DoctorReport
     from base_images.doctor.doctor import VariantReport
@@ -34,19 +37,19 @@ if TYPE_CHECKING:  # some import docker, and most of what is printed needs neith
     from base_images.smoke.report import SmokeReport
 
 PLAIN_WIDTH = 160
-"""Columns where there is no terminal: logs are read in wide windows."""
+"""Width without a terminal: logs are read in wide windows."""
 
 STEP_NAME_WIDTH = 100
 LIVE_NAME_WIDTH = 36
 LIVE_NOTE_WIDTH = 20
-"""With the spinner, the bar and the clock these fill 80 columns."""
+"""Together with the spinner, the bar and the clock these fill 80 columns."""
 
 PLAIN_PERCENT = 10
-"""Without a terminal a percentage is worth a line when it grew by this much."""
+"""Without a terminal, a line is printed each time the percentage grew by this much."""
 
 
 class Mode(Enum):
-    """How much is shown of long work."""
+    """How the progress of long work is shown."""
 
     LIVE = "live"
     PLAIN = "plain"
@@ -58,7 +61,7 @@ _COLOURS = {
     **dict.fromkeys(("fail", "not ported", "not intended", "not ready"), "bold red"),
     **dict.fromkeys(("skip", "exception"), "yellow"),
 }
-"""Of the words that say how a check ended."""
+"""Colours of the words for a check's result."""
 
 
 def mode(*, quiet: bool) -> Mode:
@@ -69,12 +72,12 @@ def mode(*, quiet: bool) -> Mode:
 
 
 def console() -> Console:
-    """Returns a console on standard output; without a terminal it is wide enough for a table's sentences."""
+    """Returns a console on standard output; without a terminal it is wide enough for sentences in tables."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def failure(error: BaseImagesError) -> str:
-    """Returns what a person reads of an error: its detail, such as a log's tail, and then its sentence."""
+    """Returns an error's text for people: its detail, such as a log's tail, then its sentence."""
     detail = f"{error.detail.rstrip()}\n" if error.detail else ""
     return f"{detail}error: {error}"
 
@@ -85,7 +88,7 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Prints lines to the error stream, for a failure that does not end the command."""
+    """Prints to standard error, for a failure that does not end the command."""
     sys.stderr.write(f"{text}\n")
 
 
@@ -95,7 +98,7 @@ def print_json(value: Any, *, one_line: bool = False) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; a cell that says how a check ended is coloured on a terminal."""
+    """Prints a table; on a terminal, cells with a check's result are coloured."""
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -112,8 +115,10 @@ def _coloured(cell: str) -> str:
 class Display:
     """Shows downloads, pulls and build steps while they run; use it in a `with` block."""
 
-    def __init__(self, how: Mode) -> None:
+    def __init__(self, how: Mode, group: str = "") -> None:
+        """`group`: the title that GitHub's log shows of the lines while they are folded; empty to fold none."""
         self._how = how
+        self._group = github.group(group) if group and how is Mode.PLAIN else contextlib.nullcontext()
         self._console = console()
         self._bars = Bars(
             SpinnerColumn(),
@@ -132,25 +137,29 @@ class Display:
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
+        self._group.__enter__()
         self._bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._bars.stop()
+        self._group.__exit__(kind, error, traceback)
 
     def notice(self, text: str) -> None:
-        """Shows a line that must not be missed, whatever the mode."""
+        """Shows a line in every mode."""
         self._console.print(f"[bold yellow]note:[/bold yellow] {escape(text)}", soft_wrap=True)
 
     def progress(self, moment: Progress) -> None:
-        """Shows a moment of a download, a pull or the making of a base image."""
+        """Shows the progress of a download, a pull or the making of a base image."""
         percent = 100 * moment.done // moment.total if moment.done is not None and moment.total else None
         self._step(moment.what, moment.what, percent, moment.note)
         if moment.finished:
             self._end(moment.what, moment.what, moment.note or "done")
 
     def event(self, event: buildkit.Event) -> None:
-        """Shows a step of a build; BuildKit's own housekeeping steps are left out."""
+        """Shows a step of a build; BuildKit's internal steps are left out."""
         match event:
             case buildkit.StepStarted(step=step, name=name) if not buildkit.is_internal(name):
                 self._names[step] = name
@@ -176,7 +185,7 @@ class Display:
             self._bars.update(self._tasks[key], note=_short(said, LIVE_NOTE_WIDTH), completed=percent, total=total)
         elif self._how is Mode.PLAIN:
             previous = self._percent.setdefault(key, 0)
-            # It falls where a step compiles a second project.
+            # It falls when a step compiles a second project.
             if percent is not None and (percent >= previous + PLAIN_PERCENT or percent < previous):
                 self._percent[key] = percent
                 self._line(f"{percent:3d} %", name)
@@ -207,7 +216,7 @@ def print_pairs(pairs: Mapping[str, str]) -> None:
 
 
 def print_release(planned: ReleasePlan) -> None:
-    """Prints what a release makes, and what is new since the last one."""
+    """Prints what a release does, and the commits since the last one."""
     pairs = {
         "version": str(planned.version),
         "git tag": f"{planned.tag} on {planned.commit}",
@@ -223,7 +232,7 @@ def print_release(planned: ReleasePlan) -> None:
 
 
 def print_action(action: Action) -> None:
-    """Prints one thing that was done to a registry, or why it was not."""
+    """Prints one change of a registry, or why it was not made."""
     about = " ".join(filter(None, (action.target, action.digest)))
     say(f"{action.outcome.value:>8}  {action.what} {action.variant}: {about}".rstrip(": "))
     for line in action.reason.splitlines():
@@ -231,47 +240,56 @@ def print_action(action: Action) -> None:
 
 
 def print_contract(result: ContractReport) -> None:
-    """Prints one line per row of the contract, with the findings of those that have some."""
+    """Prints one line per row of the contract, with its findings."""
     rows = [(str(row.number), row.title, row.status.value, "\n".join((row.seen, *row.findings))) for row in result.rows]
-    print_table(f"contract of {result.reference} ({result.image_id})", ["row", "must hold", "is", "seen"], rows)
+    title, columns = f"contract of {result.reference} ({result.image_id})", ["row", "must hold", "is", "seen"]
+    print_table(title, columns, rows)
+    github.summarise_table(title, columns, rows)
 
 
 def print_smoke(result: SmokeReport) -> None:
-    """Prints one line per check; of those that failed, what would help to mend it comes after the table."""
+    """Prints one line per check, then the details of those that failed; a job's summary has the failed ones alone."""
+    from base_images.smoke.report import Device, Status
+
     rows = [(row.server, row.check, row.status.value, row.seen, f"{row.seconds:.2f} s") for row in result.rows]
     verdict = "pass" if result.ok else "fail"
     title = f"{result.name} ({result.image}): {verdict} in {result.seconds:.1f} s"
-    print_table(title, ["server", "check", "is", "seen", "took"], rows)
+    columns = ["server", "check", "is", "seen", "took"]
+    print_table(title, columns, rows)
+    failed = [shown for row, shown in zip(result.rows, rows, strict=True) if row.status is Status.FAIL]
+    github.summarise_table(title, columns, failed)
     for server in result.servers:
         for check in server.checks:
-            if check.detail and check.status.value == "fail":
-                say(f"{server.name}, {check.name}:\n{check.detail}")
-    if any(one.device for one in result.speeds):
+            if check.detail and check.status is Status.FAIL:
+                with github.group(f"{server.name}, {check.name}"):
+                    say(f"{server.name}, {check.name}:\n{check.detail}")
+    if any(speed.device for speed in result.speeds):
         rows = [
-            (one.name, one.unit, _number(one.device), _number(one.cpu), _number(one.ratio)) for one in result.speeds
+            (speed.name, speed.unit, _number(speed.device), _number(speed.cpu), _number(speed.ratio))
+            for speed in result.speeds
         ]
         print_table("speed, a number and no verdict", ["measured", "in", "device", "cpu/", "device ÷ cpu/"], rows)
     access = variants.find(result.variant).device
-    if access and result.device == "no device":
+    if access and result.device is Device.NONE:
         say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")
-    elif access and result.device == "unknown device":
+    elif access and result.device is Device.UNKNOWN:
         say(f"note: the server was running already, so nothing here shows that the {access.name} device is used.")
 
 
 def print_doctor(result: DoctorReport) -> None:
-    """Prints what the machine and its engine have, one line per variant, and then what is missing of each."""
+    """Prints the machine and its engine, one line per variant, and then what each variant lacks."""
     print_pairs(_machine(result))
-    rows = [_variant(one) for one in result.variants]
+    rows = [_variant(variant) for variant in result.variants]
     print_table("", ["variant", "device (its group)", "driver", "image", "build", "smoke test"], rows)
     for sentence in result.missing:
         say(f"missing: {sentence}")
-    for one in result.variants:
-        missing = dict.fromkeys((*one.no_build, *one.no_device, *one.no_smoke))
+    for variant in result.variants:
+        missing = dict.fromkeys((*variant.no_build, *variant.no_device, *variant.no_smoke))
         for sentence in missing:
             if sentence not in result.missing:
-                say(f"{one.variant}: {sentence}")
-        for sentence in one.notes:
-            say(f"{one.variant}: note: {sentence}")
+                say(f"{variant.variant}: {sentence}")
+        for sentence in variant.notes:
+            say(f"{variant.variant}: note: {sentence}")
 
 
 def _machine(result: DoctorReport) -> dict[str, str]:
@@ -300,28 +318,28 @@ def _machine(result: DoctorReport) -> dict[str, str]:
     }
 
 
-def _variant(one: VariantReport) -> tuple[str, ...]:
-    nodes = (f"{node.path} ({', '.join(filter(None, (node.module, str(node.group))))})" for node in one.nodes)
-    devices = [*nodes, *([f"by the runtime {one.runtime}"] if one.runtime else [])]
-    driver = " ".join(filter(None, (one.driver.module, one.driver.version))) if one.driver else "-"
-    toolkit = "".join(f"\n{name} {value}" for name, value in one.toolkit.items())
+def _variant(variant: VariantReport) -> tuple[str, ...]:
+    nodes = (f"{node.path} ({', '.join(filter(None, (node.module, str(node.group))))})" for node in variant.nodes)
+    devices = [*nodes, *([f"by the runtime {variant.runtime}"] if variant.runtime else [])]
+    driver = " ".join(filter(None, (variant.driver.module, variant.driver.version))) if variant.driver else "-"
+    toolkit = "".join(f"\n{name} {value}" for name, value in variant.toolkit.items())
     return (
-        one.variant,
+        variant.variant,
         "\n".join(devices) or "-",
-        f"{driver}\nat least {one.driver_needed}" if one.driver_needed else driver,
-        f"{one.image_version or one.image}{toolkit}" if one.image else "-",
-        f"ready: {one.origin}" if one.builds else "not ready",
-        "ready" if one.smokes else "not ready",
+        f"{driver}\nat least {variant.driver_needed}" if variant.driver_needed else driver,
+        f"{variant.image_version or variant.image}{toolkit}" if variant.image else "-",
+        f"ready: {variant.origin}" if variant.builds else "not ready",
+        "ready" if variant.smokes else "not ready",
     )
 
 
 def _number(value: float | None) -> str:
-    """Three digits that count, or as many as are before the point."""
+    """Returns three significant digits, or all digits before the decimal point."""
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
 
 
 def print_mirror(result: MirrorReport) -> None:
-    """Prints one line per difference, those that somebody has to act on first, and what only one side has."""
+    """Prints one line per difference, those that need action first, and what only one side has."""
     for comparison in result.comparisons:
         keys: dict[tuple[str, str], list[str]] = {}
         for finding in sorted(comparison.findings, key=lambda finding: finding.reason):
@@ -340,9 +358,9 @@ def print_mirror(result: MirrorReport) -> None:
 
 
 def print_consumer(result: ConsumerReport) -> None:
-    """Prints what BodhiApp does otherwise than our data says, and what an image refuses of its arguments."""
+    """Prints how BodhiApp differs from our data, and which of its arguments an image refuses."""
     if checkout := result.checkout:
-        rows = [(", ".join(one.where), one.what, one.before or "none", one.after or "none") for one in result.changes]
+        rows = [(", ".join(row.where), row.what, row.before or "none", row.after or "none") for row in result.changes]
         commit = f" {checkout.commit[:9]}" if checkout.commit else ""
         title = f"{consumer.NAME}{commit} against {consumer.FILE}, read at {result.data_commit[:9]}"
         if rows:
@@ -352,7 +370,7 @@ def print_consumer(result: ConsumerReport) -> None:
         for sentence in result.unreadable:
             say(f"cannot be read: {sentence}")
     if result.image:
-        passed = [(one.directory, " ".join(one.arguments)) for one in result.answers]
+        passed = [(row.directory, " ".join(row.arguments)) for row in result.answers]
         print_table(f"what {consumer.NAME} passes to the servers of {result.image}", ["server", "arguments"], passed)
         for what, sentences in (("wrong", result.findings), ("known", result.known)):
             for sentence in sentences:
@@ -363,7 +381,7 @@ def print_consumer(result: ConsumerReport) -> None:
 
 def print_refs(result: RefsReport, before: str, after: str) -> None:
     """Prints what upstream changed in each variant's Dockerfile, and of llama-server's arguments."""
-    rows = [(variant, one.key) for variant, differences in result.changes.items() for one in differences]
+    rows = [(variant, change.key) for variant, differences in result.changes.items() for change in differences]
     rows += [(variant, "new at upstream") for variant in result.appeared]
     rows += [(variant, "gone at upstream") for variant in result.disappeared]
     if rows:
@@ -372,8 +390,8 @@ def print_refs(result: RefsReport, before: str, after: str) -> None:
         say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")
     if result.arguments and result.arguments.changes:
         listed = [
-            (consumer.NAME if one.used else "", one.kind.value, "\n".join(one.names), one.detail)
-            for one in result.arguments.changes
+            (consumer.NAME if change.used else "", change.kind.value, "\n".join(change.names), change.detail)
+            for change in result.arguments.changes
         ]
         print_table("llama-server's arguments and variables", ["used by", "is", "what", "how"], listed)
         if result.arguments.warning:

@@ -1,9 +1,9 @@
-"""What a command that changes a registry did, or would do: one line for each thing, and a file of them."""
+"""Actions: what a command that changes a registry did, or would do, and the file that records it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,7 +14,7 @@ from base_images.variants import Variant
 
 
 class Outcome(StrEnum):
-    """How it ended."""
+    """How an action ended."""
 
     DONE = "done"
     ALREADY = "already"
@@ -26,14 +26,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """One thing done to a registry.
+    """One change of a registry.
 
     Attributes:
         what: such as `push`, `merge`, `attach contract`, `promote`.
-        target: the reference that it was about.
-        outcome: how it ended.
-        digest: what the target stands for now; empty when nothing is there.
-        reason: why it was refused or failed, or what else a person should know.
+        target: the reference that it changes.
+        digest: of the target now; empty when it does not exist.
+        reason: why it was refused or failed, or what else a user should know.
     """
 
     variant: str
@@ -45,28 +44,27 @@ class Action:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is left to mend."""
+        """Whether nothing is left to fix."""
         return self.outcome in {Outcome.DONE, Outcome.ALREADY, Outcome.WOULD}
 
 
-def of_each(chosen: Iterable[Variant], what: str, action: Callable[[Variant], Iterable[Action]]) -> Iterable[Action]:
-    """Yields the actions on every variant; one that fails does not stop the others."""
-    for variant in chosen:
-        try:
-            yield from action(variant)
-        except BaseImagesError as error:
-            yield Action(variant=variant.name, what=what, target="", outcome=Outcome.FAILED, reason=str(error))
+def with_failure(variant: Variant, what: str, change: Callable[[Variant], Iterable[Action]]) -> Iterator[Action]:
+    """Yields the actions of a change of one variant; an error of ours becomes the last of them."""
+    try:
+        yield from change(variant)
+    except BaseImagesError as error:
+        yield Action(variant=variant.name, what=what, target="", outcome=Outcome.FAILED, reason=str(error))
 
 
 def write(command: str, actions: Iterable[Action], directory: Path) -> Path:
-    """Adds what a command did to `<command>.jsonl`, one JSON object a line, and returns the file's path.
+    """Appends a command's actions to `<command>.jsonl`, one JSON object a line, and returns the file's path.
 
     Raises:
         UsageError: the file cannot be written.
     """
     path = directory / f"{command}.jsonl"
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    lines = "".join(json.dumps({"at": at, **asdict(one)}) + "\n" for one in actions)
+    lines = "".join(json.dumps({"at": at, **asdict(action)}) + "\n" for action in actions)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""A variant by `docker buildx bake`, where it is to be published only for the platforms that the registry lacks."""
+"""Builds a variant by `docker buildx bake`; to publish it, only for the platforms that the registry lacks."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def bake(
     dry_run: bool,
     on_event: Callable[[buildkit.Event], None],
 ) -> Iterator[Action]:
-    """Builds a variant, where it is to be published only for platforms for which it is not yet; yields what was done.
+    """Builds a variant and yields the actions; with a repository it skips platforms that are published already.
 
     Args:
         variant: which image.
-        platforms: what for.
+        platforms: the platforms to build for.
         settings: the registry's name, and the pin.
         root: the checkout.
         version: HEAD's.
-        repository: where it is published; None loads it into the local engine instead.
-        source: gives llama.cpp's source; not asked when there is nothing to build.
+        repository: where to publish; None loads the image into the local engine instead.
+        source: returns llama.cpp's source; not called when there is nothing to build.
         builder: buildx's name of the builder; empty for the current one.
-        dry_run: whether to build all and keep nothing of it.
-        on_event: gets the steps of the build.
+        dry_run: whether to build everything and keep nothing.
+        on_event: receives the build's steps.
 
     Raises:
         UsageError: the source is not the checkout's own, or not one that is published.

@@ -1,9 +1,9 @@
-"""What was shown of an image, attached to its digest in the registry: the reports that a promotion asks for.
+"""Evidence: reports on an image, attached to its digest in the registry. A promotion requires them.
 
 A report is an OCI artifact whose `subject` is the image of one platform (image-spec v1.1, "Associated with an image"),
-so that `oras discover` and the like show it where the registry has the referrers API. GHCR and many others have not, so
-each also has a tag of its own, `sha256-<digest>.<kind>`, as cosign names its signatures. The specification's own
-substitute is one tag that all share, which two jobs that attach at the same time would overwrite.
+so `oras discover` and similar tools list it where the registry has the referrers API. GHCR and many others lack it, so
+each report also has its own tag, `sha256-<digest>.<kind>`, as cosign names its signatures. The specification's fallback
+is one tag that all reports share, which two jobs that attach at the same time would overwrite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from base_images.smoke import report as smoke_report
 from base_images.smoke.report import Device, SmokeReport
 
 FILE_SUFFIX = ".evidence.json"
-"""Of the files that `attach-reports` takes."""
+"""Suffix of the files that `attach-reports` reads."""
 
 ARTIFACT_TYPE = "application/vnd.bodhi.base-images.{kind}.v1+json"
 _EMPTY = b"{}"
@@ -34,7 +34,7 @@ _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 
 
 class Kind(StrEnum):
-    """What a report is of; a later report of the same kind replaces the earlier one."""
+    """What a report checks; a later report of the same kind replaces the earlier one."""
 
     CONTRACT = "contract"
     SMOKE = "smoke"
@@ -54,10 +54,10 @@ class Evidence:
     """One report of one image.
 
     Attributes:
-        subject: the image as the registry knows it, such as `ghcr.io/bodhisearch/llama.cpp@sha256:…`.
-        platform: the image's own, such as `linux/amd64`; the subject may be an index of several.
-        version: what the image says it is.
-        made: RFC 3339, UTC, by the clock of the machine that made it: to be read by people, compared with nothing.
+        subject: the image's reference in the registry, such as `ghcr.io/bodhisearch/llama.cpp@sha256:…`.
+        platform: the image's, such as `linux/amd64`; the subject may be an index of several.
+        version: from the image's label.
+        made: RFC 3339, UTC, by the clock of the machine that made it: for people, never compared.
         ok: whether the image passed.
         report: the report itself.
     """
@@ -73,7 +73,7 @@ class Evidence:
 
     @property
     def failed(self) -> str:
-        """What failed first, as the report says it; empty where it does not say so in the form that is known here."""
+        """The first failure in the report; empty where the report has none, or has another format."""
         try:
             if self.kind is Kind.CONTRACT:
                 row = next(row for row in self.report["rows"] if row["status"] == "fail")
@@ -87,19 +87,19 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """Evidence in the registry, and the digest of the artifact that holds it."""
+    """Evidence in the registry, and the digest of its artifact."""
 
     evidence: Evidence
     digest: str
 
 
 def of_contract(image: Image, repository: str, report: ContractReport) -> Evidence | None:
-    """Returns the evidence that a check of the contract is; None for an image that the registry does not have."""
+    """Returns a contract report as evidence; None for an image that the registry does not have."""
     return _of(image, repository, Kind.CONTRACT, ok=report.ok, report=report.as_dict())
 
 
 def of_smoke(image: Image, repository: str, report: SmokeReport) -> Evidence | None:
-    """Returns the evidence that a smoke test is; None for an image that the registry does not have."""
+    """Returns a smoke report as evidence; None for an image that the registry does not have."""
     return _of(image, repository, KIND_OF_DEVICE[report.device], ok=report.ok, report=report.as_dict())
 
 
@@ -132,10 +132,10 @@ def write(evidence: Evidence, directory: Path) -> Path:
 
 
 def read_files(directory: Path) -> Iterator[Evidence]:
-    """Yields the evidence in the files below a directory, in the order of their paths.
+    """Yields the evidence from the files below a directory, sorted by path.
 
     Raises:
-        UsageError: there is none, or a file is not evidence.
+        UsageError: there are no such files, or one is not evidence.
     """
     paths = sorted(directory.rglob(f"*{FILE_SUFFIX}"))
     if not paths:
@@ -151,7 +151,7 @@ def read_files(directory: Path) -> Iterator[Evidence]:
 
 
 def attach(repository: Repository, evidence: Evidence) -> Attached:
-    """Attaches evidence to the image that it is of, and returns it with the artifact's digest; again is the same.
+    """Attaches evidence to its image and returns it with the artifact's digest; idempotent.
 
     Raises:
         RegistryError: the registry has no such image, or refused.
@@ -169,7 +169,7 @@ def attach(repository: Repository, evidence: Evidence) -> Attached:
 
 
 def attach_file(repository: Repository, evidence: Evidence, *, dry_run: bool) -> Action:
-    """Attaches evidence that came in a file, and returns what was done."""
+    """Attaches evidence that was read from a file, and returns the action."""
     what = f"attach {evidence.kind} {'pass' if evidence.ok else 'fail'}"
     target = f"{evidence.subject} ({evidence.platform})"
     if dry_run:
@@ -179,7 +179,7 @@ def attach_file(repository: Repository, evidence: Evidence, *, dry_run: bool) ->
 
 
 def store_document(repository: Repository, subject: Manifest, artifact_type: str, content: bytes) -> bytes:
-    """Stores a JSON document, and returns the manifest of the artifact of a subject that it becomes with a tag."""
+    """Stores a JSON document and returns the manifest that makes it an artifact of a subject; the caller tags it."""
     layer = {"mediaType": artifact_type, "digest": repository.put_blob(content), "size": len(content)}
     config = {"mediaType": _EMPTY_TYPE, "digest": repository.put_blob(_EMPTY), "size": len(_EMPTY)}
     manifest = {
@@ -194,10 +194,10 @@ def store_document(repository: Repository, subject: Manifest, artifact_type: str
 
 
 def attached(repository: Repository, subject: str) -> dict[Kind, Attached]:
-    """Returns the evidence that is attached to the image of one platform, given its digest.
+    """Returns the evidence attached to the image of one platform, given its digest.
 
     Raises:
-        RegistryError: what is there is not of this image, or cannot be read.
+        RegistryError: a report is not of this image, or cannot be read.
     """
     found = {}
     for kind in Kind:

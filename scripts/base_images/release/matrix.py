@@ -1,7 +1,7 @@
-"""The jobs of a release on GitHub: which runner builds each variant for each platform, and which one tests it where.
+"""The jobs of a release on GitHub: which runner builds each variant for each platform, and which one tests it.
 
-Hosted runners are GitHub's, by platform; a runner with a device is one's own, and named by its label in a variable of
-the GitHub repository: RUNNER_CUDA for cuda on amd64, RUNNER_CUDA_ARM64 for arm64. So no workflow lists the variants.
+Builds run on GitHub-hosted runners. A self-hosted runner with a device is named by its label in a variable of the
+GitHub repository: RUNNER_CUDA for cuda on amd64, RUNNER_CUDA_ARM64 for arm64. So no workflow lists the variants.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from base_images.variants import Platform, Variant
 from base_images.versions import Version
 
 RUNNERS_VARIABLE = "RUNNERS"
-"""In the environment: the variables of the GitHub repository as JSON, `toJSON(vars)`."""
+"""Environment variable with the variables of the GitHub repository as JSON, `toJSON(vars)`."""
 
 HOSTED_RUNNERS = {Platform.AMD64: "ubuntu-24.04", Platform.ARM64: "ubuntu-24.04-arm"}
-"""The labels of GitHub's own runners, which build natively and have no device."""
+"""Labels of GitHub-hosted runners, which build natively and have no device."""
 
 
 def matrix(
     wanted: Sequence[tuple[Variant, Sequence[Platform]]], version: Version, *, registry: str, runners: str
 ) -> dict[str, Any]:
-    """Returns the jobs as JSON has them.
+    """Returns the jobs as JSON values.
 
     Args:
-        wanted: the variants to release, each with the platforms to release it for.
+        wanted: the variants to release, each with its platforms.
         version: the version to release.
-        registry: the repository that they are published in.
-        runners: the text of the variable RUNNERS; empty for none.
+        registry: the repository to publish to.
+        runners: the value of RUNNERS; empty for none.
 
     Raises:
-        UsageError: it is not what GitHub would give.
+        UsageError: `runners` is not a JSON object of strings.
     """
     labels = _labels(runners)
     return {
@@ -43,17 +43,17 @@ def matrix(
         "repository": registry,
         "variants": [variant.name for variant, _ in wanted],
         "platforms": {
-            variant.name: [{**_names(one), "runner": HOSTED_RUNNERS[one]} for one in platforms]
+            variant.name: [{**_names(platform), "runner": HOSTED_RUNNERS[platform]} for platform in platforms]
             for variant, platforms in wanted
         },
         "checks": {
             variant.name: [
                 {
-                    **_names(one),
-                    **_tested(variant, one, labels),
+                    **_names(platform),
+                    **_tested(variant, platform, labels),
                     "image": f"{registry}:{versions.image_tag(variant.name, version)}",
                 }
-                for one in platforms
+                for platform in platforms
             ]
             for variant, platforms in wanted
         },
@@ -75,10 +75,10 @@ def _names(platform: Platform) -> dict[str, str]:
 
 
 def _tested(variant: Variant, platform: Platform, labels: Mapping[str, str]) -> dict[str, str]:
-    """Returns the runner that tests a variant, and on which device: what `invoke smoke --on` takes."""
+    """Returns the runner that tests a variant, and the device: a value of `invoke smoke --on`."""
     hosted = HOSTED_RUNNERS[platform]
     if variant.device is None:
-        return {"runner": hosted, "device": "host"}  # the CPU is its device, and every host has that
+        return {"runner": hosted, "device": "host"}  # the CPU is its device, and every host has one
     suffix = "" if platform is Platform.AMD64 else f"_{platform.architecture.upper()}"
     if label := labels.get(f"RUNNER_{variant.name.upper()}{suffix}", "").strip():
         return {"runner": label, "device": "host"}

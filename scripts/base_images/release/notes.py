@@ -1,4 +1,4 @@
-"""A release for people, in Markdown: the text of the release on GitHub. The text is `release.md.jinja` beside this."""
+"""Release notes in Markdown, for the release on GitHub, from the template `release.md.jinja` beside this."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ FILE = "notes.md"
 TEMPLATE = "release.md.jinja"
 
 WORKFLOW = ".github/workflows/variant.yml"
-"""What signs the images."""
+"""The workflow that signs the images."""
 
 
 def as_markdown(record: Record, settings: Settings) -> str:
     """Returns the notes of a release."""
-    published = sorted((one for one in record.variants if one.digest), key=lambda one: one.status is not Status.LATEST)
+    published = [variant for variant in record.variants if variant.digest]
+    published.sort(key=lambda variant: variant.status is not Status.LATEST)
     return _ENVIRONMENT.get_template(TEMPLATE).render(
         record=record,
         url=settings.url,
         project=urlsplit(settings.url).path.strip("/"),
         signer=signer(record, settings),
         example=published[0] if published else None,
-        with_device=[one for one in variants.VARIANTS if one.device],
-        waived={one.name for one in record.variants if one.device_waiver},
+        with_device=[variant for variant in variants.VARIANTS if variant.device],
+        waived={variant.name for variant in record.variants if variant.device_waiver},
         consumer=consumer.load(),
     )
 
 
 def signer(record: Record, settings: Settings) -> str:
-    """Returns a regular expression for who signed a release's images, as certificates of Sigstore name a workflow.
+    """Returns a regular expression for the signer of a release's images, as Sigstore's certificates name a workflow.
 
-    A workflow is named with its ref or, as `uses: $/…` may have it, with its commit: both are this release's alone.
+    The name ends in the ref or, with `uses: $/…`, perhaps in the commit: both belong to this release alone.
     """
     workflow = f"{settings.url}/{WORKFLOW}".replace(".", r"\.")
     return f"^{workflow}@(refs/tags/{record.git_tag}|{record.commit})$"
@@ -60,7 +61,7 @@ def _passed(ok: bool | None) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Every value that the template shows goes through here; Markup is Markdown already."""
+    """Escapes every value that the template shows; Markup is Markdown already."""
     return value if isinstance(value, Markup) else text(str(value))
 
 

@@ -1,15 +1,15 @@
-"""Promotion: what `latest-<variant>` points at, and what has to be true before it does.
+"""Promotion: moves `latest-<variant>`, and checks what must hold before.
 
-A registry can point a tag elsewhere in one step, but cannot do so only if nobody else did in between. So every move is
-recorded first, under a tag of its own with a sequence number, and `latest-<variant>` follows from all the records: who
-records a move makes `latest` agree with them afterwards, and looks again. Promotions that run at the same time end in
-the same state, and one that was killed between the two steps is finished by the next. What remains is a promotion that
-is killed while its last request is under way, if that request comes through after a newer promotion has ended: then
-`check-version` tells that `latest` is not what the records say, and that promotion again, or a newer one, mends it.
+A registry moves a tag atomically, but has no compare-and-swap. So every move is recorded first, under its own tag with
+a sequence number, and `latest-<variant>` follows from all the records: a promotion records its move, then makes
+`latest` agree with the records, and checks again. Concurrent promotions end in the same state, and the next promotion
+finishes one that was killed between the two steps. One race remains: a promotion is killed during its last request, and
+that request arrives after a newer promotion ended. Then `check-version` reports that `latest` is not what the records
+say; running that promotion again, or a newer one, fixes it.
 
-What was latest before the first promotion, whoever made it, is recorded too, by its digest and as number 0, so that a
-rollback leads there; it counts less than every move. It is looked at before the records are: where those have no move,
-none had been made when it was looked at, because a move is recorded before `latest` moves.
+What was latest before the first promotion is recorded too, by its digest and as number 0, so that a rollback can return
+to it; every move takes precedence over it. It must be read before the records: if those then have no move, none was
+made before the read, because a move is recorded before `latest` moves.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """A recorded move of `latest-<variant>`; its tag says all of this.
+    """A recorded move of `latest-<variant>`; its tag has all of these fields.
 
     Attributes:
-        number: one more than the newest move that was there when it was recorded; not unique. 0 is no move, but what
-            was there before the first.
+        number: one more than the newest move known when this one was recorded; not unique. 0 is not a move but the
+            state before the first.
     """
 
     variant: str
@@ -58,17 +58,17 @@ class Move:
 
     @property
     def tag(self) -> str:
-        """The tag of its record."""
+        """The tag of the record."""
         moved = f"move-{self.variant}-{self.number:04d}-{self.version}{'-rollback' if self.rollback else ''}"
-        return moved.replace(":", "-")  # which a digest has, and a tag must not
+        return moved.replace(":", "-")  # a digest has a colon, and a tag must not
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One platform's image of a version, with what is known of it.
+    """One platform's image of a version.
 
     Attributes:
-        reports: the evidence attached to it.
+        reports: the evidence attached to the image.
     """
 
     platform: str
@@ -78,7 +78,7 @@ class Candidate:
 
 
 def moves(tags: Iterable[str], variant: str) -> list[Move]:
-    """Returns the moves of a variant that are recorded among a repository's tags; the last one counts."""
+    """Returns the moves of a variant that a repository's tags record; the last one is in effect."""
     found = [
         Move(
             variant=variant,
@@ -94,10 +94,9 @@ def moves(tags: Iterable[str], variant: str) -> list[Move]:
 
 
 def _precedence(move: Move, rolled_back: int) -> tuple[int, bool, Version | Foreign, int]:
-    """A rollback counts, because it is a person's, over what did not know of it; after the last one the newer version.
+    """Sorts a rollback, a person's decision, after moves that did not know of it; then by version, not by number.
 
-    Not the higher number: who records a promotion may not have seen that of a newer version, with the same number as
-    one that it saw.
+    A promotion that is recorded concurrently may have the number of a newer version's promotion that it did not see.
     """
     return min(move.number, rolled_back + 1), move.rollback, move.version, move.number
 
@@ -105,25 +104,27 @@ def _precedence(move: Move, rolled_back: int) -> tuple[int, bool, Version | Fore
 def refusals(
     variant: Variant, version: Version, commit: str | None, candidates: Mapping[str, Candidate], *, repository: str
 ) -> list[str]:
-    """Returns, a sentence each, why a version may not become latest; nothing when it may.
+    """Returns why a version may not become latest, one sentence per reason; empty when it may.
 
     Args:
         variant: which image.
         version: which version.
-        commit: what its release tag points at; None when there is no such tag.
-        candidates: the image of each platform that the registry has of it.
-        repository: the registry's repository that it is in.
+        commit: the commit of its release tag; None when there is no such tag.
+        candidates: its image of each platform in the registry.
+        repository: the name of the registry's repository.
     """
     if commit is None:
         return [f"no tag {version.git_tag} is in this clone: `git fetch --tags`, or release that version first."]
     if not candidates:
         return [f"{repository} has no {versions.image_tag(variant.name, version)}: publish it first."]
     reasons = []
-    if lacking := [one.docker for one in variant.platforms if one.docker not in candidates]:
+    if lacking := [platform.docker for platform in variant.platforms if platform.docker not in candidates]:
         reasons.append(f"{', '.join(lacking)} is missing: publish it first.")
-    for one in candidates.values():
-        found = publish.differences(one.labels, variant=variant, version=version, commit=commit, target=repository)
-        reasons += [f"{one.platform}: {reason}" for reason in (*found, *_unproven(variant, one))]
+    for candidate in candidates.values():
+        found = publish.differences(
+            candidate.labels, variant=variant, version=version, commit=commit, target=repository
+        )
+        reasons += [f"{candidate.platform}: {reason}" for reason in (*found, *_unproven(variant, candidate))]
     return reasons
 
 
@@ -143,7 +144,7 @@ def _unproven(variant: Variant, candidate: Candidate) -> Iterator[str]:
 
 
 def smoke_level(reports: Mapping[Kind, Attached]) -> Device | None:
-    """Returns the best device that an image was smoke-tested on; None when it was not smoke-tested."""
+    """Returns the best device that an image was smoke-tested on; None without a smoke test."""
     levels = [
         device for device in (Device.HOST, Device.SOFTWARE, Device.NONE) if evidence.KIND_OF_DEVICE[device] in reports
     ]
@@ -151,7 +152,7 @@ def smoke_level(reports: Mapping[Kind, Attached]) -> Device | None:
 
 
 def candidates(repository: Repository, reference: str) -> dict[str, Candidate]:
-    """Returns the image of each platform behind a tag or a digest, by platform; empty when there is no such thing."""
+    """Returns the image of each platform behind a tag or a digest, by platform; empty when it does not exist."""
     images = repository.platform_manifests(reference)
     return {
         platform: Candidate(
@@ -167,22 +168,22 @@ def candidates(repository: Repository, reference: str) -> dict[str, Candidate]:
 def promote(
     repository: Repository, variant: Variant, version: Version, commit: str | None, *, dry_run: bool = False
 ) -> Iterator[Action]:
-    """Makes a version the latest of a variant, if it has earned that, and yields what was done.
+    """Makes a version the latest of a variant unless there are refusals, and yields the actions.
 
-    The first one also records and keeps what was latest before.
+    The first promotion also records and keeps what was latest before.
 
     Args:
-        repository: where.
-        variant: of which image.
+        repository: the registry's repository.
+        variant: which image.
         version: which version.
-        commit: what its release tag points at; None when there is no such tag.
+        commit: the commit of its release tag; None when there is no such tag.
         dry_run: whether to change nothing.
 
     Raises:
-        RegistryError: the registry refuses, or somebody else writes there all the time.
+        RegistryError: the registry refuses, or another writer keeps moving the tag.
     """
     target = f"{repository.name}:{versions.latest_tag(variant.name)}"
-    there = repository.manifest(versions.latest_tag(variant.name))  # before the records, see above
+    there = repository.manifest(versions.latest_tag(variant.name))  # before the records: see the module's docstring
     found = moves(repository.tags(), variant.name)
     first = not any(move.number for move in found)
     last = _unrecorded(repository, variant, there) if first else found[-1]
@@ -207,12 +208,12 @@ def promote(
 def roll_back(
     repository: Repository, variant: Variant, version: Version | Foreign, *, dry_run: bool = False
 ) -> Iterator[Action]:
-    """Makes a version latest again that was latest before, and yields what was done.
+    """Makes a version latest again that was latest before, and yields the actions.
 
-    What was there before the first promotion need not be for every platform, and each can be named by its digest too.
+    An image from before the first promotion need not have every platform, and can also be named by its digest.
 
     Raises:
-        RegistryError: the registry refuses, or somebody else writes there all the time.
+        RegistryError: the registry refuses, or another writer keeps moving the tag.
     """
     target = f"{repository.name}:{versions.latest_tag(variant.name)}"
     found = moves(repository.tags(), variant.name)
@@ -228,7 +229,7 @@ def roll_back(
         version = earlier[-1].version
         image = _recorded(repository, earlier[-1])
         there = repository.platform_manifests(image.digest)
-        lacking = ", ".join(one.docker for one in variant.platforms if one.docker not in there)
+        lacking = ", ".join(platform.docker for platform in variant.platforms if platform.docker not in there)
         if any(move.number == 0 for move in earlier):
             about = f" (latest before the first promotion{f'; not for {lacking}' if lacking else ''})"
         elif lacking:
@@ -240,16 +241,16 @@ def roll_back(
 
 
 def recorded_digest(repository: Repository, move: Move) -> str:
-    """Returns the digest of the image that a move made latest; empty when its record is gone."""
+    """Returns the digest of the image that a move made latest; empty when the record is gone."""
     record = repository.manifest(move.tag)
     return str(record.document["subject"]["digest"]) if record else ""
 
 
 def settle(repository: Repository, variant: Variant) -> Move | None:
-    """Makes `latest-<variant>` agree with the records, and returns the move that counts; None when there is none.
+    """Makes `latest-<variant>` agree with the records, and returns the move in effect; None when there is none.
 
     Raises:
-        RegistryError: it cannot be made to agree, because somebody else writes there all the time.
+        RegistryError: another writer keeps moving the tag.
     """
     tag = versions.latest_tag(variant.name)
     for _ in range(_ATTEMPTS):
@@ -264,10 +265,10 @@ def settle(repository: Repository, variant: Variant) -> Move | None:
 
 
 def _unrecorded(repository: Repository, variant: Variant, latest: Manifest | None) -> Move | None:
-    """Returns what is latest, where no move made it that, as number 0; None when nothing is.
+    """Returns an image that is latest without a recorded move as move number 0; None when nothing is latest.
 
-    A label may say anything. So a version of ours has to be published as that very image, and the predecessor's must
-    not be another one; else the digest is the name.
+    Its version label is not trusted: one of our versions must be published as this very image, and a predecessor's must
+    not name another image. Otherwise the digest is the name.
     """
     if latest is None:
         return None
@@ -281,7 +282,7 @@ def _unrecorded(repository: Repository, variant: Variant, latest: Manifest | Non
 
 
 def _keep(repository: Repository, was: Move, image: Manifest) -> None:
-    """Records what was latest before the first promotion, with a tag of its own: registries remove what has none."""
+    """Records what was latest before the first promotion, and tags it: registries remove untagged images."""
     tag = versions.image_tag(was.variant, was.version)
     if repository.digest(tag) is None:
         repository.point(tag, image.content)
@@ -297,17 +298,17 @@ def _record(repository: Repository, move: Move, image: Manifest, *, before: str)
         "digest": image.digest,
         "before": before,
         "by": _who(),
-        # So fine that two who record the same at once push two blobs: one that is pushed twice at once is missing to
-        # docker-registry 2.8 for a moment.
+        # Microseconds, so that concurrent writers push different blobs: docker-registry 2.8 briefly loses a blob that
+        # two clients push at once.
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
     manifest = evidence.store_document(repository, image, MOVE_TYPE, json.dumps(record, indent=2).encode())
-    # Who records the same move at the same time says the same, but for the last two: either may stay.
+    # Concurrent records of the same move differ in the last two fields alone: either may stay.
     repository.point(move.tag, manifest)
 
 
 def _was_left(found: list[Move], version: Version) -> bool:
-    """Whether a rollback to another version counts over what made this one latest."""
+    """Whether a rollback to another version takes precedence over every move to this one."""
     numbers = [move.number for move in found if move.version == version]
     return bool(numbers) and any(
         move.rollback and move.version != version and move.number >= max(numbers) for move in found
@@ -359,7 +360,11 @@ def _move(
 
 
 def _recorded(repository: Repository, move: Move) -> Manifest:
-    """Returns the image that a move made latest."""
+    """Returns the image that a move made latest.
+
+    Raises:
+        RegistryError: the image is gone.
+    """
     digest = recorded_digest(repository, move)
     image = repository.manifest(digest) if digest else None
     if image is None:
@@ -372,7 +377,7 @@ def _refused(variant: Variant, what: str, target: str, reasons: list[str]) -> Ac
 
 
 def _who() -> str:
-    """GitHub's address of the run, else the user."""
+    """Returns the URL of the run on GitHub, else the user's name."""
     parts = [os.environ.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
     if all(parts):
         return "{}/{}/actions/runs/{}".format(*parts)

@@ -1,7 +1,7 @@
-"""Publishing: the image of each platform, and the index that makes one image of them, `<variant>-<version>`.
+"""Publishing: pushes each platform's image, and the index that joins them as `<variant>-<version>`.
 
-Each platform is pushed by the machine that built it, under a tag of its own. Who finds all of them there writes the
-index. Nothing that was published changes: the same command again finishes what was cut off, or says that it is done.
+The machine that built a platform pushes it under a tag of its own; the machine that finds all platforms pushed writes
+the index. Published tags never change, and the command is idempotent: run again, it finishes what was interrupted.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def publish(
     connect: Callable[[], Engine],
     dry_run: bool = False,
 ) -> Iterator[Action]:
-    """Pushes the local build where its platform is missing, writes the index when none is, and yields what was done.
+    """Pushes the local build if its platform is missing, writes the index if none is, and yields the actions.
 
     Args:
-        repository: where to.
+        repository: the registry's repository.
         variant: which image.
         version: which version, clean and released.
-        commit: full hash of the version's commit, which the image has to be built from.
-        connect: gives the engine that has the local build; not asked when every platform is there.
+        commit: full hash of the version's commit; the image must be built from it.
+        connect: returns the engine with the local build; not called when every platform is published.
         dry_run: whether to change nothing.
 
     Raises:
-        RegistryError: the registry refuses or holds another image under a tag that never changes.
-        EngineError: the push broke off.
+        RegistryError: the registry refuses, or has another image under a published tag.
+        EngineError: the push failed.
     """
     missing = _missing(repository, variant, version)
     pushed = None
@@ -54,10 +54,10 @@ def publish(
         if here in missing:
             yield _push(engine, repository, variant, version, commit, here, dry_run=dry_run)
             pushed = here
-            # A push takes minutes: others may have come in between.
-            missing = [one for one in _missing(repository, variant, version) if one is not here]
+            # A push takes minutes: other machines may have pushed meanwhile.
+            missing = [platform for platform in _missing(repository, variant, version) if platform is not here]
     if missing:
-        names = ", ".join(one.docker for one in missing)
+        names = ", ".join(platform.docker for platform in missing)
         yield Action(
             variant=variant.name,
             what="merge",
@@ -76,7 +76,7 @@ def publish(
 
 
 def anchor(repository: Repository, variant: Variant, version: Version, platform: Platform, digest: str) -> Action:
-    """Gives an image that was pushed by its digest the tag that keeps it; a tag that is there already stays.
+    """Tags an image that was pushed by its digest, so that the registry keeps it; an existing tag stays.
 
     Raises:
         RegistryError: the registry has no such digest, or refuses.
@@ -93,14 +93,14 @@ def anchor(repository: Repository, variant: Variant, version: Version, platform:
 
 
 def merge(repository: Repository, variant: Variant, version: Version, *, dry_run: bool = False) -> Action:
-    """Writes the index of all platforms, whose images are there.
+    """Writes the index of all platforms, whose images are published already.
 
     Raises:
-        RegistryError: a platform's tag is not of an image for it, an index of that version is there already and is
-            another one, or the registry refuses.
+        RegistryError: a platform's tag is not an image for that platform alone, another index of that version is
+            published, or the registry refuses.
     """
     tag = versions.image_tag(variant.name, version)
-    found = {one: _anchored(repository, variant, version, one) for one in variant.platforms}
+    found = {platform: _anchored(repository, variant, version, platform) for platform in variant.platforms}
     content = index(repository, found)
     there = repository.manifest(tag)
     if there and there.content != content:
@@ -116,15 +116,15 @@ def merge(repository: Repository, variant: Variant, version: Version, *, dry_run
         target=f"{repository.name}:{tag}",
         outcome=Outcome.ALREADY if there else Outcome.DONE,
         digest=there.digest if there else repository.put_manifest(tag, content),
-        reason=", ".join(one.docker for one in variant.platforms),
+        reason=", ".join(platform.docker for platform in variant.platforms),
     )
 
 
 def index(repository: Repository, images: Mapping[Platform, Manifest]) -> bytes:
     """Returns the OCI index of images, in their order; the same images give the same bytes.
 
-    What was pushed for a platform may be an index itself, of the image and of the attestations about it: those come
-    along. The annotations are what the images' labels agree on.
+    A platform's manifest may itself be an index of the image and its attestations: all its entries are included. The
+    annotations are the labels that all images share.
     """
     entries: list[Mapping[str, Any]] = []
     labels: list[dict[str, str]] = []
@@ -144,8 +144,8 @@ def index(repository: Repository, images: Mapping[Platform, Manifest]) -> bytes:
                     "platform": platform,
                 }
             )
-        labels += [repository.labels(one) for one in repository.platform_manifests(manifest.digest).values()]
-    agreed = set.intersection(*(set(one.items()) for one in labels))
+        labels += [repository.labels(image) for image in repository.platform_manifests(manifest.digest).values()]
+    agreed = set.intersection(*(set(image.items()) for image in labels))
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_INDEX,
@@ -158,10 +158,10 @@ def index(repository: Repository, images: Mapping[Platform, Manifest]) -> bytes:
 def require_publishable(
     labels: Mapping[str, str], *, variant: Variant, version: Version, commit: str, target: str
 ) -> None:
-    """Returns when an image may be published as a version.
+    """Raises unless an image may be published as a version.
 
     Raises:
-        RegistryError: it is of something else, or its bases come from where a release's must not.
+        RegistryError: a label differs from the version's, or the bases do not come from registries.
     """
     if reasons := differences(labels, variant=variant, version=version, commit=commit, target=target):
         raise RegistryError(f"{target} cannot be published: {reasons[0]}")
@@ -170,7 +170,7 @@ def require_publishable(
 def differences(
     labels: Mapping[str, str], *, variant: Variant, version: Version, commit: str, target: str
 ) -> list[str]:
-    """Returns, a sentence each, what says that an image is not what this commit builds for a release; none is right."""
+    """Returns how an image's labels differ from a release build of this commit, a sentence each; empty for a match."""
     wanted = {Label.VARIANT: variant.name, Label.VERSION: str(version), Label.REVISION: commit}
     found = [
         f"its label {label} is {labels.get(label, '')!r} and not {value!r}: build it again from that commit."
@@ -222,13 +222,17 @@ def _push(
 
 
 def _missing(repository: Repository, variant: Variant, version: Version) -> list[Platform]:
-    return [one for one in variant.platforms if repository.digest(_tag(variant, version, one)) is None]
+    return [platform for platform in variant.platforms if repository.digest(_tag(variant, version, platform)) is None]
 
 
 def _require_publishable(
     repository: Repository, variant: Variant, version: Version, commit: str, platform: Platform
 ) -> None:
-    """What another machine pushed is looked at before it takes the version's name for good."""
+    """Checks what another machine pushed before the version's tag is made of it.
+
+    Raises:
+        RegistryError: it may not be published.
+    """
     tag = _tag(variant, version, platform)
     for image in repository.platform_manifests(tag).values():
         require_publishable(

@@ -1,7 +1,7 @@
-"""What a release is, as `release.json` tells it: read from git and the registry, so that it can be made again any time.
+"""The record of a release, `release.json`: computed from git and the registry alone, so it can be recreated any time.
 
-`release.schema.json` in the directory above describes the file; releases name its address, so it stays there. There is
-no state of its own: a release that was finished, promoted or rolled back since is told as it is now.
+`release.schema.json` in the directory above describes the file; it stays there because releases name its URL. The
+record shows the present state: a release that was finished, promoted or rolled back since has another record.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ FILE = "release.json"
 SCHEMA = Path(__file__).parents[1] / "release.schema.json"
 
 SUBJECTS = 50
-"""How many of the commits since the release before are named."""
+"""How many commits since the previous release are listed."""
 
 
 class Status(StrEnum):
-    """What became of a variant."""
+    """State of a variant of the release."""
 
     LATEST = "latest"
     PROMOTED = "promoted"
@@ -66,9 +66,9 @@ class Released:
     """What git says of a release.
 
     Attributes:
-        commit: what its tag points at.
-        previous: the newest older release that this clone knows; None where there is none.
-        changes: the commits since that one; None where there is none, or where this clone does not have its commit.
+        commit: the commit of its tag.
+        previous: the newest older release in this clone; None where there is none.
+        changes: the commits since `previous`; None without one, or where this clone lacks its commit.
     """
 
     version: Version
@@ -84,7 +84,7 @@ class Found:
 
     Attributes:
         size: bytes to download.
-        arguments: the build's, as the image's labels say them.
+        arguments: the build arguments, from the image's labels.
     """
 
     candidate: Candidate
@@ -97,11 +97,11 @@ class Seen:
     """What the registry has of one variant of a release.
 
     Attributes:
-        digest: what `<variant>-<version>` points at; None when there is no such tag.
-        latest: what `latest-<variant>` points at; likewise.
-        tags: those of the registry that are this release's.
-        moves: every recorded move of `latest-<variant>`; the last one counts.
-        images: of each platform; pushed, but not made one image of yet, where `digest` is None.
+        digest: of the tag `<variant>-<version>`; None when there is no such tag.
+        latest: the digest of the tag `latest-<variant>`; None likewise.
+        tags: the registry's tags that belong to this release.
+        moves: every recorded move of `latest-<variant>`; the last one is in effect.
+        images: one per platform; where `digest` is None they are pushed but not merged.
         problem: why the registry's entries cannot be read, a sentence; empty when they can.
     """
 
@@ -116,7 +116,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRecord:
-    """A report that is attached to an image; `digest` is the artifact's, `file` the name it is published under."""
+    """A report attached to an image; `digest` is the artifact's, `file` the name it is published under."""
 
     kind: str
     ok: bool
@@ -127,7 +127,7 @@ class ReportRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PlatformRecord:
-    """One platform's image; None is what its labels do not say."""
+    """One platform's image; a field is None where the labels lack it."""
 
     platform: str
     digest: str
@@ -142,24 +142,24 @@ class PlatformRecord:
 
     @property
     def contract(self) -> bool | None:
-        """Whether it passed the contract; None when no report says."""
-        return next((one.ok for one in self.reports if one.kind == evidence.Kind.CONTRACT), None)
+        """Whether the image passed the contract; None without a report."""
+        return next((report.ok for report in self.reports if report.kind == evidence.Kind.CONTRACT), None)
 
     @property
     def smoke(self) -> bool | None:
-        """Whether it passed every smoke test; None when no report says."""
-        found = [one.ok for one in self.reports if one.kind != evidence.Kind.CONTRACT]
+        """Whether the image passed every smoke test; None without a report."""
+        found = [report.ok for report in self.reports if report.kind != evidence.Kind.CONTRACT]
         return all(found) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantRecord:
-    """One variant of the table, whatever became of it.
+    """One variant of the release, in any state.
 
     Attributes:
-        reasons: sentences that say why it is not latest, or should not be; empty when all is well.
-        image: the reference by tag, whether or not it is there.
-        device_waiver: why it became latest before a smoke test had seen its device; None when that did not happen.
+        reasons: sentences that say why it is not latest, or should not be; empty when nothing is wrong.
+        image: the reference by tag, whether or not it exists.
+        device_waiver: why it became latest without a smoke test on its device; None when that did not happen.
     """
 
     name: str
@@ -177,7 +177,7 @@ class VariantRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A release. `made` is when it was looked at: RFC 3339, UTC."""
+    """A release. `made` is when the registry was read: RFC 3339, UTC."""
 
     version: str
     git_tag: str
@@ -190,19 +190,19 @@ class Record:
     variants: tuple[VariantRecord, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns it for JSON, as the schema has it."""
+        """Returns the record for JSON, as the schema describes it."""
         return {"$schema": json.loads(SCHEMA.read_text(encoding="utf-8"))["$id"], **asdict(self)}
 
 
-# Looking.
+# Reading git and the registry.
 
 
 def released(clone: repository.Clone, version: Version) -> Released:
     """Returns what git says of a released version.
 
     Raises:
-        UsageError: this clone has no tag of it.
-        RepositoryError: its commit says no pin.
+        UsageError: this clone has no tag of that version.
+        RepositoryError: its commit has no llama.cpp pin.
     """
     tags = repository.release_tags(clone)
     tag = tags.get(version.git_tag)
@@ -211,8 +211,9 @@ def released(clone: repository.Clone, version: Version) -> Released:
             f"{version} is not a release that this clone knows, which would have the tag {version.git_tag}: "
             "`git fetch --tags`, or name another with --version."
         )
-    known = {found: one for name, one in tags.items() if (found := versions.parse_git_tag(name)) and not found.dirty}
-    previous = max((one for one in known if one < version), default=None)
+    parsed = ((versions.parse_git_tag(name), found) for name, found in tags.items())
+    known = {release: found for release, found in parsed if release and not release.dirty}
+    previous = max((release for release in known if release < version), default=None)
     since = known[previous].commit if previous else None
     return Released(
         version=version,
@@ -235,7 +236,7 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
 
 
 def look(where: Repository, variants: Iterable[Variant], version: Version) -> list[Seen]:
-    """Returns what the registry has of each variant; what cannot be read of one does not hide the others.
+    """Returns what the registry has of each variant; an unreadable variant does not hide the others.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -246,7 +247,7 @@ def look(where: Repository, variants: Iterable[Variant], version: Version) -> li
 
 def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[str]) -> Seen:
     tag = versions.image_tag(variant.name, version)
-    anchors = [versions.platform_tag(variant.name, version, one.architecture) for one in variant.platforms]
+    anchors = [versions.platform_tag(variant.name, version, platform.architecture) for platform in variant.platforms]
     try:
         top = where.manifest(tag)
         images: dict[str, Manifest] = {}
@@ -256,7 +257,7 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
             variant=variant,
             digest=top.digest if top else None,
             latest=where.digest(versions.latest_tag(variant.name)),
-            tags=tuple(one for one in (tag, *anchors) if one in tags),
+            tags=tuple(name for name in (tag, *anchors) if name in tags),
             moves=tuple(promote.moves(tags, variant.name)),
             images=tuple(_found(where, platform, manifest) for platform, manifest in images.items()),
         )
@@ -279,11 +280,11 @@ def _found(where: Repository, platform: str, manifest: Manifest) -> Found:
     )
 
 
-# Telling.
+# Making the record.
 
 
 def record(release: Released, seen: Iterable[Seen], settings: Settings, *, now: datetime) -> Record:
-    """Returns a release as `release.json` has it."""
+    """Returns the record of a release."""
     return Record(
         version=str(release.version),
         git_tag=release.version.git_tag,
@@ -293,7 +294,7 @@ def record(release: Released, seen: Iterable[Seen], settings: Settings, *, now: 
         llama_cpp=release.llama_cpp,
         previous=str(release.previous) if release.previous else None,
         changes=release.changes,
-        variants=tuple(_variant(release, one, settings.registry) for one in seen),
+        variants=tuple(_variant(release, observed, settings.registry) for observed in seen),
     )
 
 
@@ -301,9 +302,9 @@ def _variant(release: Released, seen: Seen, registry: str) -> VariantRecord:
     variant = seen.variant
     tag = versions.image_tag(variant.name, release.version)
     status = _status(release.version, seen)
-    platforms = tuple(_platform(variant, one) for one in seen.images)
-    there = {one.platform for one in platforms}
-    without_device = any(one.smoke_tested_on is Device.NONE for one in platforms)
+    platforms = tuple(_platform(variant, image) for image in seen.images)
+    there = {image.platform for image in platforms}
+    without_device = any(image.smoke_tested_on is Device.NONE for image in platforms)
     waived = variant.device is not None and without_device and status in WERE_LATEST
     latest = versions.latest_tag(variant.name)
     return VariantRecord(
@@ -318,7 +319,7 @@ def _variant(release: Released, seen: Seen, registry: str) -> VariantRecord:
         device_waiver=(variant.device_waiver or None) if waived else None,
         missing_platforms=()
         if status is Status.UNREADABLE
-        else tuple(one.docker for one in variant.platforms if one.docker not in there),
+        else tuple(platform.docker for platform in variant.platforms if platform.docker not in there),
         platforms=platforms,
     )
 
@@ -334,11 +335,11 @@ def _status(version: Version, seen: Seen) -> Status:
     if seen.digest == seen.latest:
         return Status.LATEST
     if numbers and seen.moves[-1].version != version:
-        # A rollback to something newer leaves nothing but what was superseded before.
-        back = (one for one in seen.moves if one.rollback and one.version < version)
-        return Status.ROLLED_BACK if any(one.number >= max(numbers) for one in back) else Status.PROMOTED
-    there = {one.candidate.platform for one in seen.images}
-    complete = {one.docker for one in seen.variant.platforms} <= there
+        # A rollback to a newer version does not undo this one's promotion: it was superseded before.
+        back = (move for move in seen.moves if move.rollback and move.version < version)
+        return Status.ROLLED_BACK if any(move.number >= max(numbers) for move in back) else Status.PROMOTED
+    there = {image.candidate.platform for image in seen.images}
+    complete = {platform.docker for platform in seen.variant.platforms} <= there
     return Status.PUBLISHED if complete else Status.INCOMPLETE
 
 
@@ -346,7 +347,7 @@ def _reasons(release: Released, seen: Seen, status: Status, registry: str) -> li
     if status is Status.UNREADABLE:
         return [seen.problem]
     variant, version = seen.variant, release.version
-    candidates = {one.candidate.platform: one.candidate for one in seen.images}
+    candidates = {image.candidate.platform: image.candidate for image in seen.images}
     reasons = promote.refusals(variant, version, release.commit, candidates, repository=registry)
     again = f"`invoke promote --version {version} --variant {variant.name}`"
     last = seen.moves[-1].version if seen.moves else None
@@ -363,52 +364,52 @@ def _reasons(release: Released, seen: Seen, status: Status, registry: str) -> li
 
 
 def _platform(variant: Variant, found: Found) -> PlatformRecord:
-    one = found.candidate
+    candidate = found.candidate
     return PlatformRecord(
-        platform=one.platform,
-        digest=one.digest,
+        platform=candidate.platform,
+        digest=candidate.digest,
         size=found.size,
-        base_name=one.labels.get(Label.BASE_NAME) or None,
-        base_digest=one.labels.get(Label.BASE_DIGEST) or None,
-        glibc=one.labels.get(Label.GLIBC) or None,
+        base_name=candidate.labels.get(Label.BASE_NAME) or None,
+        base_digest=candidate.labels.get(Label.BASE_DIGEST) or None,
+        glibc=candidate.labels.get(Label.GLIBC) or None,
         toolkit={
             name.removeprefix(TOOLKIT_PREFIX): value
-            for name, value in sorted(one.labels.items())
+            for name, value in sorted(candidate.labels.items())
             if name.startswith(TOOLKIT_PREFIX)
         },
         arguments=dict(found.arguments),
-        smoke_tested_on=promote.smoke_level(one.reports),
+        smoke_tested_on=promote.smoke_level(candidate.reports),
         reports=tuple(
             ReportRecord(
                 kind=kind.value,
                 ok=attached.evidence.ok,
                 made=attached.evidence.made,
                 digest=attached.digest,
-                file=_file(kind, variant, one),
+                file=_file(kind, variant, candidate),
             )
-            for kind, attached in one.reports.items()
+            for kind, attached in candidate.reports.items()
         ),
     )
 
 
 def _file(kind: evidence.Kind, variant: Variant, candidate: Candidate) -> str:
-    """Of the variant that has the report, and not of the one that the report names: so no two are called the same."""
+    """Names a report after the variant that has it, not the one that the report names: so names are unique."""
     return f"{kind}-{variant.name}-{candidate.platform.rpartition('/')[2]}{evidence.FILE_SUFFIX}"
 
 
-# Keeping.
+# Writing files.
 
 
 def write(told: Record, seen: Iterable[Seen], directory: Path) -> list[Path]:
     """Writes `release.json` and every attached report into a directory, and returns their paths.
 
     Raises:
-        UsageError: the directory has reports that are not this release's, or cannot be written.
+        UsageError: the directory has reports of another release, or cannot be written.
     """
     reports: dict[str, Evidence] = {
-        _file(kind, one.variant, image.candidate): attached.evidence
-        for one in seen
-        for image in one.images
+        _file(kind, observed.variant, image.candidate): attached.evidence
+        for observed in seen
+        for image in observed.images
         for kind, attached in image.candidate.reports.items()
     }
     # Everything in the directory is published with the release.
@@ -418,7 +419,7 @@ def write(told: Record, seen: Iterable[Seen], directory: Path) -> list[Path]:
             f"{directory} has {foreign[0]}, which is not a report of {told.version}: name another directory, or remove "
             "what is there."
         )
-    written = {directory / name: asdict(one) for name, one in reports.items()}
+    written = {directory / name: asdict(report) for name, report in reports.items()}
     written[directory / FILE] = told.as_dict()
     for path, value in written.items():
         smoke_report.write_json(value, path)

@@ -1,4 +1,4 @@
-"""Room on GitHub's hosted runners, whose disk is full of toolchains that no build here uses."""
+"""Frees the disk of GitHub-hosted runners, which is full of toolchains that no build here uses."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ TOOLCHAINS = (
     "usr/share/dotnet",
     "usr/share/swift",
 )
-"""What GitHub's images of Ubuntu 24.04 install outside of packages (github.com/actions/runner-images), the large."""
+"""Large toolchains that GitHub's Ubuntu 24.04 images install outside packages (github.com/actions/runner-images)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Freed:
-    """What was removed; `free` is the bytes of the disk that are free now."""
+    """What was removed; `free` is the free bytes of the disk afterwards."""
 
     removed: tuple[Path, ...]
     free: int
 
 
 def is_hosted(environment: Mapping[str, str]) -> bool:
-    """Returns whether this is one of GitHub's own runners, made for one job: GitHub says so in every job."""
+    """Returns whether this is a GitHub-hosted runner, which serves one job; GitHub sets the variable in every job."""
     return environment.get("RUNNER_ENVIRONMENT") == "github-hosted"
 
 
 def free(root: Path) -> Freed:
-    """Removes the toolchains below `root`, which is `/` on a runner; what is not there is no error.
+    """Removes the toolchains below `root`, which is `/` on a runner; missing ones are no error.
 
     Raises:
-        UsageError: one of them may not be removed.
+        UsageError: a toolchain cannot be removed.
     """
     found = sorted(path for pattern in TOOLCHAINS for path in root.glob(pattern))
     if found:
-        # They are root's, and a job runs as a user that may use sudo without a password.
+        # Root owns them, and a job runs as a user with passwordless sudo.
         as_root = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
         done = programs.run([*as_root, "rm", "--recursive", "--force", "--", *map(str, found)])
         if done.exit_code:

@@ -1,4 +1,4 @@
-"""What the registry has of each variant: the latest, the newest, and whether the one lags behind the other."""
+"""Status of each variant in the registry: latest, newest, and whether one lags behind the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from base_images.variants import Variant
 from base_images.versions import Version
 
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
-"""As much of a digest as a table has room for, and the rest; JSON has all of it."""
+"""A digest: the part that a table shows, and the rest. JSON has all of it."""
 
 _HOUR = 3600
 _DAY = 24 * _HOUR
@@ -25,12 +25,11 @@ _DAY = 24 * _HOUR
 
 @dataclass(frozen=True, kw_only=True)
 class Tagged:
-    """What a tag points at, as the image says it.
+    """The image of a tag, with facts from its labels; a fact is empty where the label is missing.
 
     Attributes:
-        version: empty for an image that does not say it.
-        llama_cpp: the tag of the llama.cpp in it; empty likewise.
-        created: RFC 3339, UTC; likewise.
+        llama_cpp: the tag of its llama.cpp.
+        created: RFC 3339, UTC.
     """
 
     tag: str
@@ -45,11 +44,11 @@ class Published:
     """One variant in the registry.
 
     Attributes:
-        latest: what `latest-<variant>` points at; None when there is no such tag.
+        latest: the image of `latest-<variant>`; None when there is no such tag.
         newest: the newest published version; None when there is none.
-        before: what was latest before, to go back to: a version, or the digest of what was there before the first
+        before: what was latest before, for a rollback: a version, or the digest of the image from before the first
             promotion; empty for none.
-        notes: a sentence for each thing that a person may want to act on.
+        notes: a sentence for each thing that a user may want to act on.
     """
 
     variant: str
@@ -59,7 +58,7 @@ class Published:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns it for JSON."""
+        """Returns the fields for JSON."""
         return asdict(self)
 
 
@@ -67,9 +66,9 @@ def look(repository: Repository, variants: Iterable[Variant], released: Version 
     """Returns what the registry has of each variant.
 
     Args:
-        repository: where.
-        variants: of which images.
-        released: the newest released version that this clone knows; None when there is none.
+        repository: the registry's repository.
+        variants: which images.
+        released: the newest released version in this clone; None when there is none.
 
     Raises:
         RegistryError: the registry does not answer, or refuses.
@@ -79,7 +78,7 @@ def look(repository: Repository, variants: Iterable[Variant], released: Version 
 
 
 def age(created: str, now: datetime) -> str:
-    """Returns how long ago something was made, for a person, such as `3 days`."""
+    """Returns the age of a timestamp as text, such as `3 days`."""
     try:
         seconds = (now - datetime.fromisoformat(created)).total_seconds()
     except (ValueError, TypeError):
@@ -161,12 +160,13 @@ def _tagged(repository: Repository, tag: str) -> Tagged | None:
 def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]:
     """Returns a table's rows: variant, tag, version, llama.cpp, age, digest, notes."""
     found: list[tuple[str, ...]] = []
-    for one in published:
-        notes = [*one.notes, *([f"latest before: {one.before}"] if one.before else [])]
-        for number, tagged in enumerate(filter(None, (one.latest, one.newest if one.newest != one.latest else None))):
+    for variant in published:
+        notes = [*variant.notes, *([f"latest before: {variant.before}"] if variant.before else [])]
+        newest = variant.newest if variant.newest != variant.latest else None
+        for number, tagged in enumerate(filter(None, (variant.latest, newest))):
             found.append(
                 (
-                    one.variant,
+                    variant.variant,
                     tagged.tag,
                     tagged.version or "unknown",
                     tagged.llama_cpp or "unknown",
@@ -175,8 +175,8 @@ def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]
                     _short("\n".join(notes)) if number == 0 else "",
                 )
             )
-        if one.latest is None and one.newest is None:
-            found.append((one.variant, "-", "-", "-", "-", "-", "\n".join(notes)))
+        if variant.latest is None and variant.newest is None:
+            found.append((variant.variant, "-", "-", "-", "-", "-", "\n".join(notes)))
     return found
 
 

@@ -1,8 +1,7 @@
-"""Releasing: an annotated tag on HEAD, pushed to the remote; what follows is CI's.
+"""Releasing: tags HEAD and pushes the annotated tag to the remote; CI does the rest.
 
-`examine` looks and changes nothing, `plan` says what would be done, `publish` does it. Each finds out by itself how
-far an earlier run came, so the same command again finishes one that was ended. A published tag is never deleted or
-moved.
+`examine` changes nothing, `plan` returns what would be done, `publish` does it. Each detects how far an earlier run
+came, so the same command again finishes an interrupted release. A published tag is never deleted or moved.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from base_images.settings import Pin, Settings
 from base_images.versions import Head, Version
 
 SUBJECTS = 20
-"""How many of the released commits are named."""
+"""How many of the released commits are listed."""
 
 
 class Status(StrEnum):
-    """How a precondition ended; one that could not be looked at is skipped, and nothing is released either."""
+    """How a precondition ended; one that could not be checked is skipped, which blocks a release too."""
 
     PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
@@ -33,7 +32,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A precondition: what was seen, and of one that failed what to do."""
+    """A precondition: what was observed, and for a failure what to do."""
 
     name: str
     status: Status
@@ -42,15 +41,15 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What is to be released, and whether it may be.
+    """The commit to release, and whether it may be released.
 
     Attributes:
         commit: HEAD's full hash.
-        version: its version, without regard to changes in the tree.
-        released: whether the remote has the tag already, at this commit; then nothing was checked.
-        checks: the preconditions, each looked at whether or not another one failed.
-        last: the newest version that the remote has; None where there is none.
-        last_commit: the commit of that one.
+        version: HEAD's version, ignoring changes in the tree.
+        released: whether the remote has the tag at this commit already; then nothing was checked.
+        checks: the preconditions, each checked whether or not another one failed.
+        last: the newest other version at the remote; None where there is none.
+        last_commit: the commit of `last`.
     """
 
     commit: str
@@ -68,18 +67,17 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a release makes.
+    """What a release does.
 
     Attributes:
-        commit: the commit that is tagged, the last one of the branch.
-        branch: the branch that is pushed with the tag.
-        version: what is released.
-        tag: the tag in git.
+        commit: the commit to tag, the last one of the branch.
+        branch: the branch to push with the tag.
+        tag: the git tag.
         message: the tag's message.
-        pin: the llama.cpp that the images hold.
+        pin: the llama.cpp in the images.
         images: the references that CI will publish.
-        last: the release before; None where there is none.
-        commits: what is new since then; None where this clone does not have that release's commit.
+        last: the previous release; None where there is none.
+        commits: the commits since then; None where this clone lacks that release's commit.
     """
 
     commit: str
@@ -93,15 +91,15 @@ class Plan:
     commits: Commits | None
 
 
-# Looking.
+# Preconditions.
 
 
 def examine(remote: Remote, branch: str, *, now: datetime, mirror_problem: Callable[[], str]) -> State:
-    """Returns what HEAD's release would be and whether it may be; nothing but the remote's branch is fetched.
+    """Returns whether HEAD may be released; fetches the remote's branch and nothing else.
 
     Args:
-        remote: where releases are.
-        branch: the branch that is released.
+        remote: the remote that has the releases.
+        branch: the release branch.
         now: the time, UTC.
         mirror_problem: returns why the recipes do not mirror the pinned llama.cpp and what to do; empty where they do.
 
@@ -146,13 +144,13 @@ def examine(remote: Remote, branch: str, *, now: datetime, mirror_problem: Calla
 
 
 _Look = Callable[[], tuple[str, str]]
-"""Returns what is wrong with a precondition and what to do, or nothing; and what was seen of one that holds."""
+"""Returns what is wrong with a precondition and what to do, or an empty text; and what was seen of one that holds."""
 
 
 def _check(name: str, look: _Look) -> Check:
     try:
         problem, seen = look()
-    except BaseImagesError as error:  # such as a source that cannot be had: the other preconditions are looked at
+    except BaseImagesError as error:  # such as an unavailable source: the other preconditions are checked all the same
         problem, seen = str(error), ""
     return Check(name=name, status=Status.FAIL if problem else Status.PASS, seen=problem or seen)
 
@@ -222,14 +220,14 @@ def _newer(version: Version, here: Mapping[str, Tag], there: Mapping[str, Tag], 
 
 def _others(version: Version, tags: Mapping[str, Tag]) -> list[Version]:
     found = (versions.parse_git_tag(tag) for tag in tags)
-    return [one for one in found if one and not one.dirty and one != version]
+    return [other for other in found if other and not other.dirty and other != version]
 
 
-# Doing.
+# Release.
 
 
 def plan(remote: Remote, state: State, settings: Settings) -> Plan:
-    """Returns what releasing an examined commit makes.
+    """Returns what releasing an examined commit does.
 
     Raises:
         RepositoryError: git cannot answer in this clone.
@@ -254,12 +252,12 @@ def plan(remote: Remote, state: State, settings: Settings) -> Plan:
 
 
 def publish(remote: Remote, planned: Plan) -> None:
-    """Tags the planned commit, pushes tag and branch at once, and looks that the remote has them.
+    """Tags the planned commit, pushes tag and branch atomically, and verifies that the remote has the tag.
 
-    A push that fails, or is interrupted, leaves no tag here; one that was killed leaves it, and it is pushed again.
+    A push that fails or is interrupted leaves no local tag; a killed one leaves it, and the next run pushes it.
 
     Raises:
-        RepositoryError: the remote did not take it, or does not say that it has it.
+        RepositoryError: the remote refused the push, or does not show the tag.
     """
     tag = repository.release_tags(remote.clone).get(planned.tag)
     tag = tag or repository.create_tag(remote.clone, planned.tag, planned.commit, planned.message)
@@ -268,7 +266,7 @@ def publish(remote: Remote, planned: Plan) -> None:
     try:
         repository.push_release(remote, planned.branch, planned.tag, tag)
     except BaseException as error:
-        # The push of a run that was killed may have gone on, or another run have won: what counts is what is there.
+        # The push of a killed run may have arrived, or another run may have won: the remote's tag decides.
         there = _at_remote(remote, planned.tag) if isinstance(error, RepositoryError) else None
         if there != tag:
             repository.delete_tag(remote.clone, planned.tag, tag)
@@ -281,7 +279,7 @@ def publish(remote: Remote, planned: Plan) -> None:
 
 
 def _at_remote(remote: Remote, tag: str) -> Tag | None:
-    """Returns a tag of the remote; None also where the remote does not answer."""
+    """Returns a tag of the remote; None if the remote lacks it or does not answer."""
     try:
         return repository.remote_release_tags(remote).get(tag)
     except RepositoryError:

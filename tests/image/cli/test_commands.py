@@ -1,4 +1,4 @@
-"""The commands that need an engine, typed as a person would."""
+"""Tasks that need an engine, as a user types them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_sentence(done: subprocess.CompletedProcess[str], exit_code: int, *par
         assert part in done.stderr
 
 
-def test_check_image_says_what_it_saw_in_a_table_and_in_json(cpu_image: Image) -> None:
+def test_check_image_reports_every_row_in_json(cpu_image: Image) -> None:
     done = invoke("check-image", cpu_image.id, "--json")
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)
@@ -47,7 +47,7 @@ def test_check_image_says_what_it_saw_in_a_table_and_in_json(cpu_image: Image) -
     assert [row["number"] for row in report["rows"]] == list(range(1, 19))
 
 
-def test_check_image_of_an_image_that_is_none_of_ours(engine: Engine, cpu_image: Image) -> None:
+def test_check_image_of_a_foreign_image_reports_findings(engine: Engine, cpu_image: Image) -> None:
     base = cpu_image.labels[Label.BASE_NAME]
     if not engine.has_image(base):
         pytest.skip(f"the base {base} is not on this engine")
@@ -57,18 +57,18 @@ def test_check_image_of_an_image_that_is_none_of_ours(engine: Engine, cpu_image:
     assert done.stderr == ""
 
 
-def test_an_image_that_does_not_exist() -> None:
+def test_a_missing_image_is_one_sentence() -> None:
     for command in (["check-image", "no-such-image:at-all"], ["test-local-images", "--image", "no-such-image:at-all"]):
         assert_sentence(invoke(*command), 4, "There is no image 'no-such-image:at-all' on this engine")
 
 
-def test_a_source_that_is_not_llama_cpp(tmp_path: Path) -> None:
+def test_a_source_that_is_not_llama_cpp_is_refused(tmp_path: Path) -> None:
     assert_sentence(invoke("build-local", "--source", str(tmp_path)), 5, str(tmp_path), "is not llama.cpp")
     assert_sentence(invoke("build-local", LLAMA_CPP_DIR=str(tmp_path)), 5, str(tmp_path), "is not llama.cpp")
 
 
 @pytest.mark.usefixtures("cpu_image")
-def test_a_plan_in_three_forms(engine: Engine) -> None:
+def test_a_plan_is_the_same_in_three_formats(engine: Engine) -> None:
     origin = engine.image(versions.local_reference("cpu")).labels[Label.BUILD_ORIGIN]
     plan = json.loads(invoke("plan", "--variant", "cpu", "--origin", origin, "--format", "json").stdout)[0]
     words = shlex.split(invoke("plan", "--variant", "cpu", "--origin", origin, "--format", "command").stdout)
@@ -78,7 +78,7 @@ def test_a_plan_in_three_forms(engine: Engine) -> None:
     assert_sentence(invoke("plan", "--format", "xml"), 2, "choose table, json, command, bake or matrix")
 
 
-def test_docker_s_current_context_is_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_that_of_dockers_current_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     socket = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Publish, attach, promote, roll back: as a person types it, and killed, raced and starved at every step.
+"""Publish, attach, promote, roll back: as a user types it, and killed, raced and starved at every step.
 
 The images are tiny and made here; the engine, the registry, git and the commands are real.
 """
@@ -58,7 +58,7 @@ _EXIT_0 = {
 
 
 def program(platform: Platform) -> bytes:
-    """Returns a static ELF program for Linux on the platform that ends with 0: real content, and no compiler."""
+    """Returns a static ELF program for Linux on the platform that ends with 0: real content without a compiler."""
     machine, code = _EXIT_0[platform]
     start, size = 0x400000, 64 + 56 + len(code)
     header = struct.pack(
@@ -190,7 +190,7 @@ PREDECESSORS = "202512281717-e118046"
 
 
 def push_foreign(repository: Repository, variant: str, **changed: str) -> str:
-    """Makes an image latest as the build system before this project did: for amd64 alone, and its labels are loose."""
+    """Makes an image latest as the predecessor of this project did: for amd64 alone, with loose labels."""
     loose: dict[str, str] = {
         Label.VARIANT: variant,
         Label.REVISION: "e118046" + "0" * 33,
@@ -200,7 +200,7 @@ def push_foreign(repository: Repository, variant: str, **changed: str) -> str:
 
 
 def state(repository: Repository) -> dict[str, str | None]:
-    """Every tag and what it points at."""
+    """Returns every tag and its digest."""
     return {tag: repository.digest(tag) for tag in repository.tags()}
 
 
@@ -227,7 +227,7 @@ class Site:
         return [sys.executable, "-m", "invoke", *arguments]
 
     def environment(self, **changed: str) -> dict[str, str]:
-        # Compiled once for all of them, also where that is switched off: the clone is a test's.
+        # Bytecode is compiled once for all tests, even where that is switched off: the clone belongs to the tests.
         unwanted = {settings.DRY_RUN_VARIABLE, "PYTHONDONTWRITEBYTECODE"}
         inherited = {name: value for name, value in os.environ.items() if name not in unwanted}
         return {**inherited, settings.REGISTRY_VARIABLE: self.repository.name, "COLUMNS": "400", **changed}
@@ -256,7 +256,7 @@ class Site:
         return " ".join((done.stdout + done.stderr).split())
 
     def commit(self, minute: int, *, tagged: bool = True) -> Release:
-        """Commits, and releases that as `release-base-images` does: an annotated tag at the remote."""
+        """Commits, and releases the commit as `release-base-images` does: an annotated tag at the remote."""
         when = f"2025-08-20T14:{minute:02}:30+0000"
         self.clone.git.commit("--allow-empty", "--message=x", env={"GIT_COMMITTER_DATE": when})
         head = self.clone.head.commit
@@ -270,11 +270,11 @@ class Site:
         return f"{self.repository.name}:{versions.image_tag('cpu', released.version)}"
 
     def build(self, released: Release, *files: tuple[str, bytes], **changed: str) -> None:
-        """Puts an image onto the engine as `build-local` does."""
+        """Loads an image into the engine as `build-local` does."""
         load(self.local(released), self.here, labels(CPU, released, **changed), *files)
 
     def push_elsewhere(self, released: Release) -> None:
-        """What a machine of the other platform pushes."""
+        """Pushes the other platform's image, as its machine does."""
         tag = versions.platform_tag("cpu", released.version, self.elsewhere.architecture)
         reference = f"{self.repository.name}:{tag}"
         load(reference, self.elsewhere, labels(CPU, released))
@@ -282,7 +282,7 @@ class Site:
         docker("rmi", reference)
 
     def reports(self, released: Release, directory: Path) -> str:
-        """Writes what `check-image` and `smoke` write of an image that passed."""
+        """Writes the evidence that `check-image` and `smoke` write for an image that passed."""
         subject = f"{self.repository.name}@{self.done('image-digest', '--variant', 'cpu').strip()}"
         for platform in CPU.platforms:
             for kind in PROVEN:
@@ -297,7 +297,7 @@ def docker(*arguments: str, stdin: bytes | None = None) -> bytes:
 
 
 def load(reference: str, platform: Platform, image_labels: Mapping[str, str], *files: tuple[str, bytes]) -> None:
-    """Gives the engine an image of one layer: the platform's program, and these files."""
+    """Loads an image of one layer into the engine: the platform's program, and these files."""
     layer = archive(("app/program", program(platform)), ("app/of", image_labels[Label.VERSION].encode()), *files)
     configuration = {
         "os": "linux",
@@ -341,7 +341,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[git.Repo]:
 
 @pytest.fixture
 def site(clone: git.Repo, repository: Repository, engine: Engine) -> Iterator[Site]:
-    """A clean clone without releases; its history goes on from one test to the next."""
+    """A clean clone without releases; each test adds commits to its history."""
     yield Site(clone=clone, repository=repository, engine=engine)
     clone.git.clean("-fdx", "--quiet", "--exclude=__pycache__")
     for tag in clone.tags:
@@ -352,7 +352,7 @@ def first_word(output: str) -> str:
     return output.split(maxsplit=1)[0]
 
 
-def test_platforms_are_published_one_by_one_and_become_one_image(site: Site) -> None:
+def test_platforms_are_published_separately_and_merged_into_one_image(site: Site) -> None:
     repository = site.repository
     one = site.commit(1)
     site.build(one)
@@ -377,7 +377,7 @@ def test_platforms_are_published_one_by_one_and_become_one_image(site: Site) -> 
     assert site.done("image-digest", "--variant", "cpu").strip() == published[index]
 
 
-def test_reports_of_a_published_image_decide_on_its_promotion(site: Site, tmp_path: Path) -> None:
+def test_promotion_depends_on_the_attached_reports(site: Site, tmp_path: Path) -> None:
     repository = site.repository
     one = site.commit(1)
     site.build(one)
@@ -385,7 +385,7 @@ def test_reports_of_a_published_image_decide_on_its_promotion(site: Site, tmp_pa
     site.done("publish", "--variant", "cpu")
     published = state(repository)
 
-    # A tiny image is not what the contract wants, and its report says so.
+    # A tiny image breaks the contract, and its report says so.
     found = site.refused("check-image", site.local(one), "--record", str(tmp_path / "failed"))
     assert "llama-server" in found
     site.done("attach-reports", str(tmp_path / "failed"))
@@ -405,7 +405,7 @@ def test_reports_of_a_published_image_decide_on_its_promotion(site: Site, tmp_pa
     assert repository.digest("latest-cpu") == published[versions.image_tag("cpu", one.version)]
 
 
-def test_two_versions_become_latest_and_the_first_again(site: Site) -> None:
+def test_two_promotions_and_a_rollback(site: Site) -> None:
     repository = site.repository
     one, two = site.commit(1), site.commit(2)
     [first] = earn(repository, one, variant=CPU)
@@ -442,7 +442,7 @@ def test_two_versions_become_latest_and_the_first_again(site: Site) -> None:
     assert [line["digest"] for line in recorded] == ["", first, first, second, "", ""]
 
 
-def test_check_version_says_what_is_there(site: Site) -> None:
+def test_check_version_shows_the_registrys_state(site: Site) -> None:
     one, two = site.commit(1), site.commit(2)
     repository = site.repository
     first, second = earn(repository, one, two, variant=CPU)
@@ -459,7 +459,7 @@ def test_check_version_says_what_is_there(site: Site) -> None:
 
 
 def notes(repository: Repository, variant: Variant = CPU) -> list[str]:
-    """What check-version notes of a variant."""
+    """Returns check-version's notes on a variant."""
     [one] = published.look(repository, [variant], None)
     return list(one.notes)
 
@@ -469,7 +469,7 @@ def build_directory(site: Site) -> Path:
 
 
 def test_each_platform_gets_its_own_files(site: Site) -> None:
-    """Real content for both, nothing emulated: what is pulled is looked at and not run."""
+    """Both have real content and nothing is emulated: pulled files are inspected and not run."""
     one = site.commit(1)
     site.build(one)
     site.push_elsewhere(one)
@@ -489,7 +489,7 @@ def test_each_platform_gets_its_own_files(site: Site) -> None:
 
 
 def test_the_whole_way_through_tls_and_a_password(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine and the commands take both from docker's configuration, and print nothing of it."""
+    """The engine and the commands read both from docker's configuration, and print neither."""
     authority = make_authority(tmp_path / "authority")
     served = Registry(tmp_path / "registry", password=True, tls=authority)
     try:
@@ -512,7 +512,7 @@ def test_the_whole_way_through_tls_and_a_password(site: Site, tmp_path: Path, mo
         served.stop()
 
 
-def test_what_nobody_released_is_not_published(site: Site) -> None:
+def test_an_unreleased_commit_is_not_published(site: Site) -> None:
     one = site.commit(1, tagged=False)
     assert f"{one.version} is not released, so it cannot be published" in site.refused("publish", code=2)
     site.clone.git.tag("--annotate", "--message=x", one.version.git_tag)
@@ -521,7 +521,7 @@ def test_what_nobody_released_is_not_published(site: Site) -> None:
     assert state(site.repository) == {}
 
 
-def test_only_what_was_built_from_the_commit_is_published(site: Site) -> None:
+def test_only_images_built_from_the_commit_are_published(site: Site) -> None:
     one = release(1)
 
     def publishing() -> Action:
@@ -583,8 +583,8 @@ def test_an_image_for_another_platform_than_its_tag_says_is_not_merged(repositor
     assert repository.digest(versions.image_tag("cpu", one.version)) is None
 
 
-def test_what_is_attested_stays_with_its_image(repository: Repository) -> None:
-    """BuildKit pushes an index of the image and of what it attests, also for one platform."""
+def test_attestations_stay_with_their_image(repository: Repository) -> None:
+    """BuildKit pushes an index of the image and its attestations, also for one platform."""
     one = release(1)
     attested = []
     for platform in CPU.platforms:
@@ -640,7 +640,7 @@ def test_a_version_without_its_reports_is_not_promoted(repository: Repository) -
     assert promoted(repository, two).outcome is Outcome.DONE
 
 
-def test_a_device_is_wanted_where_the_table_wants_one(repository: Repository) -> None:
+def test_promotion_requires_a_device_unless_the_variant_has_a_waiver(repository: Repository) -> None:
     one = release(1)
     push_all(repository, VULKAN, one)
     prove(repository, VULKAN, one, *PROVEN)
@@ -670,7 +670,7 @@ def test_an_image_of_another_commit_is_not_promoted(repository: Repository) -> N
     assert repository.digest("latest-cuda") is None
 
 
-def test_a_report_of_another_image_proves_nothing(repository: Repository) -> None:
+def test_a_report_of_another_image_is_refused(repository: Repository) -> None:
     one, two = release(1), release(2)
     earn(repository, one)
     push_all(repository, CUDA, two)
@@ -684,7 +684,7 @@ def test_a_report_of_another_image_proves_nothing(repository: Repository) -> Non
         promoted(repository, two)
 
 
-def test_only_what_was_latest_is_gone_back_to(repository: Repository) -> None:
+def test_a_rollback_is_possible_only_to_a_former_latest(repository: Repository) -> None:
     one, two, three = release(1), release(2), release(3)
     first, second, third = earn(repository, one, two, three)
     assert "was never latest, only what was can be gone back to: none." in rolled_back(repository, one).reason
@@ -695,14 +695,14 @@ def test_only_what_was_latest_is_gone_back_to(repository: Repository) -> None:
     assert repository.digest("latest-cuda") == third
     assert rolled_back(repository, one).digest == repository.digest("latest-cuda") == first
     assert "was rolled back" in promoted(repository, three).reason
-    # The fix that comes after a rollback.
+    # The fix that follows a rollback.
     assert promoted(repository, two).digest == repository.digest("latest-cuda") == second
     assert rolled_back(repository, three).digest == repository.digest("latest-cuda") == third
-    # Other variants are not concerned.
+    # Other variants are unaffected.
     assert {tag for tag in repository.tags() if tag.startswith("latest-")} == {"latest-cuda"}
 
 
-def test_what_is_latest_and_no_longer_itself_is_told(repository: Repository) -> None:
+def test_a_changed_latest_image_is_reported(repository: Repository) -> None:
     one = release(1)
     [digest] = earn(repository, one)
     promoted(repository, one)
@@ -716,7 +716,7 @@ def test_what_is_latest_and_no_longer_itself_is_told(repository: Repository) -> 
     assert repository.digest("latest-cuda") == digest
 
 
-def test_what_somebody_moved_by_hand_is_told_and_moved_back(repository: Repository) -> None:
+def test_a_tag_moved_by_hand_is_reported_and_moved_back(repository: Repository) -> None:
     one, two = release(1), release(2)
     first, second = earn(repository, one, two)
     promoted(repository, one)
@@ -729,8 +729,8 @@ def test_what_somebody_moved_by_hand_is_told_and_moved_back(repository: Reposito
     assert repository.digest("latest-cuda") == first
 
 
-def test_clocks_that_are_wrong(site: Site) -> None:
-    """A commit that says it is older than what is latest, and an image that says it is of the future."""
+def test_an_older_commit_is_refused_and_a_future_date_reported(site: Site) -> None:
+    """A commit dated before the latest one, and an image created in the future."""
     repository = site.repository
     now, before = release(20), release(10)
     [digest, _] = earn(repository, now, before)
@@ -742,10 +742,10 @@ def test_clocks_that_are_wrong(site: Site) -> None:
     assert "in the future: one of the" in site.done("check-version")
 
 
-# The way back to what was there before.
+# Rollback to what was latest before the first promotion.
 
 
-def test_the_predecessors_latest_is_gone_back_to(site: Site) -> None:
+def test_a_rollback_to_the_predecessors_latest(site: Site) -> None:
     repository = site.repository
     one, two = site.commit(1), site.commit(2)
     site.clone.git.tag(f"base-images/v{PREDECESSORS}", one.commit)
@@ -807,7 +807,7 @@ def test_the_predecessors_latest_is_gone_back_to(site: Site) -> None:
 
 
 def checked(facts: dict[str, Any]) -> dict[str, Any]:
-    """What `check-version --json` says of the cpu image."""
+    """Returns what `check-version --json` prints of the cpu image."""
     [cpu] = [entry for entry in facts["registry"]["variants"] if entry["variant"] == "cpu"]
     return dict(cpu)
 
@@ -831,7 +831,7 @@ UNBELIEVED = {
 
 
 @pytest.mark.parametrize("name", UNBELIEVED)
-def test_an_image_that_says_no_version_is_gone_back_to_by_its_digest(repository: Repository, name: str) -> None:
+def test_a_rollback_by_digest_to_an_image_without_a_version(repository: Repository, name: str) -> None:
     one = release(1)
     there = push_foreign(repository, "cuda", **UNBELIEVED[name])
     push(repository, f"cuda-{PREDECESSORS}", Platform.AMD64, {"another": "image"})
@@ -851,8 +851,8 @@ def test_an_image_that_says_no_version_is_gone_back_to_by_its_digest(repository:
     assert f"gone back to: {one.version}, {there}." in gone_back(repository, Foreign(name=PREDECESSORS)).reason
 
 
-def test_what_is_no_image_is_gone_back_to(repository: Repository) -> None:
-    """Such as an artifact that somebody pushed under the wrong tag."""
+def test_a_rollback_to_an_artifact_that_is_no_image(repository: Repository) -> None:
+    """Such as one that was pushed under the wrong tag."""
     subject = content(repository, push(repository, "x", Platform.AMD64, {}))
     manifest = registry.Manifest(digest=registry._digest(subject), media_type=OCI_MANIFEST, content=subject)
     artifact = evidence.store_document(repository, manifest, "application/x", b"{}")
@@ -863,7 +863,7 @@ def test_what_is_no_image_is_gone_back_to(repository: Repository) -> None:
     assert published.look(repository, [CUDA], None)
 
 
-def test_a_version_of_ours_that_was_made_latest_by_hand_is_gone_back_to(repository: Repository) -> None:
+def test_a_rollback_to_a_version_that_was_made_latest_by_hand(repository: Repository) -> None:
     one, two = release(1), release(2)
     first, second = earn(repository, one, two)
     repository.put_manifest("latest-cuda", content(repository, first))
@@ -881,8 +881,8 @@ def test_a_version_of_ours_that_was_made_latest_by_hand_is_gone_back_to(reposito
     assert [move.number for move in promote.moves(by_hand.tags(), "cuda")] == [1], "it is what was there"
 
 
-def test_an_image_of_several_platforms_that_was_latest(repository: Repository) -> None:
-    """What it is called comes from its images, and all of them stay."""
+def test_a_rollback_to_an_image_of_several_platforms(repository: Repository) -> None:
+    """Its name comes from its images' labels, and it keeps all of them."""
     there = {}
     for number, tag in enumerate((f"cpu-{PREDECESSORS}", "latest-cpu")):
         entries = []
@@ -896,14 +896,14 @@ def test_an_image_of_several_platforms_that_was_latest(repository: Repository) -
     one = release(1)
     earn(repository, one, variant=CPU)
     promoted(repository, one, CPU)
-    # Two images say the same: the name is that of the one that has the tag.
+    # Two images have the same version label: the one with the tag has the name.
     done = gone_back(repository, Foreign(name=there["latest-cpu"]), CPU)
     assert done.reason.startswith(f"{there['latest-cpu']} (latest before the first promotion), before:")
     assert repository.digest("latest-cpu") == there["latest-cpu"]
     assert "was never latest" in gone_back(repository, Foreign(name=there[f"cpu-{PREDECESSORS}"]), CPU).reason
 
 
-def test_a_registry_that_removes_what_has_no_tag_keeps_the_way_back(tmp_path: Path) -> None:
+def test_a_rollback_survives_garbage_collection(tmp_path: Path) -> None:
     served = Registry(tmp_path / "registry")
     try:
         repository = open_repository(f"{served.address}/x")
@@ -936,15 +936,15 @@ CUT = {
     "move-cuda-0001-": [PREDECESSORS, LATER],
     "latest-cuda": [PREDECESSORS],
 }
-"""What a first promotion writes, in its order, and what is kept where the other build system goes on in between."""
+"""What a first promotion writes, in order, and what is kept if the predecessor publishes concurrently."""
 
 
 @pytest.mark.parametrize("meanwhile", [False, True])
 @pytest.mark.parametrize("cut", CUT)
-def test_a_first_promotion_that_is_cut_off_at_any_step(
+def test_a_first_promotion_interrupted_at_any_step_is_finished_by_the_next(
     repository: Repository, served: Registry, cut: str, *, meanwhile: bool
 ) -> None:
-    """The same again finishes."""
+    """The same command again finishes."""
     one = release(1)
     there = {PREDECESSORS: push_foreign(repository, "cuda", **{Label.VERSION: PREDECESSORS})}
     [first] = earn(repository, one)
@@ -968,7 +968,7 @@ def test_a_first_promotion_that_is_cut_off_at_any_step(
 
 
 def cut_off(repository: Repository, served: Registry, cut: str, released: Release) -> None:
-    """Promotes through a registry that takes no tag that begins so."""
+    """Promotes through a registry that refuses tags with this prefix."""
 
     def refuse(method: str, path: str) -> int | None:
         return 503 if method == "PUT" and path.rpartition("/")[2].startswith(cut) else None
@@ -977,8 +977,8 @@ def cut_off(repository: Repository, served: Registry, cut: str, released: Releas
         promoted(open_repository(repository.name.replace(served.address, address)), released)
 
 
-def test_back_where_no_promotion_got_through(repository: Repository, served: Registry) -> None:
-    """What was kept is no move yet: going back to it is the first."""
+def test_a_rollback_after_an_interrupted_first_promotion(repository: Repository, served: Registry) -> None:
+    """The kept record is no move yet: the rollback is the first."""
     one, two = release(1), release(2)
     there = push_foreign(repository, "cuda", **{Label.VERSION: PREDECESSORS})
     _, second = earn(repository, one, two)
@@ -992,8 +992,10 @@ def test_back_where_no_promotion_got_through(repository: Repository, served: Reg
 @pytest.mark.parametrize(
     "at", ["manifests/latest-cuda", "tags/list", "manifests/move-cuda-0000", "manifests/move-cuda-0001"]
 )
-def test_another_first_promotion_in_between(repository: Repository, served: Registry, at: str) -> None:
-    """What that one made latest is not taken for what was there before."""
+def test_a_concurrent_first_promotion_is_not_recorded_as_the_predecessor(
+    repository: Repository, served: Registry, at: str
+) -> None:
+    """The image that the other promotion made latest is not recorded as the predecessor's."""
     there = push_foreign(repository, "cuda", **{Label.VERSION: PREDECESSORS})
     one, two = release(1), release(2)
     _, second = earn(repository, one, two)
@@ -1014,8 +1016,8 @@ def test_another_first_promotion_in_between(repository: Repository, served: Regi
     assert gone_back(repository, Foreign(name=PREDECESSORS)).digest == repository.digest("latest-cuda") == there
 
 
-def test_first_promotions_at_once_keep_what_was_there(repository: Repository, served: Registry) -> None:
-    dice = random.Random(7)  # noqa: S311 - chance is all that is wanted
+def test_concurrent_first_promotions_keep_the_predecessor(repository: Repository, served: Registry) -> None:
+    dice = random.Random(7)  # noqa: S311 - not for cryptography
 
     def slow(method: str, path: str) -> int | None:
         if "latest-" in path or "move-" in path or "tags" in path or PREDECESSORS in path:
@@ -1041,11 +1043,13 @@ def test_first_promotions_at_once_keep_what_was_there(repository: Repository, se
             assert gone_back(where, Foreign(name=PREDECESSORS)).digest == where.digest("latest-cuda") == there
 
 
-# Killed, raced and starved.
+# Interruptions, races and full disks.
 
 
-def test_a_registry_that_goes_down_before_any_step(repository: Repository, served: Registry) -> None:
-    """The same again finishes."""
+def test_a_registry_outage_before_any_step_is_finished_by_the_next_run(
+    repository: Repository, served: Registry
+) -> None:
+    """The same command again finishes."""
     one, two = release(1), release(2)
     [first] = earn(repository, one)
     promoted(repository, one)
@@ -1071,8 +1075,8 @@ def test_a_registry_that_goes_down_before_any_step(repository: Repository, serve
     assert promote.moves(repository.tags(), "cuda")[-1].version == one.version
 
 
-def test_a_promotion_killed_between_its_record_and_latest(site: Site, served: Registry) -> None:
-    """Nothing is half moved: the record counts, the same again finishes it, and nothing older goes before it."""
+def test_a_promotion_killed_after_its_record_is_finished_by_the_next(site: Site, served: Registry) -> None:
+    """The record is in effect: the same command again finishes, and no older version takes precedence."""
     repository = site.repository
     one, two, three = site.commit(1), site.commit(2), site.commit(3)
     first, _, third = earn(repository, one, two, three, variant=CPU)
@@ -1105,11 +1109,11 @@ def test_a_promotion_killed_between_its_record_and_latest(site: Site, served: Re
     assert [move.number for move in promote.moves(repository.tags(), "cpu")] == [1, 2]
 
 
-def test_an_older_promotion_that_is_killed_while_its_last_request_is_under_way(site: Site, served: Registry) -> None:
-    """The one way in which latest can go back: a registry cannot be asked to move a tag only if nobody else did.
+def test_a_late_request_of_a_killed_promotion_is_reported(site: Site, served: Registry) -> None:
+    """The remaining race: a registry has no compare-and-swap for tags.
 
-    Who is not killed looks again and mends it. Here it is told, and the newer promotion again, or any later one, mends
-    it.
+    A promotion that is not killed checks again and repairs it. Here the state is reported, and the newer promotion
+    again, or any later one, repairs it.
     """
     repository = site.repository
     two, three = site.commit(2), site.commit(3)
@@ -1139,8 +1143,8 @@ def test_an_older_promotion_that_is_killed_while_its_last_request_is_under_way(s
     assert notes(repository) == []
 
 
-def test_a_push_that_is_cut_half_way(site: Site, served: Registry) -> None:
-    """No tag is there before all of it is, and the same again finishes."""
+def test_an_interrupted_push_leaves_no_tag(site: Site, served: Registry) -> None:
+    """A tag appears only with the complete image, and the same command again finishes."""
     one = site.commit(1)
     site.build(one, ("app/large", os.urandom(24_000_000)))
     command = site.command("publish", "--variant", "cpu")
@@ -1162,7 +1166,7 @@ def test_a_push_that_is_cut_half_way(site: Site, served: Registry) -> None:
                 assert cut.poll() is None, "the push ended before it was cut"
                 time.sleep(0.01)
             served.kill()
-            # An engine tries again for a minute; whoever waits for it does not have to.
+            # An engine retries for a minute; the test need not wait for that.
             cut.send_signal(signal.SIGTERM)
             _, said = cut.communicate(timeout=SECONDS)
             assert cut.returncode == 130
@@ -1178,9 +1182,9 @@ def test_a_push_that_is_cut_half_way(site: Site, served: Registry) -> None:
     assert image.layers_size > 24_000_000
 
 
-def test_promotions_at_once_end_with_the_newest(repository: Repository, served: Registry) -> None:
-    """Three at a time through a registry that is slow at random, each round in another order."""
-    dice = random.Random(5)  # noqa: S311 - chance is all that is wanted
+def test_concurrent_promotions_end_with_the_newest(repository: Repository, served: Registry) -> None:
+    """Three at a time through a randomly slow registry, each round in another order."""
+    dice = random.Random(5)  # noqa: S311 - not for cryptography
     rounds = 5
 
     def slow(method: str, path: str) -> int | None:
@@ -1199,12 +1203,12 @@ def test_promotions_at_once_end_with_the_newest(repository: Repository, served: 
                     pool.map(lambda one: promoted(open_repository(name), one), dice.sample(at_once, 3), timeout=SECONDS)
                 )
             assert repository.digest("latest-cuda") == digests[-1]
-            # Who was overtaken before the end is told that it was.
+            # A promotion that was overtaken before its end reports that.
             [newest] = [one for one in outcomes if one.digest == digests[-1]]
             assert newest.outcome is Outcome.DONE
 
 
-def test_a_full_disk_of_the_registry(tmp_path: Path) -> None:
+def test_a_full_disk_of_the_registry_is_one_sentence(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "2m") as disk:
         served = Registry(tmp_path / "registry", data=disk)
         try:
@@ -1232,7 +1236,7 @@ def fill(path: Path) -> None:
             filler.write(bytes(4096))
 
 
-def test_a_record_that_cannot_be_written_is_told(site: Site, tmp_path: Path) -> None:
+def test_an_unwritable_action_record_is_reported(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"promote\.jsonl cannot be written .* only on the screen"):
         actions.write("promote", [], tmp_path / "file" / "release")
@@ -1244,7 +1248,7 @@ def test_a_record_that_cannot_be_written_is_told(site: Site, tmp_path: Path) -> 
     assert "cannot be written (File exists), so what was done is only on the screen" in said
 
 
-def test_reports_of_nothing_are_refused(site: Site, tmp_path: Path) -> None:
+def test_a_directory_without_reports_is_refused(site: Site, tmp_path: Path) -> None:
     assert "Nothing below" in site.refused("attach-reports", str(tmp_path / "nowhere"), code=2)
     one = site.commit(1)
     (tmp_path / "x").mkdir()

@@ -1,4 +1,4 @@
-"""`invoke release-base-images` as a person types it, in a clone of this checkout with a bare remote."""
+"""`invoke release-base-images` as a user types it, in a clone of this checkout with a bare remote."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def pre_receive(clone: git.Repo, script: str) -> None:
     hook.chmod(0o755)
 
 
-def test_nothing_is_released_unless_somebody_says_yes(clone: git.Repo, environment: dict[str, str]) -> None:
+def test_nothing_is_released_without_consent(clone: git.Repo, environment: dict[str, str]) -> None:
     before = refs(clone)
 
     dry = invoke(clone, environment, "--dry-run")
@@ -86,7 +86,7 @@ def test_nothing_is_released_unless_somebody_says_yes(clone: git.Repo, environme
     assert refs(clone) == before
 
 
-def test_a_person_is_asked_once(clone: git.Repo, environment: dict[str, str]) -> None:
+def test_the_user_is_asked_once(clone: git.Repo, environment: dict[str, str]) -> None:
     before = refs(clone)
     for typed, exit_code in (("\n", 1), ("\x04", 1), ("y\n", 0)):
         assert refs(clone) == before
@@ -108,7 +108,7 @@ def test_a_person_is_asked_once(clone: git.Repo, environment: dict[str, str]) ->
     assert again.stdout == (f"already released: base-images/v{version} is at origin, on {clone.head.commit.hexsha}\n")
 
 
-def test_what_stands_in_the_way_is_told_line_by_line(clone: git.Repo, environment: dict[str, str]) -> None:
+def test_failed_preconditions_are_listed_line_by_line(clone: git.Repo, environment: dict[str, str]) -> None:
     recipe = Path(clone.working_dir) / "dockerfiles/cuda.Dockerfile"
     recipe.write_text(recipe.read_text().replace("-DGGML_CUDA=ON", "-DGGML_CUDA=OFF"))
     before = refs(clone)
@@ -131,9 +131,9 @@ def test_a_refused_push_is_one_sentence(clone: git.Repo, environment: dict[str, 
     assert refs(clone) == before
 
 
-# SIGTERM is what CI cancels with, and Ctrl-C is made of the same.
+# CI cancels with SIGTERM, which is handled like Ctrl-C.
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_ended_in_its_push_is_finished_by_the_next(
+def test_an_interrupted_push_is_finished_by_the_next_run(
     clone: git.Repo, environment: dict[str, str], tmp_path: Path, how: signal.Signals
 ) -> None:
     # The first push hangs at the remote until the end of the test; those after it go through.
@@ -170,7 +170,7 @@ def test_a_run_that_is_ended_in_its_push_is_finished_by_the_next(
 
     left = int(pushing.read_text())
     assert is_alive(left) or how is not signal.SIGKILL
-    go_on.touch()  # what a kill left running comes too late to change anything
+    go_on.touch()  # a process that survived the kill is too late to change anything
     wait_until_gone([left])
     assert there(clone) == released
     assert invoke(clone, environment).stdout.startswith("already released: ")

@@ -1,4 +1,4 @@
-"""`invoke release-notes` as a person types it, in a clone with a bare remote, of what a real registry has."""
+"""`invoke release-notes` as a user types it, in a clone with a bare remote, with a real registry."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEMA = json.loads(release_record.SCHEMA.read_text(encoding="utf-8"))
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A release of images that hold one empty file, in a registry of its own."""
+    """A release of images with one empty file, in its own registry."""
 
     clone: git.Repo
     version: Version
@@ -44,7 +44,7 @@ class Release:
     server: Registry
 
     def push(self, variant: str, platform: Platform, **changes: str) -> str:
-        """Pushes one platform's image with the labels of a build, gives it its tag, and returns its digest."""
+        """Pushes and tags one platform's image with the labels of a build, and returns its digest."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as archive:
             archive.addfile(tarfile.TarInfo(f"{variant}-{platform.architecture}"))
@@ -99,7 +99,7 @@ class Release:
             evidence.attach(self.where, report)
 
     def merge(self, variant: str) -> str:
-        """Makes one image of all platforms, and returns its digest."""
+        """Merges all platforms into one image, and returns its digest."""
         return publish.merge(self.where, variants.find(variant), self.version).digest
 
     def promote(self, variant: str) -> None:
@@ -145,7 +145,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
         server.stop()
 
 
-def test_every_variant_is_told_whatever_became_of_it(release: Release) -> None:
+def test_the_notes_have_every_variant_in_its_state(release: Release) -> None:
     done = release.notes("--json")
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
@@ -155,8 +155,8 @@ def test_every_variant_is_told_whatever_became_of_it(release: Release) -> None:
     assert told["llama_cpp"]["commit"] == settings.load().pin.commit
     assert (told["previous"], told["changes"]) == (None, None)
 
-    found = {one["name"]: one for one in told["variants"]}
-    assert {name: one["status"] for name, one in found.items()} == {
+    found = {variant["name"]: variant for variant in told["variants"]}
+    assert {name: variant["status"] for name, variant in found.items()} == {
         "cpu": "latest",
         "cuda": "missing",
         "rocm": "published",
@@ -191,7 +191,7 @@ def test_every_variant_is_told_whatever_became_of_it(release: Release) -> None:
     assert "publish it first" in found["cuda"]["reasons"][0]
 
 
-def test_the_files_are_the_same_when_they_are_made_again(release: Release, tmp_path: Path) -> None:
+def test_writing_the_files_again_gives_the_same_bytes(release: Release, tmp_path: Path) -> None:
     tags = release.where.tags()
     contents = []
     for dry_run in ("", "true"):
@@ -220,7 +220,7 @@ def test_the_files_are_the_same_when_they_are_made_again(release: Release, tmp_p
     assert f"FROM {release.where.name}@{release.where.digest('latest-cpu')}\n" in printed.stdout
 
 
-def test_what_cannot_be_told_is_one_sentence(release: Release, tmp_path: Path) -> None:
+def test_errors_are_one_sentence(release: Release, tmp_path: Path) -> None:
     nowhere = release.notes("--output", str(tmp_path / "a"), **{settings.REGISTRY_VARIABLE: "127.0.0.1:1/llama.cpp"})
     assert nowhere.returncode == 10
     assert nowhere.stderr.startswith("error: The registry 127.0.0.1:1 does not answer")

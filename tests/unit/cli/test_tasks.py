@@ -1,4 +1,4 @@
-"""The front door, typed as a person would, where no engine is needed."""
+"""Tasks as a user types them, without an engine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import git
 import pytest
+import tasks
+from invoke.parser import Parser
 
 from base_images import settings, variants
 from base_images.errors import UsageError
@@ -35,7 +37,7 @@ def invoke(
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """What a failed command said: one line and never a traceback."""
+    """Returns the error of a failed command: one line, no traceback."""
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
@@ -44,10 +46,10 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def importing(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """Runs invoke where there is neither an engine nor a remote of git's; returns also what of others it imported."""
+    """Runs invoke without an engine and without git remotes; returns also the third-party packages it imported."""
     nobody = {**NO_ENGINE, "GIT_ALLOW_PROTOCOL": "none"}
     done = invoke(*arguments, environment={**nobody, "PYTHONPROFILEIMPORTTIME": "1"})
-    line = re.compile(r"^import time: .*\| *([^|\n]+)\n", re.MULTILINE)  # of everything that was imported, as it was
+    line = re.compile(r"^import time: .*\| *([^|\n]+)\n", re.MULTILINE)  # one line per import
     modules = {name.partition(".")[0] for name in line.findall(done.stderr)}
     assert "invoke" in modules
     done.stderr = line.sub("", done.stderr)
@@ -62,14 +64,32 @@ def importing(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[st
         (("show-git-info",), {"git", "gitdb", "smmap", "rich", "google"}),
     ],
 )
-def test_the_quick_commands_import_nothing_slow_and_ask_nobody(arguments: tuple[str, ...], needed: set[str]) -> None:
+def test_quick_tasks_import_nothing_slow_and_need_no_network(arguments: tuple[str, ...], needed: set[str]) -> None:
     _, already = importing("--version")  # invoke itself
     done, imported = importing(*arguments)
     assert done.returncode == 0, done.stderr
     assert imported - already == needed
 
 
-def test_check_version_says_the_same_as_json() -> None:
+def test_the_list_has_every_task_once_on_one_line_of_100_columns_in_its_group() -> None:
+    listed = invoke("--list").stdout
+    assert re.findall(r"^(\w.*):$", listed, re.MULTILINE) == list(tasks.GROUPS)
+    assert sorted(re.findall(r"^  ([\w-]+)  +\S", listed, re.MULTILINE)) == sorted(tasks.namespace.tasks)
+    assert max(map(len, listed.splitlines())) <= 100
+    assert invoke("-l").stdout == listed
+    names = "check-version (check-base-images-version)"
+    for task in tasks.namespace.tasks.values():  # invoke's own list, of `--list --list-format flat`
+        assert len(f"  {names}   {str(task.__doc__).splitlines()[0]}") < 100
+
+
+@pytest.mark.parametrize("task", ["build-local", "smoke", "release-base-images", "promote", "check-upstream"])
+def test_the_help_of_a_main_task_has_an_example_that_parses(task: str) -> None:
+    [example] = re.findall(r"^ *Example: invoke (.+)$", invoke("--help", task).stdout, re.MULTILINE)
+    assert example.split()[0] == task
+    Parser(contexts=tasks.namespace.to_contexts()).parse_argv(example.split())
+
+
+def test_check_version_prints_the_same_facts_as_its_json() -> None:
     facts = json.loads(invoke("check-version", "--json").stdout)
     text = invoke("check-version").stdout
     head = git.Repo(settings.ROOT).head.commit.hexsha
@@ -86,7 +106,7 @@ def test_show_git_info() -> None:
     assert facts["git_tag"] in invoke("show-git-info").stdout
 
 
-def test_the_registry_can_be_another() -> None:
+def test_an_environment_variable_overrides_the_registry() -> None:
     done = invoke("show-git-info", "--json", environment={settings.REGISTRY_VARIABLE: "registry.example.org/x"})
     assert all(tag.startswith("registry.example.org/x:") for tag in json.loads(done.stdout)["image_tags"])
 
@@ -94,14 +114,14 @@ def test_the_registry_can_be_another() -> None:
 @pytest.mark.parametrize(
     ("typed", "near"), [("cuba", "cuda"), ("Vulcan", "vulkan"), ("roc", "rocm"), ("xyz", "choose one of cpu, cuda")]
 )
-def test_an_unknown_variant_is_told_the_near_one(typed: str, near: str) -> None:
+def test_an_unknown_variant_gets_a_suggestion(typed: str, near: str) -> None:
     done = invoke("build-local", "--variant", typed)
     assert done.returncode == 2
     assert typed in sentence(done)
     assert near in sentence(done)
 
 
-def test_an_unknown_origin_is_told_the_known_ones() -> None:
+def test_an_unknown_origin_gets_the_known_ones() -> None:
     done = invoke("build-local", "--origin", "nowhere")
     assert done.returncode == 2
     assert "auto, registries, packages" in sentence(done)
@@ -118,7 +138,7 @@ def test_an_unknown_origin_is_told_the_known_ones() -> None:
         ("plan", "--format", "command"),
     ],
 )
-def test_without_an_engine_every_command_says_what_to_do(arguments: tuple[str, ...]) -> None:
+def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...]) -> None:
     done = invoke(*arguments, environment=NO_ENGINE)
     assert done.returncode == 3
     assert "No container engine answers at unix:///nowhere/docker.sock: start it, or choose another" in sentence(done)
@@ -134,17 +154,17 @@ def test_without_an_engine_every_command_says_what_to_do(arguments: tuple[str, .
         (("--binary", "/nowhere/llama-server"), "/nowhere/llama-server is no program"),
     ],
 )
-def test_what_a_smoke_test_cannot_be_asked_for(arguments: tuple[str, ...], said: str) -> None:
+def test_smoke_options_that_exclude_each_other(arguments: tuple[str, ...], said: str) -> None:
     done = invoke("smoke", "--variant", "cpu", *arguments, environment=NO_ENGINE)
     assert done.returncode == 2
     assert said in sentence(done)
 
 
-def test_a_host_without_the_device_is_told_first_and_before_the_slow_imports() -> None:
+def test_a_missing_device_is_reported_before_the_slow_imports() -> None:
     for variant in variants.VARIANTS:
         if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
             continue
-        if variant.device.runtime:  # which only an engine knows
+        if variant.device.runtime:  # only an engine knows it
             continue
         done, imported = importing("smoke", "--variant", variant.name, "--image", "not-looked-for")
         assert done.returncode == 9
@@ -152,7 +172,7 @@ def test_a_host_without_the_device_is_told_first_and_before_the_slow_imports() -
         assert not imported & {"gguf", "git", "jinja2", "numpy", "openai"}
 
 
-def test_the_known_answer_model_is_written_where_it_is_wanted(tmp_path: Path) -> None:
+def test_the_known_answer_model_is_written_to_the_output(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     done = invoke(
         "known-answer-model", "--output", "model.gguf", environment={"BASE_IMAGES_CALLER_DIRECTORY": str(tmp_path)}
@@ -168,7 +188,7 @@ def test_the_known_answer_model_is_written_where_it_is_wanted(tmp_path: Path) ->
         assert said in sentence(done)
 
 
-def test_without_a_repository_there_is_no_version(tmp_path: Path) -> None:
+def test_a_directory_without_a_repository_is_an_error(tmp_path: Path) -> None:
     done = invoke("check-version", cwd=fresh_copy(tmp_path))
     assert done.returncode == 7
     assert "is not a git repository" in sentence(done)
@@ -183,8 +203,8 @@ def test_a_broken_configuration_is_one_sentence(tmp_path: Path, text: str, said:
         settings.load(tmp_path)
 
 
-def test_a_place_that_may_not_be_written_is_one_sentence(tmp_path: Path) -> None:
-    # Nobody may make a directory there, root included.
+def test_an_unwritable_path_is_one_sentence(tmp_path: Path) -> None:
+    # Not even root may make a directory there.
     done = invoke(
         "fetch-source", "--origin", "packages", cwd=fresh_copy(tmp_path), environment={"XDG_CACHE_HOME": "/sys"}
     )
@@ -193,7 +213,7 @@ def test_a_place_that_may_not_be_written_is_one_sentence(tmp_path: Path) -> None
     assert "mend that and run the same command again" in sentence(done)
 
 
-def test_the_jobs_of_ci_need_no_engine_and_are_one_line() -> None:
+def test_the_matrix_needs_no_engine_and_is_one_line() -> None:
     done = invoke("plan", "--format", "matrix", environment={**NO_ENGINE, "RUNNERS": '{"RUNNER_CUDA": "gpu"}'})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
@@ -214,14 +234,14 @@ def test_the_jobs_of_ci_need_no_engine_and_are_one_line() -> None:
         (("--format", "bake", "--origin", "packages"), "on bases of registries alone"),
     ],
 )
-def test_what_cannot_be_planned(arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_plan_options_are_usage_errors(arguments: tuple[str, ...], said: str) -> None:
     done = invoke("plan", *arguments, environment=NO_ENGINE)
     assert done.returncode == 2
     assert said in sentence(done)
 
 
 def fresh_copy(directory: Path) -> Path:
-    """A copy of the front door and its package, without a source tree."""
+    """Copies tasks.py and the package, without a source tree."""
     shutil.copytree(settings.ROOT / "scripts", directory / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("tasks.py", "pyproject.toml"):
         shutil.copy(settings.ROOT / name, directory)

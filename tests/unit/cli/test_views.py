@@ -1,4 +1,4 @@
-"""What a person sees of a build without a terminal."""
+"""Output without a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from base_images.cli import views
 from tests.support import smoke_reports
 
 
-def test_a_compilation_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compilation_prints_a_line_every_ten_percent(capsys: pytest.CaptureFixture[str]) -> None:
     said = [*range(9), 50, 100, 100, *range(9, 101)]
 
     with views.Display(views.Mode.PLAIN) as display:
@@ -21,7 +21,7 @@ def test_a_compilation_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[st
     assert printed == [str(tenth) for tenth in range(10, 101, 10)]
 
 
-def test_speeds_are_side_by_side_with_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_speeds_of_device_and_cpu_are_printed_with_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     views.print_smoke(smoke_reports.failed())
     printed = capsys.readouterr().out
     for number in ("18,234", "313", "58.3", "33.5"):

@@ -15,11 +15,11 @@ VERSION = versions.parse("2508201420-abc1234")
 
 def matrix(*names: str, runners: str = "", platforms: tuple[Platform, ...] = ()) -> dict[str, Any]:
     chosen = [find(name) for name in names] if names else list(VARIANTS)
-    wanted = [(one, platforms or one.platforms) for one in chosen]
+    wanted = [(variant, platforms or variant.platforms) for variant in chosen]
     return ci_matrix.matrix(wanted, VERSION, registry="ghcr.io/x/y", runners=runners)
 
 
-def test_every_platform_of_every_variant_is_built_on_its_own_kind_of_machine() -> None:
+def test_every_platform_is_built_on_a_runner_of_its_architecture() -> None:
     made = matrix()
     assert (made["version"], made["tag"]) == ("2508201420-abc1234", "base-images/v2508201420-abc1234")
     assert made["variants"] == [variant.name for variant in VARIANTS]
@@ -30,11 +30,13 @@ def test_every_platform_of_every_variant_is_built_on_its_own_kind_of_machine() -
     ]
     for variant in VARIANTS:
         for jobs in (made["platforms"], made["checks"]):
-            assert [job["platform"] for job in jobs[variant.name]] == [one.docker for one in variant.platforms]
+            assert [job["platform"] for job in jobs[variant.name]] == [
+                platform.docker for platform in variant.platforms
+            ]
     assert "\n" not in json.dumps(made)
 
 
-def test_without_a_runner_of_ones_own_the_device_is_the_cpu_or_software_or_nothing() -> None:
+def test_hosted_runners_test_on_the_cpu_in_software_or_without_a_device() -> None:
     devices = {name: {job["device"] for job in jobs} for name, jobs in matrix()["checks"].items()}
     assert devices == {
         "cpu": {"host"},
@@ -53,26 +55,26 @@ def test_without_a_runner_of_ones_own_the_device_is_the_cpu_or_software_or_nothi
         ({"RUNNER_CANN": " ", "RUNNER_CUDA": "gpu"}, ("ubuntu-24.04", "nothing"), ("ubuntu-24.04-arm", "nothing")),
     ],
 )
-def test_a_runner_of_ones_own_has_the_device_of_its_platform(
+def test_a_self_hosted_runner_tests_its_platform_on_the_device(
     runners: dict[str, str], amd64: tuple[str, str], arm64: tuple[str, str]
 ) -> None:
     jobs = matrix("cann", runners=json.dumps(runners))["checks"]["cann"]
     assert [(job["runner"], job["device"]) for job in jobs] == [amd64, arm64]
 
 
-def test_what_builds_stays_on_hosted_runners() -> None:
+def test_builds_stay_on_hosted_runners() -> None:
     made = matrix("cuda", runners='{"RUNNER_CUDA": "gpu"}')
     assert made["platforms"]["cuda"][0]["runner"] == "ubuntu-24.04"
     assert made["checks"]["cuda"][0]["runner"] == "gpu"
 
 
-def test_some_of_it_can_be_chosen() -> None:
+def test_variants_and_platforms_can_be_chosen() -> None:
     made = matrix("cpu", platforms=(Platform.ARM64,))
     assert made["variants"] == ["cpu"]
     assert [job["architecture"] for job in made["checks"]["cpu"]] == ["arm64"]
 
 
 @pytest.mark.parametrize("runners", ["{", "[]", '"gpu"', '{"RUNNER_CUDA": 1}', '{"RUNNER_CUDA": ["a"]}'])
-def test_variables_that_are_none(runners: str) -> None:
+def test_invalid_runner_variables_are_a_usage_error(runners: str) -> None:
     with pytest.raises(UsageError, match=r"RUNNERS is not .*: set it to GitHub's `toJSON\(vars\)`"):
         matrix(runners=runners)

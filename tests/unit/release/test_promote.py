@@ -1,4 +1,4 @@
-"""Which move of `latest` counts, and what a version lacks to become it: literal data, no registry."""
+"""Which move of `latest` is in effect, and why a version may not become latest: literal data, no registry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tags(*moves: Move) -> list[str]:
     return [one.tag for one in moves]
 
 
-def test_a_move_is_its_tag() -> None:
+def test_a_move_round_trips_through_its_tag() -> None:
     assert move(7, MIDDLE).tag == "move-cpu-0007-2508201420-abc1234"
     assert move(12345, MIDDLE, rollback=True).tag == "move-cpu-12345-2508201420-abc1234-rollback"
     found = promote.moves(tags(move(7, MIDDLE), move(12345, MIDDLE, rollback=True)), "cpu")
@@ -44,17 +44,17 @@ def test_a_move_is_its_tag() -> None:
 
 
 @pytest.mark.parametrize("version", [THERE, NAMELESS])
-def test_what_was_there_before_the_first_move_has_a_tag_like_one(version: Foreign) -> None:
-    """A tag is at most 128 of these letters (distribution-spec, "Pulling manifests")."""
+def test_the_image_from_before_the_first_move_has_a_valid_tag(version: Foreign) -> None:
+    """A tag has at most 128 of these characters (distribution-spec, "Pulling manifests")."""
     for variant in variants.VARIANTS:
         for number, rollback in ((0, False), (99999, True)):
-            one = Move(variant=variant.name, number=number, version=version, rollback=rollback)
-            assert re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", one.tag)
-            assert promote.moves([one.tag], variant.name) == [one]
+            first = Move(variant=variant.name, number=number, version=version, rollback=rollback)
+            assert re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", first.tag)
+            assert promote.moves([first.tag], variant.name) == [first]
     assert move(0, THERE).tag == "move-cpu-0000-202512281717-e118046"
 
 
-def test_no_other_tag_is_a_move() -> None:
+def test_other_tags_are_not_moves() -> None:
     others = [
         "latest-cpu",
         "cpu-2508201420-abc1234",
@@ -75,7 +75,7 @@ COUNTS = {
     "one after the other": ([move(1, OLD), move(2, MIDDLE)], move(2, MIDDLE)),
     "the ninth and the tenth thousand": ([move(9999, OLD), move(10000, MIDDLE)], move(10000, MIDDLE)),
     "two that did not know of each other": ([move(1, OLD), move(2, NEW), move(2, MIDDLE)], move(2, NEW)),
-    # Whoever recorded the third had seen OLD's second and not NEW's.
+    # The writer of the third had seen OLD's second and not NEW's.
     "one that knew of one of two": ([move(1, OLD), move(2, OLD), move(2, NEW), move(3, MIDDLE)], move(2, NEW)),
     "a rollback": ([move(1, OLD), move(2, NEW), move(3, OLD, rollback=True)], move(3, OLD, rollback=True)),
     "a rollback and a promotion at once": (
@@ -143,7 +143,7 @@ def test_promotions_alone_never_go_backwards_however_they_interleave() -> None:
         assert latest == NEW
 
 
-def test_what_a_rollback_left_is_not_promoted_again() -> None:
+def test_a_version_that_was_rolled_back_is_not_promoted_again() -> None:
     found = promote.moves(tags(move(1, OLD), move(2, NEW), move(3, OLD, rollback=True)), "cpu")
     assert promote._was_left(found, NEW)
     assert not promote._was_left(found, OLD)
@@ -195,18 +195,18 @@ def refusals(
     return promote.refusals(variant, VERSION, commit, found, repository=repository)
 
 
-def test_what_is_proven_on_every_platform_is_not_refused() -> None:
-    assert refusals(CPU, *(candidate(CPU, one.docker, PROVEN) for one in CPU.platforms)) == []
+def test_a_version_with_reports_for_every_platform_is_not_refused() -> None:
+    assert refusals(CPU, *(candidate(CPU, platform.docker, PROVEN) for platform in CPU.platforms)) == []
     assert refusals(CUDA, candidate(CUDA, "linux/amd64", PROVEN)) == [], "its waiver is in the table"
 
 
-def test_a_version_that_nobody_released_or_published() -> None:
+def test_an_unreleased_or_unpublished_version_is_refused() -> None:
     [reason] = refusals(CUDA, candidate(CUDA, "linux/amd64", PROVEN), commit=None)
     assert reason.startswith("no tag base-images/v2508201420-abc1234 is in this clone: `git fetch --tags`")
     assert refusals(CUDA) == [f"{REGISTRY} has no cuda-2508201420-abc1234: publish it first."]
 
 
-def test_a_platform_that_is_missing() -> None:
+def test_a_missing_platform_is_refused() -> None:
     assert refusals(CPU, candidate(CPU, "linux/amd64", PROVEN)) == ["linux/arm64 is missing: publish it first."]
 
 
@@ -228,7 +228,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_every_reason_is_told_with_its_platform(name: str) -> None:
+def test_every_refusal_names_its_platform(name: str) -> None:
     reports, changed, reason = REFUSED[name]
     [told] = refusals(CUDA, candidate(CUDA, "linux/amd64", reports, **changed))
     assert told.startswith("linux/amd64: ")
@@ -255,7 +255,7 @@ REFUSING = "cpu/llama-server refuses --no-mmap, which BodhiApp passes: error: in
         (Kind.SMOKE, {"servers": "none"}, "its report smoke says that it failed."),
     ],
 )
-def test_what_failed_is_told(kind: Kind, report: dict[str, Any], said: str) -> None:
+def test_a_refusal_names_the_first_failure(kind: Kind, report: dict[str, Any], said: str) -> None:
     proven = candidate(CUDA, "linux/amd64", {**PROVEN, kind: False})
     failed = dataclasses.replace(proven.reports[kind].evidence, report=report)
     reports = {**proven.reports, kind: dataclasses.replace(proven.reports[kind], evidence=failed)}
@@ -263,30 +263,30 @@ def test_what_failed_is_told(kind: Kind, report: dict[str, Any], said: str) -> N
     assert told == f"linux/amd64: {said}"
 
 
-def test_all_reasons_are_told_at_once() -> None:
+def test_all_refusals_are_returned_at_once() -> None:
     told = refusals(CPU, candidate(CPU, "linux/arm64", {}, REVISION="f" * 40, BUILD_ORIGIN="packages"))
     assert len(told) == 5
     assert told[0] == "linux/amd64 is missing: publish it first."
 
 
-def test_bases_of_packages_are_for_rehearsals() -> None:
+def test_bases_from_packages_are_accepted_on_loopback_alone() -> None:
     rehearsed = candidate(CUDA, "linux/amd64", PROVEN, BUILD_ORIGIN="packages")
     assert refusals(CUDA, rehearsed, repository="127.0.0.1:5000/llama.cpp") == []
     assert len(refusals(CUDA, rehearsed, repository="127.0.0.1.example.org:5000/llama.cpp")) == 1
 
 
-def test_the_table_says_who_needs_a_device() -> None:
+def test_the_device_policy_of_the_variants() -> None:
     without = dataclasses.replace(CUDA, device_waiver="")
     [reason] = refusals(without, candidate(without, "linux/amd64", PROVEN))
     assert reason == "linux/amd64: it was smoke-tested without a device, which cuda may not be promoted on."
     for kind in (Kind.SMOKE_ON_DEVICE, Kind.SMOKE_ON_SOFTWARE_DEVICE):
         seen = {Kind.CONTRACT: True, kind: True}
         assert refusals(without, candidate(without, "linux/amd64", seen)) == []
-    told = refusals(VULKAN, *(candidate(VULKAN, one.docker, PROVEN) for one in VULKAN.platforms))
+    told = refusals(VULKAN, *(candidate(VULKAN, platform.docker, PROVEN) for platform in VULKAN.platforms))
     assert len(told) == len(VULKAN.platforms)
 
 
-def test_the_level_is_the_best_that_was_seen() -> None:
+def test_the_smoke_level_is_the_best_device() -> None:
     def level(*kinds: Kind) -> Device | None:
         return promote.smoke_level(candidate(CUDA, "linux/amd64", dict.fromkeys(kinds, True)).reports)
 

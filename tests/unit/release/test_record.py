@@ -201,33 +201,33 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
 
 
 @pytest.mark.parametrize(("state", "status", "reason"), STATUSES.values(), ids=STATUSES)
-def test_each_state_is_one_status_with_its_reason(state: Seen, status: Status, reason: str) -> None:
+def test_each_state_has_its_status_and_reason(state: Seen, status: Status, reason: str) -> None:
     told = record(state)
-    (one,) = told.variants
-    assert one.status is status
-    assert one.reasons[:1] == ((reason,) if reason else ())
-    assert (f"latest-{one.name}" in one.tags) == (status is Status.LATEST)
+    (variant,) = told.variants
+    assert variant.status is status
+    assert variant.reasons[:1] == ((reason,) if reason else ())
+    assert (f"latest-{variant.name}" in variant.tags) == (status is Status.LATEST)
     assert not problems(told.as_dict())
     notes = release_notes.as_markdown(told, SETTINGS)
-    assert f"| {one.title} | {status} | `ghcr.io/x_y/z:{one.name}-{VERSION}` |" in notes
+    assert f"| {variant.title} | {status} | `ghcr.io/x_y/z:{variant.name}-{VERSION}` |" in notes
     assert ("## What did not get through" in notes) == bool(reason)
 
 
-def test_every_status_is_shown() -> None:
+def test_the_cases_cover_every_status() -> None:
     assert {status for _, status, _ in STATUSES.values()} == set(Status)
     assert all(f"*{status}*:" in release_notes.as_markdown(record(seen()), SETTINGS) for status in Status)
 
 
 def test_missing_platforms_are_named() -> None:
     state, _, _ = STATUSES["a platform is missing"]
-    (one,) = record(state).variants
-    assert one.missing_platforms == ("linux/arm64",)
-    assert [image.platform for image in one.platforms] == ["linux/amd64"]
+    (variant,) = record(state).variants
+    assert variant.missing_platforms == ("linux/arm64",)
+    assert [image.platform for image in variant.platforms] == ["linux/amd64"]
 
 
-def test_what_an_image_says_is_in_the_record() -> None:
-    (one,) = record(seen(latest=INDEX)).variants
-    (image,) = one.platforms
+def test_the_record_has_the_facts_of_an_images_labels() -> None:
+    (variant,) = record(seen(latest=INDEX)).variants
+    (image,) = variant.platforms
     assert (image.size, image.base_name, image.glibc) == (123_456_789, "docker.io/library/ubuntu:24.04", "2.39")
     assert image.toolkit == {"cuda": "12.8.1"}
     assert image.arguments == {"BUILD_COMMIT": "abc"}
@@ -236,13 +236,14 @@ def test_what_an_image_says_is_in_the_record() -> None:
         "smoke-cuda-amd64.evidence.json",
     ]
     assert (image.contract, image.smoke) == (True, True)
-    assert one.tags == (f"cuda-{VERSION}", "latest-cuda")
+    assert variant.tags == (f"cuda-{VERSION}", "latest-cuda")
 
 
-def test_an_image_without_labels_is_told_as_that() -> None:
+def test_an_image_without_labels_has_no_facts() -> None:
     bare = replace(found(), candidate=replace(found().candidate, labels={}), arguments={})
-    (one,) = record(seen(images=(bare,))).variants
-    assert (one.platforms[0].base_name, one.platforms[0].glibc, one.platforms[0].arguments) == (None, None, {})
+    (variant,) = record(seen(images=(bare,))).variants
+    (platform,) = variant.platforms
+    assert (platform.base_name, platform.glibc, platform.arguments) == (None, None, {})
     assert not problems(record(seen(images=(bare,))).as_dict())
     assert "| unknown | unknown |" in release_notes.as_markdown(record(seen(images=(bare,))), SETTINGS)
 
@@ -251,14 +252,14 @@ def test_an_image_without_labels_is_told_as_that() -> None:
     ("kind", "latest", "waived"),
     [(Kind.SMOKE, INDEX, True), (Kind.SMOKE_ON_DEVICE, INDEX, False), (Kind.SMOKE, OTHER, False)],
 )
-def test_the_waiver_is_told_where_it_was_used(kind: Kind, latest: str, *, waived: bool) -> None:
+def test_a_used_device_waiver_is_in_the_record(kind: Kind, latest: str, *, waived: bool) -> None:
     told = record(seen(latest=latest, images=(found(kinds=(Kind.CONTRACT, kind)),)))
     assert told.variants[0].device_waiver == (variants.find("cuda").device_waiver if waived else None)
     row = next(line for line in notes_of(told) if line.startswith("| CUDA | yes |"))
     assert row.endswith(f"| {'yes' if waived else 'no'} |")
 
 
-def test_the_policy_is_in_the_notes_whatever_was_promoted() -> None:
+def test_the_notes_have_the_device_policy_in_any_case() -> None:
     lines = notes_of(record(STATUSES["missing"][0]))
     for variant in variants.VARIANTS:
         rows = [
@@ -274,7 +275,7 @@ def notes_of(told: Record) -> list[str]:
     return release_notes.as_markdown(told, SETTINGS).splitlines()
 
 
-def test_the_notes_say_how_to_pin_and_verify() -> None:
+def test_the_notes_show_how_to_pin_and_verify() -> None:
     notes = release_notes.as_markdown(record(STATUSES["published"][0], seen(latest=OTHER, digest=OTHER)), SETTINGS)
     assert f"FROM ghcr.io/x_y/z@{OTHER}\n" in notes, "of what is latest"
     patterns = re.findall(r" --cert(?:ificate-identity-regexp|-identity-regex) '(.*)' \\\n", notes)
@@ -297,7 +298,7 @@ def test_the_notes_say_how_to_pin_and_verify() -> None:
     assert "cosign" not in nothing
 
 
-def test_the_changes_are_told() -> None:
+def test_the_notes_list_the_changes() -> None:
     notes = release_notes.as_markdown(record(seen()), SETTINGS)
     assert f"/compare/base-images/v{OLDER}...base-images/v{VERSION}):\n" in notes
     assert "\n    Close <b>#12</b> with @someone's `code`\n    Second | one\n    … and 1 older ones\n" in notes
@@ -311,8 +312,8 @@ def test_the_changes_are_told() -> None:
 HOSTILE = "a | b\n# *c* [d](http://e) <img src=x> `f` __g__ $h$ \\"
 
 
-def test_what_others_wrote_stays_text() -> None:
-    """A cell ends where it should, whatever is in it."""
+def test_text_from_outside_is_escaped_in_the_notes() -> None:
+    """No text ends a cell of a table early."""
     image = found()
     changed = replace(image.candidate, labels={**labels("cuda", "linux/amd64"), Label.BASE_NAME: HOSTILE})
     state = seen(images=(replace(image, candidate=changed),))
@@ -338,7 +339,7 @@ def problems(document: object) -> list[str]:
     return [error.message for error in Draft202012Validator(SCHEMA).iter_errors(checked)]
 
 
-def test_the_schema_is_one_and_says_what_everything_is() -> None:
+def test_the_schema_is_valid_and_describes_every_property() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$id"] == f"{settings.load().url}/raw/main/{release_record.SCHEMA.relative_to(settings.ROOT)}"
     assert record(seen()).as_dict()["$schema"] == SCHEMA["$id"]
@@ -414,7 +415,7 @@ IMAGE = ("variants", 0, "platforms", 0)
         _set(*IMAGE, "reports", 0, "file", to="../contract.evidence.json"),
     ],
 )
-def test_the_schema_refuses_what_is_no_release(change: Callable[[dict[str, Any]], None]) -> None:
+def test_the_schema_refuses_invalid_records(change: Callable[[dict[str, Any]], None]) -> None:
     document = json.loads(json.dumps(record(seen(latest=INDEX)).as_dict()))
     assert not problems(document)
     changed = copy.deepcopy(document)
@@ -445,7 +446,7 @@ def commit(clone: git.Repo, subject: str, tag: str) -> str:
     return clone.head.commit.hexsha
 
 
-def test_a_release_is_read_at_its_own_commit(clone: git.Repo) -> None:
+def test_the_pin_is_read_at_the_released_commit(clone: git.Repo) -> None:
     oldest = commit(clone, "one", "b1")
     clone.git.tag(OLDEST.git_tag)
     released = commit(clone, "two", "b2")
@@ -466,7 +467,7 @@ def test_a_release_is_read_at_its_own_commit(clone: git.Repo) -> None:
     assert (first.commit, first.previous, first.changes) == (oldest, None, None)
 
 
-def test_no_release_is_one_sentence(clone: git.Repo) -> None:
+def test_a_version_that_is_no_release_is_an_error(clone: git.Repo) -> None:
     commit(clone, "one", "b1")
     with pytest.raises(UsageError, match=f"which would have the tag {VERSION.git_tag}: `git fetch --tags`"):
         release_record.released(clone, VERSION)
@@ -485,7 +486,7 @@ def test_no_release_is_one_sentence(clone: git.Repo) -> None:
 # Files.
 
 
-def test_files_of_a_release(tmp_path: Path) -> None:
+def test_a_release_writes_its_record_and_reports(tmp_path: Path) -> None:
     state = seen(latest=INDEX)
     told = record(state)
     wanted = ["contract-cuda-amd64.evidence.json", "release.json", "smoke-cuda-amd64.evidence.json"]
@@ -494,10 +495,10 @@ def test_files_of_a_release(tmp_path: Path) -> None:
         assert sorted(path.name for path in written) == wanted
         assert sorted(path.name for path in (tmp_path / "new").iterdir()) == wanted
     assert json.loads((tmp_path / "new" / "release.json").read_text()) == json.loads(json.dumps(told.as_dict()))
-    assert [one.kind for one in evidence.read_files(tmp_path / "new")] == [Kind.CONTRACT, Kind.SMOKE]
+    assert [report.kind for report in evidence.read_files(tmp_path / "new")] == [Kind.CONTRACT, Kind.SMOKE]
 
 
-def test_a_report_of_something_else_is_not_published_along(tmp_path: Path) -> None:
+def test_a_directory_with_foreign_reports_is_refused(tmp_path: Path) -> None:
     (tmp_path / "contract-cpu-amd64.evidence.json").write_text("{}")
     with pytest.raises(UsageError, match=r"has contract-cpu-amd64.evidence.json, which is not a report of 2508201420"):
         release_record.write(record(seen()), [seen()], tmp_path)
@@ -505,7 +506,7 @@ def test_a_report_of_something_else_is_not_published_along(tmp_path: Path) -> No
 
 
 def test_reports_that_name_another_variant_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    """What a report says of itself is not trusted to be a file's name."""
+    """A report's own variant is not trusted for the name of a file."""
     image = found()
     reports = {
         kind: replace(one, evidence=replace(one.evidence, variant="../../x"))

@@ -8,7 +8,7 @@ from base_images.release import runner_disk
 from tests.unit.cli.test_tasks import invoke
 
 
-def test_the_toolchains_go_and_nothing_else_does(tmp_path: Path) -> None:
+def test_only_the_toolchains_are_removed(tmp_path: Path) -> None:
     gone = [tmp_path / name for name in ("usr/share/dotnet", "usr/local/julia1.11.5", "opt/hostedtoolcache/CodeQL")]
     kept = [tmp_path / name for name in ("usr/share/doc", "usr/local/bin", "opt/hostedtoolcache/Python")]
     for path in (*gone, *kept):
@@ -28,7 +28,7 @@ def test_the_toolchains_go_and_nothing_else_does(tmp_path: Path) -> None:
     ("environment", "hosted"),
     [({}, False), ({"RUNNER_ENVIRONMENT": "self-hosted"}, False), ({"RUNNER_ENVIRONMENT": "github-hosted"}, True)],
 )
-def test_only_githubs_own_runners_are_cleaned(environment: dict[str, str], hosted: bool) -> None:
+def test_only_github_hosted_runners_are_cleaned(environment: dict[str, str], hosted: bool) -> None:
     assert runner_disk.is_hosted(environment) is hosted
 
 
@@ -39,7 +39,7 @@ def test_on_any_other_machine_the_command_does_nothing(where: str) -> None:
     assert "nothing removed" in done.stdout
 
 
-def test_no_toolchain_is_a_directory_that_the_system_needs() -> None:
+def test_no_pattern_matches_a_system_directory() -> None:
     for pattern in runner_disk.TOOLCHAINS:
         assert not pattern.startswith("/")
         assert ".." not in pattern

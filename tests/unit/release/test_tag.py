@@ -40,7 +40,7 @@ class Site:
         return repository.head(self.clone).version.git_tag
 
     def refs(self) -> str:
-        """All refs here and there but what a fetch may move."""
+        """Returns all local and remote refs except those that a fetch may move."""
         here = [line for line in everything(self.clone).splitlines() if "refs/remotes/" not in line]
         return "\n".join([*here, "there:", everything(self.bare)])
 
@@ -56,7 +56,7 @@ def everything(repo: git.Repo) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Neither this machine's settings of git nor the repository of a hook that runs the tests."""
+    """Isolates git from this machine's settings, and from the repository of a hook that runs the tests."""
     configuration = tmp_path_factory.mktemp("home") / "gitconfig"
     configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def failed(state: State) -> dict[str, str]:
     return {check.name: check.seen for check in state.checks if check.status is Status.FAIL}
 
 
-def test_a_clean_and_level_main_may_be_released_and_looking_changes_nothing(site: Site) -> None:
+def test_a_clean_and_level_main_may_be_released_and_examining_changes_nothing(site: Site) -> None:
     before = site.refs()
     state = examine(site)
     assert [check.name for check in state.checks] == [
@@ -219,14 +219,14 @@ def test_each_precondition_fails_alone(site: Site, spoil: Callable[[Site], None]
     assert site.refs() == before
 
 
-def test_a_commit_of_the_future_is_not_released(site: Site) -> None:
+def test_a_commit_dated_in_the_future_is_not_released(site: Site) -> None:
     state = examine(site, now=datetime(2025, 8, 20, 14, 20, 29, tzinfo=UTC))
     assert list(failed(state)) == ["not of the future"]
     assert "2025-08-20 14:20:30 UTC and it is 2025-08-20 14:20:29 UTC here" in failed(state)["not of the future"]
     assert examine(site, now=datetime(2025, 8, 20, 14, 20, 30, tzinfo=UTC)).ok
 
 
-def test_a_shallow_clone_releases_nothing(site: Site, tmp_path: Path) -> None:
+def test_a_shallow_clone_is_not_released(site: Site, tmp_path: Path) -> None:
     with git.Repo.clone_from(f"file://{site.bare.git_dir}", tmp_path / "shallow", depth=1) as shallow:
         state = examine(Site(clone=shallow, colleague=site.colleague, bare=site.bare))
     assert failed(state) == {"whole history": "the clone is shallow: `git fetch --unshallow`"}
@@ -242,7 +242,7 @@ def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> Non
     assert failed(state) == {"recipes mirror upstream": "there is no source"}
 
 
-def test_every_precondition_is_looked_at_even_when_others_fail(site: Site) -> None:
+def test_every_precondition_is_checked_even_when_others_fail(site: Site) -> None:
     for spoil in (diverged, tag_here_lightweight, newer_there, edit):
         spoil(site)
     site.clone.git.switch("--create", "topic")
@@ -251,7 +251,7 @@ def test_every_precondition_is_looked_at_even_when_others_fail(site: Site) -> No
 
 
 def without_remote(state: State) -> str:
-    """Asserts that only the remote fails, and that what needs it is skipped."""
+    """Asserts that only the remote fails, and that checks that need it are skipped."""
     checks = {check.name: check for check in state.checks}
     assert [name for name, check in checks.items() if check.status is Status.FAIL] == ["remote"]
     assert [name for name, check in checks.items() if check.status is Status.SKIP] == [
@@ -263,14 +263,14 @@ def without_remote(state: State) -> str:
     return checks["remote"].seen
 
 
-def test_no_remote(site: Site) -> None:
+def test_a_clone_without_a_remote_is_not_released(site: Site) -> None:
     site.clone.git.remote("remove", "origin")
     assert "no remote origin, and a release is a tag there: `git remote add origin URL`" in without_remote(
         examine(site)
     )
 
 
-def test_a_remote_that_is_gone(site: Site) -> None:
+def test_a_missing_remote_is_reported(site: Site) -> None:
     shutil.rmtree(site.bare.git_dir)
     said = without_remote(examine(site))
     assert said.startswith("origin did not say which releases it has (")
@@ -278,7 +278,7 @@ def test_a_remote_that_is_gone(site: Site) -> None:
     assert "access rights" not in said
 
 
-def test_a_remote_without_the_branch(site: Site) -> None:
+def test_a_remote_without_the_branch_is_reported(site: Site) -> None:
     site.bare.git.branch("-m", "main", "trunk")
     assert "couldn't find remote ref refs/heads/main" in failed(examine(site))["level with origin"]
 
@@ -303,14 +303,14 @@ def test_the_plan_of_the_first_release(site: Site) -> None:
     plan = planned(site)
     chosen = settings.load()
     assert plan.tag == f"base-images/v2508201420-{site.clone.head.commit.hexsha[:7]}"
-    assert plan.images == tuple(f"{chosen.registry}:{one.name}-{plan.version}" for one in variants.VARIANTS)
+    assert plan.images == tuple(f"{chosen.registry}:{variant.name}-{plan.version}" for variant in variants.VARIANTS)
     assert plan.pin == chosen.pin
     assert plan.last is None
     assert plan.commits == repository.Commits(count=2, subjects=("Add second", "Add first"))
 
 
-def test_what_another_build_system_released_is_no_release_of_ours(site: Site) -> None:
-    """Its tags have four digits for the year, so that each would be newer for ever."""
+def test_tags_of_another_build_system_are_not_releases(site: Site) -> None:
+    """Its tags have a four-digit year, so that each would be newer than every tag of ours."""
     site.colleague.git.tag("base-images/v202512281717-e118046", "HEAD~")
     site.colleague.git.push("origin", "--tags")
     site.clone.git.fetch("--tags")
@@ -319,13 +319,13 @@ def test_what_another_build_system_released_is_no_release_of_ours(site: Site) ->
     assert state.last is None
 
 
-def test_the_plan_names_what_is_new_since_the_last_release_there(site: Site) -> None:
+def test_the_plan_lists_the_commits_since_the_last_release(site: Site) -> None:
     first = planned(site)
     publish(site, first)
     for number in range(25):
         commit(site.clone, f"later-{number}", LATER)
     site.clone.git.push()
-    # A tag of a run that was killed is no release: what it would have had is new still.
+    # A tag of a killed run is no release: its commits are still new.
     site.clone.git.tag("base-images/v2508201421-abcdef0")
     plan = planned(site)
     assert plan.last == first.version
@@ -334,7 +334,7 @@ def test_the_plan_names_what_is_new_since_the_last_release_there(site: Site) -> 
     assert plan.commits.subjects == tuple(f"Add later-{number}" for number in range(24, 4, -1))
 
 
-def test_the_plan_says_where_the_last_release_is_of_another_history(site: Site) -> None:
+def test_the_plan_has_no_commits_if_the_last_release_is_of_another_history(site: Site) -> None:
     site.colleague.git.switch("--create", "hotfix", "HEAD~")
     commit(site.colleague, "fix", "2025-08-19T11:00:00+0000")
     site.colleague.git.tag(f"base-images/v2508191100-{site.colleague.head.commit.hexsha[:7]}")
@@ -344,7 +344,7 @@ def test_the_plan_says_where_the_last_release_is_of_another_history(site: Site) 
     assert plan.commits is None
 
 
-def test_a_release_is_an_annotated_tag_at_both(site: Site) -> None:
+def test_a_release_is_an_annotated_tag_here_and_at_the_remote(site: Site) -> None:
     plan = planned(site)
     publish(site, plan)
     for where in (site.clone, site.bare):
@@ -356,7 +356,7 @@ def test_a_release_is_an_annotated_tag_at_both(site: Site) -> None:
     assert settings.load().registry in plan.message
 
 
-def test_the_same_commit_again_is_released_already_whatever_else_holds(site: Site) -> None:
+def test_a_released_commit_is_reported_as_released_before_any_check(site: Site) -> None:
     publish(site, planned(site))
     site.clone.git.tag("-d", site.tag)
     behind(site)
@@ -373,7 +373,7 @@ def test_a_tag_made_by_hand_is_a_release_too(site: Site) -> None:
     assert examine(site).released
 
 
-def test_changes_on_top_of_a_released_commit_are_not_taken_for_released(site: Site) -> None:
+def test_a_released_commit_with_changes_is_not_reported_as_released(site: Site) -> None:
     publish(site, planned(site))
     edit(site)
     state = examine(site)
@@ -398,9 +398,9 @@ def test_a_refused_push_leaves_no_tag(site: Site) -> None:
     assert examine(site).released
 
 
-def test_a_remote_that_takes_the_branch_but_not_the_tag_changes_nothing(site: Site) -> None:
+def test_a_push_is_atomic(site: Site) -> None:
     plan = planned(site)
-    site.bare.git.update_ref("refs/heads/main", "main~")  # somebody took the last commit back in between
+    site.bare.git.update_ref("refs/heads/main", "main~")  # the last commit was reverted meanwhile
     before = site.refs()
     site.hook("update", 'case "$1" in refs/tags/*) exit 1 ;; esac')
     with pytest.raises(RepositoryError, match="hook declined"):
@@ -408,7 +408,7 @@ def test_a_remote_that_takes_the_branch_but_not_the_tag_changes_nothing(site: Si
     assert site.refs() == before
 
 
-def test_a_push_to_main_in_between_stops_the_release(site: Site) -> None:
+def test_a_concurrent_push_to_main_stops_the_release(site: Site) -> None:
     plan = planned(site)
     behind(site)
     before = site.refs()
@@ -418,7 +418,7 @@ def test_a_push_to_main_in_between_stops_the_release(site: Site) -> None:
     assert list(failed(examine(site))) == ["level with origin"]
 
 
-def test_a_commit_here_in_between_is_not_pushed(site: Site) -> None:
+def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
     plan = planned(site)
     ahead(site)
     publish(site, plan)
@@ -426,7 +426,7 @@ def test_a_commit_here_in_between_is_not_pushed(site: Site) -> None:
     assert site.bare.commit("main").hexsha == plan.commit
 
 
-def test_the_same_tag_elsewhere_in_between_stops_the_release(site: Site) -> None:
+def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: Site) -> None:
     plan = planned(site)
     tag_there_elsewhere(site)
     before = site.refs()
@@ -435,7 +435,7 @@ def test_the_same_tag_elsewhere_in_between_stops_the_release(site: Site) -> None
     assert site.refs() == before
 
 
-def test_who_loses_the_race_for_the_same_commit_is_done_too(site: Site) -> None:
+def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
     plan = planned(site)
     release_tag.publish(Remote(clone=site.colleague), plan)
     site.clone.git.execute(
@@ -447,7 +447,7 @@ def test_who_loses_the_race_for_the_same_commit_is_done_too(site: Site) -> None:
     assert examine(site).released
 
 
-def test_a_run_that_was_killed_after_tagging_is_finished(site: Site) -> None:
+def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
     plan = planned(site)
     tag = repository.create_tag(site.clone, plan.tag, plan.commit, plan.message)
     seen = {check.name: check.seen for check in examine(site).checks}
@@ -456,7 +456,7 @@ def test_a_run_that_was_killed_after_tagging_is_finished(site: Site) -> None:
     assert repository.remote_release_tags(Remote(clone=site.clone)) == {plan.tag: tag}
 
 
-def test_a_tag_made_here_in_between_is_not_pushed(site: Site) -> None:
+def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
     plan = planned(site)
     tag_here_elsewhere(site)
     before = site.refs()
@@ -474,14 +474,14 @@ def test_a_push_that_takes_too_long_leaves_no_tag(site: Site) -> None:
     assert site.refs() == before
 
 
-def test_a_remote_that_loses_the_tag_is_noticed(site: Site) -> None:
+def test_a_remote_that_loses_the_tag_is_an_error(site: Site) -> None:
     plan = planned(site)
     site.hook("post-receive", f"git update-ref -d refs/tags/{plan.tag}")
     with pytest.raises(RepositoryError, match="does not show it"):
         publish(site, plan)
 
 
-def test_other_tags_stay_here(site: Site) -> None:
+def test_other_tags_are_not_pushed(site: Site) -> None:
     site.clone.git.config("push.followTags", "true")
     site.clone.git.tag("-a", "-m", "mine", "mine")
     plan = planned(site)
@@ -489,7 +489,7 @@ def test_other_tags_stay_here(site: Site) -> None:
     assert [tag.name for tag in site.bare.tags] == [plan.tag]
 
 
-def test_the_tag_is_signed_where_the_user_signs_tags(site: Site, tmp_path: Path) -> None:
+def test_the_tag_is_signed_if_git_is_configured_to(site: Site, tmp_path: Path) -> None:
     if not shutil.which("ssh-keygen"):
         pytest.skip("ssh-keygen is not installed")
     key = tmp_path / "key"
@@ -514,7 +514,7 @@ def test_a_signature_that_fails_is_one_sentence_and_leaves_no_tag(site: Site) ->
 @pytest.mark.parametrize(
     ("value", "asked"), [("true", True), ("1", True), ("yes", True), ("", False), ("false", False), ("0", False)]
 )
-def test_a_dry_run_is_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch, value: str, asked: bool) -> None:
+def test_the_environment_variable_asks_for_a_dry_run(monkeypatch: pytest.MonkeyPatch, value: str, asked: bool) -> None:
     monkeypatch.setenv(settings.DRY_RUN_VARIABLE, value)
     assert settings.dry_run() is asked
     monkeypatch.delenv(settings.DRY_RUN_VARIABLE)

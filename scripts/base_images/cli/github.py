@@ -1,0 +1,52 @@
+"""What GitHub Actions shows of a job: groups that fold in its log, and its summary. Elsewhere nothing happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_ENCODED = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+"""What a workflow command's text must not have as it is (actions/toolkit, packages/core/src/command.ts)."""
+
+
+@contextlib.contextmanager
+def group(title: str) -> Iterator[None]:
+    """Folds what is printed in the `with` block; workflow commands in it, such as a build log's, have no effect."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        yield
+        return
+    token = secrets.token_hex()
+    _tell(f"::group::{title.translate(_ENCODED)}\n::stop-commands::{token}")
+    try:
+        yield
+    finally:
+        _tell(f"::{token}::\n::endgroup::")
+
+
+def summarise(markdown: str) -> None:
+    """Appends Markdown to the job's summary."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(f"{markdown.rstrip()}\n\n")
+
+
+def summarise_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Appends a title, and a table where there are rows, to the job's summary; texts are escaped."""
+    if not os.environ.get("GITHUB_STEP_SUMMARY"):
+        return
+    from base_images.release import notes
+
+    lines = [f"**{notes.text(title)}**", ""]
+    if rows:
+        table = [columns, ["---"] * len(columns), *([notes.text(cell) for cell in row] for row in rows)]
+        lines += ["| " + " | ".join(row) + " |" for row in table]
+    summarise("\n".join(lines))
+
+
+def _tell(lines: str) -> None:
+    sys.stdout.write(f"{lines}\n")
+    sys.stdout.flush()
