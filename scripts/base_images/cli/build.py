@@ -264,15 +264,9 @@ def _matrix(wanted: Wanted) -> dict[str, Any]:
     version = repository.head(repository.open_repository(ROOT)).version
     runners = os.environ.get(matrix.RUNNERS_VARIABLE, "")
     jobs = matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
-    github.summarise_table(
-        f"{jobs['tag']} to {jobs['repository']}",
-        ["variant", "platform", "checked by", "on device"],
-        [
-            (name, job["platform"], job["runner"], job["device"])
-            for name, checks in jobs["checks"].items()
-            for job in checks
-        ],
-    )
+    columns = ["platform", "runner", "device"]
+    rows = [[name, *map(job.get, columns)] for name, checks in jobs["checks"].items() for job in checks]
+    github.summarise_table(f"{jobs['tag']} to {jobs['repository']}", ["variant", *columns], rows)
     return jobs
 
 

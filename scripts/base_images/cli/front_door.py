@@ -118,15 +118,9 @@ def record_actions(name: str, done: list[Action]) -> None:
     """Appends what a command did to a registry to its file, and to the summary of a job on GitHub."""
     from base_images.release import actions
 
-    github.summarise_table(
-        name,
-        ["is", "action", "variant", "target", "digest", "reason"],
-        [
-            (action.outcome.value, action.what, action.variant, action.target, action.digest, action.reason)
-            for action in done
-        ],
-    )
     actions.write(name, done, ROOT / RELEASE_DIRECTORY)
+    columns = ["outcome", "what", "variant", "target", "digest", "reason"]
+    github.summarise_table(name, columns, [[getattr(action, column) for column in columns] for action in done])
 
 
 def agree(question: str) -> None:

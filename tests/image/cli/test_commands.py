@@ -7,28 +7,16 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from base_images import settings, versions
+from base_images import versions
 from base_images.adapters import engine as engines
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError
 from base_images.labels import Label
-
-
-def invoke(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=settings.ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+from tests.unit.cli.test_tasks import invoke
 
 
 def assert_sentence(done: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:
@@ -64,7 +52,9 @@ def test_a_missing_image_is_one_sentence() -> None:
 
 def test_a_source_that_is_not_llama_cpp_is_refused(tmp_path: Path) -> None:
     assert_sentence(invoke("build-local", "--source", str(tmp_path)), 5, str(tmp_path), "is not llama.cpp")
-    assert_sentence(invoke("build-local", LLAMA_CPP_DIR=str(tmp_path)), 5, str(tmp_path), "is not llama.cpp")
+    assert_sentence(
+        invoke("build-local", environment={"LLAMA_CPP_DIR": str(tmp_path)}), 5, str(tmp_path), "is not llama.cpp"
+    )
 
 
 @pytest.mark.usefixtures("cpu_image")
