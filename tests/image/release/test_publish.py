@@ -1016,6 +1016,19 @@ def test_a_concurrent_first_promotion_is_not_recorded_as_the_predecessor(
     assert gone_back(repository, Foreign(name=PREDECESSORS)).digest == repository.digest("latest-cuda") == there
 
 
+def promoted_in_the_end(name: str, released: Release) -> Action:
+    """Promotes as its user does: where the registry answers 500, the same command again.
+
+    distribution 2.8 answers 500 to one of two clients that finish an upload of the same blob at the same moment.
+    """
+    try:
+        return promoted(open_repository(name), released)
+    except RegistryError as error:
+        if "HTTP status 500" not in str(error):
+            raise
+        return promoted_in_the_end(name, released)
+
+
 def test_concurrent_first_promotions_keep_the_predecessor(repository: Repository, served: Registry) -> None:
     dice = random.Random(7)  # noqa: S311 - not for cryptography
 
@@ -1035,7 +1048,7 @@ def test_concurrent_first_promotions_keep_the_predecessor(repository: Repository
             at_once = [*several, several[-1]]
             with ThreadPoolExecutor() as pool:
                 orders = dice.sample(at_once, len(at_once))
-                done = list(pool.map(lambda one, at=name: promoted(open_repository(at), one), orders, timeout=SECONDS))
+                done = list(pool.map(lambda one, at=name: promoted_in_the_end(at, one), orders, timeout=SECONDS))
             assert where.digest("latest-cuda") == digests[-1]
             assert {one.outcome for one in done if one.digest == digests[-1]} <= {Outcome.DONE, Outcome.ALREADY}
             kept = [move for move in promote.moves(where.tags(), "cuda") if move.number == 0]
