@@ -17,7 +17,7 @@ from base_images.errors import RepositoryError, SourceError
 from base_images.versions import Head, Version
 
 Clone = git.Repo
-"""The type that `open_repository` returns, for modules that must not import git."""
+"""The type that `open_clone` returns, for modules that must not import git."""
 
 DETACHED = "detached"
 """The branch name of a detached HEAD for which neither a branch nor an environment variable gives one."""
@@ -79,7 +79,7 @@ class Commits:
     subjects: tuple[str, ...]
 
 
-def open_repository(root: Path) -> git.Repo:
+def open_clone(root: Path) -> git.Repo:
     """Returns the repository whose work tree is `root`.
 
     Raises:

@@ -136,7 +136,7 @@ def _plan(
         variant,
         platform=platform,
         settings=settings,
-        head=repository.head(repository.open_repository(root)),
+        head=repository.head(repository.open_clone(root)),
         source=source,
         bases=bases,
         recipe_arguments=dockerfile.global_arguments(root / variant.dockerfile, {**bases.arguments, **chosen}),

@@ -191,7 +191,7 @@ def bake(
     from base_images.release import actions, bake
 
     chosen = settings.load(ROOT)
-    version = repository.head(repository.open_repository(ROOT)).version
+    version = repository.head(repository.open_clone(ROOT)).version
     if push and version.dirty:
         raise UsageError("The tree has changes, and only a commit is published: commit them, or leave --push out.")
     bakefile.require_builder(builder, push=push)
@@ -261,7 +261,7 @@ def _matrix(wanted: Wanted) -> dict[str, Any]:
     from base_images.adapters import repository
     from base_images.release import matrix
 
-    version = repository.head(repository.open_repository(ROOT)).version
+    version = repository.head(repository.open_clone(ROOT)).version
     runners = os.environ.get(matrix.RUNNERS_VARIABLE, "")
     jobs = matrix.matrix(wanted, version, registry=settings.load(ROOT).registry, runners=runners)
     columns = ["platform", "runner", "device"]

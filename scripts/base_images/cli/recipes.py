@@ -87,7 +87,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     from base_images.smoke import report as smoke_report
 
     pin = settings.load(ROOT).pin
-    if repository.head(repository.open_repository(ROOT)).changes:
+    if repository.head(repository.open_clone(ROOT)).changes:
         raise UsageError("The tree has changes: commit or stash them first, a bump is a commit of its own.")
     clone, written = caller_path(source), caller_path(report)
     if to == "newest":

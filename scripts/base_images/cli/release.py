@@ -31,7 +31,7 @@ def check_version(_: Context, json: bool = False) -> None:
     from base_images.release import status as published
 
     chosen = settings.load(ROOT)
-    opened = repository.open_repository(ROOT)
+    opened = repository.open_clone(ROOT)
     head, releases = repository.head(opened), repository.releases(opened)
     found: list[published.Published] = []
     unreachable = ""
@@ -82,7 +82,7 @@ def show_git_info(_: Context, json: bool = False) -> None:
     from base_images.adapters import repository
     from base_images.cli import views
 
-    head = repository.head(repository.open_repository(ROOT))
+    head = repository.head(repository.open_clone(ROOT))
     registry = settings.load(ROOT).registry
     image_tags = [f"{registry}:{versions.image_tag(variant.name, head.version)}" for variant in variants.VARIANTS]
     facts = {
@@ -126,7 +126,7 @@ def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) ->
     from base_images.release import tag as release
 
     chosen = settings.load(ROOT)
-    remote = repository.Remote(clone=repository.open_repository(ROOT))
+    remote = repository.Remote(clone=repository.open_clone(ROOT))
     state = release.examine(remote, chosen.release_branch, now=datetime.now(UTC), mirror_problem=mirror_problem)
     if state.released:
         views.say(f"already released: {state.version.git_tag} is at {remote.name}, on {state.commit}")
@@ -179,7 +179,7 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     from base_images.adapters import engine, repository
     from base_images.release import publish
 
-    opened = repository.open_repository(ROOT)
+    opened = repository.open_clone(ROOT)
     head, releases = repository.head(opened), repository.releases(opened)
     dry_run = dry_run or settings.dry_run()
     if not dry_run and releases.head != head.version:
@@ -243,7 +243,7 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
     from base_images.adapters import repository
     from base_images.release import promote
 
-    opened = repository.open_repository(ROOT)
+    opened = repository.open_clone(ROOT)
     wanted = versions.parse(version) if version else repository.head(opened).version
     commit = repository.released_commit(opened, wanted)
     where = open_registry()
@@ -281,7 +281,7 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
     from base_images.cli import views
 
     known = variants.find(variant)
-    wanted = versions.parse(version) if version else repository.head(repository.open_repository(ROOT)).version
+    wanted = versions.parse(version) if version else repository.head(repository.open_clone(ROOT)).version
     where, tag = open_registry(), versions.image_tag(known.name, wanted)
     digest = where.digest(tag)
     if digest is None:
@@ -312,7 +312,7 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     from base_images.release import record as release_record
     from base_images.smoke import report as smoke_report
 
-    opened = repository.open_repository(ROOT)
+    opened = repository.open_clone(ROOT)
     wanted = versions.parse(version) if version else repository.head(opened).version
     release = release_record.released(opened, wanted)
     chosen = settings.load(ROOT)

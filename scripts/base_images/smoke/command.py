@@ -217,7 +217,7 @@ def _written(tested: Tested, outputs: Outputs) -> Tested:
 def _other_commit(image: Image, checkout: Path) -> str:
     """Returns the end of a notice that an image is not of the commit that is checked out; empty if it is."""
     try:
-        head = repository.head(repository.open_repository(checkout))
+        head = repository.head(repository.open_clone(checkout))
     except RepositoryError:
         return ""  # not a clone
     revision = image.labels.get(Label.REVISION, "")

@@ -113,13 +113,13 @@ def test_a_shallow_clone_has_no_commit_count(checkout: git.Repo, tmp_path: Path)
 
 def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="is not a git repository"):
-        repository.open_repository(tmp_path)
+        repository.open_clone(tmp_path)
 
 
 def test_a_repository_without_a_commit_is_one_sentence(tmp_path: Path) -> None:
     git.Repo.init(tmp_path).close()
     with pytest.raises(RepositoryError, match="has no commit yet"):
-        repository.open_repository(tmp_path)
+        repository.open_clone(tmp_path)
 
 
 def test_a_commit_of_1970_is_one_sentence(checkout: git.Repo) -> None:
