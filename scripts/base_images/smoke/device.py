@@ -7,13 +7,15 @@ their names.
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import os
-import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
 
 from base_images import versions
 from base_images.adapters.container import ContainerSpec
@@ -206,48 +208,46 @@ def compose(registry: str) -> str:
     """
     nodes = dict.fromkeys(node for variant in VARIANTS if variant.device for node in variant.device.group_nodes)
     exports = "".join(f'#   export {_variable(node)}="$(stat -c %g {node})"\n' for node in nodes)
-    model = '"/models/${MODEL:-model.gguf}"'
-    services = "".join(f"{line}\n" for variant in VARIANTS for line in _service(variant, registry))
+    services = {variant.name: _service(variant, registry) for variant in VARIANTS}
     return f"""\
 # Made by `invoke compose`. Each variant is a profile: `docker compose --profile cpu up`.
 # MODELS is the directory of the models, MODEL a file in it, PORT the port on this machine.
 # A device that belongs to a group of the host is used by that group's number:
 {exports}
-x-server: &server
-  command: [{", ".join(map(json.dumps, SERVER_ARGUMENTS))}, {model}]
-  ports: ["127.0.0.1:${{PORT:-{PORT}}}:{PORT}"]
-  read_only: true
-  tmpfs: [/tmp]
-  cap_drop: [ALL]
-  security_opt: ["no-new-privileges:true"]
-
-services:
-{textwrap.indent(services, "  ")}"""
+{yaml.safe_dump({"services": services}, sort_keys=False, default_flow_style=None, width=math.inf)}"""
 
 
-def _service(variant: Variant, registry: str) -> Iterator[str]:
+def _service(variant: Variant, registry: str) -> dict[str, Any]:
     access = variant.device
-    yield f"{variant.name}:"
-    yield "  <<: *server"
-    yield f"  profiles: [{variant.name}]"
-    yield f"  image: {registry}:{versions.latest_tag(variant.name)}"
-    yield "  volumes:"
-    yield '    - {type: bind, source: "${MODELS:-./models}", target: /models, read_only: true}'
-    if access is None:
-        return
-    for path in access.mounts:
-        yield f"    - {{type: bind, source: {path}, target: {path}, read_only: true}}"
-    if access.gpus:
-        yield "  deploy: {resources: {reservations: {devices: [{count: all, capabilities: [gpu]}]}}}"
-    if access.runtime:
-        yield f"  runtime: {access.runtime}"
-    if access.environment:
-        yield f"  environment: {json.dumps(access.environment)}"
-    if access.nodes:
-        yield f"  devices: {json.dumps(access.nodes)}"
-    if access.group_nodes:
-        names = map(_variable, access.group_nodes)
-        yield f"  group_add: {json.dumps([f'${{{name}:-{name} is not set, see {COMPOSE_FILE}}}' for name in names])}"
+    volumes = {"${MODELS:-./models}": "/models"}
+    service: dict[str, Any] = {
+        "profiles": [variant.name],
+        "image": f"{registry}:{versions.latest_tag(variant.name)}",
+        "command": [*SERVER_ARGUMENTS, "/models/${MODEL:-model.gguf}"],
+        "ports": [f"127.0.0.1:${{PORT:-{PORT}}}:{PORT}"],
+        "read_only": True,
+        "tmpfs": ["/tmp"],  # noqa: S108 - of the container
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+    }
+    if access:
+        volumes |= {path: path for path in access.mounts}
+        if access.gpus:
+            devices = [{"count": "all", "capabilities": ["gpu"]}]
+            service["deploy"] = {"resources": {"reservations": {"devices": devices}}}
+        if access.runtime:
+            service["runtime"] = access.runtime
+        if access.environment:
+            service["environment"] = dict(access.environment)
+        if access.nodes:
+            service["devices"] = list(access.nodes)
+        if access.group_nodes:
+            names = map(_variable, access.group_nodes)
+            service["group_add"] = [f"${{{name}:-{name} is not set, see {COMPOSE_FILE}}}" for name in names]
+    service["volumes"] = [
+        {"type": "bind", "source": source, "target": target, "read_only": True} for source, target in volumes.items()
+    ]
+    return service
 
 
 def _variable(node: str) -> str:
