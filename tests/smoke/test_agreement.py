@@ -26,7 +26,6 @@ from base_images.smoke.model import Tensor, TensorType
 BIN = "/app/bin/x86_64-unknown-linux-gnu"
 LAVAPIPE = device.in_software(variants.find("vulkan"))
 ON = Pair(tensor_type=TensorType.F16, flash_attention=True)
-OFF = Pair(tensor_type=TensorType.F16, flash_attention=False)
 TOLERANCE = TOLERANCES[TensorType.F16]
 GGUF = model.known_answer(TensorType.F16).gguf
 

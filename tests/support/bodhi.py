@@ -7,13 +7,10 @@ starts llama-server with the arguments in /app/defaults.yaml, as `bodhi` does.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from base_images.adapters import buildkit
 from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine, Image
 from base_images.recipes import consumer
@@ -21,6 +18,7 @@ from base_images.smoke import checks_http, checks_server, model
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import Target
 from base_images.smoke.model import TensorType
+from tests.support import images
 
 DATA = consumer.load()
 MODEL = "/model.gguf"
@@ -199,22 +197,7 @@ def built(
     engine: Engine, text: str, files: Mapping[str, bytes] | None = None, arguments: Mapping[str, str] | None = None
 ) -> Iterator[Image]:
     """Builds a Dockerfile with BuildKit, yields the image, and removes it afterwards."""
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in {"Dockerfile": text.encode(), **(files or {})}.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    context.seek(0)
-    stream = engine.build(
-        context,
-        dockerfile="Dockerfile",
-        target="",
-        arguments=arguments or {},
-        labels={},
-        platform=engine.platform().docker,
-    )
-    [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
+    image_id = images.build(engine, {"Dockerfile": text.encode(), **(files or {})}, arguments=arguments)
     try:
         yield engine.image(image_id)
     finally:

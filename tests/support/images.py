@@ -1,11 +1,16 @@
-"""Images as the engine describes them, for tests without an engine."""
+"""Images for tests: as the engine describes them, without one, and built from a Dockerfile."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import tarfile
+from collections.abc import Mapping
 from typing import Any
 
-from base_images.adapters.engine import Image
+from base_images.adapters import buildkit
+from base_images.adapters.engine import Engine, Image
 
 PLAIN = Image(
     id="sha256:1",
@@ -29,3 +34,45 @@ PLAIN = Image(
 def image(**changes: Any) -> Image:
     """Returns a plain image with these fields replaced."""
     return dataclasses.replace(PLAIN, **changes)
+
+
+def build(
+    engine: Engine,
+    files: Mapping[str, bytes],
+    *,
+    dockerfile: str = "Dockerfile",
+    target: str = "",
+    arguments: Mapping[str, str] | None = None,
+    mode: int = 0o644,
+) -> str:
+    """Builds a Dockerfile with BuildKit and returns the image's id.
+
+    Args:
+        engine: which engine builds.
+        files: the context, the Dockerfile among them.
+        dockerfile: its name in the context.
+        target: the stage; empty for the last one.
+        arguments: the build arguments.
+        mode: the permissions of all files.
+
+    Raises:
+        BuildError: a step failed.
+    """
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+    context.seek(0)
+    stream = engine.build(
+        context,
+        dockerfile=dockerfile,
+        target=target,
+        arguments=arguments or {},
+        labels={},
+        platform=engine.platform().docker,
+    )
+    with contextlib.closing(stream):
+        [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
+    return image_id

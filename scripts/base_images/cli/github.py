@@ -38,11 +38,11 @@ def summarise_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[
     """Appends a title, and a table where there are rows, to the job's summary; texts are escaped."""
     if not os.environ.get("GITHUB_STEP_SUMMARY"):
         return
-    from base_images.release import notes
+    from base_images.recipes import markdown
 
-    lines = [f"**{notes.text(title)}**", ""]
+    lines = [f"**{markdown.text(title)}**", ""]
     if rows:
-        table = [columns, ["---"] * len(columns), *([notes.text(cell) for cell in row] for row in rows)]
+        table = [columns, ["---"] * len(columns), *([markdown.text(cell) for cell in row] for row in rows)]
         lines += ["| " + " | ".join(row) + " |" for row in table]
     summarise("\n".join(lines))
 

@@ -5,22 +5,19 @@ A stand-in leaves its arguments where its output would be, and real ELF files of
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
 
 from base_images import settings, variants
-from base_images.adapters import buildkit
 from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine, Image
 from base_images.labels import Label
 from base_images.recipes import dockerfile as recipe
 from base_images.variants import Variant
+from tests.support import images
 
 BACKENDS = {variant.name: variant.backend for variant in variants.VARIANTS if variant.backend} | {
     "cann": "libggml-cann.so"
@@ -75,19 +72,8 @@ class Built:
 
 
 def build(engine: Engine, files: Mapping[str, str], dockerfile: str, arguments: Mapping[str, str], target: str) -> str:
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content.encode()), 0o755
-            tar.addfile(member, io.BytesIO(content.encode()))
-    context.seek(0)
-    stream = engine.build(
-        context, dockerfile=dockerfile, target=target, arguments=arguments, labels={}, platform=engine.platform().docker
-    )
-    with contextlib.closing(stream):
-        [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
-    return image_id
+    encoded = {name: content.encode() for name, content in files.items()}
+    return images.build(engine, encoded, dockerfile=dockerfile, target=target, arguments=arguments, mode=0o755)
 
 
 @pytest.fixture(scope="module")

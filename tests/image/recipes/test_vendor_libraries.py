@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import tarfile
 from collections.abc import Iterator
 
 import pytest
 
 from base_images import settings
-from base_images.adapters import buildkit
 from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import BuildError
 from base_images.labels import Label
+from tests.support import images
 
 SCRIPT = settings.ROOT / "dockerfiles/vendor-libraries"
 
@@ -54,24 +51,8 @@ REGISTERED = "./etc/ld.so.conf.d/000-vendor-libraries.conf"
 
 def build(engine: Engine, base: str, **arguments: str) -> str:
     """Returns the id of an image with the payload and its libraries from the toolkit."""
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in (("Dockerfile", TOOLKIT.encode()), ("vendor-libraries", SCRIPT.read_bytes())):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    context.seek(0)
-    stream = engine.build(
-        context,
-        dockerfile="Dockerfile",
-        target="runtime",
-        arguments={"BASE": base, **arguments},
-        labels={},
-        platform=engine.platform().docker,
-    )
-    with contextlib.closing(stream):
-        [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]
-    return image_id
+    files = {"Dockerfile": TOOLKIT.encode(), "vendor-libraries": SCRIPT.read_bytes()}
+    return images.build(engine, files, arguments={"BASE": base, **arguments})
 
 
 @pytest.fixture(scope="module")
