@@ -136,7 +136,7 @@ class Consumer:
         tag = f":{versions.latest_tag(variant)}"
         of_variant = [dockerfile for dockerfile in self.dockerfiles.values() if dockerfile.image.endswith(tag)]
         if not of_variant:
-            raise UsageError(f"{NAME} has no Dockerfile on images of {variant}, by {FILE}: add what it does with them.")
+            raise UsageError(f"{FILE} has no Dockerfile on images of {variant}: add the one of {NAME}.")
         found = ((name, dockerfile.arguments(name)) for dockerfile in of_variant for name in dockerfile.directories)
         return tuple(dict.fromkeys(found))
 

@@ -259,11 +259,11 @@ def report(
 def markdown(result: Report) -> str:
     """Returns a section of a pull request's text: how BodhiApp differs from our data."""
     commit = f" ({result.checkout.commit[:9]})" if result.checkout and result.checkout.commit else ""
-    lines = [f"## What {NAME}{commit} does with the images", ""]
+    lines = [f"## How {NAME}{commit} uses the images", ""]
     if result.ok:
-        return "\n".join([*lines, f"As {consumer.FILE} says.", ""])
+        return "\n".join([*lines, f"{consumer.FILE} describes it as it is.", ""])
     lines += bullets(
-        f"changed since {result.data_commit[:9]}, which {consumer.FILE} was read at",
+        f"changed since {result.data_commit[:9]}, the commit that {consumer.FILE} describes",
         (
             f"{', '.join(change.where)}: {code(change.what)}: {_quoted(change.before)} → {_quoted(change.after)}"
             for change in result.changes
