@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, cast
+
+from base_images import untrusted
 
 _ENCODED = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 """What a workflow command's text must not have as it is (actions/toolkit, packages/core/src/command.ts)."""
 
 
+class _Log(io.TextIOBase):
+    """A stream to GitHub's log; each text that is written is whole lines."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(untrusted.without_commands(text))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def log(stream: IO[str]) -> IO[str]:
+    """Returns the stream; on GitHub, one that keeps what is written to it from being a workflow command."""
+    return cast("IO[str]", _Log(stream)) if _present() else stream
+
+
+def without_commands(text: str) -> str:
+    """Returns whole lines as they may be written to GitHub's log; elsewhere as they are."""
+    return untrusted.without_commands(text) if _present() else text
+
+
 @contextlib.contextmanager
 def group(title: str) -> Iterator[None]:
     """Folds what is printed in the `with` block; workflow commands in it, such as a build log's, have no effect."""
-    if os.environ.get("GITHUB_ACTIONS") != "true":
+    if not _present():
         yield
         return
     token = secrets.token_hex()
@@ -45,6 +72,10 @@ def summarise_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[
         table = [columns, ["---"] * len(columns), *([markdown.text(cell) for cell in row] for row in rows)]
         lines += ["| " + " | ".join(row) + " |" for row in table]
     summarise("\n".join(lines))
+
+
+def _present() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def _tell(lines: str) -> None:

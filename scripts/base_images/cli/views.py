@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from base_images import variants
 from base_images.adapters import buildkit
@@ -24,6 +24,7 @@ from base_images.cli import github
 from base_images.errors import BaseImagesError
 from base_images.progress import Progress
 from base_images.recipes import consumer
+from base_images.untrusted import printable
 
 if TYPE_CHECKING:  # some of these import docker, which most output does not need
     from base_images.contract.judge import ContractReport
@@ -73,23 +74,28 @@ def mode(*, quiet: bool) -> Mode:
 
 def console() -> Console:
     """Returns a console on standard output; without a terminal it is wide enough for sentences in tables."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    return Console(file=github.log(sys.stdout), highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+
+def styled(text: str, style: str = "") -> Text:
+    """Returns text, perhaps from outside, as it is to be shown: nothing in it is markup, an emoji or a control."""
+    return Text(printable(text), style)
 
 
 def failure(error: BaseImagesError) -> str:
     """Returns an error's text for people: its detail, such as a log's tail, then its sentence."""
     detail = f"{error.detail.rstrip()}\n" if error.detail else ""
-    return f"{detail}error: {error}"
+    return github.without_commands(printable(f"{detail}error: {error}"))
 
 
 def say(text: str) -> None:
     """Prints one line."""
-    console().print(escape(text), soft_wrap=True)
+    console().print(styled(text), soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Prints to standard error, for a failure that does not end the command."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(github.without_commands(f"{printable(text)}\n"))
 
 
 def print_json(value: Any, *, one_line: bool = False) -> None:
@@ -99,17 +105,12 @@ def print_json(value: Any, *, one_line: bool = False) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table; on a terminal, cells with a check's result are coloured."""
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(title=styled(title) if title else None, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(styled(column), overflow="fold")
     for row in rows:
-        table.add_row(*(_coloured(cell) for cell in row))
+        table.add_row(*(styled(cell, _COLOURS.get(cell, "")) for cell in row))
     console().print(table)
-
-
-def _coloured(cell: str) -> str:
-    colour = _COLOURS.get(cell)
-    return f"[{colour}]{cell}[/{colour}]" if colour else escape(cell)
 
 
 class Display:
@@ -149,7 +150,7 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Shows a line in every mode."""
-        self._console.print(f"[bold yellow]note:[/bold yellow] {escape(text)}", soft_wrap=True)
+        self._console.print(Text.assemble(styled("note:", "bold yellow"), " ", styled(text)), soft_wrap=True)
 
     def progress(self, moment: Progress) -> None:
         """Shows the progress of a download, a pull or the making of a base image."""
@@ -199,11 +200,11 @@ class Display:
 
     def _line(self, how: str, name: str) -> None:
         elapsed = time.monotonic() - self._started
-        self._console.print(f"{elapsed:7.1f} s  {how:>9}  {escape(_short(name, STEP_NAME_WIDTH))}", soft_wrap=True)
+        self._console.print(styled(f"{elapsed:7.1f} s  {how:>9}  {_short(name, STEP_NAME_WIDTH)}"), soft_wrap=True)
 
 
 def _short(text: str, width: int) -> str:
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
@@ -211,7 +212,7 @@ def print_pairs(pairs: Mapping[str, str]) -> None:
     """Prints names and values in two columns."""
     table = Table.grid(padding=(0, 2))
     for name, value in pairs.items():
-        table.add_row(escape(name), escape(value))
+        table.add_row(styled(name), styled(value))
     console().print(table)
 
 

@@ -11,6 +11,7 @@ from base_images.adapters import programs
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import consumer, mirror
 from base_images.recipes.markdown import bullets, code
+from base_images.recipes.markdown import text as escaped
 from base_images.settings import Pin
 
 
@@ -111,9 +112,18 @@ def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, 
         for variant, found in changed.changes.items()
         for line in bullets(variant, (code(difference.key) for difference in found))
     ]
-    dockerfiles += bullets("new at upstream", changed.appeared) + bullets("gone at upstream", changed.disappeared)
-    warning = [f"**{changed.arguments.warning}**", ""] if changed.arguments and changed.arguments.warning else []
-    lines = [f"llama.cpp {before} → {after}.", "", *warning, "## What upstream changed in its Dockerfiles", ""]
+    dockerfiles += bullets("new at upstream", map(escaped, changed.appeared))
+    dockerfiles += bullets("gone at upstream", map(escaped, changed.disappeared))
+    warning = (
+        [f"**{escaped(changed.arguments.warning)}**", ""] if changed.arguments and changed.arguments.warning else []
+    )
+    lines = [
+        f"llama.cpp {escaped(before)} → {escaped(after)}.",
+        "",
+        *warning,
+        "## What upstream changed in its Dockerfiles",
+        "",
+    ]
     lines += dockerfiles or ["Nothing.", ""]
     if arguments := changed.arguments:
         lines += ["## What changed in llama-server's arguments", ""]
@@ -133,4 +143,4 @@ def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, 
         )
     for record in result.stale:
         lines += bullets(f"{record.variant}: a record that matches nothing any more", [code(record.key)])
-    return "\n".join(lines + bullets("our recipes that upstream has no file for", result.gone))
+    return "\n".join(lines + bullets("our recipes that upstream has no file for", map(escaped, result.gone)))

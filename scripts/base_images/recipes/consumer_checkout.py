@@ -17,6 +17,7 @@ from base_images.recipes import facts as recipe_facts
 from base_images.recipes.consumer import NAME, Answer, Consumer, Dockerfile, Words
 from base_images.recipes.instructions import instructions, stage_name
 from base_images.recipes.markdown import bullets, code
+from base_images.recipes.markdown import text as escaped
 from base_images.variants import Variant
 
 _DIRECTORY, _SUFFIX = "devops", ".Dockerfile"
@@ -265,7 +266,8 @@ def markdown(result: Report) -> str:
     lines += bullets(
         f"changed since {result.data_commit[:9]}, the commit that {consumer.FILE} describes",
         (
-            f"{', '.join(change.where)}: {code(change.what)}: {_quoted(change.before)} → {_quoted(change.after)}"
+            f"{escaped(', '.join(change.where))}: {code(change.what)}: "
+            f"{_quoted(change.before)} → {_quoted(change.after)}"
             for change in result.changes
         ),
     )

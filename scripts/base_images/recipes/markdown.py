@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from base_images.untrusted import printable
+
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$#]")
 """What could begin markup (CommonMark 0.31, and GitHub's tables, strike-through, mathematics)."""
+
+_REPLACED_LATER = re.compile(r"@(?=\w)|:(?=[\w+-]+:)")
+"""Mentions and emoji, which GitHub replaces in rendered Markdown whatever was escaped; a comment splits them."""
 
 
 def text(value: str) -> str:
@@ -14,15 +19,19 @@ def text(value: str) -> str:
 
     Code cannot hold markup, so the value may be anybody's.
     """
-    parts = re.split(r"`([^`]+)`", " ".join(value.split()))
-    return "".join(
-        code(part, in_table=True) if number % 2 else _SPECIAL.sub(r"\\\g<0>", part) for number, part in enumerate(parts)
-    )
+    parts = re.split(r"`([^`]+)`", " ".join(printable(value).split()))
+    return "".join(code(part, in_table=True) if number % 2 else _escaped(part) for number, part in enumerate(parts))
+
+
+def _escaped(value: str) -> str:
+    return _REPLACED_LATER.sub(r"\g<0><!-- -->", _SPECIAL.sub(r"\\\g<0>", value))
 
 
 def code(value: str, *, in_table: bool = False) -> str:
     """Returns a value as code on one line, whatever backquotes it has; GitHub's tables need `|` escaped in code too."""
-    line = " ".join(value.split())
+    line = " ".join(printable(value).split())
+    if not line:
+        return ""
     if in_table:
         line = line.replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
@@ -31,6 +40,6 @@ def code(value: str, *, in_table: bool = False) -> str:
 
 
 def bullets(title: str, lines: Iterable[str]) -> list[str]:
-    """Returns the lines of a list below a title in bold; none without `lines`."""
+    """Returns the lines, which are Markdown, as a list below a title in bold, which is text; none without lines."""
     listed = [f"- {line}" for line in lines]
-    return [f"**{title}**", "", *listed, ""] if listed else []
+    return [f"**{text(title)}**", "", *listed, ""] if listed else []

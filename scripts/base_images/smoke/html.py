@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from base_images import variants
 from base_images.labels import Label
 from base_images.smoke.report import CheckResult, Device, SmokeReport, Status, finite
+from base_images.untrusted import printable
 
 TEMPLATE = "smoke.html.jinja"
 
@@ -28,16 +28,6 @@ KEPT_CHARACTERS = 200_000
 
 HEADLINES = (("Version", Label.VERSION), ("llama.cpp", Label.LLAMA_CPP_TAG), ("Platform", Label.PLATFORM))
 """The labels at the top of the page."""
-
-_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""Control sequences of terminals, such as colours (ECMA-48, section 5.4)."""
-
-_NOT_IN_HTML = re.compile(
-    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
-    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
-    + "]"
-)
-"""Characters that HTML does not allow, not even escaped (HTML Standard, 13.2.3.5), or that UTF-8 cannot encode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +141,7 @@ def _printable(value: Any) -> Any:
     """Cleans every value that the template prints, before it is escaped; Markup comes from the template itself."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _NOT_IN_HTML.sub("\N{REPLACEMENT CHARACTER}", _ESCAPE_SEQUENCE.sub("", value))
+    return printable(value)
 
 
 _ENVIRONMENT = Environment(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from base_images.errors import UsageError
+from base_images.untrusted import printable
 
 
 class Status(StrEnum):
@@ -273,13 +273,8 @@ def _add_case(suite: ET.Element, class_name: str, check: CheckResult) -> None:
     case = ET.SubElement(suite, "testcase", classname=class_name, name=check.name, time=f"{check.seconds:.3f}")
     match check.status:
         case Status.FAIL:
-            ET.SubElement(case, "failure", message=_xml_text(check.seen)).text = _xml_text(check.detail or check.seen)
+            ET.SubElement(case, "failure", message=printable(check.seen)).text = printable(check.detail or check.seen)
         case Status.SKIP:
-            ET.SubElement(case, "skipped", message=_xml_text(check.seen))
+            ET.SubElement(case, "skipped", message=printable(check.seen))
         case Status.PASS:
-            ET.SubElement(case, "system-out").text = _xml_text(check.seen)
-
-
-def _xml_text(text: str) -> str:
-    """Replaces characters that XML 1.0 does not allow, such as the escape characters of a coloured log."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)
+            ET.SubElement(case, "system-out").text = printable(check.seen)

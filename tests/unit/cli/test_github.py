@@ -93,7 +93,7 @@ def test_the_summary_has_the_outcome_as_a_table_of_escaped_text(
     assert [line.split(" | ")[0].strip("| ") for line in table[1:]] == ["---", *rows]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     assert len(lines) == len(table) + 3  # the title, and an empty line before and after the table
-    assert not re.search(r"(?<!\\)<", "".join(lines))
+    assert not re.search(r"(?<!\\)<", "".join(lines).replace("<!-- -->", ""))
 
 
 def test_tests_of_a_session_are_a_group_and_their_end_is_in_the_summary(summary: Path) -> None:
@@ -117,6 +117,6 @@ def test_elsewhere_nothing_is_added(
     printed = capsys.readouterr().out
     added = re.compile(r"^::(group::.*|stop-commands::\w+|\w{64}::|endgroup::)\n", re.MULTILINE)
     clock = re.compile(r"^ *[\d.]+ s", re.MULTILINE)
-    assert clock.sub("", added.sub("", on_github)) == clock.sub("", printed)
+    assert clock.sub("", added.sub("", on_github)).replace(r"\::", "::") == clock.sub("", printed)
     assert not added.search(printed)
     assert not summary.exists()
