@@ -64,7 +64,12 @@ class GitHub:
         """Runs the steps that GitHub runs when that tag is pushed."""
         self.ran, self.failed = [], []
         contexts = {
-            "github": {"ref": f"refs/tags/{self.version.git_tag}", "actor": "somebody"},
+            "github": {
+                "ref": f"refs/tags/{self.version.git_tag}",
+                "ref_type": "tag",
+                "actor": "somebody",
+                "token": "",
+            },
             "vars": {},
             "secrets": {"GITHUB_TOKEN": "nothing"},
             "inputs": {"dry_run": None},

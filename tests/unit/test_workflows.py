@@ -32,7 +32,7 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "release.yml": {
         "plan": READ,
         "variants": SIGN,
-        "promote": BUILD,
+        "promote": {**BUILD, "attestations": "read"},
         "release": {"contents": "write", "packages": "read"},
     },
     "variant.yml": {
@@ -89,7 +89,13 @@ def walk(
 ) -> list[Step]:
     """Returns the steps that GitHub runs of a workflow for two variants; `fails` chooses those that fail."""
     contexts = {
-        "github": {"ref": ref, "actor": "somebody", "event": {"pull_request": {"number": "1"}}},
+        "github": {
+            "ref": ref,
+            "ref_type": "tag" if ref.startswith("refs/tags/") else "branch",
+            "actor": "somebody",
+            "token": "not-a-secret",
+            "event": {"pull_request": {"number": "1"}},
+        },
         "vars": RUNNERS,
         "secrets": {"GITHUB_TOKEN": "not-a-secret"},
         "inputs": {"dry_run": dry_run},
@@ -229,9 +235,11 @@ def test_the_steps_of_a_release_in_order() -> None:
         for count in (len(GPU.platforms), len(CPU.platforms))
     ]
     assert told == [
+        "plan: check-version",
         "plan: plan",
         *of_each[0],
         *of_each[1],
+        "promote: sigstore/cosign-installer",
         "promote: promote",
         "release: release-notes",
         "release: softprops/action-gh-release",
@@ -258,6 +266,8 @@ def test_the_steps_of_a_release_get_its_values() -> None:
     )
     signed = next(step for step in steps if "cosign sign" in step.run)
     assert (signed.environment["REPOSITORY"], signed.environment["DIGEST"]) == (REGISTRY, DIGEST)
+    verifying = next(step for step in steps if "invoke promote" in step.run)
+    assert verifying.environment["GH_TOKEN"], "`gh attestation verify` needs it"
     attested = next(step for step in steps if step.uses.startswith("actions/attest@"))
     assert (attested.inputs["subject-name"], attested.inputs["subject-digest"]) == (REGISTRY, DIGEST)
     [promoted] = [step for step in steps if "invoke promote" in step.run]
@@ -363,3 +373,17 @@ def test_expressions_are_evaluated(expression: str, value: object) -> None:
 def test_unknown_expressions_are_errors(expression: str) -> None:
     with pytest.raises(UnknownExpressionError):
         workflows.resolve(f"${{{{ {expression} }}}}", {"github": {"ref": "refs/x"}})
+
+
+def test_a_tag_outside_the_release_branch_builds_nothing() -> None:
+    steps = ran(walk("release.yml", fails=lambda step: "check-version --released" in step.run))
+    assert steps[-1] == "plan: check-version"
+    assert not any("bake" in step or "promote" in step for step in steps)
+
+
+def test_a_rehearsal_on_a_branch_needs_no_release() -> None:
+    assert "plan: check-version" not in ran(walk("release.yml", ref="refs/heads/main", dry_run=True))
+
+
+def test_latest_moves_in_an_environment_that_can_be_protected() -> None:
+    assert PARSED["release.yml"]["jobs"]["promote"]["environment"] == "release"

@@ -131,12 +131,6 @@ def releases(repository: git.Repo) -> Releases:
     )
 
 
-def released_commit(repository: git.Repo, version: Version) -> str | None:
-    """Returns the commit of a version's release tag; None when this clone has no such tag."""
-    tag = release_tags(repository).get(version.git_tag)
-    return tag.commit if tag else None
-
-
 def _commits_since(repository: git.Repo, tag: str, *, shallow: bool) -> int | None:
     # A shallow clone can have the tag's commit without the history in between; the count would be too small.
     if shallow and not repository.is_ancestor(repository.commit(tag), repository.head.commit):
@@ -232,11 +226,34 @@ def distance(remote: Remote, branch: str) -> tuple[int, int]:
     Raises:
         RepositoryError: the remote does not answer or has no such branch.
     """
+    tracking = _fetch(remote, branch)
+    ahead, behind = _answer(remote.clone, "rev-list", "--left-right", "--count", f"HEAD...{tracking}").split()
+    return int(ahead), int(behind)
+
+
+def is_on_branch(remote: Remote, branch: str, commit: str) -> bool:
+    """Fetches the remote's branch, without tags, and returns whether a commit belongs to it.
+
+    Raises:
+        RepositoryError: the remote does not answer or has no such branch, or a shallow clone cannot tell.
+    """
+    tracking = _fetch(remote, branch)
+    # git exits with 1 for a commit that is not an ancestor, with 128 for one that this clone lacks.
+    if _git(remote.clone, "merge-base", "--is-ancestor", commit, tracking).exit_code == 0:
+        return True
+    if is_shallow(remote.clone):
+        raise RepositoryError(
+            f"This clone is shallow, so it cannot tell whether {commit[:9]} is on {remote.name}/{branch}: run "
+            "`git fetch --unshallow`, then the same command again."
+        )
+    return False
+
+
+def _fetch(remote: Remote, branch: str) -> str:
     tracking = f"refs/remotes/{remote.name}/{branch}"
     refspec = f"+refs/heads/{branch}:{tracking}"
     _ask(remote, f"did not give its branch {branch}", "fetch", "--quiet", "--no-tags", remote.name, refspec)
-    ahead, behind = _answer(remote.clone, "rev-list", "--left-right", "--count", f"HEAD...{tracking}").split()
-    return int(ahead), int(behind)
+    return tracking
 
 
 def create_tag(repository: git.Repo, name: str, commit: str, message: str) -> Tag:

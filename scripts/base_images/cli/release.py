@@ -13,12 +13,18 @@ from base_images.cli import github
 from base_images.cli.front_door import agree, change_registry, command
 from base_images.cli.options import caller_path, open_registry, variants_of
 from base_images.cli.recipes import mirror_problem
-from base_images.errors import RegistryError, UsageError
+from base_images.errors import RegistryError
 from base_images.settings import ROOT
 
 
-@command(aliases=["check-base-images-version"], help={"json": "print JSON"})
-def check_version(_: Context, json: bool = False) -> None:
+@command(
+    aliases=["check-base-images-version"],
+    help={
+        "json": "print JSON",
+        "released": "fail unless this commit is released: its tag is at the remote, on a commit of the release branch",
+    },
+)
+def check_version(_: Context, json: bool = False, released: bool = False) -> None:
     """Shows this commit's version and what is published.
 
     Also the newest released version, the llama.cpp pin, and what the registry has of each variant.
@@ -29,9 +35,12 @@ def check_version(_: Context, json: bool = False) -> None:
     from base_images.adapters import registry, repository
     from base_images.cli import views
     from base_images.release import status as published
+    from base_images.release.tag import released_commit
 
     chosen = settings.load(ROOT)
     opened = repository.open_clone(ROOT)
+    if released:
+        released_commit(repository.Remote(clone=opened), chosen.release_branch, repository.head(opened).version)
     head, releases = repository.head(opened), repository.releases(opened)
     found: list[published.Published] = []
     unreachable = ""
@@ -178,15 +187,12 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     """
     from base_images.adapters import engine, repository
     from base_images.release import publish
+    from base_images.release.tag import released_commit
 
     opened = repository.open_clone(ROOT)
-    head, releases = repository.head(opened), repository.releases(opened)
-    dry_run = dry_run or settings.dry_run()
-    if not dry_run and releases.head != head.version:
-        raise UsageError(
-            f"{head.version} is not released, so it cannot be published: run `invoke release-base-images` in a clean "
-            "tree, or `git fetch --tags` if somebody else did, or look with --dry-run."
-        )
+    head, dry_run = repository.head(opened), dry_run or settings.dry_run()
+    if not dry_run:  # a rehearsal needs no release
+        released_commit(repository.Remote(clone=opened), settings.load(ROOT).release_branch, head.version)
     where = open_registry()
     change_registry(
         "publish",
@@ -241,15 +247,27 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
     """
     from base_images import versions
     from base_images.adapters import repository
-    from base_images.release import promote
+    from base_images.cli import views
+    from base_images.release import promote, signatures
+    from base_images.release.tag import released_commit
 
-    opened = repository.open_clone(ROOT)
+    opened, chosen = repository.open_clone(ROOT), settings.load(ROOT)
     wanted = versions.parse(version) if version else repository.head(opened).version
-    commit = repository.released_commit(opened, wanted)
+    commit = released_commit(repository.Remote(clone=opened), chosen.release_branch, wanted)
     where = open_registry()
     dry_run = dry_run or settings.dry_run()
+    signer = signatures.Signer(url=chosen.url, git_tag=wanted.git_tag, commit=commit)
+    signed = signatures.exist(where.name)
+    if not signed:
+        views.complain(f"note: {where.name} has no signatures of the workflow: who made the images is not verified.")
+
+    def unsigned(digest: str) -> list[str]:
+        return signatures.problems(f"{where.name}@{digest}", signer) if signed else []
+
     change_registry(
-        "promote", variants_of(variant), lambda each: promote.promote(where, each, wanted, commit, dry_run=dry_run)
+        "promote",
+        variants_of(variant),
+        lambda each: promote.promote(where, each, wanted, commit, dry_run=dry_run, unsigned=unsigned),
     )
 
 

@@ -10,8 +10,11 @@ from base_images.untrusted import printable
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$#]")
 """What could begin markup (CommonMark 0.31, and GitHub's tables, strike-through, mathematics)."""
 
-_REPLACED_LATER = re.compile(r"@(?=\w)|:(?=[\w+-]+:)")
-"""Mentions and emoji, which GitHub replaces in rendered Markdown whatever was escaped; a comment splits them."""
+_REPLACED_LATER = re.compile(r"@(?=\w)|:(?=[\w+-]+:)(?!\d\d:)")
+"""Mentions and emoji, which GitHub replaces in rendered Markdown whatever was escaped; a comment splits them.
+
+Two digits between colons are a time: no emoji has such a name.
+"""
 
 
 def text(value: str) -> str:

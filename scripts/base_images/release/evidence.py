@@ -4,13 +4,15 @@ A report is an OCI artifact whose `subject` is the image of one platform (image-
 so `oras discover` and similar tools list it where the registry has the referrers API. GHCR and many others lack it, so
 each report also has its own tag, `sha256-<digest>.<kind>`, as cosign names its signatures. The specification's fallback
 is one tag that all reports share, which two jobs that attach at the same time would overwrite.
+
+A report counts for the image that it names alone: by digest, platform, variant, version and layers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -54,11 +56,13 @@ class Evidence:
     """One report of one image.
 
     Attributes:
-        subject: the image's reference in the registry, such as `ghcr.io/bodhisearch/llama.cpp@sha256:…`.
-        platform: the image's, such as `linux/amd64`; the subject may be an index of several.
+        subject: the image's reference in the registry, such as `ghcr.io/bodhisearch/llama.cpp@sha256:…`; in a file it
+            may be an index of several platforms, in the registry it is the image of one.
+        platform: the image's, such as `linux/amd64`.
         version: from the image's label.
+        diff_ids: digests of the image's uncompressed layers, lowest first, which every engine and registry agrees on.
         made: RFC 3339, UTC, by the clock of the machine that made it: for people, never compared.
-        ok: whether the image passed.
+        ok: whether the image passed; `passed` says whether the report agrees.
         report: the report itself.
     """
 
@@ -67,9 +71,15 @@ class Evidence:
     platform: str
     variant: str
     version: str
+    diff_ids: tuple[str, ...]
     made: str
     ok: bool
     report: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the report and what is said of it agree that the image passed."""
+        return self.ok and self.report.get("ok") is True and not self.failed
 
     @property
     def failed(self) -> str:
@@ -113,6 +123,7 @@ def _of(image: Image, repository: str, kind: Kind, *, ok: bool, report: Mapping[
         platform=f"linux/{image.architecture}",
         variant=image.labels.get(Label.VARIANT, ""),
         version=image.labels.get(Label.VERSION, ""),
+        diff_ids=image.diff_ids,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         ok=ok,
         report=report,
@@ -154,7 +165,7 @@ def attach(repository: Repository, evidence: Evidence) -> Attached:
     """Attaches evidence to its image and returns it with the artifact's digest; idempotent.
 
     Raises:
-        RegistryError: the registry has no such image, or refused.
+        RegistryError: the registry has no such image, the report is of another one, or the registry refused.
     """
     name, _, digest = evidence.subject.partition("@")
     if name != repository.name:
@@ -162,6 +173,11 @@ def attach(repository: Repository, evidence: Evidence) -> Attached:
     subject = repository.platform_manifests(digest).get(evidence.platform)
     if subject is None:
         raise RegistryError(f"{evidence.subject} has no image for {evidence.platform}: publish it first.")
+    evidence = replace(evidence, subject=f"{name}@{subject.digest}")
+    if differs := _differs(repository, subject, evidence):
+        raise RegistryError(
+            f"The {evidence.kind} report is not of {evidence.subject}: {differs}. Make it of that image."
+        )
     artifact_type = ARTIFACT_TYPE.format(kind=evidence.kind)
     content = json.dumps(asdict(evidence), indent=2).encode()
     manifest = store_document(repository, subject, artifact_type, content)
@@ -170,7 +186,7 @@ def attach(repository: Repository, evidence: Evidence) -> Attached:
 
 def attach_file(repository: Repository, evidence: Evidence, *, dry_run: bool) -> Action:
     """Attaches evidence that was read from a file, and returns the action."""
-    what = f"attach {evidence.kind} {'pass' if evidence.ok else 'fail'}"
+    what = f"attach {evidence.kind} {'pass' if evidence.passed else 'fail'}"
     target = f"{evidence.subject} ({evidence.platform})"
     if dry_run:
         return Action(variant=evidence.variant, what=what, target=target, outcome=Outcome.WOULD)
@@ -193,33 +209,61 @@ def store_document(repository: Repository, subject: Manifest, artifact_type: str
     return json.dumps(manifest).encode()
 
 
-def attached(repository: Repository, subject: str) -> dict[Kind, Attached]:
-    """Returns the evidence attached to the image of one platform, given its digest.
+def attached(repository: Repository, image: Manifest) -> dict[Kind, Attached]:
+    """Returns the evidence attached to the image of one platform.
 
     Raises:
         RegistryError: a report is not of this image, or cannot be read.
     """
     found = {}
     for kind in Kind:
-        manifest = repository.manifest(_tag(subject, kind))
+        manifest = repository.manifest(_tag(image.digest, kind))
         if manifest is None:
             continue
-        tag = f"{repository.name}:{_tag(subject, kind)}"
+        tag = f"{repository.name}:{_tag(image.digest, kind)}"
         document = manifest.document
         try:
             evidence = _parse(repository.blob(document["layers"][0]["digest"]))
-            belongs = document["subject"]["digest"] == subject and evidence.kind is kind
+            belongs = document["subject"]["digest"] == image.digest and evidence.kind is kind
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise RegistryError(f"{tag} is no report that this version can read: attach it again.") from error
         if not belongs:
             raise RegistryError(f"{tag} is of another image, or of another kind: attach the right report.")
+        if differs := _differs(repository, image, evidence):
+            raise RegistryError(f"{tag} is of another image: {differs}. Attach the right report.")
         found[kind] = Attached(evidence=evidence, digest=manifest.digest)
     return found
 
 
+def _differs(repository: Repository, image: Manifest, evidence: Evidence) -> str:
+    """Returns what a report says of its image that is not true of this one, in words; empty where all of it is."""
+    configuration, labels = repository.configuration(image), repository.labels(image)
+    pairs = {
+        "digest": (evidence.subject.rpartition("@")[2], image.digest),
+        "platform": (evidence.platform, f"{configuration.get('os')}/{configuration.get('architecture')}"),
+        "variant": (evidence.variant, labels.get(Label.VARIANT, "")),
+        "version": (evidence.version, labels.get(Label.VERSION, "")),
+    }
+    found = [
+        f"its {name} is {actual!r} and the report's {said!r}"
+        for name, (said, actual) in pairs.items()
+        if said != actual
+    ]
+    if list(evidence.diff_ids) != configuration.get("rootfs", {}).get("diff_ids", []):
+        found.append("its layers are others than the report's")
+    return ", ".join(found)
+
+
 def _parse(content: bytes) -> Evidence:
+    """Raises ValueError, TypeError or KeyError for anything but evidence."""
     fields = json.loads(content)
-    return Evidence(**{**fields, "kind": Kind(fields["kind"])})
+    evidence = Evidence(**{**fields, "kind": Kind(fields["kind"]), "diff_ids": tuple(fields["diff_ids"])})
+    texts = (evidence.subject, evidence.platform, evidence.variant, evidence.version, evidence.made, *evidence.diff_ids)
+    if not (all(isinstance(text, str) for text in texts) and isinstance(evidence.report, dict)):
+        raise TypeError("a field has another type")
+    if evidence.ok is not True and evidence.ok is not False:
+        raise TypeError("ok is neither true nor false")
+    return evidence
 
 
 def _tag(digest: str, kind: Kind) -> str:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from base_images import variants
 from base_images.recipes import consumer, markdown
+from base_images.release import signatures
 from base_images.release.record import Record, Status
+from base_images.release.signatures import Signer
 from base_images.settings import Settings
 
 FILE = "notes.md"
 TEMPLATE = "release.md.jinja"
-
-WORKFLOW = ".github/workflows/variant.yml"
-"""The workflow that signs the images."""
 
 
 def as_markdown(record: Record, settings: Settings) -> str:
@@ -28,22 +26,20 @@ def as_markdown(record: Record, settings: Settings) -> str:
     return _ENVIRONMENT.get_template(TEMPLATE).render(
         record=record,
         url=settings.url,
-        project=urlsplit(settings.url).path.strip("/"),
-        signer=signer(record, settings),
         example=published[0] if published else None,
+        verification=[
+            signatures.as_shell(command)
+            for command in signatures.commands(
+                f"{record.registry}@{published[0].digest}",
+                Signer(url=settings.url, git_tag=record.git_tag, commit=record.commit),
+            )
+        ]
+        if published
+        else [],
         with_device=[variant for variant in variants.VARIANTS if variant.device],
         waived={variant.name for variant in record.variants if variant.device_waiver},
         consumer=consumer.load(),
     )
-
-
-def signer(record: Record, settings: Settings) -> str:
-    """Returns a regular expression for the signer of a release's images, as Sigstore's certificates name a workflow.
-
-    The name ends in the ref or, with `uses: $/…`, perhaps in the commit: both belong to this release alone.
-    """
-    workflow = f"{settings.url}/{WORKFLOW}".replace(".", r"\.")
-    return f"^{workflow}@(refs/tags/{record.git_tag}|{record.commit})$"
 
 
 def text(value: str) -> Markup:

@@ -18,7 +18,7 @@ import getpass
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -102,19 +102,17 @@ def _precedence(move: Move, rolled_back: int) -> tuple[int, bool, Version | Fore
 
 
 def refusals(
-    variant: Variant, version: Version, commit: str | None, candidates: Mapping[str, Candidate], *, repository: str
+    variant: Variant, version: Version, commit: str, candidates: Mapping[str, Candidate], *, repository: str
 ) -> list[str]:
     """Returns why a version may not become latest, one sentence per reason; empty when it may.
 
     Args:
         variant: which image.
         version: which version.
-        commit: the commit of its release tag; None when there is no such tag.
+        commit: the commit of its release tag.
         candidates: its image of each platform in the registry.
         repository: the name of the registry's repository.
     """
-    if commit is None:
-        return [f"no tag {version.git_tag} is in this clone: `git fetch --tags`, or release that version first."]
     if not candidates:
         return [f"{repository} has no {versions.image_tag(variant.name, version)}: publish it first."]
     reasons = []
@@ -131,7 +129,7 @@ def refusals(
 def _unproven(variant: Variant, candidate: Candidate) -> Iterator[str]:
     reports = candidate.reports
     for kind, attached in reports.items():
-        if not attached.evidence.ok:
+        if not attached.evidence.passed:
             failed = attached.evidence.failed
             yield f"its report {kind} says that it failed{f': {failed}' if failed else '.'}"
     if Kind.CONTRACT not in reports:
@@ -159,14 +157,20 @@ def candidates(repository: Repository, reference: str) -> dict[str, Candidate]:
             platform=platform,
             digest=manifest.digest,
             labels=repository.labels(manifest),
-            reports=evidence.attached(repository, manifest.digest),
+            reports=evidence.attached(repository, manifest),
         )
         for platform, manifest in images.items()
     }
 
 
 def promote(
-    repository: Repository, variant: Variant, version: Version, commit: str | None, *, dry_run: bool = False
+    repository: Repository,
+    variant: Variant,
+    version: Version,
+    commit: str,
+    *,
+    dry_run: bool = False,
+    unsigned: Callable[[str], list[str]] = lambda _digest: [],
 ) -> Iterator[Action]:
     """Makes a version the latest of a variant unless there are refusals, and yields the actions.
 
@@ -176,8 +180,10 @@ def promote(
         repository: the registry's repository.
         variant: which image.
         version: which version.
-        commit: the commit of its release tag; None when there is no such tag.
+        commit: the commit of its release tag.
         dry_run: whether to change nothing.
+        unsigned: returns why a digest's signatures do not prove who made the image, a sentence each; called where
+            nothing else is wrong.
 
     Raises:
         RegistryError: the registry refuses, or another writer keeps moving the tag.
@@ -197,6 +203,8 @@ def promote(
             reasons = [f"it was latest before and was rolled back: {again} brings it back on purpose."]
         elif current and version < current:
             reasons = [f"{current} is latest and newer: {again} goes back to a version that was latest before."]
+    if not reasons and image:
+        reasons = unsigned(image.digest)
     if reasons or image is None:
         yield _refused(variant, "promote", target, reasons)
         return

@@ -271,7 +271,7 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
 def _found(where: Repository, platform: str, manifest: Manifest) -> Found:
     labels = where.labels(manifest)
     arguments = dict(json.loads(labels.get(Label.BUILD_ARGUMENTS, "{}")))
-    reports = evidence.attached(where, manifest.digest)
+    reports = evidence.attached(where, manifest)
     candidate = Candidate(platform=platform, digest=manifest.digest, labels=labels, reports=reports)
     return Found(
         candidate=candidate,
@@ -382,7 +382,7 @@ def _platform(variant: Variant, found: Found) -> PlatformRecord:
         reports=tuple(
             ReportRecord(
                 kind=kind.value,
-                ok=attached.evidence.ok,
+                ok=attached.evidence.passed,
                 made=attached.evidence.made,
                 digest=attached.digest,
                 file=_file(kind, variant, candidate),

@@ -278,6 +278,28 @@ def publish(remote: Remote, planned: Plan) -> None:
         raise RepositoryError(f"{remote.name} took {planned.tag} but does not show it: run the same command again.")
 
 
+def released_commit(remote: Remote, branch: str, version: Version) -> str:
+    """Returns the commit of a released version: the remote has its tag, on a commit of the release branch.
+
+    A tag of this clone alone does not count, nor does one on a commit that nobody reviewed. Fetches the branch.
+
+    Raises:
+        RepositoryError: the version is not released, or the remote does not answer.
+    """
+    tag = repository.remote_release_tags(remote).get(version.git_tag)
+    if tag is None:
+        raise RepositoryError(
+            f"{version} is not released: {remote.name} has no tag {version.git_tag}. Run `invoke release-base-images` "
+            f"on a clean {branch}."
+        )
+    if not repository.is_on_branch(remote, branch, tag.commit):
+        raise RepositoryError(
+            f"{version} is not released: {version.git_tag} is on {tag.commit[:9]}, and that is not a commit of "
+            f"{remote.name}/{branch}. Merge it there, and release what results."
+        )
+    return tag.commit
+
+
 def _at_remote(remote: Remote, tag: str) -> Tag | None:
     """Returns a tag of the remote; None if the remote lacks it or does not answer."""
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from base_images import versions
 from base_images.adapters.registry import Repository
 from base_images.errors import RegistryError
-from base_images.release import promote
+from base_images.release import evidence, promote
 from base_images.release.actions import Outcome
 from base_images.release.evidence import Kind
 from base_images.variants import Platform
@@ -19,6 +23,7 @@ from tests.support.releases import (
     PROVEN,
     VULKAN,
     Site,
+    docker,
     earn,
     labels,
     notes,
@@ -27,6 +32,7 @@ from tests.support.releases import (
     push,
     push_all,
     release,
+    report,
     rolled_back,
     state,
 )
@@ -81,8 +87,6 @@ def test_an_image_of_another_commit_is_not_promoted(repository: Repository) -> N
     refused = promoted(repository, two)
     assert refused.outcome is Outcome.REFUSED
     assert f"revision is '{one.commit}' and not '{two.commit}'" in refused.reason
-    [unreleased] = promote.promote(repository, CUDA, one.version, None)
-    assert "no tag base-images/v" in unreleased.reason
     assert repository.digest("latest-cuda") is None
 
 
@@ -98,6 +102,108 @@ def test_a_report_of_another_image_is_refused(repository: Repository) -> None:
         repository.put_manifest(f"{new.digest.replace(':', '-')}.{kind}", manifest.content)
     with pytest.raises(RegistryError, match="is of another image, or of another kind"):
         promoted(repository, two)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"platform": "linux/arm64"}, "its layers are others than the report's"),
+        (
+            {"version": "2508201400-abc1234"},
+            "its version is '2508201401-0000001' and the report's '2508201400-abc1234'",
+        ),
+        ({"variant": "cuda"}, "its variant is 'cpu' and the report's 'cuda'"),
+        ({"diff_ids": ("sha256:1",)}, "its layers are others than the report's"),
+    ],
+)
+def test_a_report_counts_for_the_image_that_it_names_alone(
+    repository: Repository, change: dict[str, Any], told: str
+) -> None:
+    one = release(1)
+    digest = push_all(repository, CPU, one, layers=True)
+    [(platform, image), _] = repository.platform_manifests(digest).items()
+    made = report(
+        f"{repository.name}@{digest}",
+        platform,
+        Kind.SMOKE,
+        variant="cpu",
+        version=one.version,
+        diff_ids=tuple(repository.configuration(image)["rootfs"]["diff_ids"]),
+    )
+    assert evidence.attach(repository, made).evidence.subject == f"{repository.name}@{image.digest}"
+    with pytest.raises(RegistryError, match=re.escape(told)):
+        evidence.attach(repository, dataclasses.replace(made, **change))
+    # Somebody attaches it with another client.
+    artifact = evidence.ARTIFACT_TYPE.format(kind=Kind.SMOKE)
+    content = json.dumps(dataclasses.asdict(dataclasses.replace(made, subject=image.digest, **change))).encode()
+    repository.point(
+        evidence._tag(image.digest, Kind.SMOKE), evidence.store_document(repository, image, artifact, content)
+    )
+    with pytest.raises(RegistryError, match="is of another image: "):
+        promoted(repository, one, CPU)
+
+
+@pytest.mark.parametrize(
+    ("ok", "inner", "told"),
+    [
+        ("no", {"ok": True}, "is no report that this version can read"),
+        (1, {"ok": True}, "is no report that this version can read"),
+        (True, {"ok": False}, "says that it failed"),
+        (True, {}, "says that it failed"),
+        (True, {"ok": True, "rows": [{"status": "fail", "number": 7, "findings": ["x"]}]}, "it failed: row 7, x"),
+    ],
+)
+def test_only_a_report_that_says_so_throughout_is_a_pass(
+    repository: Repository, ok: Any, inner: dict[str, Any], told: str
+) -> None:
+    one = release(1)
+    earn(repository, one)
+    [image] = repository.platform_manifests(versions.image_tag("cuda", one.version)).values()
+    name = f"{repository.name}@{image.digest}"
+    made = report(name, "linux/amd64", Kind.CONTRACT, variant="cuda", version=one.version)
+    content = json.dumps({**dataclasses.asdict(made), "ok": ok, "report": inner}).encode()
+    artifact = evidence.ARTIFACT_TYPE.format(kind=Kind.CONTRACT)
+    repository.point(
+        evidence._tag(image.digest, Kind.CONTRACT), evidence.store_document(repository, image, artifact, content)
+    )
+    try:
+        said = promoted(repository, one).reason
+    except RegistryError as error:
+        said = str(error)
+    assert told in said
+    assert repository.digest("latest-cuda") is None
+
+
+def test_an_image_whose_signatures_are_wrong_is_refused(repository: Repository) -> None:
+    one = release(1)
+    [digest] = earn(repository, one)
+    asked: list[str] = []
+
+    def unsigned(image: str) -> list[str]:
+        asked.append(image)
+        return ["cosign does not verify it."]
+
+    [action] = promote.promote(repository, CUDA, one.version, one.commit, unsigned=unsigned)
+    assert (action.outcome, action.reason, asked) == (Outcome.REFUSED, "cosign does not verify it.", [digest])
+    assert repository.digest("latest-cuda") is None
+
+
+def test_a_tag_that_nobody_reviewed_is_neither_published_nor_promoted(site: Site, tmp_path: Path) -> None:
+    """It is annotated, on a commit of a side branch, here alone and then at the remote."""
+    site.clone.git.switch("--quiet", "--create", f"side-{tmp_path.name}")
+    try:
+        one = site.commit(1, tagged=False)
+        site.build(one)
+        site.clone.git.tag("--annotate", "--message=x", one.version.git_tag)
+        for command in (("publish", "--variant", "cpu"), ("promote", "--dry-run"), ("check-version", "--released")):
+            assert f"{one.version} is not released: origin has no tag" in site.refused(*command, code=7)
+        site.clone.git.push("origin", "main", one.version.git_tag)
+        for command in (("publish", "--variant", "cpu"), ("promote", "--dry-run"), ("check-version", "--released")):
+            assert "that is not a commit of origin/main" in site.refused(*command, code=7)
+        assert state(site.repository) == {}
+        docker("rmi", site.local(one))
+    finally:
+        site.clone.git.switch("--quiet", "main")
 
 
 def test_a_rollback_is_possible_only_to_a_former_latest(repository: Repository) -> None:

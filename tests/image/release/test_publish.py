@@ -192,10 +192,10 @@ def test_the_whole_way_through_tls_and_a_password(site: Site, tmp_path: Path, mo
 
 def test_an_unreleased_commit_is_not_published(site: Site) -> None:
     one = site.commit(1, tagged=False)
-    assert f"{one.version} is not released, so it cannot be published" in site.refused("publish", code=2)
+    assert f"{one.version} is not released: origin has no tag" in site.refused("publish", code=7)
     site.clone.git.tag("--annotate", "--message=x", one.version.git_tag)
     (Path(site.clone.working_dir) / "new").touch()
-    assert f"{one.version}-dirty is not released" in site.refused("publish", code=2)
+    assert f"{one.version}-dirty is not released" in site.refused("publish", code=7)
     assert state(site.repository) == {}
 
 

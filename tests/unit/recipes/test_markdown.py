@@ -57,8 +57,8 @@ def test_an_odd_number_of_backquotes_lets_no_markup_through(value: str) -> None:
 
 
 def test_nobody_is_mentioned_and_no_emoji_appears() -> None:
-    assert markdown.text("for @somebody: a :bug: at 10:20:30") == (
-        f"for @{COMMENT}somebody: a :{COMMENT}bug: at 10:{COMMENT}20:30"
+    assert markdown.text("for @somebody: a :bug: at 10:20:30 for :100:") == (
+        f"for @{COMMENT}somebody: a :{COMMENT}bug: at 10:20:30 for :{COMMENT}100:"
     )
 
 

@@ -17,7 +17,7 @@ from base_images import settings, variants, versions
 from base_images.adapters.repository import Commits
 from base_images.errors import RepositoryError, UsageError
 from base_images.labels import Label
-from base_images.release import evidence
+from base_images.release import evidence, signatures
 from base_images.release import notes as release_notes
 from base_images.release import record as release_record
 from base_images.release.evidence import Attached, Evidence, Kind
@@ -71,9 +71,10 @@ def found(
                 platform=platform,
                 variant=variant,
                 version=str(VERSION),
+                diff_ids=(),
                 made="2025-08-20T15:00:00+00:00",
                 ok=True,
-                report={},
+                report={"ok": True},
             ),
         )
         for kind in kinds
@@ -291,7 +292,7 @@ def test_the_notes_show_how_to_pin_and_verify() -> None:
     assert "--repo X/z.z \\\n" in notes
     assert f"oci://ghcr.io/x_y/z@{OTHER}\n" in notes
     assert "[llama.cpp b11312](https://github.com/ggml-org/llama.cpp/tree/b11312)" in notes
-    assert (settings.ROOT / release_notes.WORKFLOW).is_file()
+    assert (settings.ROOT / signatures.WORKFLOW).is_file()
 
     nothing = release_notes.as_markdown(record(STATUSES["missing"][0]), SETTINGS)
     assert "No image of this version is published." in nothing

@@ -519,3 +519,39 @@ def test_the_environment_variable_asks_for_a_dry_run(monkeypatch: pytest.MonkeyP
     assert settings.dry_run() is asked
     monkeypatch.delenv(settings.DRY_RUN_VARIABLE)
     assert not settings.dry_run()
+
+
+def test_a_released_version_has_its_tag_at_the_remote_on_the_release_branch(site: Site) -> None:
+    version, remote = repository.head(site.clone).version, Remote(clone=site.clone)
+    site.clone.create_tag(site.tag, message="here alone")
+    with pytest.raises(RepositoryError, match="is not released: origin has no tag base-images/v"):
+        release_tag.released_commit(remote, "main", version)
+    site.clone.git.push("origin", site.tag)
+    assert release_tag.released_commit(remote, "main", version) == site.clone.head.commit.hexsha
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+def test_a_tag_on_a_side_branch_is_no_release(site: Site, pushed: bool) -> None:
+    site.clone.git.switch("--quiet", "--create", "side")
+    hexsha = commit(site.clone, "third", LATER)
+    site.clone.create_tag(site.tag, message="not reviewed")
+    site.clone.git.push("origin", site.tag, *(["side"] if pushed else []))
+    version = repository.head(site.clone).version
+    for clone in (site.clone, site.colleague):
+        with pytest.raises(RepositoryError, match=f"is on {hexsha[:9]}, and that is not a commit of origin/main"):
+            release_tag.released_commit(Remote(clone=clone), "main", version)
+    site.clone.git.push("origin", "side:main")
+    assert release_tag.released_commit(Remote(clone=site.colleague), "main", version) == hexsha
+
+
+def test_a_shallow_clone_that_cannot_tell_says_so(site: Site, tmp_path: Path) -> None:
+    site.clone.create_tag(site.tag, message="x")
+    site.clone.git.push("origin", site.tag)
+    released = repository.head(site.clone).version
+    commit(site.clone, "third", LATER)
+    site.clone.git.push("origin", "main")
+    with git.Repo.clone_from(f"file://{site.bare.git_dir}", tmp_path / "shallow", depth=1) as shallow:
+        with pytest.raises(RepositoryError, match="This clone is shallow, so it cannot tell whether"):
+            release_tag.released_commit(Remote(clone=shallow), "main", released)
+        shallow.git.fetch("--unshallow")
+        assert release_tag.released_commit(Remote(clone=shallow), "main", released)
