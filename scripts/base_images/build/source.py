@@ -144,11 +144,12 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
     def git(*arguments: str) -> str:
         outcome = programs.git(*arguments, directory=tree)
         if outcome.exit_code:
-            raise SourceError(f"git cannot say which commit {tree} is: {outcome.last_words}.")
+            raise SourceError(f"git cannot say which commit {tree} is ({outcome.all_words}): mend that and run it again.")
         return outcome.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    tags = [tag for tag in git("tag", "--points-at", "HEAD").split() if _TAG.fullmatch(tag)]
+    listed = git("for-each-ref", "--points-at=HEAD", "--format=%(refname:strip=2)", "refs/tags/b*")
+    tags = [tag for tag in listed.split() if _TAG.fullmatch(tag)]
     if commit == pin.commit:
         tag = pin.tag
     elif tags:
@@ -294,7 +295,8 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
     # Without a template, which could install hooks of the user's.
     programs.git("init", "--quiet", "--template=", str(target))
     git = functools.partial(programs.git, directory=target)
-    options = ("-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
+    # The same files for every user.
+    options = ("-c", "core.autocrlf=false", "-c", "core.eol=lf", "-c", f"core.attributesFile={os.devnull}")
     stall = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60")
     fetch = ("fetch", "--progress", "--depth=1", "--no-tags", pin.repository, pin.commit)
     fetched = git(*options, *stall, *fetch, on_line=note)

@@ -84,13 +84,13 @@ def _ls_remote(repository: str, what: str, *patterns: str) -> str:
 
 
 def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
-    """Fetches `refs`, tags or full commits, without history into a bare clone at `directory`.
+    """Fetches `refs`, tags or full commits, without history into a clone at `directory`.
 
     Raises:
         SourceError: the repository does not answer or lacks a ref.
     """
     wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
-    for arguments in (["init", "--quiet", "--bare", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
+    for arguments in (["init", "--quiet", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
         extra = wanted if arguments[0] == "fetch" else []
         done = programs.git(*arguments, *extra, directory=directory)
         if done.exit_code:

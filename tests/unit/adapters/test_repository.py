@@ -31,7 +31,7 @@ def commit(made: git.Repo, name: str, date: str) -> str:
 
 
 def test_head(checkout: git.Repo) -> None:
-    head = repository.head(checkout)
+    head = repository.head(checkout.git)
     assert head.commit == checkout.head.commit.hexsha
     assert str(head.version) == f"2508201220-{head.commit[:7]}"
     assert head.branch == "main"
@@ -51,7 +51,7 @@ def test_every_kind_of_change_makes_the_version_dirty(checkout: git.Repo, change
             checkout.index.add(["new"])
         case "deleted":
             (tree / "first").unlink()
-    head = repository.head(checkout)
+    head = repository.head(checkout.git)
     assert head.version.dirty
     assert head.changes == ("first" if change in ("edited", "deleted") else "new",)
 
@@ -60,12 +60,12 @@ def test_a_detached_head_has_the_only_branch_at_its_commit(checkout: git.Repo, m
     monkeypatch.delenv("GITHUB_REF_TYPE", raising=False)
     first = checkout.head.commit.hexsha
     checkout.git.checkout("--detach")
-    assert repository.head(checkout).branch == "main"
+    assert repository.head(checkout.git).branch == "main"
     commit(checkout, "second", AUGUST)
-    assert repository.head(checkout).branch == repository.DETACHED
+    assert repository.head(checkout.git).branch == repository.DETACHED
     checkout.git.checkout(first)
     checkout.git.branch("other", first)
-    assert repository.head(checkout).branch == repository.DETACHED
+    assert repository.head(checkout.git).branch == repository.DETACHED
 
 
 def test_in_ci_the_branch_is_github_ref_name_unless_that_is_a_tag(
@@ -74,41 +74,41 @@ def test_in_ci_the_branch_is_github_ref_name_unless_that_is_a_tag(
     checkout.git.checkout("--detach")
     monkeypatch.setenv("GITHUB_REF_NAME", "topic")
     monkeypatch.setenv("GITHUB_REF_TYPE", "branch")
-    assert repository.head(checkout).branch == "topic"
+    assert repository.head(checkout.git).branch == "topic"
     monkeypatch.setenv("GITHUB_REF_TYPE", "tag")
-    assert repository.head(checkout).branch == "main"
+    assert repository.head(checkout.git).branch == "main"
 
 
 def test_releases(checkout: git.Repo) -> None:
-    assert repository.releases(checkout) == repository.Releases(
+    assert repository.releases(checkout.git) == repository.Releases(
         newest=None, head=None, commits_since=None, shallow=False
     )
-    released = repository.head(checkout).version
+    released = repository.head(checkout.git).version
     checkout.create_tag(released.git_tag, message="release")
     for other in ("nonsense", "202512281717-e118046"):
         checkout.create_tag(f"base-images/v{other}")
-    assert repository.releases(checkout) == repository.Releases(
+    assert repository.releases(checkout.git) == repository.Releases(
         newest=released, head=released, commits_since=0, shallow=False
     )
     commit(checkout, "second", "2025-08-21T00:00:00+0000")
     commit(checkout, "third", "2025-08-22T00:00:00+0000")
-    assert repository.releases(checkout) == repository.Releases(
+    assert repository.releases(checkout.git) == repository.Releases(
         newest=released, head=None, commits_since=2, shallow=False
     )
 
 
 def test_a_shallow_clone_has_no_commit_count(checkout: git.Repo, tmp_path: Path) -> None:
-    checkout.create_tag(repository.head(checkout).version.git_tag)
+    checkout.create_tag(repository.head(checkout.git).version.git_tag)
     for number in range(4):
         commit(checkout, f"later-{number}", "2025-08-21T00:00:00+0000")
     url = f"file://{checkout.working_dir}"
     with git.Repo.clone_from(url, tmp_path / "clone", depth=2, no_single_branch=True) as clone:
         clone.git.fetch("--tags", "--depth=1")
-        found = repository.releases(clone)
+        found = repository.releases(clone.git)
         assert found.shallow
         assert found.newest is not None
         assert found.commits_since is None
-        assert repository.head(clone).version == repository.head(checkout).version
+        assert repository.head(clone.git).version == repository.head(checkout.git).version
 
 
 def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_a_repository_without_a_commit_is_one_sentence(tmp_path: Path) -> None:
 def test_a_commit_of_1970_is_one_sentence(checkout: git.Repo) -> None:
     commit(checkout, "epoch", "1970-01-01T00:00:01+0000")
     with pytest.raises(RepositoryError, match="1970-01-01"):
-        repository.head(checkout)
+        repository.head(checkout.git)
 
 
 def test_a_commit_of_2099(checkout: git.Repo) -> None:
     commit(checkout, "late", "2099-12-31T23:59:00+0000")
-    assert repository.head(checkout).version.timestamp == "9912312359"
+    assert repository.head(checkout.git).version.timestamp == "9912312359"

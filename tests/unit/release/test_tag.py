@@ -37,7 +37,7 @@ class Site:
 
     @property
     def tag(self) -> str:
-        return repository.head(self.clone).version.git_tag
+        return repository.head(self.clone.git).version.git_tag
 
     def refs(self) -> str:
         """Returns all local and remote refs except those that a fetch may move."""
@@ -98,18 +98,18 @@ def commit(made: git.Repo, name: str, date: str) -> str:
 
 
 def examine(site: Site, *, now: datetime = NOW, problem: str = "", seconds: float = 60) -> State:
-    remote = Remote(clone=site.clone, seconds=seconds)
+    remote = Remote(clone=site.clone.git, seconds=seconds)
     return release_tag.examine(remote, "main", now=now, mirror_problem=lambda: problem)
 
 
 def planned(site: Site) -> Plan:
     state = examine(site)
     assert state.ok, state.checks
-    return release_tag.plan(Remote(clone=site.clone), state, settings.load())
+    return release_tag.plan(Remote(clone=site.clone.git), state, settings.load())
 
 
 def publish(site: Site, plan: Plan, *, seconds: float = 60) -> None:
-    release_tag.publish(Remote(clone=site.clone, seconds=seconds), plan)
+    release_tag.publish(Remote(clone=site.clone.git, seconds=seconds), plan)
 
 
 def failed(state: State) -> dict[str, str]:
@@ -238,7 +238,7 @@ def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> Non
     def cannot_be_had() -> str:
         raise SourceError("there is no source")
 
-    state = release_tag.examine(Remote(clone=site.clone), "main", now=NOW, mirror_problem=cannot_be_had)
+    state = release_tag.examine(Remote(clone=site.clone.git), "main", now=NOW, mirror_problem=cannot_be_had)
     assert failed(state) == {"recipes mirror upstream": "there is no source"}
 
 
@@ -437,7 +437,7 @@ def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: 
 
 def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
     plan = planned(site)
-    release_tag.publish(Remote(clone=site.colleague), plan)
+    release_tag.publish(Remote(clone=site.colleague.git), plan)
     site.clone.git.execute(
         ["git", "tag", "-a", "-m", "ours", plan.tag], env={"GIT_COMMITTER_DATE": "2025-08-21T00:00:00+0000"}
     )
@@ -449,11 +449,11 @@ def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
 
 def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
     plan = planned(site)
-    tag = repository.create_tag(site.clone, plan.tag, plan.commit, plan.message)
+    tag = repository.create_tag(site.clone.git, plan.tag, plan.commit, plan.message)
     seen = {check.name: check.seen for check in examine(site).checks}
     assert "is here from a run that was ended, and not yet at origin" in seen["tag free"]
     publish(site, planned(site))
-    assert repository.remote_release_tags(Remote(clone=site.clone)) == {plan.tag: tag}
+    assert repository.remote_release_tags(Remote(clone=site.clone.git)) == {plan.tag: tag}
 
 
 def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
