@@ -36,14 +36,11 @@ _FOREIGN_PREFIXES = ("GIT_TRACE", "GIT_INTERNAL_", "GIT_TEST_")
 that git does not know, such as the credentials of an askpass program."""
 
 _GIT_SETTINGS = {
-    "color.ui": "false",
-    **dict.fromkeys(("color.advice", "color.push", "color.remote", "color.transport"), "false"),  # each wins over ui
+    **dict.fromkeys(("color.advice", "color.push", "color.remote", "color.transport"), "false"),  # each before color.ui
     "core.fsmonitor": "false",  # a program that says which files have changed
     "core.hooksPath": os.devnull,
     "i18n.logOutputEncoding": "UTF-8",
-    "init.defaultObjectFormat": "sha1",
     "log.showSignature": "false",
-    "submodule.recurse": "false",
 }
 """The settings of a user that would change what git prints here or what it does; all others stay, such as proxies."""
 

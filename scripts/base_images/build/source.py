@@ -293,7 +293,7 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
         reason = f"no answer within {REACH_SECONDS} s" if reach.timed_out else reach.last_words
         raise _UnreachableError(f"llama.cpp's git repository {pin.repository} cannot be reached ({reason}).")
     # Without a template, which could install hooks of the user's.
-    programs.git("init", "--quiet", "--template=", str(target))
+    programs.git("init", "--quiet", "--template=", "--object-format=sha1", str(target))
     git = functools.partial(programs.git, directory=target)
     # The same files for every user.
     options = ("-c", "core.autocrlf=false", "-c", "core.eol=lf", "-c", f"core.attributesFile={os.devnull}")

@@ -90,9 +90,9 @@ def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
         SourceError: the repository does not answer or lacks a ref.
     """
     wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
-    for arguments in (["init", "--quiet", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
-        extra = wanted if arguments[0] == "fetch" else []
-        done = programs.git(*arguments, *extra, directory=directory)
+    init = ["init", "--quiet", "--template=", "--object-format=sha1"]
+    for arguments in (init, ["fetch", "--depth=1", "--no-tags", repository, *wanted]):
+        done = programs.git(*arguments, directory=directory)
         if done.exit_code:
             raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.last_words}).")
 
