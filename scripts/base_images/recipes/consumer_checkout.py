@@ -65,7 +65,7 @@ def read(path: Path, known: Consumer) -> Checkout:
     """Reads a checkout of BodhiApp: the known Dockerfiles, and others that start from images of this project.
 
     Raises:
-        SourceError: `path` is no checkout of BodhiApp.
+        SourceError: `path` is no checkout of BodhiApp, or git refuses to read it.
     """
     texts = {
         file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8", errors="replace")
@@ -84,6 +84,8 @@ def read(path: Path, known: Consumer) -> Checkout:
         except SourceError as error:
             unreadable.append(str(error))
     head = programs.git("rev-parse", "HEAD", directory=path)
+    if head.exit_code and (path / ".git").exists():
+        raise SourceError(f"git cannot say which commit {path} is ({head.all_words}): mend that and run it again.")
     return Checkout(
         commit=head.stdout.strip() if head.exit_code == 0 else "",
         dockerfiles=dockerfiles,
