@@ -144,7 +144,9 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
     def git(*arguments: str) -> str:
         outcome = programs.git(*arguments, directory=tree)
         if outcome.exit_code:
-            raise SourceError(f"git cannot say which commit {tree} is ({outcome.all_words}): mend that and run it again.")
+            raise SourceError(
+                f"git cannot say which commit {tree} is ({outcome.all_words}): mend that and run it again."
+            )
         return outcome.stdout.strip()
 
     commit = git("rev-parse", "HEAD")

@@ -64,7 +64,7 @@ def guard() -> None:
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(null, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     if sys.stdout is sys.__stdout__:  # not where a test captures it
-        sys.stdout = cast("TextIO", Stream(sys.stdout, tolerant=False))
+        sys.stdout = cast("TextIO", Stream(cast("TextIO", sys.stdout), tolerant=False))
         sys.stderr = cast("TextIO", Stream(sys.stderr, tolerant=True))  # there is nowhere else to say it
 
 

@@ -89,8 +89,10 @@ def test_git_is_told_what_a_user_s_network_needs(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "asked").exists()
 
 
-def test_output_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
-    script = "from base_images.adapters import programs; print(ascii(programs.run(['printf', r'Ger\\303\\244t']).stdout))"
+def test_output_is_utf_8_whatever_the_locale() -> None:
+    script = (
+        "from base_images.adapters import programs; print(ascii(programs.run(['printf', r'Ger\\303\\244t']).stdout))"
+    )
     latin = {**os.environ, "LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     environment = {**latin, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)

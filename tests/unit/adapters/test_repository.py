@@ -9,7 +9,7 @@ import git
 import pytest
 
 from base_images.adapters import repository
-from base_images.errors import BaseImagesError, RepositoryError
+from base_images.errors import RepositoryError, SourceError
 
 AUGUST = "2025-08-20T14:20:30+0200"
 
@@ -190,7 +190,7 @@ HOSTILE_VARIABLES = {
 
 
 @pytest.fixture
-def hostile(checkout: git.Repo, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+def _hostile(checkout: git.Repo, tmp_path: Path) -> Iterator[None]:
     """A user's settings and the variables of a hook that would change what git answers of the checkout."""
     monitor, elsewhere = tmp_path / "monitor", tmp_path / "elsewhere"
     monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")  # nothing has changed
@@ -205,12 +205,11 @@ def hostile(checkout: git.Repo, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("GIT_CONFIG_GLOBAL", str(settings))
         for name, value in HOSTILE_VARIABLES.items():
             patch.setenv(name, value.format(**places))
-        yield patch
+        yield
 
 
-def test_neither_a_hook_nor_the_user_s_settings_change_an_answer(
-    checkout: git.Repo, tmp_path: Path, hostile: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_hostile")
+def test_neither_a_hook_nor_the_user_s_settings_change_an_answer(checkout: git.Repo, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as calm:
         for name in (*HOSTILE_VARIABLES, "GIT_CONFIG_GLOBAL"):
             calm.delenv(name)
@@ -222,8 +221,9 @@ def test_neither_a_hook_nor_the_user_s_settings_change_an_answer(
         commit(checkout, "zwölf", AUGUST)
         key = tmp_path / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-        signed = ["git", "-c", "gpg.format=ssh", "-c", f"user.signingKey={key}", "-c", "user.name=A", "-c", "user.email=a@b"]
-        checkout.git.execute([*signed, "commit", "--amend", "--no-edit", "--gpg-sign"])
+        settings = ("gpg.format=ssh", f"user.signingKey={key}", "user.name=A", "user.email=a@example.org")
+        options = [word for setting in settings for word in ("-c", setting)]
+        checkout.git.execute(["git", *options, "commit", "--amend", "--no-edit", "--gpg-sign"])
         with git.Repo.init(tmp_path / "remote.git", bare=True, initial_branch="main"):
             checkout.create_remote("origin", str(tmp_path / "remote.git"))
         checkout.git.push("origin", "main")
@@ -294,9 +294,11 @@ def test_a_branch_name_need_not_be_utf_8(checkout: git.Repo) -> None:
 def test_git_s_words_about_another_user_s_repository_are_quoted(checkout: git.Repo) -> None:
     root = Path(checkout.working_dir)
     os.chown(root, 12345, 12345)
-    for made in (lambda: repository.open_clone(root), lambda: repository.source_clone(root, "main")):
-        with pytest.raises(BaseImagesError, match=rf"owner.*git config --global --add safe\.directory {root}\)"):
-            made()
+    words = rf"owner.*git config --global --add safe\.directory {root}\)"
+    with pytest.raises(RepositoryError, match=words):
+        repository.open_clone(root)
+    with pytest.raises(SourceError, match=words):
+        repository.source_clone(root, "main")
 
 
 def test_a_repository_that_this_git_does_not_know_is_not_called_empty(checkout: git.Repo) -> None:
@@ -308,7 +310,7 @@ def test_a_repository_that_this_git_does_not_know_is_not_called_empty(checkout: 
 
 def test_a_damaged_repository_is_not_called_empty(checkout: git.Repo) -> None:
     Path(checkout.git_dir, "refs/heads/main").write_text(f"{1:040x}\n")
-    with pytest.raises(RepositoryError, match="git refuses to read the repository .*HEAD"):
+    with pytest.raises(RepositoryError, match=r"git refuses to read the repository .*HEAD"):
         repository.open_clone(Path(checkout.working_dir))
 
 
