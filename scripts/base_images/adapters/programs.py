@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,6 +44,16 @@ _GIT_SETTINGS = {
 """The settings of a user that would change what git prints here or what it does; all others stay, such as proxies."""
 
 
+_NOT_THE_REASON = re.compile(
+    r"To \S+$|hint:|error: failed to push some refs|.*atomic push failed|fatal: Could not read from remote repository"
+    r"|Please make sure you have the correct access rights|and the repository exists\."
+    r"|.*\d+% \("  # progress
+)
+"""Lines that git prints around the reason for a failure."""
+
+_LINES_OF_REASON = 3
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a program ended."""
@@ -53,10 +64,11 @@ class Outcome:
     timed_out: bool = False
 
     @property
-    def all_words(self) -> str:
-        """Standard error on one line."""
-        lines = (line.strip() for line in self.stderr.splitlines())
-        return "; ".join(line for line in lines if line).replace(":;", ":") or f"exit status {self.exit_code}"
+    def git_reason(self) -> str:
+        """Why git failed: the end of its error output on one line, including what a hook of the remote printed."""
+        lines = (line.strip().removeprefix("remote:").strip() for line in self.stderr.splitlines())
+        reasons = [line for line in lines if line and not _NOT_THE_REASON.match(line)]
+        return "; ".join(reasons[-_LINES_OF_REASON:]).replace(":;", ":") or f"exit status {self.exit_code}"
 
     @property
     def last_words(self) -> str:

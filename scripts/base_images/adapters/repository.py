@@ -106,7 +106,7 @@ def _newest_commit(clone: Clone) -> tuple[str, int]:
     if "does not have any commits yet" in done.stderr:
         raise RepositoryError(f"The git repository {root} has no commit yet: commit something first.")
     # For a repository of another user, git's words end in the setting that allows it.
-    raise RepositoryError(f"git refuses to read the repository {root} ({done.all_words}): mend that and run it again.")
+    raise RepositoryError(f"git refuses to read the repository {root} ({done.git_reason}): mend that and run it again.")
 
 
 def head(clone: Clone) -> Head:
@@ -255,7 +255,7 @@ def create_tag(clone: Clone, name: str, commit: str, message: str) -> Tag:
     """
     done = _run(clone, "tag", "--annotate", "--message", message, name, commit)
     if done.exit_code:
-        raise RepositoryError(f"git did not make the tag {name} ({_reason(done.stderr)}): mend that and run it again.")
+        raise RepositoryError(f"git did not make the tag {name} ({done.git_reason}): mend that and run it again.")
     return release_tags(clone)[name]
 
 
@@ -279,7 +279,7 @@ def _ask(remote: Remote, failed: str, *arguments: str) -> str:
     # With the user's hooks, of which pre-push may forbid a push.
     done = programs.git(*arguments, directory=_directory(remote.clone), timeout=remote.seconds, hooks=True)
     if done.exit_code:
-        reason = f"no answer within {remote.seconds:g} s" if done.timed_out else _reason(done.stderr)
+        reason = f"no answer within {remote.seconds:g} s" if done.timed_out else done.git_reason
         raise RepositoryError(f"{remote.name} {failed} ({reason}): mend that and run the same command again.")
     return done.stdout
 
@@ -287,7 +287,7 @@ def _ask(remote: Remote, failed: str, *arguments: str) -> str:
 def _answer(clone: Clone, *arguments: str) -> str:
     done = _run(clone, *arguments)
     if done.exit_code:
-        raise RepositoryError(f"`git {arguments[0]}` failed in {clone.working_dir} ({_reason(done.stderr)}).")
+        raise RepositoryError(f"`git {arguments[0]}` failed in {clone.working_dir} ({done.git_reason}).")
     return done.stdout
 
 
@@ -317,25 +317,6 @@ def _run(clone: Clone, *arguments: str) -> programs.Outcome:
 
 _NO_REPOSITORY = "not a git repository (or any"
 """How git says that a directory is none; without the bracket, it names what a work tree or submodule lacks."""
-
-_NOT_THE_REASON = (
-    "To ",
-    "hint:",
-    "error: failed to push some refs",
-    "Please make sure you have the correct access rights",
-    "and the repository exists.",
-)
-"""Prefixes of lines that git prints after the reason for a failure."""
-
-_LINES_OF_REASON = 3
-
-
-def _reason(stderr: str) -> str:
-    """Returns the end of git's error output on one line, including what a hook of the remote printed."""
-    lines = [line.strip() for line in stderr.splitlines()]
-    reasons = [line for line in lines if not line.startswith(_NOT_THE_REASON) and "atomic push failed" not in line]
-    texts = [text for text in (reason.removeprefix("remote:").strip() for reason in reasons) if text]
-    return "; ".join(texts[-_LINES_OF_REASON:]) or "git does not say why"
 
 
 # Files of a commit.
@@ -367,4 +348,4 @@ def source_clone(path: Path, ref: str) -> Clone:
         raise SourceError(f"{path} is not a git clone: give --source one of llama.cpp that has {ref}.")
     if "single revision" in done.stderr:
         raise SourceError(f"The clone {path} has no ref {ref!r}: `git -C {path} fetch --tags` may help.")
-    raise SourceError(f"git refuses to read the clone {path} ({done.all_words}): mend that and run it again.")
+    raise SourceError(f"git refuses to read the clone {path} ({done.git_reason}): mend that and run it again.")

@@ -79,7 +79,7 @@ def newest_tag(repository: str) -> str:
 def _ls_remote(repository: str, what: str, *patterns: str) -> str:
     listed = programs.git("ls-remote", repository, *patterns, timeout=60)
     if listed.exit_code:
-        raise SourceError(f"{repository} cannot be asked for {what} ({listed.last_words}): give --source a clone.")
+        raise SourceError(f"{repository} cannot be asked for {what} ({listed.git_reason}): give --source a clone.")
     return listed.stdout
 
 
@@ -94,7 +94,7 @@ def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
     for arguments in (init, ["fetch", "--depth=1", "--no-tags", repository, *wanted]):
         done = programs.git(*arguments, directory=directory)
         if done.exit_code:
-            raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.last_words}).")
+            raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.git_reason}).")
 
 
 def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, after: str) -> str:

@@ -85,7 +85,7 @@ def read(path: Path, known: Consumer) -> Checkout:
             unreadable.append(str(error))
     head = programs.git("rev-parse", "HEAD", directory=path)
     if head.exit_code and (path / ".git").exists():
-        raise SourceError(f"git cannot say which commit {path} is ({head.all_words}): mend that and run it again.")
+        raise SourceError(f"git cannot say which commit {path} is ({head.git_reason}): mend that and run it again.")
     return Checkout(
         commit=head.stdout.strip() if head.exit_code == 0 else "",
         dockerfiles=dockerfiles,
@@ -182,7 +182,7 @@ def newest(repository: str) -> Iterator[Path]:
             done = programs.git(*arguments, timeout=_FETCH_SECONDS)
             if done.exit_code:
                 raise SourceError(
-                    f"{repository} cannot be fetched ({done.last_words}): give --source a checkout of {NAME}."
+                    f"{repository} cannot be fetched ({done.git_reason}): give --source a checkout of {NAME}."
                 )
         yield Path(directory)
 
