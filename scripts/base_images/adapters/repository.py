@@ -27,6 +27,9 @@ DETACHED = "detached"
 NETWORK_SECONDS = 60.0
 """Time-out of one request to a remote."""
 
+_NO_REPOSITORY = "not a git repository (or any"
+"""How git says that a directory is none; without the bracket, it names what a work tree or submodule lacks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Releases:
@@ -105,7 +108,7 @@ def _newest_commit(clone: Clone) -> tuple[str, int]:
         )
     if "does not have any commits yet" in done.stderr:
         raise RepositoryError(f"The git repository {root} has no commit yet: commit something first.")
-    # For a repository of another user, git's words end in the setting that allows it.
+    # For another user's repository, git's words end in the setting that allows it.
     raise RepositoryError(f"git refuses to read the repository {root} ({done.git_reason}): mend that and run it again.")
 
 
@@ -313,10 +316,6 @@ def _run(clone: Clone, *arguments: str) -> programs.Outcome:
     printed = bytes(stdout).decode("utf-8", "replace")
     reason = stderr.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return programs.Outcome(exit_code=status, stdout=printed, stderr=reason)
-
-
-_NO_REPOSITORY = "not a git repository (or any"
-"""How git says that a directory is none; without the bracket, it names what a work tree or submodule lacks."""
 
 
 # Files of a commit.
