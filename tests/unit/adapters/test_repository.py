@@ -308,6 +308,21 @@ def test_a_repository_that_this_git_does_not_know_is_not_called_empty(checkout: 
         repository.open_clone(Path(checkout.working_dir))
 
 
+def test_a_repository_with_reftable(tmp_path: Path) -> None:
+    init = ["git", "init", "--quiet", "--initial-branch=main", "--ref-format=reftable", tmp_path]
+    if subprocess.run(init, check=False, capture_output=True).returncode:
+        pytest.skip("git has --ref-format since 2.45")
+    with pytest.raises(RepositoryError, match="has no commit yet"):
+        repository.open_clone(tmp_path)
+    options = ["-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--quiet", "--allow-empty", "-m", "x"]
+    subprocess.run(["git", "-C", tmp_path, *options], check=True)
+    clone = repository.open_clone(tmp_path)
+    repository._run(clone, "tag", "base-images/v2508201220-abcdef0")
+    head = repository.head(clone)
+    assert (head.branch, head.changes) == ("main", ())
+    assert repository.release_tags(clone)["base-images/v2508201220-abcdef0"].commit == head.commit
+
+
 def test_a_damaged_repository_is_not_called_empty(checkout: git.Repo) -> None:
     Path(checkout.git_dir, "refs/heads/main").write_text(f"{1:040x}\n")
     with pytest.raises(RepositoryError, match=r"git refuses to read the repository .*HEAD"):

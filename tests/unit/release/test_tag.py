@@ -56,14 +56,12 @@ def everything(repo: git.Repo) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Isolates git from this machine's settings, and from the repository of a hook that runs the tests."""
+    """Isolates git from this machine's settings."""
     configuration = tmp_path_factory.mktemp("home") / "gitconfig"
     configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-        for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-            patch.delenv(name, raising=False)
         yield
 
 
