@@ -309,7 +309,7 @@ def test_a_repository_that_this_git_does_not_know_is_not_called_empty(checkout: 
 
 
 def test_a_repository_with_reftable(tmp_path: Path) -> None:
-    init = ["git", "init", "--quiet", "--initial-branch=main", "--ref-format=reftable", tmp_path]
+    init = ["git", "init", "--quiet", "--initial-branch=main", "--ref-format=reftable", str(tmp_path)]
     if subprocess.run(init, check=False, capture_output=True).returncode:
         pytest.skip("git has --ref-format since 2.45")
     with pytest.raises(RepositoryError, match="has no commit yet"):
