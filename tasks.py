@@ -11,7 +11,9 @@ from invoke.tasks import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "scripts"))
 
-from base_images.cli import build, contract, doctor, recipes, release, smoke
+from base_images.cli import build, contract, doctor, output, recipes, release, smoke
+
+output.guard()
 
 GROUPS = {
     "Build": [build],
@@ -31,5 +33,8 @@ for group, rooms in GROUPS.items():
         listed += f"  {task.name.replace('_', '-'):22}{str(task.__doc__).splitlines()[0]}\n"
 
 if sys.argv[1:] in (["--list"], ["-l"]):  # invoke sorts by name and cannot group; its other forms of --list stay
-    sys.stdout.write(f"{listed.lstrip()}\n`invoke --help TASK` has a task's options, and examples of the main ones.\n")
+    with output.kept():
+        sys.stdout.write(
+            f"{listed.lstrip()}\n`invoke --help TASK` has a task's options, and examples of the main ones.\n"
+        )
     raise Exit(code=0)

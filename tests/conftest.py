@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -9,11 +10,15 @@ import pytest
 
 from base_images import versions
 from base_images.adapters import engine as engines
+from base_images.adapters import programs
 from base_images.errors import BaseImagesError
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A background job of a shell ignores Ctrl-C; the commands that these tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+for name in filter(programs.is_foreign, tuple(os.environ)):
+    del os.environ[name]  # tests commit: in a hook's GIT_DIR, they would do it in the repository of the hook
 
 
 @pytest.fixture(scope="session")

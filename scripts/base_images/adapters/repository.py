@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +15,20 @@ from base_images.adapters import programs
 from base_images.errors import RepositoryError, SourceError
 from base_images.versions import Head, Version
 
-Clone = git.Repo
-"""The type that `open_clone` returns, for modules that must not import git."""
+Clone = git.Git
+"""GitPython's door to the git commands of one work tree, for modules that must not import git.
+
+Not its `Repo`, which reads the repository's files itself: it does not know reftable, and follows GIT_DIR.
+"""
 
 DETACHED = "detached"
 """The branch name of a detached HEAD for which neither a branch nor an environment variable gives one."""
 
 NETWORK_SECONDS = 60.0
 """Time-out of one request to a remote."""
+
+_NO_REPOSITORY = "not a git repository (or any"
+"""How git says that a directory is none; without the bracket, it names what a work tree or submodule lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class Releases:
 class Remote:
     """A remote of a clone; `seconds` is the time-out of one request."""
 
-    clone: git.Repo
+    clone: Clone
     name: str = "origin"
     seconds: float = NETWORK_SECONDS
 
@@ -79,122 +84,128 @@ class Commits:
     subjects: tuple[str, ...]
 
 
-def open_clone(root: Path) -> git.Repo:
+def open_clone(root: Path) -> Clone:
     """Returns the repository whose work tree is `root`.
 
     Raises:
-        RepositoryError: `root` is not a repository, or has no commit yet.
+        RepositoryError: `root` is not a repository, git refuses to read it, or it has no commit yet.
     """
-    try:
-        repository = git.Repo(root)
-        repository.head.commit.hexsha  # noqa: B018 - reads it, to see that it exists
-    except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
+    clone = git.Git(root)
+    _newest_commit(clone)
+    return clone
+
+
+def _newest_commit(clone: Clone) -> tuple[str, int]:
+    """Returns the hash of HEAD's commit, and the commit's time in seconds since 1970."""
+    done = _run(clone, "log", "--max-count=1", "--format=%H %ct")
+    if done.exit_code == 0:
+        commit, seconds = done.stdout.split()
+        return commit, int(seconds)
+    root = clone.working_dir
+    if _NO_REPOSITORY in done.stderr:
         raise RepositoryError(
             f"{root} is not a git repository, and versions come from its commits: clone the project with git."
-        ) from error
-    except ValueError as error:
-        raise RepositoryError(f"The git repository {root} has no commit yet: commit something first.") from error
-    except git.GitError as error:
-        raise RepositoryError(f"git cannot read the repository {root}: {error}.") from error
-    return repository
+        )
+    if "does not have any commits yet" in done.stderr:
+        raise RepositoryError(f"The git repository {root} has no commit yet: commit something first.")
+    # For another user's repository, git's words end in the setting that allows it.
+    raise RepositoryError(f"git refuses to read the repository {root} ({done.git_reason}): mend that and run it again.")
 
 
-def head(repository: git.Repo) -> Head:
+def head(clone: Clone) -> Head:
     """Returns the commit, branch, changes and version of what is checked out.
 
     Raises:
         RepositoryError: git failed, or the commit's time is outside what a version can express.
     """
-    commit = repository.head.commit
-    changes = _changes(repository)
+    commit, seconds = _newest_commit(clone)
+    changes = _changes(clone)
     return Head(
-        commit=commit.hexsha,
-        time=datetime.fromtimestamp(commit.committed_date, UTC),
-        branch=_branch(repository),
+        commit=commit,
+        time=datetime.fromtimestamp(seconds, UTC),
+        branch=_branch(clone),
         changes=changes,
-        version=versions.of_commit(commit.hexsha, commit.committed_date, dirty=bool(changes)),
+        version=versions.of_commit(commit, seconds, dirty=bool(changes)),
     )
 
 
-def releases(repository: git.Repo) -> Releases:
+def releases(clone: Clone) -> Releases:
     """Returns the releases that the tags of this clone name, and how HEAD relates to them."""
-    tags = release_tags(repository)
+    tags = release_tags(clone)
     known = {version: name for name in tags if (version := versions.parse_git_tag(name)) and not version.dirty}
-    here = repository.head.commit.hexsha
+    here, _ = _newest_commit(clone)
     newest = max(known, default=None)
-    shallow = is_shallow(repository)
+    shallow = is_shallow(clone)
     return Releases(
         newest=newest,
         head=max((version for version, name in known.items() if tags[name].commit == here), default=None),
-        commits_since=_commits_since(repository, f"refs/tags/{known[newest]}", shallow=shallow) if newest else None,
+        commits_since=_commits_since(clone, f"refs/tags/{known[newest]}", shallow=shallow) if newest else None,
         shallow=shallow,
     )
 
 
-def _commits_since(repository: git.Repo, tag: str, *, shallow: bool) -> int | None:
+def _commits_since(clone: Clone, tag: str, *, shallow: bool) -> int | None:
     # A shallow clone can have the tag's commit without the history in between; the count would be too small.
-    if shallow and not repository.is_ancestor(repository.commit(tag), repository.head.commit):
+    if shallow and _run(clone, "merge-base", "--is-ancestor", tag, "HEAD").exit_code:
         return None
-    return int(repository.git.rev_list("--count", f"{tag}..HEAD"))
+    return int(_answer(clone, "rev-list", "--count", f"{tag}..HEAD"))
 
 
-def _changes(repository: git.Repo) -> tuple[str, ...]:
-    try:
-        lines = repository.git.status("--porcelain=v1", "--untracked-files=normal", "-z").split("\0")
-    except git.GitCommandError as error:
-        raise RepositoryError(f"git cannot say whether the tree is clean: {error.stderr.strip()}") from error
+def _changes(clone: Clone) -> tuple[str, ...]:
+    # A rename would be one entry with two names.
+    lines = _answer(clone, "status", "--porcelain=v1", "--untracked-files=normal", "--no-renames", "-z").split("\0")
     return tuple(line[3:] for line in lines if line)
 
 
-def _branch(repository: git.Repo, environment: Iterable[str] = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME")) -> str:
-    if not repository.head.is_detached:
-        return repository.active_branch.name
+def _branch(clone: Clone, environment: Iterable[str] = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME")) -> str:
+    if branch := checked_out_branch(clone):
+        return branch
     # CI checks out a commit by its hash. GITHUB_REF_NAME can also be the name of a tag.
     if os.environ.get("GITHUB_REF_TYPE") == "branch":
         for name in environment:
             if os.environ.get(name):
                 return os.environ[name]
-    here = repository.head.commit
-    branches = [branch.name for branch in repository.branches if branch.commit == here]
-    for remote in repository.remotes:
-        branches += [ref.remote_head for ref in remote.refs if ref.remote_head != "HEAD" and ref.commit == here]
-    return branches[0] if len(set(branches)) == 1 else DETACHED
+    refs = _answer(clone, "for-each-ref", "--points-at=HEAD", "--format=%(refname)", "refs/heads", "refs/remotes")
+    # refs/heads/<branch>, refs/remotes/<remote>/<branch>
+    branches = {ref.split("/", 2 if ref.startswith("refs/heads/") else 3)[-1] for ref in refs.splitlines()} - {"HEAD"}
+    return branches.pop() if len(branches) == 1 else DETACHED
 
 
 # Releases: queries, and the only functions here that change anything.
 
 
-def checked_out_branch(repository: git.Repo) -> str | None:
+def checked_out_branch(clone: Clone) -> str | None:
     """Returns the branch that is checked out; None for a detached HEAD."""
-    return None if repository.head.is_detached else repository.active_branch.name
+    done = _run(clone, "symbolic-ref", "--quiet", "HEAD")
+    return done.stdout.strip().removeprefix("refs/heads/") or None
 
 
-def is_shallow(repository: git.Repo) -> bool:
+def is_shallow(clone: Clone) -> bool:
     """Returns whether the clone lacks history."""
-    return _answer(repository, "rev-parse", "--is-shallow-repository").strip() == "true"
+    return _answer(clone, "rev-parse", "--is-shallow-repository").strip() == "true"
 
 
-def commits(repository: git.Repo, head: str, *, since: str | None, most: int) -> Commits | None:
+def commits(clone: Clone, head: str, *, since: str | None, most: int) -> Commits | None:
     """Returns the commits `since..head`, newest first; None where `since` is not in this clone.
 
     Args:
-        repository: the clone.
+        clone: the clone.
         head: the newest commit.
         since: excluded together with its history; None excludes nothing.
         most: maximum number of subject lines.
     """
-    if since and _git(repository, "cat-file", "-e", f"{since}^{{commit}}").exit_code:
+    if since and _run(clone, "cat-file", "-e", f"{since}^{{commit}}").exit_code:
         return None
     span = f"{since}..{head}" if since else head
-    count = int(_answer(repository, "rev-list", "--count", span))
-    subjects = _answer(repository, "log", "--format=%s", f"--max-count={most}", span)
+    count = int(_answer(clone, "rev-list", "--count", span))
+    subjects = _answer(clone, "log", "--format=%s", f"--max-count={most}", span)
     return Commits(count=count, subjects=tuple(subjects.splitlines()))
 
 
-def release_tags(repository: git.Repo) -> dict[str, Tag]:
+def release_tags(clone: Clone) -> dict[str, Tag]:
     """Returns the release tags of this clone by name."""
     pattern = f"refs/tags/{versions.GIT_TAG_PREFIX}*"
-    listed = _answer(repository, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)", pattern)
+    listed = _answer(clone, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)", pattern)
     refs = (line.split() for line in listed.splitlines())
     return {name.removeprefix("refs/tags/"): Tag(object=hashes[0], commit=hashes[-1]) for name, *hashes in refs}
 
@@ -239,7 +250,7 @@ def is_on_branch(remote: Remote, branch: str, commit: str) -> bool:
     """
     tracking = _fetch(remote, branch)
     # git exits with 1 for a commit that is not an ancestor, with 128 for one that this clone lacks.
-    if _git(remote.clone, "merge-base", "--is-ancestor", commit, tracking).exit_code == 0:
+    if _run(remote.clone, "merge-base", "--is-ancestor", commit, tracking).exit_code == 0:
         return True
     if is_shallow(remote.clone):
         raise RepositoryError(
@@ -256,27 +267,21 @@ def _fetch(remote: Remote, branch: str) -> str:
     return tracking
 
 
-def create_tag(repository: git.Repo, name: str, commit: str, message: str) -> Tag:
+def create_tag(clone: Clone, name: str, commit: str, message: str) -> Tag:
     """Creates an annotated tag in this clone, signed if the user's `tag.gpgSign` is set, and returns it.
 
     Raises:
         RepositoryError: git refused, such as for an existing name or a failed signature.
     """
-    # Through GitPython, which leaves git the terminal: signing may prompt for a passphrase.
-    status, _, stderr = repository.git.execute(
-        ["git", "tag", "--annotate", "--message", message, name, commit],
-        env={"LC_ALL": "C"},
-        with_extended_output=True,
-        with_exceptions=False,
-    )
-    if status:
-        raise RepositoryError(f"git did not make the tag {name} ({_reason(str(stderr))}): mend that and run it again.")
-    return release_tags(repository)[name]
+    done = _run(clone, "tag", "--annotate", "--message", message, name, commit)
+    if done.exit_code:
+        raise RepositoryError(f"git did not make the tag {name} ({done.git_reason}): mend that and run it again.")
+    return release_tags(clone)[name]
 
 
-def delete_tag(repository: git.Repo, name: str, tag: Tag) -> None:
+def delete_tag(clone: Clone, name: str, tag: Tag) -> None:
     """Removes a tag from this clone, unless it has changed since."""
-    _git(repository, "update-ref", "-d", f"refs/tags/{name}", tag.object)
+    _run(clone, "update-ref", "-d", f"refs/tags/{name}", tag.object)
 
 
 def push_release(remote: Remote, branch: str, name: str, tag: Tag) -> None:
@@ -291,55 +296,72 @@ def push_release(remote: Remote, branch: str, name: str, tag: Tag) -> None:
 
 
 def _ask(remote: Remote, failed: str, *arguments: str) -> str:
-    done = _git(remote.clone, *arguments, timeout=remote.seconds)
+    # With the user's hooks, of which pre-push may forbid a push.
+    done = programs.git(*arguments, directory=_directory(remote.clone), timeout=remote.seconds, hooks=True)
     if done.exit_code:
-        reason = f"no answer within {remote.seconds:g} s" if done.timed_out else _reason(done.stderr)
+        reason = f"no answer within {remote.seconds:g} s" if done.timed_out else done.git_reason
         raise RepositoryError(f"{remote.name} {failed} ({reason}): mend that and run the same command again.")
     return done.stdout
 
 
-def _answer(repository: git.Repo, *arguments: str) -> str:
-    done = _git(repository, *arguments)
+def _answer(clone: Clone, *arguments: str) -> str:
+    done = _run(clone, *arguments)
     if done.exit_code:
-        raise RepositoryError(f"`git {arguments[0]}` failed in {repository.working_dir} ({_reason(done.stderr)}).")
+        raise RepositoryError(f"`git {arguments[0]}` failed in {clone.working_dir} ({done.git_reason}).")
     return done.stdout
 
 
-def _git(repository: git.Repo, *arguments: str, timeout: float | None = None) -> programs.Outcome:
-    return programs.git(*arguments, directory=Path(repository.working_dir), timeout=timeout)
+def _directory(clone: Clone) -> Path:
+    return Path(str(clone.working_dir))
 
 
-_NOT_THE_REASON = (
-    "To ",
-    "hint:",
-    "error: failed to push some refs",
-    "Please make sure you have the correct access rights",
-    "and the repository exists.",
-)
-"""Prefixes of lines that git prints after the reason for a failure."""
+def _run(clone: Clone, *arguments: str) -> programs.Outcome:
+    """Runs a git command that asks no remote, and leaves it the terminal: signing may prompt for a passphrase."""
+    # GitPython adds variables to this process's and takes none away.
+    foreign = [word for name in os.environ if programs.is_foreign(name) for word in ("-u", name)]
+    status, stdout, stderr = clone.execute(
+        ["env", *foreign, *programs.git_command(*arguments, directory=_directory(clone))],
+        env=programs.git_environment(_directory(clone)),
+        with_extended_output=True,
+        with_exceptions=False,
+        stdout_as_string=False,
+        strip_newline_in_stdout=False,
+    )
+    if status == programs.NOT_INSTALLED:
+        raise RepositoryError("git is not installed, and versions come from it: install it and run this again.")
+    # GitPython raises on a name that is not UTF-8, or returns what cannot be printed.
+    printed = bytes(stdout).decode("utf-8", "replace")
+    reason = stderr.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return programs.Outcome(exit_code=status, stdout=printed, stderr=reason)
 
-_LINES_OF_REASON = 3
+
+# Files of a commit.
 
 
-def _reason(stderr: str) -> str:
-    """Returns the end of git's error output on one line, including what a hook of the remote printed."""
-    lines = [line.strip() for line in stderr.splitlines()]
-    reasons = [line for line in lines if not line.startswith(_NOT_THE_REASON) and "atomic push failed" not in line]
-    texts = [text for text in (reason.removeprefix("remote:").strip() for reason in reasons) if text]
-    return "; ".join(texts[-_LINES_OF_REASON:]) or "git does not say why"
-
-
-@contextmanager
-def commit_of(clone: Path, ref: str) -> Iterator[git.Commit]:
-    """Yields the commit of a ref in a clone of llama.cpp.
+def texts(clone: Clone, commit: str, *paths: str) -> dict[str, str]:
+    """Returns the texts of files in a commit by path: of each path that is a file, of the files in each that ends in /.
 
     Raises:
-        SourceError: `clone` is not a clone, or lacks the ref.
+        RepositoryError: git cannot read them.
     """
-    try:
-        with git.Repo(clone) as repository:
-            yield repository.commit(ref)
-    except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
-        raise SourceError(f"{clone} is not a git clone: give --source one of llama.cpp that has {ref}.") from error
-    except (ValueError, git.GitError, git.ODBError) as error:
-        raise SourceError(f"The clone {clone} has no ref {ref!r}: `git -C {clone} fetch --tags` may help.") from error
+    listed = _answer(clone, "ls-tree", "-z", "--full-tree", commit, "--", *paths).split("\0")
+    entries = (entry.split("\t", 1) for entry in listed if entry)
+    files = {name: fields.split()[2] for fields, name in entries if fields.split()[1] == "blob"}
+    return {name: _answer(clone, "cat-file", "blob", blob) for name, blob in files.items()}
+
+
+def source_clone(path: Path, ref: str) -> Clone:
+    """Returns the clone of llama.cpp at `path`, which has the ref.
+
+    Raises:
+        SourceError: `path` is not a clone, git refuses to read it, or it lacks the ref.
+    """
+    clone = git.Git(path)
+    done = _run(clone, "rev-parse", "--verify", f"{ref}^{{commit}}")
+    if done.exit_code == 0:
+        return clone
+    if _NO_REPOSITORY in done.stderr or not path.exists():
+        raise SourceError(f"{path} is not a git clone: give --source one of llama.cpp that has {ref}.")
+    if "single revision" in done.stderr:
+        raise SourceError(f"The clone {path} has no ref {ref!r}: `git -C {path} fetch --tags` may help.")
+    raise SourceError(f"git refuses to read the clone {path} ({done.git_reason}): mend that and run it again.")

@@ -229,7 +229,7 @@ def _bake(
 
     done = programs.run(
         ["docker", "buildx", "bake", "--progress", "rawjson", *arguments],
-        environment={**os.environ, **environment},
+        environment={**programs.inherited(), **environment},
         directory=root,
         on_line=read,
     )

@@ -144,11 +144,14 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
     def git(*arguments: str) -> str:
         outcome = programs.git(*arguments, directory=tree)
         if outcome.exit_code:
-            raise SourceError(f"git cannot say which commit {tree} is: {outcome.last_words}.")
+            raise SourceError(
+                f"git cannot say which commit {tree} is ({outcome.git_reason}): mend that and run it again."
+            )
         return outcome.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    tags = [tag for tag in git("tag", "--points-at", "HEAD").split() if _TAG.fullmatch(tag)]
+    listed = git("for-each-ref", "--points-at=HEAD", "--format=%(refname:strip=2)", "refs/tags/b*")
+    tags = [tag for tag in listed.split() if _TAG.fullmatch(tag)]
     if commit == pin.commit:
         tag = pin.tag
     elif tags:
@@ -289,12 +292,13 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
     # Ask first: git would wait for minutes for a host that drops packets.
     reach = programs.git("ls-remote", "--quiet", pin.repository, "HEAD", timeout=REACH_SECONDS)
     if reach.exit_code:
-        reason = f"no answer within {REACH_SECONDS} s" if reach.timed_out else reach.last_words
+        reason = f"no answer within {REACH_SECONDS} s" if reach.timed_out else reach.git_reason
         raise _UnreachableError(f"llama.cpp's git repository {pin.repository} cannot be reached ({reason}).")
     # Without a template, which could install hooks of the user's.
-    programs.git("init", "--quiet", "--template=", str(target))
+    programs.git("init", "--quiet", "--template=", "--object-format=sha1", str(target))
     git = functools.partial(programs.git, directory=target)
-    options = ("-c", "core.autocrlf=false", "-c", "advice.detachedHead=false")
+    # The same files for every user.
+    options = ("-c", "core.autocrlf=false", "-c", "core.eol=lf", "-c", f"core.attributesFile={os.devnull}")
     stall = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60")
     fetch = ("fetch", "--progress", "--depth=1", "--no-tags", pin.repository, pin.commit)
     fetched = git(*options, *stall, *fetch, on_line=note)
@@ -303,11 +307,11 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
             f"{pin.repository} has no commit {pin.commit}: correct the pin (tag {pin.tag}) in pyproject.toml."
         )
     if fetched.exit_code:
-        raise _UnreachableError(f"The fetch from {pin.repository} broke off ({fetched.last_words}).")
+        raise _UnreachableError(f"The fetch from {pin.repository} broke off ({fetched.git_reason}).")
     checkout = git(*options, "checkout", "--quiet", "FETCH_HEAD")
     head = git("rev-parse", "HEAD").stdout.strip()
     if checkout.exit_code or head != pin.commit:
-        raise SourceError(f"The checkout of llama.cpp {pin.commit} failed: {checkout.last_words}; HEAD is {head!r}.")
+        raise SourceError(f"The checkout of llama.cpp {pin.commit} failed: {checkout.git_reason}; HEAD is {head!r}.")
     shutil.rmtree(target / ".git")
     listener(Progress(what=what, finished=True))
 

@@ -75,7 +75,7 @@ def build_local(
 
     Example: invoke build-local --variant cpu --smoke
     """
-    from base_images.adapters import engine
+    from base_images.adapters import engine, repository
     from base_images.build import architectures, local
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
@@ -83,6 +83,7 @@ def build_local(
     options = BuildOptions.parse(source, origin, arch, slim=slim)
     for named in map(variants.find, variant):
         architectures.architecture_argument(named, arch)
+    repository.open_clone(ROOT)  # without a version, nothing is to be fetched or built
     connected = engine.connect()
     platform = connected.platform()
     how = views.mode(quiet=quiet)
@@ -132,6 +133,7 @@ def plan(
     """
     import dataclasses
 
+    from base_images.adapters import repository
     from base_images.build import bakefile, plan
     from base_images.cli import views
 
@@ -142,6 +144,7 @@ def plan(
         views.print_json(_matrix(wanted), one_line=True)
         return
     options = BuildOptions.parse(source, origin, arch, slim=slim)
+    repository.open_clone(ROOT)  # without a version, no registry is to be asked
     if format == "command":
         plans = _prepared_plans(wanted, options)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from base_images import variants
-from base_images.cli import github
+from base_images.cli import github, output
 from base_images.errors import BaseImagesError, UsageError
 from base_images.settings import ROOT
 
@@ -40,7 +39,8 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
             # CI cancels with SIGTERM: clean up as after Ctrl-C.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
-                function(*values, **named)
+                with output.kept():
+                    function(*values, **named)
             except BaseImagesError as error:
                 from base_images.cli import views
 
@@ -49,9 +49,6 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
                 raise Exit(
                     "Interrupted: nothing is left running; the same command starts again.", INTERRUPTED
                 ) from error
-            except BrokenPipeError as error:
-                sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader, such as `head`, is gone
-                raise Exit(code=0) from error
             except OSError as error:
                 if error.errno not in _MACHINE_REFUSES:
                     raise

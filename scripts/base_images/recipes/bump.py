@@ -80,22 +80,22 @@ def newest_tag(repository: str) -> str:
 def _ls_remote(repository: str, what: str, *patterns: str) -> str:
     listed = programs.git("ls-remote", repository, *patterns, timeout=60)
     if listed.exit_code:
-        raise SourceError(f"{repository} cannot be asked for {what} ({listed.last_words}): give --source a clone.")
+        raise SourceError(f"{repository} cannot be asked for {what} ({listed.git_reason}): give --source a clone.")
     return listed.stdout
 
 
 def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
-    """Fetches `refs`, tags or full commits, without history into a bare clone at `directory`.
+    """Fetches `refs`, tags or full commits, without history into a clone at `directory`.
 
     Raises:
         SourceError: the repository does not answer or lacks a ref.
     """
     wanted = [f"refs/tags/{ref}:refs/tags/{ref}" if not re.fullmatch(r"[0-9a-f]{40}", ref) else ref for ref in refs]
-    for arguments in (["init", "--quiet", "--bare", "--template="], ["fetch", "--depth=1", "--no-tags", repository]):
-        extra = wanted if arguments[0] == "fetch" else []
-        done = programs.git(*arguments, *extra, directory=directory)
+    init = ["init", "--quiet", "--template=", "--object-format=sha1"]
+    for arguments in (init, ["fetch", "--depth=1", "--no-tags", repository, *wanted]):
+        done = programs.git(*arguments, directory=directory)
         if done.exit_code:
-            raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.last_words}).")
+            raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.git_reason}).")
 
 
 def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, after: str) -> str:

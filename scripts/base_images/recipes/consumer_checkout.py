@@ -66,7 +66,7 @@ def read(path: Path, known: Consumer) -> Checkout:
     """Reads a checkout of BodhiApp: the known Dockerfiles, and others that start from images of this project.
 
     Raises:
-        SourceError: `path` is no checkout of BodhiApp.
+        SourceError: `path` is no checkout of BodhiApp, or git refuses to read it.
     """
     texts = {
         file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8", errors="replace")
@@ -85,6 +85,8 @@ def read(path: Path, known: Consumer) -> Checkout:
         except SourceError as error:
             unreadable.append(str(error))
     head = programs.git("rev-parse", "HEAD", directory=path)
+    if head.exit_code and (path / ".git").exists():
+        raise SourceError(f"git cannot say which commit {path} is ({head.git_reason}): mend that and run it again.")
     return Checkout(
         commit=head.stdout.strip() if head.exit_code == 0 else "",
         dockerfiles=dockerfiles,
@@ -181,7 +183,7 @@ def newest(repository: str) -> Iterator[Path]:
             done = programs.git(*arguments, timeout=_FETCH_SECONDS)
             if done.exit_code:
                 raise SourceError(
-                    f"{repository} cannot be fetched ({done.last_words}): give --source a checkout of {NAME}."
+                    f"{repository} cannot be fetched ({done.git_reason}): give --source a checkout of {NAME}."
                 )
         yield Path(directory)
 

@@ -15,11 +15,11 @@ import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from base_images import variants
-from base_images.adapters.repository import commit_of
+from base_images.adapters import repository
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import argument_changes, dockerfile, server_arguments
 from base_images.recipes import facts as recipe_facts
@@ -203,13 +203,7 @@ def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.S
     Raises:
         SourceError: there is no clone, or it lacks the ref.
     """
-    texts = {}
-    with commit_of(clone, ref) as commit:
-        for path in server_arguments.FILES:
-            try:
-                texts[path] = (commit.tree / path).data_stream.read().decode()
-            except KeyError:
-                continue
+    texts = repository.texts(repository.source_clone(clone, ref), ref, *server_arguments.FILES)
     return argument_changes.Source(name=name or ref, texts=texts)
 
 
@@ -225,16 +219,11 @@ def _texts_of_directory(directory: Path) -> dict[str, str]:
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
-    with commit_of(clone, ref) as commit:
-        try:
-            directory = commit.tree / UPSTREAM_DIRECTORY
-        except KeyError as error:
-            raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?") from error
-        return {
-            blob.name.removesuffix(_SUFFIX): blob.data_stream.read().decode()
-            for blob in directory.blobs
-            if blob.name.endswith(_SUFFIX)
-        }
+    files = repository.texts(repository.source_clone(clone, ref), ref, f"{UPSTREAM_DIRECTORY}/")
+    if not files:
+        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?")
+    names = {PurePosixPath(path).name: text for path, text in files.items()}
+    return {name.removesuffix(_SUFFIX): text for name, text in names.items() if name.endswith(_SUFFIX)}
 
 
 def load_records(path: Path) -> tuple[Record, ...]:

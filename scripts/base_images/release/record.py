@@ -226,7 +226,7 @@ def released(clone: repository.Clone, version: Version) -> Released:
 
 def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
     try:
-        text = clone.commit(commit).tree["pyproject.toml"].data_stream.read().decode()
+        text = repository.texts(clone, commit, "pyproject.toml")["pyproject.toml"]
         pin = tomllib.loads(text)["tool"]["base-images"]["llama-cpp"]
         return LlamaCpp(repository=pin["repository"], tag=pin["tag"], commit=pin["commit"])
     except (KeyError, ValueError) as error:

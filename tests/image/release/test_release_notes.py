@@ -126,7 +126,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     try:
         name = f"{server.address}/llama.cpp"
         with clones.clone(directory, environment) as clone:
-            head = repository.head(clone)
+            head = repository.head(clone.git)
             clone.git.tag("--annotate", "--message", "a release", head.version.git_tag)
             made = Release(
                 clone=clone,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -54,3 +55,45 @@ def test_the_environment_is_passed_on() -> None:
     outcome = programs.run([sys.executable, "-c", "import os; print(os.environ['A'])"], environment={"A": "b"})
 
     assert outcome.stdout == "b\n"
+
+
+def test_no_program_is_told_the_repository_of_a_calling_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = subprocess.run(["git", "rev-parse", "--local-env-vars"], check=True, capture_output=True, text=True)
+    local = set(listed.stdout.split()) - {"GIT_CONFIG_COUNT"}  # the settings that it counts are a user's
+    kept = {
+        "GIT_ALLOW_PROTOCOL": "https",
+        "GIT_ASKPASS": "/bin/askpass",
+        "GIT_COMMITTER_EMAIL": "a@example.org",
+        "GIT_CONFIG_COUNT": "0",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_PASSWORD": "for an askpass program",
+        "GIT_SSH_COMMAND": "ssh -x",
+        "GIT_SSL_CAINFO": "/ca",
+        "HTTPS_PROXY": "http://proxy.example.org",
+    }
+    for name in (*local, *kept):
+        monkeypatch.setenv(name, kept.get(name, "x"))
+    printed = programs.run(["env"]).stdout.splitlines()
+    assert local & {line.partition("=")[0] for line in printed} == set()
+    assert set(printed) >= {f"{name}={value}" for name, value in kept.items()}
+
+
+def test_git_is_told_what_a_user_s_network_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path / "real"], check=True)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{tmp_path}/real.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://mirrored.example.org")
+    monkeypatch.setenv("GIT_SSH_COMMAND", f"touch {tmp_path}/asked; false")
+    assert programs.git("ls-remote", "https://mirrored.example.org").exit_code == 0
+    assert programs.git("ls-remote", "ssh://git.example.org/x").exit_code != 0
+    assert (tmp_path / "asked").exists()
+
+
+def test_output_is_utf_8_whatever_the_locale() -> None:
+    script = (
+        "from base_images.adapters import programs; print(ascii(programs.run(['printf', r'Ger\\303\\244t']).stdout))"
+    )
+    latin = {**os.environ, "LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {**latin, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == r"'Ger\xe4t'"

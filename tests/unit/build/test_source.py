@@ -34,6 +34,7 @@ FILES = {
     "tools/server/server.cpp": "int main() {}\n",
     "tools/ui/package.json": "{}\n",
     "build.sh": "#!/bin/sh\n",
+    ".gitattributes": "* text=auto\n",
 }
 
 
@@ -122,6 +123,27 @@ def test_the_pin_is_fetched(pin: Pin, root: Path) -> None:
     assert not (found.path / ".git").exists()
     assert found.digest == tree_digest(found.path)
     assert names(root) == ["llama.cpp"]
+
+
+def test_the_files_of_the_pin_are_the_same_for_every_user(
+    pin: Pin, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = managed(pin, root).digest
+    shutil.rmtree(root / "llama.cpp")
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "post-checkout").write_text("#!/bin/sh\necho >made-by-a-hook\n")
+    (tmp_path / "hooks" / "post-checkout").chmod(0o755)
+    (tmp_path / "attributes").write_text("* text=auto eol=crlf\n")
+    for name, value in {
+        "core.attributesFile": tmp_path / "attributes",
+        "core.autocrlf": "true",
+        "core.eol": "crlf",
+        "core.hooksPath": tmp_path / "hooks",
+    }.items():
+        subprocess.run(["git", "config", "--file", tmp_path / "config", name, str(value)], check=True)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    assert managed(pin, root).digest == expected
 
 
 def test_a_fetched_pin_is_not_fetched_again(pin: Pin, root: Path, upstream: Path) -> None:

@@ -269,3 +269,9 @@ def test_refs_are_fetched_without_a_clone(clone: Path, tmp_path: Path) -> None:
     assert mirror.upstream_texts(directory, "b2") == mirror.upstream_texts(clone, "b2")
     with pytest.raises(SourceError, match="b3 cannot be fetched"):
         bump.fetch_refs(str(clone), ["b3"], directory)
+
+
+def test_why_a_repository_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_SSH_COMMAND", "echo ssh: no such host >&2; exit 255; :")
+    with pytest.raises(SourceError, match=r"its tags \(ssh: no such host\): give --source a clone"):
+        bump.newest_tag("ssh://git.example.org/llama.cpp")

@@ -201,6 +201,9 @@ def test_a_checkout_that_matches_the_data(checkout: Path) -> None:
     assert read.commit == ""
     git.Repo.init(checkout).index.commit("x")
     assert re.fullmatch("[0-9a-f]{40}", consumer_checkout.read(checkout, DATA).commit)
+    (checkout / ".git" / "HEAD").write_text("damaged")
+    with pytest.raises(SourceError, match=r"git cannot say which commit .*not a git repository"):
+        consumer_checkout.read(checkout, DATA)
 
 
 MUTATIONS = [

@@ -458,30 +458,30 @@ def test_the_pin_is_read_at_the_released_commit(clone: git.Repo) -> None:
     clone.git.tag("base-images/vague")
     clone.git.tag("base-images/v202512281717-e118046")
 
-    told = release_record.released(clone, VERSION)
+    told = release_record.released(clone.git, VERSION)
     assert told.commit == released
     assert told.llama_cpp == LlamaCpp(repository="https://example.org/l", tag="b2", commit=f"{2:0>40}")
     assert told.previous == OLDEST
     assert told.changes == Commits(count=1, subjects=("two",))
 
-    first = release_record.released(clone, OLDEST)
+    first = release_record.released(clone.git, OLDEST)
     assert (first.commit, first.previous, first.changes) == (oldest, None, None)
 
 
 def test_a_version_that_is_no_release_is_an_error(clone: git.Repo) -> None:
     commit(clone, "one", "b1")
     with pytest.raises(UsageError, match=f"which would have the tag {VERSION.git_tag}: `git fetch --tags`"):
-        release_record.released(clone, VERSION)
+        release_record.released(clone.git, VERSION)
     Path(clone.working_dir, "pyproject.toml").write_text("[tool]\n")
     clone.git.commit("--all", "--message", "two")
     clone.git.tag(VERSION.git_tag)
     with pytest.raises(RepositoryError, match=r"says no llama\.cpp pin"):
-        release_record.released(clone, VERSION)
+        release_record.released(clone.git, VERSION)
     clone.git.rm("pyproject.toml")
     clone.git.commit("--message", "three")
     clone.git.tag(OLDER.git_tag)
     with pytest.raises(RepositoryError, match=r"says no llama\.cpp pin"):
-        release_record.released(clone, OLDER)
+        release_record.released(clone.git, OLDER)
 
 
 # Files.

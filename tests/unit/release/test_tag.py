@@ -37,7 +37,7 @@ class Site:
 
     @property
     def tag(self) -> str:
-        return repository.head(self.clone).version.git_tag
+        return repository.head(self.clone.git).version.git_tag
 
     def refs(self) -> str:
         """Returns all local and remote refs except those that a fetch may move."""
@@ -56,14 +56,12 @@ def everything(repo: git.Repo) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Isolates git from this machine's settings, and from the repository of a hook that runs the tests."""
+    """Isolates git from this machine's settings."""
     configuration = tmp_path_factory.mktemp("home") / "gitconfig"
     configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-        for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-            patch.delenv(name, raising=False)
         yield
 
 
@@ -98,18 +96,18 @@ def commit(made: git.Repo, name: str, date: str) -> str:
 
 
 def examine(site: Site, *, now: datetime = NOW, problem: str = "", seconds: float = 60) -> State:
-    remote = Remote(clone=site.clone, seconds=seconds)
+    remote = Remote(clone=site.clone.git, seconds=seconds)
     return release_tag.examine(remote, "main", now=now, mirror_problem=lambda: problem)
 
 
 def planned(site: Site) -> Plan:
     state = examine(site)
     assert state.ok, state.checks
-    return release_tag.plan(Remote(clone=site.clone), state, settings.load())
+    return release_tag.plan(Remote(clone=site.clone.git), state, settings.load())
 
 
 def publish(site: Site, plan: Plan, *, seconds: float = 60) -> None:
-    release_tag.publish(Remote(clone=site.clone, seconds=seconds), plan)
+    release_tag.publish(Remote(clone=site.clone.git, seconds=seconds), plan)
 
 
 def failed(state: State) -> dict[str, str]:
@@ -238,7 +236,7 @@ def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> Non
     def cannot_be_had() -> str:
         raise SourceError("there is no source")
 
-    state = release_tag.examine(Remote(clone=site.clone), "main", now=NOW, mirror_problem=cannot_be_had)
+    state = release_tag.examine(Remote(clone=site.clone.git), "main", now=NOW, mirror_problem=cannot_be_had)
     assert failed(state) == {"recipes mirror upstream": "there is no source"}
 
 
@@ -437,7 +435,7 @@ def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: 
 
 def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
     plan = planned(site)
-    release_tag.publish(Remote(clone=site.colleague), plan)
+    release_tag.publish(Remote(clone=site.colleague.git), plan)
     site.clone.git.execute(
         ["git", "tag", "-a", "-m", "ours", plan.tag], env={"GIT_COMMITTER_DATE": "2025-08-21T00:00:00+0000"}
     )
@@ -449,11 +447,11 @@ def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
 
 def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
     plan = planned(site)
-    tag = repository.create_tag(site.clone, plan.tag, plan.commit, plan.message)
+    tag = repository.create_tag(site.clone.git, plan.tag, plan.commit, plan.message)
     seen = {check.name: check.seen for check in examine(site).checks}
     assert "is here from a run that was ended, and not yet at origin" in seen["tag free"]
     publish(site, planned(site))
-    assert repository.remote_release_tags(Remote(clone=site.clone)) == {plan.tag: tag}
+    assert repository.remote_release_tags(Remote(clone=site.clone.git)) == {plan.tag: tag}
 
 
 def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
@@ -522,7 +520,7 @@ def test_the_environment_variable_asks_for_a_dry_run(monkeypatch: pytest.MonkeyP
 
 
 def test_a_released_version_has_its_tag_at_the_remote_on_the_release_branch(site: Site) -> None:
-    version, remote = repository.head(site.clone).version, Remote(clone=site.clone)
+    version, remote = repository.head(site.clone.git).version, Remote(clone=site.clone.git)
     site.clone.create_tag(site.tag, message="here alone")
     with pytest.raises(RepositoryError, match="is not released: origin has no tag base-images/v"):
         release_tag.released_commit(remote, "main", version)
@@ -536,22 +534,22 @@ def test_a_tag_on_a_side_branch_is_no_release(site: Site, pushed: bool) -> None:
     hexsha = commit(site.clone, "third", LATER)
     site.clone.create_tag(site.tag, message="not reviewed")
     site.clone.git.push("origin", site.tag, *(["side"] if pushed else []))
-    version = repository.head(site.clone).version
+    version = repository.head(site.clone.git).version
     for clone in (site.clone, site.colleague):
         with pytest.raises(RepositoryError, match=f"is on {hexsha[:9]}, and that is not a commit of origin/main"):
-            release_tag.released_commit(Remote(clone=clone), "main", version)
+            release_tag.released_commit(Remote(clone=clone.git), "main", version)
     site.clone.git.push("origin", "side:main")
-    assert release_tag.released_commit(Remote(clone=site.colleague), "main", version) == hexsha
+    assert release_tag.released_commit(Remote(clone=site.colleague.git), "main", version) == hexsha
 
 
 def test_a_shallow_clone_that_cannot_tell_says_so(site: Site, tmp_path: Path) -> None:
     site.clone.create_tag(site.tag, message="x")
     site.clone.git.push("origin", site.tag)
-    released = repository.head(site.clone).version
+    released = repository.head(site.clone.git).version
     commit(site.clone, "third", LATER)
     site.clone.git.push("origin", "main")
     with git.Repo.clone_from(f"file://{site.bare.git_dir}", tmp_path / "shallow", depth=1) as shallow:
         with pytest.raises(RepositoryError, match="This clone is shallow, so it cannot tell whether"):
-            release_tag.released_commit(Remote(clone=shallow), "main", released)
+            release_tag.released_commit(Remote(clone=shallow.git), "main", released)
         shallow.git.fetch("--unshallow")
-        assert release_tag.released_commit(Remote(clone=shallow), "main", released)
+        assert release_tag.released_commit(Remote(clone=shallow.git), "main", released)
