@@ -132,7 +132,7 @@ def test_a_file_that_is_not_executable_is_a_usage_error(tmp_path: Path, mode: in
     with invoke("smoke", "--variant", "cpu", "--binary", str(path)) as running:
         printed, errors = running.communicate(timeout=300)
     assert (running.returncode, printed) == (2, "")
-    assert errors.strip() == f"error: {path} is no program: name the llama-server to start."
+    assert errors.strip() == f"error: {path} is not a program: name the llama-server to start."
 
 
 # --- nothing is left behind ---

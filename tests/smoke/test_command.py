@@ -271,7 +271,7 @@ def test_a_running_server_with_another_model_is_not_judged(
 
 @pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", "/tmp/llama-server"])
 def test_a_malformed_url_is_a_usage_error(url: str) -> None:
-    with pytest.raises(UsageError, match="is no URL of a server"):
+    with pytest.raises(UsageError, match="is not a URL of a server"):
         running.smoke_url(url, CPU)
 
 

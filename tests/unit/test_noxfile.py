@@ -51,4 +51,4 @@ def test_a_smoke_session_without_an_engine_is_one_sentence(session: str, start: 
 
 def test_arguments_after_two_dashes_reach_the_smoke_test() -> None:
     done = nox("--session", "smoke-cpu", "--", "--url", "nowhere")
-    assert "error: 'nowhere' is no URL of a server" in done.stdout + done.stderr
+    assert "error: 'nowhere' is not a URL of a server" in done.stdout + done.stderr

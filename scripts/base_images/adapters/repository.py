@@ -253,7 +253,7 @@ def create_tag(repository: git.Repo, name: str, commit: str, message: str) -> Ta
         with_exceptions=False,
     )
     if status:
-        raise RepositoryError(f"git did not make the tag {name} ({_reason(str(stderr))}): mend that and run it again.")
+        raise RepositoryError(f"git did not make the tag {name} ({_reason(str(stderr))}): fix that and run it again.")
     return release_tags(repository)[name]
 
 
@@ -277,7 +277,7 @@ def _ask(remote: Remote, failed: str, *arguments: str) -> str:
     done = _git(remote.clone, *arguments, timeout=remote.seconds)
     if done.exit_code:
         reason = f"no answer within {remote.seconds:g} s" if done.timed_out else _reason(done.stderr)
-        raise RepositoryError(f"{remote.name} {failed} ({reason}): mend that and run the same command again.")
+        raise RepositoryError(f"{remote.name} {failed} ({reason}): fix that and run the same command again.")
     return done.stdout
 
 

@@ -377,9 +377,8 @@ def _build(variant: Variant, references: Mapping[str, str], seen: Seen, *, pulle
     if out_of_reach and not pulled:
         no_packages = _no_packages(variant, seen)
         if no_packages:
-            problems.append(
-                f"Its base images cannot be had: no registry answers at {', '.join(out_of_reach)}, and {no_packages}"
-            )
+            silent = ", ".join(out_of_reach)
+            problems.append(f"Its base images are not available: no registry answers at {silent}, and {no_packages}")
         origin, size = Origin.PACKAGES, debian.size if debian else 0
     if facts.free_disk is not None and facts.free_disk < size and not pulled:
         problems.append(
@@ -412,8 +411,8 @@ def _device(
         return (f"The engine is at {seen.engine.where}, and its devices cannot be seen from here: ask there.",), ()
     problems = tuple(_no_device(variant, variant.device, nodes, driver, seen))
     if problems:
-        imitated = f"The CPU imitates it: `invoke smoke --variant {variant.name} --on software`."
-        return problems, (imitated,) if variant.device.software else ()
+        emulated = f"The CPU emulates it: `invoke smoke --variant {variant.name} --on software`."
+        return problems, (emulated,) if variant.device.software else ()
     version = toolkit.get(variant.device.driver.toolkit, "")
     return against_toolkit(variant.device, f"{variant.title} {version}", version, driver.version if driver else "")
 
@@ -431,7 +430,7 @@ def _no_device(
         wanted = f"one of {modules}" if modules else "another"
         yield (
             f"The render nodes here are of {', '.join(made)}, and {variant.name} needs {wanted}: `ls -l "
-            "/sys/class/drm/renderD*/device/driver` shows whose they are."
+            "/sys/class/drm/renderD*/device/driver` shows their drivers."
         )
     if seen.engine and access.helpers and not any(seen.programs[helper] for helper in access.helpers):
         yield (

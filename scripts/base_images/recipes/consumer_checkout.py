@@ -50,7 +50,7 @@ class Checkout:
     """The state of a checkout of BodhiApp.
 
     Attributes:
-        commit: its commit; empty if it is no git repository.
+        commit: its commit; empty if it is not a git repository.
         server: the fields of `ServerCommand` that its source file has; empty without that file.
         unreadable: a sentence for each Dockerfile that cannot be read.
     """
@@ -65,7 +65,7 @@ def read(path: Path, known: Consumer) -> Checkout:
     """Reads a checkout of BodhiApp: the known Dockerfiles, and others that start from images of this project.
 
     Raises:
-        SourceError: `path` is no checkout of BodhiApp.
+        SourceError: `path` is not a checkout of BodhiApp.
     """
     texts = {
         file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8", errors="replace")

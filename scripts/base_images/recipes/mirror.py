@@ -184,7 +184,7 @@ def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
     """Returns upstream's Dockerfiles by variant, from a tree, or from a ref of the clone there.
 
     Raises:
-        SourceError: there are none, or the tree is no git clone or lacks the ref.
+        SourceError: there are none, or the tree is not a git clone or lacks the ref.
     """
     texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree / UPSTREAM_DIRECTORY)
     if not texts:

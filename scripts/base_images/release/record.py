@@ -208,8 +208,8 @@ def released(clone: repository.Clone, version: Version) -> Released:
     tag = tags.get(version.git_tag)
     if tag is None:
         raise UsageError(
-            f"{version} is not a release that this clone knows, which would have the tag {version.git_tag}: "
-            "`git fetch --tags`, or name another with --version."
+            f"{version} is not a release in this clone, which has no tag {version.git_tag}: `git fetch --tags`, or "
+            "name another with --version."
         )
     parsed = ((versions.parse_git_tag(name), found) for name, found in tags.items())
     known = {release: found for release, found in parsed if release and not release.dirty}
@@ -231,7 +231,7 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
         return LlamaCpp(repository=pin["repository"], tag=pin["tag"], commit=pin["commit"])
     except (KeyError, ValueError) as error:
         raise RepositoryError(
-            f"The pyproject.toml of {commit[:9]} says no llama.cpp pin ({error}): that is no release of base images."
+            f"pyproject.toml at {commit[:9]} has no llama.cpp pin ({error}): that commit is no release of base images."
         ) from error
 
 
@@ -264,7 +264,7 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
     except RegistryError as error:
         return Seen(variant=variant, problem=str(error))
     except (ValueError, KeyError, TypeError) as error:
-        problem = f"{where.name}:{tag} is no image that this version can read ({error!r}): find out who pushed it."
+        problem = f"{where.name}:{tag} is not an image that this version can read ({error!r}): find out who pushed it."
         return Seen(variant=variant, problem=problem)
 
 
@@ -359,7 +359,7 @@ def _reasons(release: Released, seen: Seen, status: Status, registry: str) -> li
         reasons.append(f"its promotion was cut off: run {again}.")
     elif status is Status.PUBLISHED and not reasons:
         newer = last is not None and last > version
-        reasons.append(f"{last} is latest and newer." if newer else f"nobody promoted it yet: run {again}.")
+        reasons.append(f"{last} is latest and newer." if newer else f"it has not been promoted yet: run {again}.")
     return reasons
 
 

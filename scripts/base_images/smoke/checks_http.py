@@ -369,7 +369,7 @@ def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, A
     ]
     if answer is None:
         if not seen or not all(math.isfinite(_number(step.log_probability)) for step in seen):
-            raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is no number.")
+            raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is not a number.")
         return f"{len(seen)} tokens with their log-probabilities, not judged."
     reason = _expect(compare(answer, seen))
     if text != answer.text:

@@ -121,7 +121,7 @@ DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
 
 # Largest differences of llama-server's CPU kernels with keys and values cached in 8 bits (q8_0) and flash attention on:
 # 0.0660, 0.0675, 0.160, 0.136 and 0.273 nats for these prompts, 0.111, 0.155, 0.243, 0.250 and 0.389 nats over 100
-# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: in the mean a tenth more than with 16 bits
+# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: on average a tenth more than with 16 bits
 # where the activations are rounded to 8 bits anyway, and ten times as much where not. The tolerances are about twice.
 _Q8_0_CACHE: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
     {

@@ -356,7 +356,7 @@ def test_a_refusal_is_not_retried(registries: Registries, repository: Repository
 
     with front(registries.plain.address, refuse) as address:
         refusing = open_repository(repository.name.replace(registries.plain.address, address))
-        with pytest.raises(RegistryError, match=r"forbids to look at one of .*`docker login .*` as somebody who may"):
+        with pytest.raises(RegistryError, match=r"forbids to look at one of .*`docker login .*` as a user who may"):
             refusing.digest("one")
         with pytest.raises(
             RegistryError, match=r"refused to list the tags of .*\(HTTP status 405\): it gives no reason"

@@ -157,7 +157,7 @@ def test_a_read_only_user_is_told_to_log_in_as_another_to_write(
         assert found
         assert found.digest == digest
         for write in (partial(reader.put_blob, b"new"), partial(reader.point, "two", found.content)):
-            with pytest.raises(RegistryError, match=rf"`docker login {host}` as somebody who may\.$") as told:
+            with pytest.raises(RegistryError, match=rf"`docker login {host}` as a user who may\.$") as told:
                 write()
             says_no_secret(told.value, reader, tokens)
         assert reader.tags() == ["one"]

@@ -233,7 +233,7 @@ def test_every_step_is_cached_in_the_registry(checkout: Checkout, builder: str) 
 
 def run(checkout: Checkout, builder: str, events: list[Event]) -> dict[str, str]:
     tree = source.expected(PIN, path=None, root=checkout.root)
-    plans = local.foresee(CPU, [Platform.AMD64], settings=checkout.settings(), root=checkout.root, source=tree)
+    plans = local.preview(CPU, [Platform.AMD64], settings=checkout.settings(), root=checkout.root, source=tree)
     file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
         target["attest"] = [value for value in target["attest"] if "sbom" not in value]
@@ -255,7 +255,7 @@ def test_the_local_engine_gets_the_image_and_its_tags(checkout: Checkout, engine
     tags = (f"{checkout.repository.name}:cpu-{checkout.version}", "llama-cpp-cpu:baked")
     tree = source.expected(PIN, path=None, root=checkout.root)
     here = engine.platform()
-    [plan] = local.foresee(CPU, [here], settings=checkout.settings(), root=checkout.root, source=tree)
+    [plan] = local.preview(CPU, [here], settings=checkout.settings(), root=checkout.root, source=tree)
     file = bakefile.bake_file([plan], checkout.repository.name, push=False)
     file["target"][bakefile.target(plan)]["tags"] = list(tags)  # not the tag that other tests take for theirs
     try:
@@ -290,7 +290,7 @@ def test_bake_and_build_local_give_the_same_image(engine: Engine, cpu_image: Ima
 
 def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder: str) -> None:
     tree = source.expected(PIN, path=None, root=checkout.root)
-    plans = local.foresee(CPU, CPU.platforms, settings=checkout.settings(), root=checkout.root, source=tree)
+    plans = local.preview(CPU, CPU.platforms, settings=checkout.settings(), root=checkout.root, source=tree)
     checkout.write(RECIPE_WITHOUT_RUN)
     file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
@@ -326,7 +326,7 @@ def test_buildx_parses_the_file_of_every_variant(checkout: Checkout, served: Reg
         lines = [f"ARG {role}_BASE_IMAGE={served.address}/ubuntu:24.04" for role in ("WEB", "BUILD", "RUNTIME")]
         text = re.sub(r"^ARG (WEB|BUILD|RUNTIME)_BASE_IMAGE=.*$", "", text, flags=re.MULTILINE)
         (checkout.root / variant.dockerfile).write_text("\n".join([*lines, text]))
-        plans += local.foresee(
+        plans += local.preview(
             variant,
             variant.platforms,
             settings=checkout.settings(),
@@ -385,7 +385,7 @@ def test_the_plan_is_the_file_of_the_build_and_fetches_nothing(checkout: Checkou
         chosen = settings.Settings(
             registry=checkout.repository.name, release_branch="main", url=settings.load().url, pin=PIN
         )
-        plans = local.foresee(CPU, CPU.platforms, settings=chosen, root=checkout.root, source=tree)
+        plans = local.preview(CPU, CPU.platforms, settings=chosen, root=checkout.root, source=tree)
         assert json.loads(done.stdout) == bakefile.bake_file(plans, checkout.repository.name, push=True)
     for form in ("table", "json"):
         done = invoke(checkout, "plan", "--variant", "cpu", "--format", form, **nothing)

@@ -114,7 +114,7 @@ def test_failed_preconditions_are_listed_line_by_line(clone: git.Repo, environme
     before = refs(clone)
     done = invoke(clone, environment, "--yes")
     assert done.returncode == 1
-    assert done.stderr == "error: nothing was released: mend what failed above and run the same command again.\n"
+    assert done.stderr == "error: nothing was released: fix what failed above and run the same command again.\n"
     lines = [[cell.strip() for cell in line.split("│")[1:3]] for line in done.stdout.splitlines() if "│" in line]
     assert [name for name, status in lines if status == "fail"] == ["clean tree", "recipes mirror upstream"]
     assert len(lines) == 9, "one line for each"

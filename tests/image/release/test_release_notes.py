@@ -187,7 +187,7 @@ def test_the_notes_have_every_variant_in_its_state(release: Release) -> None:
     assert found["vulkan"]["missing_platforms"] == ["linux/arm64"]
     assert "linux/arm64 is missing" in found["vulkan"]["reasons"][0]
     assert len(found["vulkan"]["platforms"]) == 1
-    assert "is no image that this version can read" in found["musa"]["reasons"][0]
+    assert "is not an image that this version can read" in found["musa"]["reasons"][0]
     assert "publish it first" in found["cuda"]["reasons"][0]
 
 

@@ -169,7 +169,7 @@ def test_a_wrong_hash_removes_the_part(server: FileServer, target: Path, part: P
 
 def test_a_part_of_another_file_is_detected(server: FileServer, target: Path, part: Path) -> None:
     part.write_bytes(b"x" * HALF)
-    with pytest.raises(SourceError, match="not the file that is wanted"):
+    with pytest.raises(SourceError, match="not the expected file"):
         download(server.url, target, sha256=SHA256, listener=silent)
     download(server.url, target, sha256=SHA256, listener=silent)
 

@@ -506,7 +506,7 @@ def test_a_missing_path_is_refused(pin: Pin, tmp_path: Path) -> None:
 
 
 def test_a_tree_of_unknown_commit_is_refused(pin: Pin, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="of which commit cannot be told"):
+    with pytest.raises(SourceError, match="its commit is unknown"):
         given(pin, write_tree(tmp_path / "loose"))
 
 

@@ -150,8 +150,8 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
         (("--image", "x", "--url", "http://x"), "--image, --url and --binary exclude each other"),
         (("--keep", "--binary", "x"), "--keep leaves containers"),
         (("--url", "http://x", "--software-device"), "leave it out with --url"),
-        (("--url", "x"), "'x' is no URL of a server: write it as http://127.0.0.1:8080."),
-        (("--binary", "/nowhere/llama-server"), "/nowhere/llama-server is no program"),
+        (("--url", "x"), "'x' is not a URL of a server: write it as http://127.0.0.1:8080."),
+        (("--binary", "/nowhere/llama-server"), "/nowhere/llama-server is not a program"),
     ],
 )
 def test_smoke_options_that_exclude_each_other(arguments: tuple[str, ...], said: str) -> None:
@@ -210,7 +210,7 @@ def test_an_unwritable_path_is_one_sentence(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "/sys/llama-cpp-base-images: " in sentence(done)
-    assert "mend that and run the same command again" in sentence(done)
+    assert "fix that and run the same command again" in sentence(done)
 
 
 def test_the_matrix_needs_no_engine_and_is_one_line() -> None:
@@ -231,7 +231,7 @@ def test_the_matrix_needs_no_engine_and_is_one_line() -> None:
         (("--format", "yaml"), "choose table, json, command, bake or matrix"),
         (("--platform", "riscv64"), "choose amd64 or arm64"),
         (("--format", "matrix", "--variant", "cuda", "--platform", "arm64"), "cuda is not built for linux/arm64"),
-        (("--format", "bake", "--origin", "packages"), "on bases of registries alone"),
+        (("--format", "bake", "--origin", "packages"), "only on bases from registries"),
     ],
 )
 def test_invalid_plan_options_are_usage_errors(arguments: tuple[str, ...], said: str) -> None:

@@ -331,7 +331,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (7, "title is empty", lambda: label(Label.TITLE, " ")),
     (7, "RFC 3339", lambda: label(Label.CREATED, "1755699600")),
     (7, "RFC 3339", lambda: label(Label.CREATED, "2025-13-20T14:20:00Z")),
-    (7, "is no digest", lambda: label(Label.BASE_DIGEST, "sha256:12")),
+    (7, "is not a digest", lambda: label(Label.BASE_DIGEST, "sha256:12")),
     (7, "branch is 'x', but version.json says 'main'", lambda: label(Label.BUILD_BRANCH, "x")),
     (7, "variants is 'cuda,cpu', but", lambda: label(Label.VARIANTS, "cuda,cpu")),
     (7, "ref.name is 'cpu'", lambda: label(Label.REF_NAME, "cpu")),

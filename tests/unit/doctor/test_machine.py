@@ -237,7 +237,7 @@ def answering() -> Iterator[tuple[str, list[int]]]:
 
 @pytest.mark.parametrize(
     ("status", "reached", "seen"),
-    [(200, True, "answers"), (401, True, "answers"), (403, False, "is no registry: 403"), (502, False, "502")],
+    [(200, True, "answers"), (401, True, "answers"), (403, False, "is not a registry: 403"), (502, False, "502")],
 )
 def test_a_registry_answers(
     answering: tuple[str, list[int]], status: int, reached: bool, seen: str, monkeypatch: pytest.MonkeyPatch

@@ -148,7 +148,7 @@ def test_bump_changes_only_the_pin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tag", "commit"), [("v1", NEW_COMMIT), ("b1", "abc1234"), ("b1\n", NEW_COMMIT)])
 def test_a_malformed_tag_or_commit_is_an_error(tag: str, commit: str) -> None:
-    with pytest.raises(UsageError, match="is no tag of llama"):
+    with pytest.raises(UsageError, match="is not a tag of llama"):
         bump.bump(bump.pinned_texts(settings.ROOT), settings.load().pin, tag=tag, commit=commit)
 
 

@@ -138,7 +138,7 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
     "published": (
         seen(latest=OTHER, moves=(move(1, OLDER),)),
         Status.PUBLISHED,
-        f"nobody promoted it yet: {AGAIN}",
+        f"it has not been promoted yet: {AGAIN}",
     ),
     "rolled back to what was there before": (
         seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), move(2, THERE, rollback=True))),
@@ -148,9 +148,9 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
     "published, and another is latest that was there before": (
         seen(latest=OTHER, moves=(move(0, THERE),)),
         Status.PUBLISHED,
-        f"nobody promoted it yet: {AGAIN}",
+        f"it has not been promoted yet: {AGAIN}",
     ),
-    "the first one": (seen(), Status.PUBLISHED, f"nobody promoted it yet: {AGAIN}"),
+    "the first one": (seen(), Status.PUBLISHED, f"it has not been promoted yet: {AGAIN}"),
     "overtaken": (seen(latest=OTHER, moves=(move(1, NEWER),)), Status.PUBLISHED, f"{NEWER} is latest and newer."),
     "promotion cut off": (
         seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION))),
@@ -469,17 +469,17 @@ def test_the_pin_is_read_at_the_released_commit(clone: git.Repo) -> None:
 
 def test_a_version_that_is_no_release_is_an_error(clone: git.Repo) -> None:
     commit(clone, "one", "b1")
-    with pytest.raises(UsageError, match=f"which would have the tag {VERSION.git_tag}: `git fetch --tags`"):
+    with pytest.raises(UsageError, match=f"which has no tag {VERSION.git_tag}: `git fetch --tags`"):
         release_record.released(clone, VERSION)
     Path(clone.working_dir, "pyproject.toml").write_text("[tool]\n")
     clone.git.commit("--all", "--message", "two")
     clone.git.tag(VERSION.git_tag)
-    with pytest.raises(RepositoryError, match=r"says no llama\.cpp pin"):
+    with pytest.raises(RepositoryError, match=r"has no llama\.cpp pin"):
         release_record.released(clone, VERSION)
     clone.git.rm("pyproject.toml")
     clone.git.commit("--message", "three")
     clone.git.tag(OLDER.git_tag)
-    with pytest.raises(RepositoryError, match=r"says no llama\.cpp pin"):
+    with pytest.raises(RepositoryError, match=r"has no llama\.cpp pin"):
         release_record.released(clone, OLDER)
 
 

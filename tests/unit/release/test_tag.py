@@ -124,7 +124,7 @@ def test_a_clean_and_level_main_may_be_released_and_examining_changes_nothing(si
         "clean tree",
         "release branch",
         "whole history",
-        "not of the future",
+        "not in the future",
         "remote",
         "level with origin",
         "tag free",
@@ -200,7 +200,7 @@ def same_minute(site: Site) -> None:
         (ahead, "level with origin", "1 ahead of origin/main: `git push origin main` first"),
         (behind, "level with origin", "2 behind origin/main: `git pull --ff-only`"),
         (diverged, "level with origin", "diverged from origin/main, 1 ahead and 2 behind"),
-        (tag_there_elsewhere, "tag free", "and never moved: commit again"),
+        (tag_there_elsewhere, "tag free", "and is never moved: commit again"),
         (tag_here_elsewhere, "tag free", "and not at origin: find out why, then `git tag -d base-images/v"),
         (tag_here_lightweight, "tag free", "not annotated, and not at origin: `git tag -d base-images/v"),
         (newer_there, "newer than the last release", "is not newer than 2508211200-abcdef0 (at origin)"),
@@ -221,8 +221,8 @@ def test_each_precondition_fails_alone(site: Site, spoil: Callable[[Site], None]
 
 def test_a_commit_dated_in_the_future_is_not_released(site: Site) -> None:
     state = examine(site, now=datetime(2025, 8, 20, 14, 20, 29, tzinfo=UTC))
-    assert list(failed(state)) == ["not of the future"]
-    assert "2025-08-20 14:20:30 UTC and it is 2025-08-20 14:20:29 UTC here" in failed(state)["not of the future"]
+    assert list(failed(state)) == ["not in the future"]
+    assert "2025-08-20 14:20:30 UTC and it is 2025-08-20 14:20:29 UTC here" in failed(state)["not in the future"]
     assert examine(site, now=datetime(2025, 8, 20, 14, 20, 30, tzinfo=UTC)).ok
 
 
@@ -235,10 +235,10 @@ def test_a_shallow_clone_is_not_released(site: Site, tmp_path: Path) -> None:
 def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> None:
     assert failed(examine(site, problem="look at cuda")) == {"recipes mirror upstream": "look at cuda"}
 
-    def cannot_be_had() -> str:
+    def unavailable() -> str:
         raise SourceError("there is no source")
 
-    state = release_tag.examine(Remote(clone=site.clone), "main", now=NOW, mirror_problem=cannot_be_had)
+    state = release_tag.examine(Remote(clone=site.clone), "main", now=NOW, mirror_problem=unavailable)
     assert failed(state) == {"recipes mirror upstream": "there is no source"}
 
 
@@ -451,7 +451,7 @@ def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
     plan = planned(site)
     tag = repository.create_tag(site.clone, plan.tag, plan.commit, plan.message)
     seen = {check.name: check.seen for check in examine(site).checks}
-    assert "is here from a run that was ended, and not yet at origin" in seen["tag free"]
+    assert "is here from an interrupted run, and not yet at origin" in seen["tag free"]
     publish(site, planned(site))
     assert repository.remote_release_tags(Remote(clone=site.clone)) == {plan.tag: tag}
 

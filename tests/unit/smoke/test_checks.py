@@ -47,7 +47,7 @@ def test_waiting_returns_when_the_condition_holds() -> None:
 
 def test_waiting_fails_at_once_when_the_container_has_ended() -> None:
     states = iter([RUNNING, KILLED])  # a further call would raise StopIteration
-    with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, killed for want of memory") as caught:
+    with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, out of memory") as caught:
         servers.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
     assert caught.value.detail == "one\ntwo"
 

@@ -266,7 +266,7 @@ def test_a_dropped_layer_changes_the_verdict(tensor_type: TensorType, dropped: i
 def test_the_undamaged_model_agrees_to_rounding(tensor_type: TensorType) -> None:
     verdict = judge(known_answer(tensor_type), cached_weights(tensor_type), tolerance=1e-6)
     assert verdict.ok, verdict.reason
-    assert verdict.reason.startswith("All 16 tokens are right and log-probabilities within 0.0000 of ")
+    assert verdict.reason.startswith("All 16 tokens are right, log-probabilities within 0.0000 (")
 
 
 @ALL_TYPES
