@@ -30,7 +30,7 @@ from base_images.progress import silent
 from base_images.recipes import bump, consumer
 from base_images.recipes.dockerfile import BASE_ARGUMENTS
 from base_images.versions import Version
-from tests.support import bodhi, builders, clones, workflows
+from tests.support import bodhi, builders, clones, commands, workflows
 from tests.support.registries import Registry
 
 GOOD, BAD = "cpu", "musa"
@@ -78,14 +78,10 @@ class GitHub:
     def _shell(self, step: workflows.Step) -> None:
         output = self.directory / "output"
         output.write_text("")
-        done = subprocess.run(
+        done = commands.run(
             ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", self._executable(step.run)],
             cwd=self.clone.working_dir,
             env={**self.environment, **step.environment, "GITHUB_OUTPUT": str(output)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
             timeout=1200,
         )
         step.succeeded = done.returncode == 0

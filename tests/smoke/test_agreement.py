@@ -91,9 +91,7 @@ def test_a_server_agrees_with_itself_to_the_last_bit(engine: Engine, cpu_image: 
     with server(engine, cpu_image, pair, gguf=gguf) as (container, url):
         said = agreement.check_agreement(url, url, TOLERANCES[pair.tensor_type])
         assert "by at most 0.0000 (" in said
-        assert said.endswith(
-            "0 near ties decided differently; no bit differs, as if the same code had computed both"
-        )
+        assert said.endswith("0 near ties decided differently; no bit differs, as if the same code had computed both")
         log = container.logs()
     agreement.check_flash_attention(log, wanted=pair.flash_attention)
     with pytest.raises(CheckFailedError, match="Flash attention is o"):

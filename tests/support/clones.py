@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from base_images.build import source
 from base_images.build.inputs import Origin
 from base_images.progress import silent
 from base_images.recipes import mirror
+from tests.support import commands
 
 NARROWER = """
 import dataclasses, functools, os
@@ -103,13 +103,6 @@ def invoke(
     repository: git.Repo, environment: Mapping[str, str], *arguments: str, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Runs invoke in the repository, without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=repository.working_dir,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
+    return commands.run(
+        [*commands.INVOKE, *arguments], cwd=repository.working_dir, env=dict(environment), timeout=timeout
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import commands
+
 
 def need(program: str, *, package: str = "") -> None:
     """Installs a missing program from its Debian package, by default of the same name; skips the test unless root."""
@@ -31,7 +33,7 @@ def engine_sees(image: str, directory: Path) -> bool:
     """Returns whether the engine can mount this machine's directories; a remote one, or one in a chroot, cannot."""
     mount = f"type=bind,source={directory},target=/here,readonly"
     command = ["docker", "run", "--rm", "--mount", mount, "--entrypoint", "ls", image, "/here"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.run(command)
     return done.returncode == 0 and done.stdout.split() == sorted(path.name for path in directory.iterdir())
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from base_images.release.actions import Action
 from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform, Variant
 from base_images.versions import Foreign, Version
+from tests.support import commands
 
 CPU = variants.find("cpu")
 CUDA = variants.find("cuda")
@@ -190,7 +190,7 @@ class Site:
         return next(one for one in Platform if one is not self.here)
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "invoke", *arguments]
+        return [*commands.INVOKE, *arguments]
 
     def environment(self, **changed: str) -> dict[str, str]:
         # Bytecode is compiled once for all tests, even where that is switched off: the clone belongs to the tests.
@@ -199,14 +199,8 @@ class Site:
         return {**inherited, settings.REGISTRY_VARIABLE: self.repository.name, "COLUMNS": "400", **changed}
 
     def invoke(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.clone.working_dir,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
+        done = commands.run(
+            self.command(*arguments), cwd=self.clone.working_dir, env=self.environment(**environment), timeout=SECONDS
         )
         assert "Traceback" not in done.stderr
         return done

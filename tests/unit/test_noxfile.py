@@ -10,18 +10,12 @@ import pytest
 
 from base_images import settings
 from base_images.variants import VARIANTS
+from tests.support import commands
 
 
 def nox(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "nox", *arguments],
-        cwd=settings.ROOT,
-        # Sessions find their programs without this environment on the PATH.
-        env={**os.environ, "PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
+    return commands.run(
+        [sys.executable, "-m", "nox", *arguments], env={**os.environ, "PATH": "/usr/bin:/bin", **environment}
     )
 
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from base_images import versions
+from base_images import labels, versions
 from base_images.adapters import engine
 from base_images.adapters.engine import Engine, Image
 from base_images.build.inputs import Origin
 from base_images.doctor import machine as host
 from base_images.doctor.machine import Answer, Installed, Machine, Node
 from base_images.errors import DeviceError, EngineError, ImageNotFoundError
-from base_images.labels import TOOLKIT_PREFIX, Label
+from base_images.labels import Label
 from base_images.recipes import dockerfile
 from base_images.smoke import device
 from base_images.variants import DeviceAccess, Platform, Variant, gigabytes
@@ -316,7 +316,7 @@ def judge(
         pulled: whether the engine has all of the base images.
     """
     access = variant.device
-    toolkit = _toolkit(image)
+    toolkit = labels.toolkit(image.labels if image else {})
     nodes = host.nodes(access, seen.root) if access else ()
     driver = host.installed(access.driver, nodes, seen.root) if access else None
     needed = host.of_toolkit(access.driver.oldest, toolkit.get(access.driver.toolkit, "")) if access else ""
@@ -337,13 +337,6 @@ def judge(
         no_smoke=tuple(_smoke(variant, seen, image)),
         notes=notes,
     )
-
-
-def _toolkit(image: Image | None) -> dict[str, str]:
-    labels = image.labels if image else {}
-    return {
-        name.removeprefix(TOOLKIT_PREFIX): value for name, value in labels.items() if name.startswith(TOOLKIT_PREFIX)
-    }
 
 
 def _smoke(variant: Variant, seen: Seen, image: Image | None) -> Iterator[str]:

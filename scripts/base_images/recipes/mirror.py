@@ -11,14 +11,13 @@ Three rules make the two comparable:
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import variants
+from base_images import settings, variants
 from base_images.adapters.repository import commit_of
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import argument_changes, dockerfile, server_arguments
@@ -243,14 +242,8 @@ def load_records(path: Path) -> tuple[Record, ...]:
     Raises:
         UsageError: the file cannot be read, names an unknown variant, lacks a key or a reason, or has a key twice.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): restore it from git.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
     records: list[Record] = []
-    for variant, groups in tables.items():
+    for variant, groups in settings.read_toml(path).items():
         if variant != ALL:
             variants.find(variant)
         for group in groups:

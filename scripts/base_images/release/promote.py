@@ -151,18 +151,17 @@ def smoke_level(reports: Mapping[Kind, Attached]) -> Device | None:
     return levels[0] if levels else None
 
 
+def candidate(repository: Repository, platform: str, manifest: Manifest) -> Candidate:
+    """Returns the image of one platform, with its labels and reports."""
+    digest = manifest.digest
+    reports = evidence.attached(repository, digest)
+    return Candidate(platform=platform, digest=digest, labels=repository.labels(manifest), reports=reports)
+
+
 def candidates(repository: Repository, reference: str) -> dict[str, Candidate]:
     """Returns the image of each platform behind a tag or a digest, by platform; empty when it does not exist."""
     images = repository.platform_manifests(reference)
-    return {
-        platform: Candidate(
-            platform=platform,
-            digest=manifest.digest,
-            labels=repository.labels(manifest),
-            reports=evidence.attached(repository, manifest.digest),
-        )
-        for platform, manifest in images.items()
-    }
+    return {platform: candidate(repository, platform, manifest) for platform, manifest in images.items()}
 
 
 def promote(

@@ -15,12 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import versions
+from base_images import labels, versions
 from base_images.adapters import repository
 from base_images.adapters.registry import Manifest, Repository
 from base_images.adapters.repository import Commits
 from base_images.errors import RegistryError, RepositoryError, UsageError
-from base_images.labels import TOOLKIT_PREFIX, Label
+from base_images.labels import Label
 from base_images.release import evidence, promote
 from base_images.release.evidence import Evidence
 from base_images.release.promote import Candidate, Move
@@ -269,10 +269,8 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
 
 
 def _found(where: Repository, platform: str, manifest: Manifest) -> Found:
-    labels = where.labels(manifest)
-    arguments = dict(json.loads(labels.get(Label.BUILD_ARGUMENTS, "{}")))
-    reports = evidence.attached(where, manifest.digest)
-    candidate = Candidate(platform=platform, digest=manifest.digest, labels=labels, reports=reports)
+    candidate = promote.candidate(where, platform, manifest)
+    arguments = dict(json.loads(candidate.labels.get(Label.BUILD_ARGUMENTS, "{}")))
     return Found(
         candidate=candidate,
         size=manifest.layers_size,
@@ -372,11 +370,7 @@ def _platform(variant: Variant, found: Found) -> PlatformRecord:
         base_name=candidate.labels.get(Label.BASE_NAME) or None,
         base_digest=candidate.labels.get(Label.BASE_DIGEST) or None,
         glibc=candidate.labels.get(Label.GLIBC) or None,
-        toolkit={
-            name.removeprefix(TOOLKIT_PREFIX): value
-            for name, value in sorted(candidate.labels.items())
-            if name.startswith(TOOLKIT_PREFIX)
-        },
+        toolkit=labels.toolkit(candidate.labels),
         arguments=dict(found.arguments),
         smoke_tested_on=promote.smoke_level(candidate.reports),
         reports=tuple(

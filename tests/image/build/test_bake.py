@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from base_images.progress import silent
 from base_images.release import publish
 from base_images.release.actions import Outcome
 from base_images.variants import Platform
-from tests.support import builders
+from tests.support import builders, commands
 from tests.support.registries import Registry
 
 CPU = variants.find("cpu")
@@ -90,15 +89,7 @@ def invoke(checkout: Checkout, *arguments: str, **environment: str) -> subproces
         bakefile.SBOM_GENERATOR_VARIABLE: checkout.generator,
         "COLUMNS": "200",
     }
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=checkout.root,
-        env={**os.environ, **known, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    return commands.invoke(*arguments, cwd=checkout.root, environment={**known, **environment})
 
 
 @pytest.fixture(scope="module", autouse=True)

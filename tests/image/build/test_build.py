@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from base_images.build import source
 from base_images.build.inputs import Origin
 from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
 from base_images.labels import Label
-from tests.support import clones
+from tests.support import clones, commands
 from tests.support.programs import need
 
 REGISTRY = "registry.example.org/base-images-test"
@@ -179,7 +178,7 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     recipe = checkout / "dockerfiles" / "cpu.Dockerfile"
     unique = f"{30_000_000 + os.getpid()}"
     recipe.write_text(HEAD + f"RUN echo {unique} && sleep {unique}\n")
-    command = [sys.executable, "-m", "invoke", "build-local", "--variant", "cpu", "--source", str(tree)]
+    command = [*commands.INVOKE, "build-local", "--variant", "cpu", "--source", str(tree)]
     command += ["--origin", "packages"]
     with subprocess.Popen(
         command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -191,7 +190,7 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     assert stderr.strip() == "Interrupted: nothing is left running; the same command starts again."
     wait_for(lambda: not running("sleep", unique))
     recipe.write_text(HEAD)
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=600)
+    done = commands.run(command, cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert engine.has_image(versions.local_reference("cpu"))
 
@@ -312,15 +311,9 @@ def test_a_failed_variant_is_named_and_the_others_are_built(engine: engine.Engin
     for name, last in (("cpu", ""), ("vulkan", "RUN echo the-reason && false\n"), ("cann", "ARG CHIP_TYPE\n")):
         (checkout / "dockerfiles" / f"{name}.Dockerfile").write_text(HEAD + last)
     commit_all(checkout)
-    done = subprocess.run(
-        [sys.executable, "-m", "invoke", "build-local", "--quiet", "--origin", "packages", "--source", str(tree)],
-        cwd=checkout,
-        env={**os.environ, "BASE_IMAGES_REGISTRY": REGISTRY},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    options = ("--quiet", "--origin", "packages", "--source", str(tree))
+    environment = {"BASE_IMAGES_REGISTRY": REGISTRY}
+    done = commands.invoke("build-local", *options, cwd=checkout, environment=environment)
 
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"built {REGISTRY}:cpu-" in done.stdout

@@ -15,7 +15,7 @@ import git
 import pytest
 
 from base_images import settings
-from tests.support import clones
+from tests.support import clones, commands
 from tests.support.programs import is_alive, wait_until_gone
 
 COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
@@ -35,16 +35,7 @@ def clone(tmp_path: Path, environment: dict[str, str]) -> Iterator[git.Repo]:
 def invoke(
     clone: git.Repo, environment: dict[str, str], *arguments: str, stdin: int = subprocess.DEVNULL
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=clone.working_dir,
-        env=environment,
-        stdin=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    return commands.run([*COMMAND, *arguments], cwd=clone.working_dir, env=environment, stdin=stdin)
 
 
 def remote(clone: git.Repo) -> Path:

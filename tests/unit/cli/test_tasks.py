@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -18,22 +16,9 @@ from invoke.parser import Parser
 
 from base_images import settings, variants
 from base_images.errors import UsageError
+from tests.support.commands import invoke
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
-
-
-def invoke(
-    *arguments: str, cwd: Path = settings.ROOT, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:

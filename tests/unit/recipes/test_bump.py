@@ -13,7 +13,8 @@ import pytest
 from base_images import settings
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import bump, consumer, markdown, mirror
-from tests.unit.cli.test_tasks import fresh_copy, invoke
+from tests.support.commands import invoke
+from tests.unit.cli.test_tasks import fresh_copy
 from tests.unit.recipes.conftest import UPSTREAM
 from tests.unit.recipes.test_server_arguments import ARG_CPP, COMMON_H
 

@@ -343,7 +343,7 @@ def test_the_newest_commit_is_fetched_and_removed_afterwards(checkout: Path) -> 
 
 def test_the_readme_has_the_table_of_arguments() -> None:
     readme = documents.TEXTS["README.md"]
-    assert consumer.markdown_table(DATA, [variant.name for variant in variants.VARIANTS]) in readme
+    assert documents.arguments_table() in readme
     assert f"uid and gid {DATA.volume_owner}" in readme
 
 

@@ -119,9 +119,7 @@ def test_many_small_differences_fail() -> None:
 
 
 def test_identical_answers_are_reported() -> None:
-    assert agreement.judge([0.0, 0.0], 0, TOLERANCE).endswith(
-        "; no bit differs, as if the same code had computed both"
-    )
+    assert agreement.judge([0.0, 0.0], 0, TOLERANCE).endswith("; no bit differs, as if the same code had computed both")
 
 
 # --- Transcripts. ---

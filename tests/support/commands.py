@@ -1,0 +1,35 @@
+"""Commands that tests run to their end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from base_images import settings
+
+INVOKE = (sys.executable, "-m", "invoke")
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: str | os.PathLike[str] = settings.ROOT,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    timeout: float = 600,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command, without a terminal, whatever its exit code is."""
+    return subprocess.run(
+        command, cwd=cwd, env=env, stdin=stdin, capture_output=True, text=True, check=False, timeout=timeout
+    )
+
+
+def invoke(
+    *arguments: str, cwd: Path = settings.ROOT, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs invoke, with these variables added to the environment."""
+    return run([*INVOKE, *arguments], cwd=cwd, env={**os.environ, **(environment or {})})
