@@ -15,7 +15,8 @@ from base_images.adapters import engine as engines
 from base_images.adapters import registry
 from base_images.adapters.registry import OCI_MANIFEST, Repository, open_repository
 from base_images.errors import EngineError, RegistryError
-from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority, running
+from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority
+from tests.support.servers import Handler, running
 from tests.support.token_server import READER, Asked, Forbidding, TokenServer
 
 
@@ -217,13 +218,10 @@ def test_a_redirect_to_another_host_gets_no_token(
     """GHCR and Docker Hub redirect the download of a blob to another host."""
     asked: list[str | None] = []
 
-    class Elsewhere(SimpleHTTPRequestHandler):
+    class Elsewhere(Handler, SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.headers["Authorization"])
             super().do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
 
     elsewhere = ThreadingHTTPServer(("127.0.0.1", 0), partial(Elsewhere, directory=str(tmp_path / "data")))
     encrypt(elsewhere, authority)

@@ -22,7 +22,7 @@ from base_images.release import actions, evidence, promote, publish
 from base_images.release.actions import Outcome
 from base_images.release.evidence import Kind
 from base_images.variants import Platform
-from tests.support.registries import Registry, Stalling, front, running, small_disk
+from tests.support.registries import Registry, Stalling, front, small_disk
 from tests.support.releases import (
     CPU,
     CUDA,
@@ -42,6 +42,7 @@ from tests.support.releases import (
     rolled_back,
     state,
 )
+from tests.support.servers import running
 
 
 def test_a_registry_outage_before_any_step_is_finished_by_the_next_run(

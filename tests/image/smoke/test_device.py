@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.errors import DeviceError, EngineError
 from base_images.smoke import checks_http, device, model
 from base_images.smoke.model import TensorType
+from base_images.smoke.process import free_port
 from base_images.variants import DeviceAccess
 from tests.support import commands
 from tests.support.programs import engine_sees, need
@@ -217,9 +217,7 @@ def test_compose_starts_a_server(
     answer = model.known_answer(TensorType.Q8_0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small.gguf").write_bytes(answer.gguf)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setattr(device, "VARIANTS", (variants.find("cpu"),))
     with composed(compose, tmp_path, device.compose(tagged)) as words:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from base_images.adapters import download as downloads
 from base_images.adapters.download import download
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
+from tests.support.servers import Handler, running
 
 CONTENT = bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -40,7 +41,7 @@ class FileServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/file"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: FileServer
 
     def do_GET(self) -> None:
@@ -67,16 +68,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.go_on.wait(SECONDS)
         self.wfile.write(body[1000:])
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-        pass
-
 
 @pytest.fixture
 def server() -> Iterator[FileServer]:
-    with FileServer() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with FileServer() as server, running(server):
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,10 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pypi_simple
@@ -25,6 +24,7 @@ from base_images.errors import SourceError
 from base_images.progress import Progress, silent
 from base_images.settings import Pin
 from tests.support.registries import connections
+from tests.support.servers import Handler, serving
 
 FILES = {
     "CMakeLists.txt": 'cmake_minimum_required(VERSION 3.14)\nproject("llama.cpp" C CXX)\n',
@@ -282,9 +282,8 @@ def write_sdist(path: Path, commit: str, *, extra: str = "") -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-        pass
+class Files(Handler, SimpleHTTPRequestHandler):
+    pass
 
 
 @pytest.fixture
@@ -294,11 +293,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     page.parent.mkdir(parents=True)
     name = "llama_cpp_python-0.0.2.tar.gz"
     page.write_text(f'<!DOCTYPE html><html><body><a href="/{name}">{name}</a></body></html>', encoding="utf-8")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "index")) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple/")
+    with serving(partial(Files, directory=tmp_path / "index")) as address:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{address}/simple/")
         yield tmp_path / "index" / name
-        server.shutdown()
 
 
 def with_sdist(pin: Pin, sha256: str, *, repository: str = "http://127.0.0.1:1/x") -> Pin:
