@@ -27,6 +27,7 @@ from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
 from tests.image.build.test_bases import references, registry  # noqa: F401 - a fixture
 from tests.smoke.conftest import made_by, things
+from tests.support import clones
 from tests.support.registries import Registry
 
 CPU, CUDA = variants.find("cpu"), variants.find("cuda")
@@ -168,9 +169,9 @@ def test_without_a_reference_the_local_build_is_tested(engine: Engine, cpu_image
     assert under_test(engine, "", notices).id == cpu_image.id
     assert all("was built from" in notice and "is checked out." in notice for notice in notices)
     elsewhere = tmp_path / "clone"
-    subprocess.run(["git", "init", "--quiet", elsewhere], check=True)
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    subprocess.run(["git", "-C", elsewhere, *who, "commit", "--quiet", "--allow-empty", "-m", "x"], check=True)
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    clones.commit_all(elsewhere)
     smoke_command.image_under_test(engine, CPU, "", checkout=elsewhere, notice=notices.append)
     assert notices[-1].startswith(f"llama-cpp-cpu:local was built from {cpu_image.labels[Label.REVISION][:7]}, and ")
     del notices[:]

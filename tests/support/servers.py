@@ -6,7 +6,7 @@ import contextlib
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
@@ -23,6 +23,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+class Files(Handler, SimpleHTTPRequestHandler):
+    """Serves the files of a directory."""
 
 
 @contextlib.contextmanager

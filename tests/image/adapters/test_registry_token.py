@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from base_images.adapters import registry
 from base_images.adapters.registry import OCI_MANIFEST, Repository, open_repository
 from base_images.errors import EngineError, RegistryError
 from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority
-from tests.support.servers import Handler, running
+from tests.support.servers import Files, running
 from tests.support.token_server import READER, Asked, Forbidding, TokenServer
 
 
@@ -218,7 +218,7 @@ def test_a_redirect_to_another_host_gets_no_token(
     """GHCR and Docker Hub redirect the download of a blob to another host."""
     asked: list[str | None] = []
 
-    class Elsewhere(Handler, SimpleHTTPRequestHandler):
+    class Elsewhere(Files):
         def do_GET(self) -> None:
             asked.append(self.headers["Authorization"])
             super().do_GET()

@@ -30,7 +30,7 @@ from base_images.progress import silent
 from base_images.release import publish
 from base_images.release.actions import Outcome
 from base_images.variants import Platform
-from tests.support import builders, commands
+from tests.support import builders, clones, commands
 from tests.support.registries import Registry
 
 CPU = variants.find("cpu")
@@ -133,10 +133,7 @@ def checkout(served: Registry, tmp_path: Path, request: pytest.FixtureRequest) -
     (tree / "CMakeLists.txt").write_text('project("llama.cpp")\n')
     stamp = {"tag": PIN.tag, "commit": PIN.commit, "kind": "git", "digest": source.tree_digest(tree)}
     (tree / source.STAMP).write_text(json.dumps(stamp))
-    with git.Repo.init(root) as opened:
-        opened.config_writer().set_value("user", "name", "t").set_value("user", "email", "t@example.org").release()
-        opened.git.add("--all")
-        opened.git.commit("--quiet", "--message=one")
+    with clones.commit_all(root) as opened:
         commit = opened.head.commit
         version = versions.of_commit(commit.hexsha, commit.committed_date, dirty=False)
     name = re.sub(r"\W", "", str(request.node.name))[:40].strip("_").lower()

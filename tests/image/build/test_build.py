@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
     (made / "dockerfiles").mkdir(parents=True)
     shutil.copy(settings.ROOT / ".dockerignore", made)
     (made / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD)
-    commit_all(made)
+    clones.commit_all(made)
     return made
 
 
@@ -63,14 +63,7 @@ def tree(tmp_path: Path) -> Path:
         else:
             path.mkdir(parents=True)
             (path / "file").touch()
-    commit_all(made).create_tag("b7")
-    return made
-
-
-def commit_all(directory: Path) -> git.Repo:
-    made = git.Repo.init(directory, initial_branch="main")
-    made.git.add("--all")
-    made.git.execute(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--message", "all"])
+    clones.commit_all(made).create_tag("b7")
     return made
 
 
@@ -310,7 +303,7 @@ def test_a_failed_variant_is_named_and_the_others_are_built(engine: engine.Engin
     # In the table's order the failing variant is between two others.
     for name, last in (("cpu", ""), ("vulkan", "RUN echo the-reason && false\n"), ("cann", "ARG CHIP_TYPE\n")):
         (checkout / "dockerfiles" / f"{name}.Dockerfile").write_text(HEAD + last)
-    commit_all(checkout)
+    clones.commit_all(checkout)
     options = ("--quiet", "--origin", "packages", "--source", str(tree))
     environment = {"BASE_IMAGES_REGISTRY": REGISTRY}
     done = commands.invoke("build-local", *options, cwd=checkout, environment=environment)

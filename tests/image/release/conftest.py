@@ -13,6 +13,7 @@ from base_images import settings
 from base_images.adapters import registry
 from base_images.adapters.engine import Engine
 from base_images.adapters.registry import Repository, open_repository
+from tests.support import clones
 from tests.support.registries import Registry
 from tests.support.releases import Site
 
@@ -48,15 +49,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[git.Repo]:
     shutil.copytree(settings.ROOT / "dockerfiles", root / "dockerfiles")
     for name in ("tasks.py", "pyproject.toml", ".gitignore"):
         shutil.copy(settings.ROOT / name, root)
-    configuration = directory / "gitconfig"
-    configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
-        with git.Repo.init(directory / "remote.git", bare=True), git.Repo.init(root) as made:
-            made.git.add("--all")
-            made.git.commit("--quiet", "--message=Everything")
-            made.git.remote("add", "origin", str(directory / "remote.git"))
-            yield made
+    with git.Repo.init(directory / "remote.git", bare=True), clones.commit_all(root) as made:
+        made.git.remote("add", "origin", str(directory / "remote.git"))
+        yield made
 
 
 @pytest.fixture

@@ -22,13 +22,13 @@ COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return clones.environment(tmp_path_factory.mktemp("home"))
+def environment() -> dict[str, str]:
+    return clones.environment()
 
 
 @pytest.fixture
-def clone(tmp_path: Path, environment: dict[str, str]) -> Iterator[git.Repo]:
-    with clones.clone(tmp_path, environment) as made:
+def clone(tmp_path: Path) -> Iterator[git.Repo]:
+    with clones.clone(tmp_path) as made:
         yield made
 
 

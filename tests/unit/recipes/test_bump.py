@@ -13,6 +13,7 @@ import pytest
 from base_images import settings
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import bump, consumer, markdown, mirror
+from tests.support import clones
 from tests.support.commands import invoke
 from tests.unit.cli.test_tasks import fresh_copy
 from tests.unit.recipes.conftest import UPSTREAM
@@ -216,10 +217,7 @@ def checkout(clone: Path, tmp_path: Path) -> Path:
     for path, text in moved.items():
         (root / path).write_text(text)
     (root / ".gitignore").write_text("build/\n__pycache__/\n")
-    with git.Repo.init(root) as repository:
-        repository.config_writer().set_value("user", "name", "t").set_value("user", "email", "t@example.org").release()
-        repository.git.add("--all")
-        repository.git.commit("--quiet", "--message=one")
+    clones.commit_all(root)
     return root
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import git
 import pytest
 
 from base_images import settings, variants, versions
@@ -17,7 +16,7 @@ from base_images.errors import SourceError, UsageError
 from base_images.recipes import consumer, consumer_checkout, dockerfile
 from base_images.recipes.consumer import Answer, Refusal, Refused
 from base_images.recipes.consumer_checkout import Change
-from tests.support import bodhi, documents
+from tests.support import bodhi, clones, documents
 
 DATA = consumer.load()
 VARIANTS = pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
@@ -199,7 +198,7 @@ def test_a_checkout_that_matches_the_data(checkout: Path) -> None:
     read = consumer_checkout.read(checkout, DATA)
     assert read.unreadable == ()
     assert read.commit == ""
-    git.Repo.init(checkout).index.commit("x")
+    clones.commit_all(checkout)
     assert re.fullmatch("[0-9a-f]{40}", consumer_checkout.read(checkout, DATA).commit)
 
 
@@ -324,9 +323,7 @@ def test_a_directory_that_is_no_checkout_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_newest_commit_is_fetched_and_removed_afterwards(checkout: Path) -> None:
-    repository = git.Repo.init(checkout)
-    repository.git.add("--all")
-    commit = repository.index.commit("all")
+    commit = clones.commit_all(checkout).head.commit
     with consumer_checkout.newest(f"file://{checkout}") as fetched:
         assert consumer_checkout.read(fetched, DATA).commit == commit.hexsha
         assert consumer_checkout.changes(DATA, consumer_checkout.read(fetched, DATA)) == ()

@@ -428,9 +428,7 @@ def test_the_schema_refuses_invalid_records(change: Callable[[dict[str, Any]], N
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Iterator[git.Repo]:
-    with git.Repo.init(tmp_path / "clone", initial_branch="main") as made:
-        with made.config_writer() as config:
-            config.set_value("user", "name", "A").set_value("user", "email", "a@example.org")
+    with git.Repo.init(tmp_path / "clone") as made:
         yield made
 
 

@@ -19,6 +19,7 @@ from base_images.adapters.repository import Remote
 from base_images.errors import RepositoryError, SourceError
 from base_images.release import tag as release_tag
 from base_images.release.tag import Plan, State, Status
+from tests.support.clones import commit
 from tests.support.registries import connections
 
 NOW = datetime(2025, 9, 1, tzinfo=UTC)
@@ -54,19 +55,6 @@ def everything(repo: git.Repo) -> str:
     return str(repo.git.for_each_ref())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Isolates git from this machine's settings, and from the repository of a hook that runs the tests."""
-    configuration = tmp_path_factory.mktemp("home") / "gitconfig"
-    configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
-        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-        for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-            patch.delenv(name, raising=False)
-        yield
-
-
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("template")
@@ -88,13 +76,6 @@ def site(template: Path, tmp_path: Path) -> Iterator[Site]:
         git.Repo(tmp_path / "colleague") as colleague,
     ):
         yield Site(clone=clone, colleague=colleague, bare=bare)
-
-
-def commit(made: git.Repo, name: str, date: str) -> str:
-    (Path(made.working_dir) / name).write_text(name)
-    made.git.add(name)
-    made.git.execute(["git", "commit", "-m", f"Add {name}"], env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date})
-    return str(made.head.commit.hexsha)
 
 
 def examine(site: Site, *, now: datetime = NOW, problem: str = "", seconds: float = 60) -> State:
