@@ -91,8 +91,12 @@ def seen(**changes: Any) -> Seen:
     return Seen(**{**known, **changes})
 
 
-def move(number: int, version: Version | Foreign, *, rollback: bool = False) -> Move:
-    return Move(variant="cuda", number=number, version=version, rollback=rollback)
+def move(number: int, version: Version | Foreign) -> Move:
+    return Move(variant="cuda", number=number, version=version, rollback=False)
+
+
+def back(number: int, version: Version | Foreign) -> Move:
+    return Move(variant="cuda", number=number, version=version, rollback=True)
 
 
 def record(*of: Seen, release: Released = RELEASED) -> Record:
@@ -111,27 +115,27 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
     "latest before there were records": (seen(latest=INDEX), Status.LATEST, ""),
     "promoted": (seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER))), Status.PROMOTED, ""),
     "rolled back": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, OLDER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(3, OLDER))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {OLDER} was made latest since.",
     ),
     "rolled back with the one after it": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, NEWER), move(4, OLDER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, NEWER), back(4, OLDER))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {OLDER} was made latest since.",
     ),
     "promoted and rolled back at once": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(2, OLDER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(2, OLDER))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {OLDER} was made latest since.",
     ),
     "promoted, and the one after the next rolled back": (
-        seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER), move(3, NEWER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER), back(3, NEWER))),
         Status.PROMOTED,
         "",
     ),
     "back by a rollback": (
-        seen(latest=INDEX, moves=(move(1, VERSION), move(2, NEWER), move(3, VERSION, rollback=True))),
+        seen(latest=INDEX, moves=(move(1, VERSION), move(2, NEWER), back(3, VERSION))),
         Status.LATEST,
         "",
     ),
@@ -141,7 +145,7 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
         f"it has not been promoted yet: {AGAIN}",
     ),
     "rolled back to what was there before": (
-        seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), move(2, THERE, rollback=True))),
+        seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), back(2, THERE))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {THERE} was made latest since.",
     ),
