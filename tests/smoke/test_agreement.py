@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from base_images import variants, versions
+from base_images import variants
 from base_images.adapters.container import Container
 from base_images.adapters.engine import Engine, Image
-from base_images.errors import BaseImagesError
 from base_images.smoke import agreement, checks_server, containers, device, model
 from base_images.smoke import server as servers
 from base_images.smoke.agreement import PAIRS, TOLERANCES, Pair
@@ -150,24 +149,10 @@ def test_the_model_of_another_type_fails(
 
 
 @pytest.fixture(scope="module")
-def vulkan_image(engine: Engine) -> Image:
-    try:
-        return engine.image(versions.local_reference("vulkan"))
-    except BaseImagesError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
 def vulkan_cpu(engine: Engine, vulkan_image: Image) -> Iterator[str]:
     """Yields the URL of a server from the vulkan image's own `cpu/`."""
     with server(engine, vulkan_image, ON) as (_, url):
         yield url
-
-
-@pytest.fixture(scope="module")
-def cache(engine: Engine) -> Iterator[str]:
-    with engine.volume("smoke") as volume:
-        yield volume
 
 
 @pytest.mark.lavapipe
