@@ -10,6 +10,7 @@ Three rules make the two comparable:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -252,12 +253,11 @@ def load_records(path: Path) -> tuple[Record, ...]:
                     records += [Record(variant=variant, key=str(key), reason=reason.strip()) for key in keys]
                 case _:
                     raise UsageError(f"{path}: each [[{variant}]] needs a reason and a list of keys, nothing else.")
-    for number, record in enumerate(records):
-        for earlier in records[:number]:
-            if earlier.key == record.key and (
-                earlier.variant == record.variant or ALL in {earlier.variant, record.variant}
-            ):
-                raise UsageError(f"{path} has the key {record.key!r} twice for {record.variant}: remove one.")
+    for earlier, record in itertools.combinations(records, 2):
+        if earlier.key == record.key and (
+            earlier.variant == record.variant or ALL in {earlier.variant, record.variant}
+        ):
+            raise UsageError(f"{path} has the key {record.key!r} twice for {record.variant}: remove one.")
     return tuple(records)
 
 
