@@ -93,6 +93,15 @@ def publish(site: Site, plan: Plan, *, seconds: float = 60) -> None:
     release_tag.publish(Remote(clone=site.clone, seconds=seconds), plan)
 
 
+def refused(site: Site, plan: Plan, reason: str, *, seconds: float = 60) -> str:
+    """Returns the error of a publication that changes nothing."""
+    before = site.refs()
+    with pytest.raises(RepositoryError, match=reason) as caught:
+        publish(site, plan, seconds=seconds)
+    assert site.refs() == before
+    return str(caught.value)
+
+
 def failed(state: State) -> dict[str, str]:
     assert not any(check.status is Status.SKIP for check in state.checks)
     return {check.name: check.seen for check in state.checks if check.status is Status.FAIL}
@@ -365,15 +374,11 @@ def test_a_released_commit_with_changes_is_not_reported_as_released(site: Site) 
 
 def test_a_refused_push_leaves_no_tag(site: Site) -> None:
     plan = planned(site)
-    before = site.refs()
     site.hook("pre-receive", "echo 'no releases on Fridays' >&2\nexit 1")
-    with pytest.raises(RepositoryError) as caught:
-        publish(site, plan)
-    assert str(caught.value).startswith(f"origin did not take {plan.tag}, so nothing is released (no releases on Frid")
-    assert "pre-receive hook declined" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "failed to push some refs" not in str(caught.value)
-    assert site.refs() == before
+    said = refused(site, plan, "pre-receive hook declined")
+    assert said.startswith(f"origin did not take {plan.tag}, so nothing is released (no releases on Frid")
+    assert "\n" not in said
+    assert "failed to push some refs" not in said
     site.hook("pre-receive", "exit 0")
     publish(site, planned(site))
     assert examine(site).released
@@ -382,20 +387,14 @@ def test_a_refused_push_leaves_no_tag(site: Site) -> None:
 def test_a_push_is_atomic(site: Site) -> None:
     plan = planned(site)
     site.bare.git.update_ref("refs/heads/main", "main~")  # the last commit was reverted meanwhile
-    before = site.refs()
     site.hook("update", 'case "$1" in refs/tags/*) exit 1 ;; esac')
-    with pytest.raises(RepositoryError, match="hook declined"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "hook declined")
 
 
 def test_a_concurrent_push_to_main_stops_the_release(site: Site) -> None:
     plan = planned(site)
     behind(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="fetch first"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "fetch first")
     assert list(failed(examine(site))) == ["level with origin"]
 
 
@@ -410,10 +409,7 @@ def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
 def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: Site) -> None:
     plan = planned(site)
     tag_there_elsewhere(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="already exists"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "already exists")
 
 
 def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
@@ -440,19 +436,13 @@ def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
 def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
     plan = planned(site)
     tag_here_elsewhere(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="in the meantime"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "in the meantime")
 
 
 def test_a_push_that_takes_too_long_leaves_no_tag(site: Site) -> None:
     plan = planned(site)
-    before = site.refs()
     site.hook("pre-receive", "sleep 30")
-    with pytest.raises(RepositoryError, match=r"\(no answer within 0\.5 s\)"):
-        publish(site, plan, seconds=0.5)
-    assert site.refs() == before
+    refused(site, plan, r"\(no answer within 0\.5 s\)", seconds=0.5)
 
 
 def test_a_remote_that_loses_the_tag_is_an_error(site: Site) -> None:
@@ -486,10 +476,7 @@ def test_a_signature_that_fails_is_one_sentence_and_leaves_no_tag(site: Site) ->
     site.clone.git.config("tag.gpgSign", "true")
     site.clone.git.config("gpg.program", "false")
     plan = planned(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="unable to sign the tag"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "unable to sign the tag")
 
 
 @pytest.mark.parametrize(
