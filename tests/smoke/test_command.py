@@ -1,4 +1,4 @@
-"""`invoke smoke` on the command line, and that it leaves nothing behind unless it is told to."""
+"""`invoke smoke` on the command line, and that it leaves nothing behind unless `--keep` asks for that."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
 def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool = False, json: bool = False) -> None:
     """Prints a release's notes, or writes its files.
 
-    What it is and what became of each variant, for people or as JSON: from git and the registry, any time.
+    The release and the state of each variant, as Markdown or JSON, read from git and the registry at any time.
     """
     from datetime import UTC, datetime
 

@@ -240,12 +240,6 @@ def with_cache(answer: KnownAnswer, cache_type: str) -> KnownAnswer:
     return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
 
 
-def search_seeds() -> Iterator[FoundSeed]:
-    """Searches the seed of every tensor type again and yields each as it is found; takes a few seconds in all."""
-    for tensor_type in TensorType:
-        yield search_seed(tensor_type)
-
-
 def search_seed(tensor_type: TensorType) -> FoundSeed:
     """Returns the first seed, from 0, whose prompt has an answer as `KnownAnswer` describes it."""
     weights = dequantise(draw_tensors(tensor_type))

@@ -352,7 +352,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (10, "File capabilities .*: /usr/bin/ping", lambda: adding(replace(file("/usr/bin/ping"), capability=True))),
     (10, "Files that everyone may write: /etc/x", lambda: adding(file("/etc/x", mode=0o666))),
     (10, "Directories .*: /var/x", lambda: adding(directory("/var/x", 0o777))),
-    (11, "did not come to listen, exit code 127: boom", lambda: started(ready=False, exit_code=127, log="a\nboom\n")),
+    (11, "did not start to listen, exit code 127: boom", lambda: started(ready=False, exit_code=127, log="a\nboom\n")),
     (12, "Layer 3 of 3 stores again .* 100000 bytes: .*libllama", lambda: with_layers(GOOD, BASE, TOP, [elf(ELF)])),
     (12, "stored 2 times", lambda: adding(replace(elf(f"{HOME}/copy.so"), digest=ELF))),
     (13, "reports build 1, but", lambda: server(version=result(f"version: 1.0 (build 1, commit {PIN[:9]})"))),
