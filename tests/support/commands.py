@@ -28,6 +28,29 @@ def run(
     )
 
 
+def start(
+    command: Sequence[str | Path],
+    *,
+    cwd: str | os.PathLike[str] = settings.ROOT,
+    env: Mapping[str, str] | None = None,
+    new_session: bool = False,
+) -> subprocess.Popen[str]:
+    """Starts a command whose input and output are pipes."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=new_session
+    )
+
+
+def python(script: str) -> subprocess.Popen[str]:
+    """Starts a script with the package, and waits until it has printed the line `there`."""
+    env = {**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts")}
+    process = start([sys.executable, "-c", script], env=env)
+    assert process.stdout
+    assert process.stdout.readline() == "there\n"
+    return process
+
+
 def invoke(
     *arguments: str, cwd: Path = settings.ROOT, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,10 +45,13 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pids: Iterable[int]) -> None:
-    """Waits until none of these processes runs."""
-    waited_for = list(pids)
-    deadline = time.monotonic() + 300
-    while any(map(is_alive, waited_for)):
-        assert time.monotonic() < deadline, waited_for
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.05)
+
+
+def wait_until_gone(pids: Sequence[int]) -> None:
+    """Waits until none of these processes runs."""
+    wait_for(lambda: not any(map(is_alive, pids)))

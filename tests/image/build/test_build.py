@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from base_images.build.inputs import Origin
 from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
 from base_images.labels import Label
 from tests.support import clones, commands
-from tests.support.programs import need
+from tests.support.programs import need, wait_for
 
 REGISTRY = "registry.example.org/base-images-test"
 HEAD = """\
@@ -173,9 +172,7 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     recipe.write_text(HEAD + f"RUN echo {unique} && sleep {unique}\n")
     command = [*commands.INVOKE, "build-local", "--variant", "cpu", "--source", str(tree)]
     command += ["--origin", "packages"]
-    with subprocess.Popen(
-        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with commands.start(command, cwd=checkout, new_session=True) as process:
         wait_for(lambda: running("sleep", unique))
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=300)
@@ -198,14 +195,6 @@ def running(*words: str) -> bool:
         except OSError:
             continue
     return False
-
-
-def wait_for(condition: object, seconds: float = 300) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
 
 
 # Other engines.

@@ -7,7 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 
 from base_images import settings
 from tests.support import clones, commands
-from tests.support.programs import is_alive, wait_until_gone
+from tests.support.programs import is_alive, wait_for, wait_until_gone
 
 COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
 
@@ -134,19 +133,9 @@ def test_an_interrupted_push_is_finished_by_the_next_run(
         f"[ ! -e {pushing} ] || exit 0\necho $PPID >{pushing}.new; mv {pushing}.new {pushing}\n"
         f"tries=0; while [ ! -e {go_on} ] && [ $tries -lt 3000 ]; do tries=$((tries + 1)); sleep 0.1; done",
     )
-    first = subprocess.Popen(
-        [*COMMAND, "--yes"],
-        cwd=clone.working_dir,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
-    while not pushing.exists():
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline, "it never pushed"
-        time.sleep(0.05)
+    first = commands.start([*COMMAND, "--yes"], cwd=clone.working_dir, env=environment)
+    wait_for(lambda: pushing.exists() or first.poll() is not None)
+    assert first.poll() is None, first.communicate()
     first.send_signal(how)
     said = first.communicate(timeout=300)[1]
     assert first.returncode == (-how if how is signal.SIGKILL else 130), said

@@ -4,7 +4,6 @@ import hashlib
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +14,7 @@ from base_images.adapters import download as downloads
 from base_images.adapters.download import download
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
+from tests.support.programs import wait_for
 from tests.support.servers import Handler, running
 
 CONTENT = bytes(range(256)) * 12_000
@@ -210,11 +210,8 @@ def test_concurrent_processes_download_once(server: FileServer, target: Path) ->
     processes = [
         subprocess.Popen([sys.executable, "-c", code, server.url, str(target), SHA256], cwd=scripts) for _ in range(3)
     ]
-    deadline = time.monotonic() + SECONDS
     # Until two wait for the lock, or have sent a request as well.
-    while len(waiting() & {process.pid for process in processes}) < 2 and len(server.ranges) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(waiting() & {process.pid for process in processes}) >= 2 or len(server.ranges) >= 2)
     server.go_on.set()
 
     assert [process.wait(SECONDS) for process in processes] == [0, 0, 0]
