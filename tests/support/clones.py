@@ -73,6 +73,18 @@ def copy_files(tree: Path) -> None:
         shutil.copy2(settings.ROOT / name, tree / name)
 
 
+def fresh_copy(directory: Path, *also: str) -> Path:
+    """Copies tasks.py, the package and these files or directories, without a source tree."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("tasks.py", "pyproject.toml", "scripts", *also):
+        if (settings.ROOT / name).is_dir():
+            shutil.copytree(settings.ROOT / name, directory / name, ignore=ignored, dirs_exist_ok=True)
+        else:
+            directory.mkdir(exist_ok=True)
+            shutil.copy(settings.ROOT / name, directory)
+    return directory
+
+
 @contextmanager
 def clone(directory: Path) -> Iterator[git.Repo]:
     """Yields a repository with this checkout's files, uncommitted changes included, and a bare remote of it."""

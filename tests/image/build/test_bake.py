@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -122,10 +121,7 @@ def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def checkout(served: Registry, tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
-    root = tmp_path / "checkout"
-    shutil.copytree(settings.ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tasks.py", "pyproject.toml", ".dockerignore", ".gitignore"):
-        shutil.copy(settings.ROOT / name, root)
+    root = clones.fresh_copy(tmp_path / "checkout", ".dockerignore", ".gitignore")
     (root / "dockerfiles").mkdir()
     (root / CPU.dockerfile).write_text(RECIPE.format(address=served.address))
     tree = root / source.DIRECTORY

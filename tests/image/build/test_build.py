@@ -157,10 +157,7 @@ def checkout(tmp_path: Path) -> Path:
     """A writable copy of this checkout, uncommitted changes included."""
     made = tmp_path / "copy"
     git.Repo.clone_from(str(settings.ROOT), made)
-    shutil.copytree(settings.ROOT / "scripts", made / "scripts", dirs_exist_ok=True)
-    for name in ("tasks.py", "pyproject.toml", ".dockerignore"):
-        shutil.copy(settings.ROOT / name, made / name)
-    return made
+    return clones.fresh_copy(made, ".dockerignore")
 
 
 @pytest.mark.usefixtures("clean")

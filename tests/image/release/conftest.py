@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 
 import git
 import pytest
 
-from base_images import settings
 from base_images.adapters import registry
 from base_images.adapters.engine import Engine
 from base_images.adapters.registry import Repository, open_repository
@@ -44,11 +42,7 @@ def repository(served: Registry, request: pytest.FixtureRequest) -> Repository:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[git.Repo]:
     directory = tmp_path_factory.mktemp("clone")
-    root = directory / "clone"
-    shutil.copytree(settings.ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(settings.ROOT / "dockerfiles", root / "dockerfiles")
-    for name in ("tasks.py", "pyproject.toml", ".gitignore"):
-        shutil.copy(settings.ROOT / name, root)
+    root = clones.fresh_copy(directory / "clone", "dockerfiles", ".gitignore")
     with git.Repo.init(directory / "remote.git", bare=True), clones.commit_all(root) as made:
         made.git.remote("add", "origin", str(directory / "remote.git"))
         yield made

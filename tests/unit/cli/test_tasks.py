@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -16,6 +15,7 @@ from invoke.parser import Parser
 
 from base_images import settings, variants
 from base_images.errors import UsageError
+from tests.support.clones import fresh_copy
 from tests.support.commands import invoke
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
@@ -196,11 +196,3 @@ def test_the_matrix_needs_no_engine_and_is_one_line() -> None:
     done = invoke("plan", "--format", "matrix", environment={**NO_ENGINE, "RUNNERS": "cuda=gpu"})
     assert done.returncode == 2
     assert "RUNNERS is not JSON" in sentence(done)
-
-
-def fresh_copy(directory: Path) -> Path:
-    """Copies tasks.py and the package, without a source tree."""
-    shutil.copytree(settings.ROOT / "scripts", directory / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tasks.py", "pyproject.toml"):
-        shutil.copy(settings.ROOT / name, directory)
-    return directory

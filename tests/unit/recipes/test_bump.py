@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from base_images.errors import SourceError, UsageError
 from base_images.recipes import bump, consumer, markdown, mirror
 from tests.support import clones
 from tests.support.commands import invoke
-from tests.unit.cli.test_tasks import fresh_copy
 from tests.unit.recipes.conftest import UPSTREAM
 from tests.unit.recipes.test_server_arguments import ARG_CPP, COMMON_H
 
@@ -210,8 +208,7 @@ def test_the_pull_request_lists_changes_and_missing_ports(clone: Path) -> None:
 @pytest.fixture
 def checkout(clone: Path, tmp_path: Path) -> Path:
     """A checkout with its pin at b1 of the clone."""
-    root = fresh_copy(tmp_path / "checkout")
-    shutil.copytree(settings.ROOT / "dockerfiles", root / "dockerfiles")
+    root = clones.fresh_copy(tmp_path / "checkout", "dockerfiles")
     pin = settings.load().pin
     moved = bump.bump(bump.pinned_texts(root), pin, tag="b1", commit=bump.tag_commit(str(clone), "b1"))
     for path, text in moved.items():
