@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import operator
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -365,24 +367,16 @@ def test_the_schema_is_valid_and_describes_every_property() -> None:
         assert one.get("required", []) == list(one.get("properties", {})), "what may be missing is null instead"
 
 
-def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
-        node: Any = document
-        for step in path[:-1]:
-            node = node[step]
-        node[path[-1]] = to
-
-    return change
+def _parent(document: Any, path: tuple[str | int, ...]) -> Any:
+    return functools.reduce(operator.getitem, path[:-1], document)
 
 
-def _drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
-        node: Any = document
-        for step in path[:-1]:
-            node = node[step]
-        del node[path[-1]]
+def _set(*path: str | int, to: object) -> Callable[[Any], None]:
+    return lambda document: operator.setitem(_parent(document, path), path[-1], to)
 
-    return change
+
+def _drop(*path: str | int) -> Callable[[Any], None]:
+    return lambda document: operator.delitem(_parent(document, path), path[-1])
 
 
 IMAGE = ("variants", 0, "platforms", 0)
