@@ -5,12 +5,10 @@ The engine, the registry, git and the commands are real.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import struct
 import subprocess
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,6 +29,7 @@ from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform, Variant
 from base_images.versions import Foreign, Version
 from tests.support import commands
+from tests.support.images import archive
 
 CPU = variants.find("cpu")
 CUDA = variants.find("cuda")
@@ -258,7 +257,7 @@ def docker(*arguments: str, stdin: bytes | None = None) -> bytes:
 
 def load(reference: str, platform: Platform, image_labels: Mapping[str, str], *files: tuple[str, bytes]) -> None:
     """Loads an image of one layer into the engine: the platform's program, and these files."""
-    layer = archive(("app/program", program(platform)), ("app/of", image_labels[Label.VERSION].encode()), *files)
+    layer = archive({"app/program": program(platform), "app/of": image_labels[Label.VERSION].encode(), **dict(files)})
     configuration = {
         "os": "linux",
         "architecture": platform.architecture,
@@ -266,18 +265,9 @@ def load(reference: str, platform: Platform, image_labels: Mapping[str, str], *f
         "rootfs": {"type": "layers", "diff_ids": [registry._digest(layer)]},
     }
     index = [{"Config": "config.json", "RepoTags": [reference], "Layers": ["layer.tar"]}]
-    parts = [("config.json", json.dumps(configuration).encode()), ("layer.tar", layer)]
-    docker("load", stdin=archive(*parts, ("manifest.json", json.dumps(index).encode())))
-
-
-def archive(*files: tuple[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in files:
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o755
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+    documents = {"config.json": configuration, "manifest.json": index}
+    parts = {name: json.dumps(document).encode() for name, document in documents.items()}
+    docker("load", stdin=archive({**parts, "layer.tar": layer}))
 
 
 def notes(repository: Repository, variant: Variant = CPU) -> list[str]:
