@@ -71,7 +71,7 @@ class VariantReport:
         no_build: reasons why a build is impossible.
         no_device: reasons why the device cannot be used.
         no_smoke: further reasons why a smoke test on the device is impossible.
-        notes: remarks that are no obstacle.
+        notes: remarks that prevent nothing.
     """
 
     variant: str

@@ -231,7 +231,7 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
         return LlamaCpp(repository=pin["repository"], tag=pin["tag"], commit=pin["commit"])
     except (KeyError, ValueError) as error:
         raise RepositoryError(
-            f"pyproject.toml at {commit[:9]} has no llama.cpp pin ({error}): that commit is no release of base images."
+            f"pyproject.toml at {commit[:9]} has no llama.cpp pin ({error}): it is not a release of base images."
         ) from error
 
 

@@ -139,7 +139,7 @@ def test_a_rollback_by_digest_to_an_image_without_a_version(repository: Reposito
     assert f"return to {one.version}, {there}." in gone_back(repository, Foreign(name=PREDECESSORS)).reason
 
 
-def test_a_rollback_to_an_artifact_that_is_no_image(repository: Repository) -> None:
+def test_a_rollback_to_an_artifact_that_is_not_an_image(repository: Repository) -> None:
     """Such as one that was pushed under the wrong tag."""
     subject = content(repository, push(repository, "x", Platform.AMD64, {}))
     manifest = registry.Manifest(digest=registry._digest(subject), media_type=OCI_MANIFEST, content=subject)

@@ -317,7 +317,7 @@ def test_an_unreadable_dockerfile_hides_no_other(checkout: Path) -> None:
     assert report.as_dict()["changes"][0]["where"] == ("cpu",)
 
 
-def test_a_directory_that_is_no_checkout_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_checkout_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"has no devops/\*\.Dockerfile: give --source a checkout of BodhiApp"):
         consumer_checkout.read(tmp_path, DATA)
 

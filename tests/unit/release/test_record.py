@@ -463,7 +463,7 @@ def test_the_pin_is_read_at_the_released_commit(clone: git.Repo) -> None:
     assert (first.commit, first.previous, first.changes) == (oldest, None, None)
 
 
-def test_a_version_that_is_no_release_is_an_error(clone: git.Repo) -> None:
+def test_a_version_that_is_not_a_release_is_an_error(clone: git.Repo) -> None:
     commit(clone, "one", "b1")
     with pytest.raises(UsageError, match=f"which has no tag {VERSION.git_tag}: `git fetch --tags`"):
         release_record.released(clone, VERSION)
