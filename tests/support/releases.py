@@ -188,8 +188,9 @@ class Site:
     def elsewhere(self) -> Platform:
         return next(one for one in Platform if one is not self.here)
 
-    def command(self, *arguments: str) -> list[str]:
-        return [*commands.INVOKE, *arguments]
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        environment = self.environment(**environment)
+        return commands.start([*commands.INVOKE, *arguments], cwd=self.clone.working_dir, env=environment)
 
     def environment(self, **changed: str) -> dict[str, str]:
         # Bytecode is compiled once for all tests, even where that is switched off: the clone belongs to the tests.
@@ -198,8 +199,9 @@ class Site:
         return {**inherited, settings.REGISTRY_VARIABLE: self.repository.name, "COLUMNS": "400", **changed}
 
     def invoke(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        environment = self.environment(**environment)
         done = commands.run(
-            self.command(*arguments), cwd=self.clone.working_dir, env=self.environment(**environment), timeout=SECONDS
+            [*commands.INVOKE, *arguments], cwd=self.clone.working_dir, env=environment, timeout=SECONDS
         )
         assert "Traceback" not in done.stderr
         return done
