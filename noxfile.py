@@ -97,7 +97,7 @@ def add_image_session(variant: Variant) -> None:
 
 @nox.session(name="image-without-toolkit")
 def image_without_toolkit(session: nox.Session) -> None:
-    """Builds musa, intel and cann with Debian's compilers where the vendor's cannot be had, and tests their cpu/."""
+    """Builds musa, intel and cann with Debian's compilers in the vendor's place, and tests their cpu/."""
     for variant in VARIANTS:
         if variant.packages is None:
             run_tests(session, "tests/variants/test_without_toolkit.py", "--variant", variant.name, *session.posargs)

@@ -21,6 +21,21 @@ for name in filter(programs.is_foreign, tuple(os.environ)):
     del os.environ[name]  # tests commit: in a hook's GIT_DIR, they would do it in the repository of the hook
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _git(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Isolates git from this machine's settings, and from the repository of a hook that runs the tests."""
+    configuration = tmp_path_factory.mktemp("git") / "config"
+    configuration.write_text(
+        "[user]\nname = A\nemail = a@example.org\n[init]\ndefaultBranch = main\n[safe]\ndirectory = *\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def engine() -> Iterator[engines.Engine]:
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -41,3 +42,9 @@ OWNER = "bodhi.owner"
 
 TOOLKIT_PREFIX = "bodhi.toolkit."
 """Prefix of the labels with toolkit versions; a name of version.json follows, as in `bodhi.toolkit.cuda`."""
+
+
+def toolkit(labels: Mapping[str, str]) -> dict[str, str]:
+    """Returns the toolkit versions in an image's labels, by their names in version.json, sorted."""
+    named = sorted((name, value) for name, value in labels.items() if name.startswith(TOOLKIT_PREFIX))
+    return {name.removeprefix(TOOLKIT_PREFIX): value for name, value in named}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from base_images.errors import UsageError
 
@@ -37,6 +38,22 @@ class Settings:
     pin: Pin
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the content of a TOML file of the checkout.
+
+    Raises:
+        UsageError: the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): restore it from git, or run this in a checkout of the project."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+
+
 def load(root: Path = ROOT) -> Settings:
     """Returns the settings of the checkout at `root`, with the registry of BASE_IMAGES_REGISTRY if that is set.
 
@@ -45,26 +62,13 @@ def load(root: Path = ROOT) -> Settings:
     """
     path = root / "pyproject.toml"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["base-images"]
-        pin = table["llama-cpp"]
+        table = read_toml(path)["tool"]["base-images"]
         return Settings(
+            pin=Pin(**{entry.name: table["llama-cpp"][entry.name.replace("_", "-")] for entry in fields(Pin)}),
             registry=os.environ.get(REGISTRY_VARIABLE) or table["registry"],
             release_branch=table["release-branch"],
             url=table["url"],
-            pin=Pin(
-                repository=pin["repository"],
-                tag=pin["tag"],
-                commit=pin["commit"],
-                sdist=pin["sdist"],
-                sdist_sha256=pin["sdist-sha256"],
-            ),
         )
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}): run this from a checkout of the project."
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
     except KeyError as error:
         raise UsageError(f"{path} lacks the key {error} under [tool.base-images]: restore it from git.") from error
 

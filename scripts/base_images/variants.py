@@ -458,17 +458,6 @@ def gigabytes(size: int) -> str:
     return f"{size / GIGABYTE:.1f} GB"
 
 
-def markdown_table(registry: str) -> str:
-    """Returns the README's table of images, one row per variant."""
-    rows = [("variant", "platforms", "registry tags", "adds to its base", "proven"), ("---",) * 5]
-    for variant in VARIANTS:
-        platforms = ", ".join(platform.docker for platform in variant.platforms)
-        size = megabytes(variant.size_measured) if variant.size_measured else "not measured yet"
-        tags = f"`{registry}:latest-{variant.name}`, `{variant.name}-<version>`"
-        rows.append((variant.title, platforms, tags, size, variant.proven or "not yet"))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def find(name: str, among: Sequence[Variant] = VARIANTS) -> Variant:
     """Returns the variant called `name`.
 

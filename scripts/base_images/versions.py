@@ -153,7 +153,7 @@ def parse_any(text: str) -> Version | Foreign:
     found = Foreign(name=text) if _DIGEST.fullmatch(text) else parse_label(text)
     if found is None:
         raise UsageError(
-            f"{text!r} is nothing that can have been latest: write a version, such as 2508201420-abc1234, or a whole "
+            f"{text!r} cannot have been latest: write a version, such as 2508201420-abc1234, or a whole "
             "digest, sha256:…, as `invoke check-version --json` has them."
         )
     return found

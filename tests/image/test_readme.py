@@ -22,7 +22,7 @@ from base_images.build import bases as origin
 from base_images.build.inputs import Origin
 from base_images.smoke import model
 from base_images.smoke.model import TensorType
-from tests.support import documents
+from tests.support import commands, documents
 from tests.support.programs import engine_sees
 
 RELEASING = documents.TEXTS["docs/releasing.md"]
@@ -42,14 +42,8 @@ def block_name(block: str) -> str:
 
 def script(text: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["sh", "-eux", "-c", text],
-        cwd=directory,
-        env={**os.environ, "PATH": path, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1800,
+    return commands.run(
+        ["sh", "-eux", "-c", text], cwd=directory, env={**os.environ, "PATH": path, **environment}, timeout=1800
     )
 
 

@@ -84,9 +84,9 @@ def project(
     before = engine.image(local).id  # its layers are the cache of the next build
     registry = Registry(directory / "registry")
     repository = f"{registry.address}/bodhisearch/llama.cpp"
-    environment = {**clones.environment(directory), settings.REGISTRY_VARIABLE: repository}
+    environment = {**clones.environment(), settings.REGISTRY_VARIABLE: repository}
     try:
-        with clones.clone(directory, environment) as clone:
+        with clones.clone(directory) as clone:
             clones.narrow(clone, (name,))
             # An hour old, so that the next commit has a newer version.
             date = {"GIT_COMMITTER_DATE": f"{int(time.time()) - 3600} +0000"}

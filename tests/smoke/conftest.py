@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import docker
 import pytest
 
+from base_images import versions
 from base_images.adapters import ownership as owner
 from base_images.adapters.container import Container
 from base_images.adapters.engine import Engine, Image
+from base_images.errors import BaseImagesError
 from base_images.labels import OWNER, RESOURCE
 from base_images.smoke import containers, model
 from base_images.smoke import server as servers
@@ -37,6 +39,20 @@ def target(engine: Engine, cpu_image: Image) -> Iterator[Target]:
     way = containers.as_bodhi(cpu_image.id, "model", "/app/bin/x86_64-unknown-linux-gnu/cpu")
     with started(engine, way) as (_, running):
         yield running
+
+
+@pytest.fixture(scope="module")
+def vulkan_image(engine: Engine) -> Image:
+    try:
+        return engine.image(versions.local_reference("vulkan"))
+    except BaseImagesError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def cache(engine: Engine) -> Iterator[str]:
+    with engine.volume("smoke") as volume:
+        yield volume
 
 
 def things() -> dict[str, dict[str, str]]:

@@ -7,22 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from base_images import settings, variants
+from base_images import variants
 from base_images.adapters.engine import Image
 from base_images.errors import LaunchError
 from base_images.smoke import checks_server, device, process, runner
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Device, SmokeReport, Status
-from tests.support import host_server
-from tests.support.programs import is_alive, wait_until_gone
+from tests.support import commands, host_server
+from tests.support.programs import is_alive, wait_for, wait_until_gone
 
 CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
 
@@ -55,14 +53,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def invoke(*arguments: str) -> subprocess.Popen[str]:
     """Starts a command on a machine without an engine."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=settings.ROOT,
-        env={**os.environ, "DOCKER_HOST": "unix:///nowhere/docker.sock"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    env = {**os.environ, "DOCKER_HOST": "unix:///nowhere/docker.sock"}
+    return commands.start([*commands.INVOKE, *arguments], env=env)
 
 
 def seen(report: SmokeReport, status: Status) -> dict[tuple[str, str], str]:
@@ -132,7 +124,7 @@ def test_a_file_that_is_not_executable_is_a_usage_error(tmp_path: Path, mode: in
     with invoke("smoke", "--variant", "cpu", "--binary", str(path)) as running:
         printed, errors = running.communicate(timeout=300)
     assert (running.returncode, printed) == (2, "")
-    assert errors.strip() == f"error: {path} is no program: name the llama-server to start."
+    assert errors.strip() == f"error: {path} is not a program: name the llama-server to start."
 
 
 # --- nothing is left behind ---
@@ -148,10 +140,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def started(pids: Path) -> list[int]:
-    deadline = time.monotonic() + 300
-    while not pids.exists() or not pids.read_text().endswith("\n"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: pids.exists() and pids.read_text().endswith("\n"))
     return [int(pid) for pid in pids.read_text().split()]
 
 

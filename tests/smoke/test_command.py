@@ -1,4 +1,4 @@
-"""`invoke smoke` on the command line, and that it leaves nothing behind unless it is told to."""
+"""`invoke smoke` on the command line, and that it leaves nothing behind unless `--keep` asks for that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -27,41 +26,23 @@ from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
 from tests.image.build.test_bases import references, registry  # noqa: F401 - a fixture
 from tests.smoke.conftest import made_by, things
+from tests.support import clones, commands
 from tests.support.registries import Registry
 
 CPU, CUDA = variants.find("cpu"), variants.find("cuda")
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=settings.ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+IMPORTS = """
+from base_images import variants
+from base_images.adapters import engine
+from base_images.smoke import containers, model
+from base_images.smoke import server as servers
+"""
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
-    with start(*arguments) as process:
-        printed, errors = process.communicate(timeout=600)
-    return process.returncode, printed, errors
-
-
-def python(script: str) -> subprocess.Popen[str]:
-    """Starts a script with the imports that it needs, and waits until it has printed a line."""
-    imports = "from base_images import variants\nfrom base_images.adapters import engine\n"
-    imports += "from base_images.smoke import containers, model\nfrom base_images.smoke import server as servers\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", imports + script],
-        env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts")},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    assert process.stdout.readline() == "there\n"
-    return process
+    done = commands.invoke(*arguments)
+    return done.returncode, done.stdout, done.stderr
 
 
 # --- the image under test ---
@@ -69,9 +50,9 @@ def python(script: str) -> subprocess.Popen[str]:
 
 def test_two_concurrent_tests_do_not_collide(cpu_image: Image, tmp_path: Path) -> None:
     record = tmp_path / "record"
-    common = ("smoke", "--variant", "cpu", "--image", cpu_image.id, "--record", str(record))
+    common = (*commands.INVOKE, "smoke", "--variant", "cpu", "--image", cpu_image.id, "--record", str(record))
     files = [(tmp_path / "made" / f"{name}.xml", tmp_path / f"{name}.html") for name in "ab"]
-    both = [start(*common, "--json", "--junit", str(junit), "--html", str(html)) for junit, html in files]
+    both = [commands.start([*common, "--json", "--junit", str(junit), "--html", str(html)]) for junit, html in files]
     for process, (junit, html) in zip(both, files, strict=True):
         printed, errors = process.communicate(timeout=600)
         assert (process.returncode, errors) == (0, "")
@@ -168,9 +149,9 @@ def test_without_a_reference_the_local_build_is_tested(engine: Engine, cpu_image
     assert under_test(engine, "", notices).id == cpu_image.id
     assert all("was built from" in notice and "is checked out." in notice for notice in notices)
     elsewhere = tmp_path / "clone"
-    subprocess.run(["git", "init", "--quiet", elsewhere], check=True)
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    subprocess.run(["git", "-C", elsewhere, *who, "commit", "--quiet", "--allow-empty", "-m", "x"], check=True)
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    clones.commit_all(elsewhere)
     smoke_command.image_under_test(engine, CPU, "", checkout=elsewhere, notice=notices.append)
     assert notices[-1].startswith(f"llama-cpp-cpu:local was built from {cpu_image.labels[Label.REVISION][:7]}, and ")
     del notices[:]
@@ -271,7 +252,7 @@ def test_a_running_server_with_another_model_is_not_judged(
 
 @pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", "/tmp/llama-server"])
 def test_a_malformed_url_is_a_usage_error(url: str) -> None:
-    with pytest.raises(UsageError, match="is no URL of a server"):
+    with pytest.raises(UsageError, match="is not a URL of a server"):
         running.smoke_url(url, CPU)
 
 
@@ -284,7 +265,7 @@ def test_a_closed_port_fails_the_health_check() -> None:
 
 
 def test_leftovers_of_a_killed_test_are_removed_and_others_stay(engine: Engine, cpu_image: Image) -> None:
-    holds = f"""
+    holds = f"""{IMPORTS}
 connected = engine.connect()
 way = containers.quick_start({cpu_image.id!r}, "model")
 with containers.prepared(connected, way, model.known_answer(model.TensorType.F32).gguf) as container:
@@ -292,7 +273,11 @@ with containers.prepared(connected, way, model.known_answer(model.TensorType.F32
     print("there", flush=True)
     input()
 """
-    with python(holds) as dead, python(holds) as living, contextlib.closing(docker.from_env()) as client:
+    with (
+        commands.python(holds) as dead,
+        commands.python(holds) as living,
+        contextlib.closing(docker.from_env()) as client,
+    ):
         assert len(made_by(dead.pid)) == len(made_by(living.pid)) == 2  # a container and its volume
         dead.kill()
         os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and has not been reaped
@@ -313,7 +298,7 @@ with containers.prepared(connected, way, model.known_answer(model.TensorType.F32
 
 
 def test_two_concurrent_clean_ups(cpu_image: Image) -> None:
-    leaves = f"""
+    leaves = f"""{IMPORTS}
 import os, signal
 connected = engine.connect()
 way = containers.quick_start({cpu_image.id!r}, "model")
@@ -323,11 +308,11 @@ for context in contexts:
 print("there", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    with python(leaves) as dead:
+    with commands.python(leaves) as dead:
         pass
     assert len(made_by(dead.pid)) == 8
-    cleans = "connected = engine.connect()\nprint('there', flush=True)\ninput()\nconnected.remove_abandoned()"
-    both = [python(cleans) for _ in range(2)]
+    cleans = f"{IMPORTS}connected = engine.connect()\nprint('there', flush=True)\ninput()\nconnected.remove_abandoned()"
+    both = [commands.python(cleans) for _ in range(2)]
     for process in both:
         assert process.stdin
         process.stdin.write("\n")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
-from base_images import settings, variants
+from base_images import variants
 from base_images.adapters.engine import Engine, Image
 from base_images.contract import facts as image_facts
 from base_images.recipes import consumer
 from base_images.smoke import containers
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
-from tests.support import bodhi
+from tests.support import bodhi, commands
 
 ACCELERATORS = [variant for variant in variants.VARIANTS if variant.device]
 
@@ -63,17 +62,14 @@ def test_bodhi_s_own_image_starts_unchanged(engine: Engine, cpu_image: Image, na
 
 
 def test_check_consumer_asks_an_image(engine: Engine, cpu_image: Image) -> None:
-    def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "invoke", "check-consumer", *arguments]
-        return subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False)
-
-    fine = check("--image", cpu_image.id, "--json")
+    check = partial(commands.invoke, "check-consumer", "--image")
+    fine = check(cpu_image.id, "--json")
     assert (fine.returncode, json.loads(fine.stdout)["ok"]) == (0, True)
     with bodhi.built(engine, in_place_of(variants.find("rocm"), cpu_image)) as image:
-        known = check("--image", image.id)
+        known = check(image.id)
     assert known.returncode == 0, known.stdout + known.stderr
     assert re.search(r"(?s)known: rocm/llama-server refuses\s+--hipblas", known.stdout)
-    unknown = check("--image", "llama-cpp-cpu:no-such-tag")
+    unknown = check("llama-cpp-cpu:no-such-tag")
     assert unknown.returncode == 4
     assert "Traceback" not in unknown.stderr
 
@@ -84,8 +80,7 @@ def test_check_consumer_asks_an_image_with_the_arguments_of_a_checkout(
     checkout = bodhi.checkout(tmp_path_factory.mktemp("BodhiApp") / "x")
     recipe = checkout / "devops" / "cpu.Dockerfile"
     recipe.write_text(recipe.read_text().replace("--threads 4", "--threads 4 --new-argument"))
-    command = [sys.executable, "-m", "invoke", "check-consumer", "--source", str(checkout), "--image", cpu_image.id]
-    done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False)
+    done = commands.invoke("check-consumer", "--source", str(checkout), "--image", cpu_image.id)
     assert done.returncode == 1
     said = " ".join(done.stdout.split())
     assert "cpu/llama-server refuses --new-argument, which BodhiApp passes: error: invalid argument" in said

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from base_images.smoke.html import as_html
 from tests.support import smoke_reports
 from tests.support.programs import need
+from tests.support.servers import Handler, serving
 
 PAGES = {
     "passed": as_html(smoke_reports.passed(), labels=smoke_reports.LABELS),
@@ -61,7 +60,7 @@ return [...document.querySelectorAll("body *")]
 """
 
 
-class Site(BaseHTTPRequestHandler):
+class Site(Handler):
     """Serves the pages, and records the requests."""
 
     asked: ClassVar[list[str]] = []
@@ -69,14 +68,7 @@ class Site(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         body = PAGES.get(self.path.removeprefix("/"), "").encode()
-        self.send_response(200 if body else 404)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
+        self.answer(200 if body else 404, body, Content_Type="text/html")
 
 
 class Browser:
@@ -118,14 +110,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
     ):
         options.add_argument(argument)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server, pytest.MonkeyPatch.context() as environment:
+    with serving(Site) as address, pytest.MonkeyPatch.context() as environment:
         environment.setenv("no_proxy", "localhost,127.0.0.1")
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            with webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver"))) as driver:
-                yield Browser(driver, f"http://127.0.0.1:{server.server_port}")
-        finally:
-            server.shutdown()
+        with webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver"))) as driver:
+            yield Browser(driver, f"http://{address}")
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
@@ -18,6 +16,7 @@ from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, T
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Check, Status
 from tests.smoke.conftest import ANSWER, started
+from tests.support.servers import Handler, serving
 
 
 @pytest.mark.parametrize("name", checks_client.CHECKS)
@@ -73,30 +72,16 @@ def test_a_server_without_embeddings(engine: Engine, cpu_image: Image) -> None:
 def relay(url: str, change: Callable[[bytes], bytes]) -> Iterator[str]:
     """Yields the URL of a relay to a server that changes the body of each answer to a POST."""
 
-    class Relay(BaseHTTPRequestHandler):
+    class Relay(Handler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             with requests.Session() as session:
                 session.trust_env = False
                 answer = session.post(url + self.path, body, headers={"Content-Type": "application/json"}, timeout=30)
-            content = change(answer.content)
-            self.send_response(answer.status_code)
-            self.send_header("Content-Type", answer.headers["Content-Type"])
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(answer.status_code, change(answer.content), Content_Type=answer.headers["Content-Type"])
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Relay) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Relay) as address:
+        yield f"http://{address}"
 
 
 def is_stream(body: bytes) -> bool:

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,12 @@ import pytest
 
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
-from base_images.settings import ROOT
 from base_images.smoke import checks_http, containers, model, runner
 from base_images.smoke.checks_http import CheckFailedError, Target, perform
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
 from tests.smoke.conftest import ANSWER, made_by, started
-from tests.support import bodhi
+from tests.support import bodhi, commands
 
 CPU = variants.find("cpu")
 CHECKS = [(server.name, check) for server in runner.plan(CPU) for check in ("starts", *server.checks)]
@@ -205,16 +202,9 @@ def listener(progress):
         time.sleep(0.1)
 containers.smoke(engine.connect(), {cpu_image.id!r}, variants.find("cpu"), listener=listener)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"there\n"
+    with commands.python(script) as process:
         assert len(made_by(process.pid)) == 2, "a container and its volume"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=300)
-    assert b"KeyboardInterrupt" in errors
+    assert "KeyboardInterrupt" in errors
     assert made_by(process.pid) == set()

@@ -6,13 +6,11 @@ That they pass is for `nox -s smoke-lavapipe`, which runs the smoke test on it f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 
-from base_images import variants, versions
+from base_images import variants
 from base_images.adapters.engine import Engine, Image
-from base_images.errors import BaseImagesError
 from base_images.smoke import checks_http, checks_server, containers, device, model
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError
@@ -27,20 +25,6 @@ LAVAPIPE = device.in_software(VULKAN)
 DIRECTORY = "/app/bin/x86_64-unknown-linux-gnu/vulkan"
 SERVER = f"{DIRECTORY}/llama-server"
 ANSWER = model.on_device(model.known_answer(TensorType.F32))
-
-
-@pytest.fixture(scope="module")
-def vulkan_image(engine: Engine) -> Image:
-    try:
-        return engine.image(versions.local_reference("vulkan"))
-    except BaseImagesError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def cache(engine: Engine) -> Iterator[str]:
-    with engine.volume("smoke") as volume:
-        yield volume
 
 
 def offloading(image: Image, cache: str, layers: str) -> Way:

@@ -215,18 +215,13 @@ def tagged(engine: Engine, image: Image) -> Iterator[Image]:
         engine.remove_image(reference)
 
 
-def has_heredocs(engine: Engine) -> bool:
-    """Returns whether the engine's own Dockerfile frontend knows heredocs (Docker 23); BodhiApp fetches a newer one."""
-    return int(engine.info().version.partition(".")[0]) >= 23
-
-
 @contextlib.contextmanager
 def child(engine: Engine, base: Image, name: str) -> Iterator[Image]:
     """Builds BodhiApp's image on a base image, from a Dockerfile generated from the data, and yields it."""
     facts = DATA.dockerfiles[name]
     platform = engine.platform()
     text = dockerfile(name).replace(facts.image, base.tags[0]).replace("# syntax=docker/dockerfile:1\n", "")
-    if not has_heredocs(engine):
+    if int(engine.info().version.partition(".")[0]) < 23:  # its Dockerfile frontend knows no heredocs
         before, after = text.partition("ARG BODHI_COMMIT_SHA\n")[0], text.partition("\nRUN mkdir -p /data")[2]
         settings = _yaml({**facts.settings, "BODHI_EXEC_TARGET": platform.triple}).splitlines()
         printf = "RUN printf '%s\\n' " + " ".join(f"'{line}'" for line in settings) + " > /app/defaults.yaml"

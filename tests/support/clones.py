@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from base_images.build import source
 from base_images.build.inputs import Origin
 from base_images.progress import silent
 from base_images.recipes import mirror
+from tests.support import commands
 
 NARROWER = """
 import dataclasses, functools, os
@@ -28,19 +28,29 @@ find = functools.partial(find, among=VARIANTS)
 """Appended to variants.py: keeps some variants, for this machine's platform."""
 
 
-def environment(directory: Path) -> dict[str, str]:
-    """Returns an environment that names the pinned source tree, and in which git ignores this machine's settings."""
-    configuration = directory / "gitconfig"
-    configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
+def commit(repository: git.Repo, name: str, date: str) -> str:
+    """Commits a file of this name and returns the commit."""
+    Path(repository.working_dir, name).write_text(name)
+    repository.git.add(name)
+    dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    repository.git.commit("--message", f"Add {name}", env=dates)
+    return repository.head.commit.hexsha
+
+
+def commit_all(directory: Path) -> git.Repo:
+    """Commits all files of a directory, which becomes a repository if it is none."""
+    repository = git.Repo.init(directory)
+    repository.git.add("--all")
+    repository.git.commit("--quiet", "--message", "Everything")
+    return repository
+
+
+def environment() -> dict[str, str]:
+    """Returns an environment that names the pinned source tree."""
     # bootstrap.sh names the directory that these tests were started in; commands here start in the clone.
     foreign = {settings.DRY_RUN_VARIABLE, "BASE_IMAGES_CALLER_DIRECTORY"}
     inherited = {name: value for name, value in os.environ.items() if name not in foreign}
-    return {
-        **inherited,
-        source.SOURCE_VARIABLE: str(pinned_tree()),
-        "GIT_CONFIG_GLOBAL": str(configuration),
-        "GIT_CONFIG_NOSYSTEM": "1",
-    }
+    return {**inherited, source.SOURCE_VARIABLE: str(pinned_tree())}
 
 
 def pinned_tree() -> Path:
@@ -63,16 +73,24 @@ def copy_files(tree: Path) -> None:
         shutil.copy2(settings.ROOT / name, tree / name)
 
 
+def fresh_copy(directory: Path, *also: str) -> Path:
+    """Copies tasks.py, the package and these files or directories, without a source tree."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("tasks.py", "pyproject.toml", "scripts", *also):
+        if (settings.ROOT / name).is_dir():
+            shutil.copytree(settings.ROOT / name, directory / name, ignore=ignored, dirs_exist_ok=True)
+        else:
+            directory.mkdir(exist_ok=True)
+            shutil.copy(settings.ROOT / name, directory)
+    return directory
+
+
 @contextmanager
-def clone(directory: Path, environment: Mapping[str, str]) -> Iterator[git.Repo]:
+def clone(directory: Path) -> Iterator[git.Repo]:
     """Yields a repository with this checkout's files, uncommitted changes included, and a bare remote of it."""
     tree = directory / "clone"
     copy_files(tree)
-    with git.Repo.init(directory / "remote.git", bare=True, initial_branch="main"), git.Repo.init(tree) as repository:
-        repository.git.update_environment(**environment)
-        repository.git.switch("--orphan", "main")
-        repository.git.add("--all")
-        repository.git.commit("--message", "Everything")
+    with git.Repo.init(directory / "remote.git", bare=True), commit_all(tree) as repository:
         repository.git.remote("add", "origin", str(directory / "remote.git"))
         repository.git.push("origin", "main")
         yield repository
@@ -103,13 +121,6 @@ def invoke(
     repository: git.Repo, environment: Mapping[str, str], *arguments: str, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Runs invoke in the repository, without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=repository.working_dir,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
+    return commands.run(
+        [*commands.INVOKE, *arguments], cwd=repository.working_dir, env=dict(environment), timeout=timeout
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from base_images import settings
+from base_images.recipes import consumer, markdown
+from base_images.variants import VARIANTS, megabytes
 
 PATHS = [
     *(settings.ROOT / name for name in ("README.md", "scripts/README.md")),
@@ -14,3 +16,24 @@ TEXTS = {path.relative_to(settings.ROOT).as_posix(): path.read_text(encoding="ut
 
 TEXT = "\n".join(TEXTS.values())
 """All texts. Tests run the code blocks marked `sh`; those marked `shell` are only parsed."""
+
+
+def images_table() -> str:
+    """Returns the README's table of images."""
+    rows = [("variant", "platforms", "registry tags", "adds to its base", "proven")]
+    for variant in VARIANTS:
+        platforms = ", ".join(platform.docker for platform in variant.platforms)
+        tags = f"`{settings.load().registry}:latest-{variant.name}`, `{variant.name}-<version>`"
+        size = megabytes(variant.size_measured) if variant.size_measured else "not measured yet"
+        rows.append((variant.title, platforms, tags, size, variant.proven or "not yet"))
+    return markdown.table(rows)
+
+
+def arguments_table() -> str:
+    """Returns the README's table of working arguments, and of the refused ones that they replace."""
+    data = consumer.load()
+    rows = [("variant", "arguments that work", f"{consumer.NAME} writes, and llama-server refuses")]
+    for name in (variant.name for variant in VARIANTS):
+        refused = ", ".join(f"`{refusal.argument}`" for refusal in data.refusals_of(name))
+        rows.append((name, f"`{' '.join(data.working(name, name))}`", refused or "-"))
+    return markdown.table(rows)

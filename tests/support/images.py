@@ -36,6 +36,17 @@ def image(**changes: Any) -> Image:
     return dataclasses.replace(PLAIN, **changes)
 
 
+def archive(files: Mapping[str, bytes], mode: int = 0o755) -> bytes:
+    """Returns a tar archive; all files have these permissions."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 def build(
     engine: Engine,
     files: Mapping[str, bytes],
@@ -58,15 +69,8 @@ def build(
     Raises:
         BuildError: a step failed.
     """
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), mode
-            tar.addfile(entry, io.BytesIO(content))
-    context.seek(0)
     stream = engine.build(
-        context,
+        io.BytesIO(archive(files, mode)),
         dockerfile=dockerfile,
         target=target,
         arguments=arguments or {},

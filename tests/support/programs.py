@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.support import commands
 
 
 def need(program: str, *, package: str = "") -> None:
@@ -31,7 +33,7 @@ def engine_sees(image: str, directory: Path) -> bool:
     """Returns whether the engine can mount this machine's directories; a remote one, or one in a chroot, cannot."""
     mount = f"type=bind,source={directory},target=/here,readonly"
     command = ["docker", "run", "--rm", "--mount", mount, "--entrypoint", "ls", image, "/here"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.run(command)
     return done.returncode == 0 and done.stdout.split() == sorted(path.name for path in directory.iterdir())
 
 
@@ -43,10 +45,13 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pids: Iterable[int]) -> None:
-    """Waits until none of these processes runs."""
-    waited_for = list(pids)
-    deadline = time.monotonic() + 300
-    while any(map(is_alive, waited_for)):
-        assert time.monotonic() < deadline, waited_for
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.05)
+
+
+def wait_until_gone(pids: Sequence[int]) -> None:
+    """Waits until none of these processes runs."""
+    wait_for(lambda: not any(map(is_alive, pids)))

@@ -25,7 +25,9 @@ from pathlib import Path
 
 import pytest
 
+from base_images.smoke.process import free_port
 from tests.support.programs import need
+from tests.support.servers import Handler, running
 
 USER = "releaser"
 PASSWORD = "open sesame"  # noqa: S105 - of registries that exist during a test
@@ -102,12 +104,6 @@ class Registry:
         """Kills the registry in the middle of its requests."""
         self._process.kill()
         self._process.wait(_SECONDS)
-
-
-def free_port() -> int:
-    """Returns a free port of loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def connections(server: socket.socket) -> int:
@@ -200,15 +196,13 @@ def log_in(directory: Path, address: str, password: str = PASSWORD, *, user: str
     (directory / "config.json").write_text(json.dumps({"auths": {address: {"auth": secret}}}), encoding="utf-8")
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: Front
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if status := self.server.before(self.command, self.path):
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(status)
             return
         with contextlib.closing(self.server.connect()) as connection:
             # The registry derives its Location headers from the request's Host.
@@ -224,10 +218,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _pass_on  # noqa: N815 - http.server's names
-
-    def log_message(self, *_: object) -> None:
-        """Logs nothing."""
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _pass_on
 
 
 @contextlib.contextmanager
@@ -271,15 +262,3 @@ class _Stalled(socketserver.BaseRequestHandler):
             while data := registry.recv(1 << 16):
                 self.request.sendall(data)
             self.request.shutdown(socket.SHUT_WR)
-
-
-@contextlib.contextmanager
-def running(server: socketserver.BaseServer) -> Iterator[None]:
-    """Runs a server in a thread and shuts it down at the end."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        thread.join()

@@ -5,13 +5,10 @@ The engine, the registry, git and the commands are real.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import struct
 import subprocess
-import sys
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,6 +28,8 @@ from base_images.release.actions import Action
 from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform, Variant
 from base_images.versions import Foreign, Version
+from tests.support import commands
+from tests.support.images import archive
 
 CPU = variants.find("cpu")
 CUDA = variants.find("cuda")
@@ -213,8 +212,9 @@ class Site:
     def elsewhere(self) -> Platform:
         return next(one for one in Platform if one is not self.here)
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "invoke", *arguments]
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        environment = self.environment(**environment)
+        return commands.start([*commands.INVOKE, *arguments], cwd=self.clone.working_dir, env=environment)
 
     def environment(self, **changed: str) -> dict[str, str]:
         # Bytecode is compiled once for all tests, even where that is switched off: the clone belongs to the tests.
@@ -223,14 +223,9 @@ class Site:
         return {**inherited, settings.REGISTRY_VARIABLE: self.repository.name, "COLUMNS": "400", **changed}
 
     def invoke(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.clone.working_dir,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
+        environment = self.environment(**environment)
+        done = commands.run(
+            [*commands.INVOKE, *arguments], cwd=self.clone.working_dir, env=environment, timeout=SECONDS
         )
         assert "Traceback" not in done.stderr
         return done
@@ -295,7 +290,7 @@ def docker(*arguments: str, stdin: bytes | None = None) -> bytes:
 
 def load(reference: str, platform: Platform, image_labels: Mapping[str, str], *files: tuple[str, bytes]) -> None:
     """Loads an image of one layer into the engine: the platform's program, and these files."""
-    layer = archive(("app/program", program(platform)), ("app/of", image_labels[Label.VERSION].encode()), *files)
+    layer = archive({"app/program": program(platform), "app/of": image_labels[Label.VERSION].encode(), **dict(files)})
     configuration = {
         "os": "linux",
         "architecture": platform.architecture,
@@ -303,18 +298,9 @@ def load(reference: str, platform: Platform, image_labels: Mapping[str, str], *f
         "rootfs": {"type": "layers", "diff_ids": [registry._digest(layer)]},
     }
     index = [{"Config": "config.json", "RepoTags": [reference], "Layers": ["layer.tar"]}]
-    parts = [("config.json", json.dumps(configuration).encode()), ("layer.tar", layer)]
-    docker("load", stdin=archive(*parts, ("manifest.json", json.dumps(index).encode())))
-
-
-def archive(*files: tuple[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in files:
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o755
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+    documents = {"config.json": configuration, "manifest.json": index}
+    parts = {name: json.dumps(document).encode() for name, document in documents.items()}
+    docker("load", stdin=archive({**parts, "layer.tar": layer}))
 
 
 def notes(repository: Repository, variant: Variant = CPU) -> list[str]:

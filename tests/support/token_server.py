@@ -19,6 +19,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.registries import PASSWORD, USER, Authority, Front, encrypt
+from tests.support.servers import Handler
 
 READER = "reader"
 _LIFETIME_SECONDS = 300
@@ -98,7 +99,7 @@ class TokenServer(http.server.ThreadingHTTPServer):
         return f"{signed}.{_base64(signature)}"
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: TokenServer
 
     def do_GET(self) -> None:
@@ -111,14 +112,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, {"token": self.server.grant(user, scope), "expires_in": _LIFETIME_SECONDS})
 
     def _answer(self, status: HTTPStatus, document: dict[str, object]) -> None:
-        content = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Logs nothing."""
+        self.answer(status, json.dumps(document).encode())
 
 
 class Forbidding(Front):

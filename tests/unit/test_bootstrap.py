@@ -9,20 +9,13 @@ from pathlib import Path
 import pytest
 
 from base_images import settings
+from tests.support import commands
 
 SCRIPT = settings.ROOT / "scripts" / "bootstrap.sh"
 
 
 def bootstrap(*arguments: str, cwd: Path = settings.ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", SCRIPT, *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1800,
-    )
+    return commands.run(["sh", SCRIPT, *arguments], cwd=cwd, env={**os.environ, **environment}, timeout=1800)
 
 
 @pytest.fixture

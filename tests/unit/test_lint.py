@@ -18,7 +18,7 @@ import yaml
 from base_images import settings
 from base_images.adapters import programs
 from base_images.variants import VARIANTS
-from tests.support import clones
+from tests.support import clones, commands
 
 FILES = clones.files()
 RECIPES = [variant.dockerfile for variant in VARIANTS if (settings.ROOT / variant.dockerfile).exists()]
@@ -34,14 +34,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def lint(checkout: Path) -> str:
     """Returns the output of lint, which must fail."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nox", "--session", "lint"],
-        cwd=checkout,
-        env={**os.environ, "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
+    done = commands.run(
+        [sys.executable, "-m", "nox", "--session", "lint"], cwd=checkout, env={**os.environ, "PATH": "/usr/bin:/bin"}
     )
     assert done.returncode != 0
     return done.stdout + done.stderr

@@ -10,18 +10,12 @@ import pytest
 
 from base_images import settings
 from base_images.variants import VARIANTS
+from tests.support import commands
 
 
 def nox(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "nox", *arguments],
-        cwd=settings.ROOT,
-        # Sessions find their programs without this environment on the PATH.
-        env={**os.environ, "PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
+    return commands.run(
+        [sys.executable, "-m", "nox", *arguments], env={**os.environ, "PATH": "/usr/bin:/bin", **environment}
     )
 
 
@@ -51,4 +45,4 @@ def test_a_smoke_session_without_an_engine_is_one_sentence(session: str, start: 
 
 def test_arguments_after_two_dashes_reach_the_smoke_test() -> None:
     done = nox("--session", "smoke-cpu", "--", "--url", "nowhere")
-    assert "error: 'nowhere' is no URL of a server" in done.stdout + done.stderr
+    assert "error: 'nowhere' is not a URL of a server" in done.stdout + done.stderr

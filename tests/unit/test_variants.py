@@ -7,6 +7,7 @@ import pytest
 from base_images import settings, variants
 from base_images.errors import UsageError
 from base_images.variants import Platform
+from tests.support import documents
 
 
 def test_every_variant_has_a_cpu_directory() -> None:
@@ -38,5 +39,4 @@ def test_the_nearest_variant_is_suggested(typed: str, near: str) -> None:
 
 
 def test_the_readme_has_the_table_of_the_variants() -> None:
-    readme = Path(settings.ROOT, "README.md").read_text(encoding="utf-8")
-    assert variants.markdown_table("ghcr.io/bodhisearch/llama.cpp") in readme
+    assert documents.images_table() in documents.TEXTS["README.md"]

@@ -101,7 +101,7 @@ def test_versions_and_digests_can_have_been_latest(text: str) -> None:
     ],
 )
 def test_other_text_cannot_have_been_latest(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is nothing that can have been latest: write a version, such as"):
+    with pytest.raises(UsageError, match=r"cannot have been latest: write a version, such as"):
         versions.parse_any(text)
     assert versions.parse_label(text) is None
 

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import git
 import pytest
 
 from base_images import progress, settings
@@ -25,7 +24,7 @@ from base_images.contract.verdict import Status
 from base_images.smoke import containers
 from base_images.smoke.model import TensorType
 from base_images.variants import Packages, Root, Variant
-from tests.support import bodhi
+from tests.support import bodhi, clones
 
 BOOKWORM = Root(suite="bookworm")  # glibc 2.36; upstream's base for musa is Ubuntu 22.04, glibc 2.35
 NEAREST = {
@@ -77,9 +76,7 @@ def root(variant: Variant, tmp_path_factory: pytest.TempPathFactory) -> Path:
         text, count = re.subn(pattern, replacement, text)
         assert count, pattern
     recipe.write_text(text, encoding="utf-8")
-    repository = git.Repo.init(made, initial_branch="main")
-    repository.git.add("--all")
-    repository.git.execute(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--message", "all"])
+    clones.commit_all(made)
     return made
 
 

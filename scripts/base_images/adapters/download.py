@@ -106,14 +106,14 @@ def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path
                     reason = f"HTTP status {status}" if status else type(error).__name__
                     raise SourceError(
                         f"{target.name} could not be downloaded from {host} ({reason}): try again later; "
-                        "what has come so far is kept."
+                        "what has arrived so far is kept."
                     ) from error
                 listener(Progress(what=what, note=f"connection lost, attempt {attempt + 1} of {ATTEMPTS}"))
                 time.sleep(PAUSE_SECONDS * attempt)
         if not is_valid(part, sha256):
             part.unlink()
             raise SourceError(
-                f"{target.name} from {host} is not the file that is wanted: its SHA-256 is not {sha256}; "
+                f"{target.name} from {host} is not the expected file: its SHA-256 is not {sha256}; "
                 "it was removed. Try again, and if that does not help, correct the hash in pyproject.toml."
             )
         part.replace(target)

@@ -199,8 +199,8 @@ class Engine:
             for message in self._client.api.push(repository, tag=tag, stream=True, decode=True):
                 if "error" in message:
                     raise EngineError(
-                        f"The engine could not push {reference}: {message['error'].strip().rstrip('.')}. Mend that and "
-                        "run the same command again: what is there already is not pushed twice."
+                        f"The engine could not push {reference}: {message['error'].strip().rstrip('.')}. Fix that and "
+                        "run the same command again: what has been pushed is not pushed twice."
                     )
                 if progress:
                     progress(message)

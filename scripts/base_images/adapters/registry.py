@@ -378,8 +378,7 @@ def _registry_errors(name: str, what: str) -> Iterator[None]:
         ) from error
     except DXFUnauthorizedError as error:
         raise RegistryError(
-            f"The registry {host} did not let us {what} of {name}: log in with `docker login {host}` "
-            "as somebody who may."
+            f"The registry {host} did not let us {what} of {name}: log in with `docker login {host}` as a user who may."
         ) from error
     except DXFUnexpectedStatusCodeError as error:  # from the request that asks how to authenticate
         raise _refusal(name, what, error.got, _NO_REASON) from error
@@ -408,7 +407,7 @@ def _refusal(name: str, what: str, status: int, reason: str) -> RegistryError:
         return _NotFoundError(f"{name} has no such thing: {what}.")
     if status in {requests.codes.forbidden, requests.codes.unauthorized}:
         return RegistryError(
-            f"The registry {host} forbids to {what} of {name}: `docker login {host}` as somebody who may."
+            f"The registry {host} forbids to {what} of {name}: `docker login {host}` as a user who may."
         )
     if status >= requests.codes.server_error or status == requests.codes.too_many_requests:
         return _BusyError(

@@ -109,7 +109,7 @@ def _newest_commit(clone: Clone) -> tuple[str, int]:
     if "does not have any commits yet" in done.stderr:
         raise RepositoryError(f"The git repository {root} has no commit yet: commit something first.")
     # For another user's repository, git's words end in the setting that allows it.
-    raise RepositoryError(f"git refuses to read the repository {root} ({done.git_reason}): mend that and run it again.")
+    raise RepositoryError(f"git refuses to read the repository {root} ({done.git_reason}): fix that and run it again.")
 
 
 def head(clone: Clone) -> Head:
@@ -275,7 +275,7 @@ def create_tag(clone: Clone, name: str, commit: str, message: str) -> Tag:
     """
     done = _run(clone, "tag", "--annotate", "--message", message, name, commit)
     if done.exit_code:
-        raise RepositoryError(f"git did not make the tag {name} ({done.git_reason}): mend that and run it again.")
+        raise RepositoryError(f"git did not make the tag {name} ({done.git_reason}): fix that and run it again.")
     return release_tags(clone)[name]
 
 
@@ -300,7 +300,7 @@ def _ask(remote: Remote, failed: str, *arguments: str) -> str:
     done = programs.git(*arguments, directory=_directory(remote.clone), timeout=remote.seconds, hooks=True)
     if done.exit_code:
         reason = f"no answer within {remote.seconds:g} s" if done.timed_out else done.git_reason
-        raise RepositoryError(f"{remote.name} {failed} ({reason}): mend that and run the same command again.")
+        raise RepositoryError(f"{remote.name} {failed} ({reason}): fix that and run the same command again.")
     return done.stdout
 
 
@@ -364,4 +364,4 @@ def source_clone(path: Path, ref: str) -> Clone:
         raise SourceError(f"{path} is not a git clone: give --source one of llama.cpp that has {ref}.")
     if "single revision" in done.stderr:
         raise SourceError(f"The clone {path} has no ref {ref!r}: `git -C {path} fetch --tags` may help.")
-    raise SourceError(f"git refuses to read the clone {path} ({done.git_reason}): mend that and run it again.")
+    raise SourceError(f"git refuses to read the clone {path} ({done.git_reason}): fix that and run it again.")

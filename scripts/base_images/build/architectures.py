@@ -28,7 +28,7 @@ def architecture_argument(variant: Variant, asked: Sequence[str]) -> dict[str, s
     for name in names:
         if not re.fullmatch(architectures.form, name):
             raise UsageError(
-                f"{name!r} is no device architecture of {variant.title}: they are like {architectures.example}."
+                f"{name!r} is not a device architecture of {variant.title}: write it like {architectures.example}."
             )
     if len(names) > 1 and not architectures.several:
         raise UsageError(f"An image of {variant.name} is for one device architecture: give one --arch.")

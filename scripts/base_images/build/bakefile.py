@@ -35,7 +35,7 @@ _SECONDS = 60
 
 def target(plan: BuildPlan) -> str:
     """Returns the name of a plan's target, such as `cpu-arm64`."""
-    return f"{plan.variant}-{_architecture(plan)}"
+    return f"{plan.variant}-{plan.platform.rpartition('/')[2]}"
 
 
 def bake_file(plans: Sequence[BuildPlan], registry: str, *, push: bool, dry_run: bool = False) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def run(
     with tempfile.TemporaryDirectory() as directory:
         written, metadata = Path(directory) / "bake.json", Path(directory) / "metadata.json"
         written.write_text(json.dumps(file), encoding="utf-8")
-        options = [*_of_builder(builder), "--file", str(written)]
+        options = [*(("--builder", builder) if builder else ()), "--file", str(written)]
         _bake([*options, "glibc"], root=root, environment={}, on_event=on_event)
         known = {_glibc_variable(plan): _read_glibc(plan, root) for plan in plans}
         options += ["--metadata-file", str(metadata)]
@@ -201,17 +201,9 @@ def _glibc_variable(plan: BuildPlan) -> str:
     return _glibc_target(plan).upper().replace("-", "_")
 
 
-def _architecture(plan: BuildPlan) -> str:
-    return plan.platform.rpartition("/")[2]
-
-
 def _escaped(values: Mapping[str, str]) -> dict[str, str]:
     """Escapes `${…}` and `%{…}`, which bake replaces in every string, as in HCL, by doubling the first character."""
     return {name: re.sub(r"[$%](?=\{)", r"\g<0>\g<0>", value) for name, value in values.items()}
-
-
-def _of_builder(builder: str) -> list[str]:
-    return ["--builder", builder] if builder else []
 
 
 def _bake(

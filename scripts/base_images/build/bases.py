@@ -181,13 +181,13 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
             # Ask for the digest first: a pull has no time-out, and a firewall that drops packets would block it.
             pinned = _pinned(reference, engine.ask_registry(reference, timeout=REACH_SECONDS))
         except EngineError as error:
-            raise _cannot_be_had(variant, reference, error) from error
+            raise _unavailable(variant, reference, error) from error
         if reference != references["web"] and not engine.has_image(pinned):
             require_disk(engine, variant, variant.toolkit_size)
         try:
             digest = _digest(engine.pull(reference, pull_progress(reference, listener)), reference)
         except EngineError as error:
-            raise _cannot_be_had(variant, reference, error) from error
+            raise _unavailable(variant, reference, error) from error
         if digest is None:
             raise SourceError(f"The engine pulled {reference} and does not say its digest: pull it by hand and look.")
         listener(Progress(what=f"pull {reference}", finished=True))
@@ -195,10 +195,10 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
     return digests
 
 
-def _cannot_be_had(variant: Variant, reference: str, error: EngineError) -> SourceError:
+def _unavailable(variant: Variant, reference: str, error: EngineError) -> SourceError:
     instead = ", or use --origin packages" if variant.packages else ""
     return SourceError(
-        f"The base image {reference} cannot be had from its registry: check the network and the engine's "
+        f"The base image {reference} is not available from its registry: check the network and the engine's "
         f"proxy or mirror settings{instead}. The reason: {str(error).rstrip('.')}."
     )
 
@@ -244,7 +244,7 @@ def _repository(reference: str) -> str:
 
 
 def _no_packages(variant: Variant) -> str:
-    return f"No Debian package has the compiler of {variant.title}, so {variant.name} is built from a registry alone."
+    return f"No Debian package has the compiler of {variant.title}, so {variant.name} needs a registry's bases."
 
 
 def _what(root: Root) -> str:

@@ -80,7 +80,7 @@ def prepare(
     return Prepared(plan=plan, source=source.path, notices=bases.notices)
 
 
-def foresee(
+def preview(
     variant: Variant,
     platforms: Sequence[Platform],
     *,

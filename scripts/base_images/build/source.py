@@ -122,7 +122,7 @@ def _inspect(tree: Path, pin: Pin) -> Source:
     if tree.parts[-2:] == _SDIST_TREE and (tree.parents[1] / "PKG-INFO").is_file():
         return _unpacked_sdist(tree, pin)
     raise SourceError(
-        f"{tree} is llama.cpp, but of which commit cannot be told: it is neither a git checkout nor in an unpacked "
+        f"{tree} is llama.cpp, but its commit is unknown: it is neither a git checkout nor in an unpacked "
         "llama-cpp-python sdist. Use a git clone of llama.cpp, or leave out --source to build the pin."
     )
 
@@ -145,7 +145,7 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
         outcome = programs.git(*arguments, directory=tree)
         if outcome.exit_code:
             raise SourceError(
-                f"git cannot say which commit {tree} is ({outcome.git_reason}): mend that and run it again."
+                f"git cannot say which commit {tree} is ({outcome.git_reason}): fix that and run it again."
             )
         return outcome.stdout.strip()
 
@@ -158,7 +158,7 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
         tag = tags[0]
     elif git("rev-parse", "--is-shallow-repository") == "true":
         raise SourceError(
-            f"{tree} is a shallow clone without a tag on {commit[:9]}, so its build number cannot be told: run "
+            f"{tree} is a shallow clone without a tag on {commit[:9]}, so its build number is unknown: run "
             f"`git -C {tree} fetch --unshallow`, or fetch the tag of that commit."
         )
     else:
@@ -182,7 +182,7 @@ def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
     try:
         changelog = (top / "CHANGELOG.md").read_text(encoding="utf-8")
     except OSError as error:
-        raise SourceError(f"{top} is no llama-cpp-python sdist: CHANGELOG.md is missing.") from error
+        raise SourceError(f"{top} is not a llama-cpp-python sdist: CHANGELOG.md is missing.") from error
     commit = _changelog_commit(changelog, version)
     if not commit or not pin.commit.startswith(commit):
         raise SourceError(
@@ -211,7 +211,7 @@ def _source(
 ) -> Source:
     match = _TAG.fullmatch(tag)
     if not match:
-        raise SourceError(f"{tag!r} is not a tag of llama.cpp: they are b and a number, such as b11312.")
+        raise SourceError(f"{tag!r} is not a tag of llama.cpp: tags look like b11312.")
     return Source(path=tree, tag=tag, commit=commit, build_number=int(match[1]), kind=kind, dirty=dirty, digest=digest)
 
 
@@ -225,7 +225,7 @@ def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source
         try:
             found = _stamped(tree, pin) if is_stamped else _inspect(tree, pin)
         except SourceError as error:
-            raise SourceError(f"{error} It stands where the pin {pin.tag} is fetched to: move it away.") from error
+            raise SourceError(f"{error} The pin {pin.tag} is fetched to that path: move it away.") from error
         if found.commit == pin.commit:
             changed = f"{tree} is {pin.tag} with changes of yours: this build has them, and cannot be released."
             return replace(found, notices=(changed,)) if found.dirty else found

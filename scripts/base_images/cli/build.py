@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from base_images.cli.views import Display
 
 
-@command(help={**SOURCE_HELP, "quiet": "say nothing but the result"})
+@command(help={**SOURCE_HELP, "quiet": "print only the result"})
 def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool = False) -> None:
     """Fetches llama.cpp's pinned source into llama.cpp/.
 
@@ -54,9 +54,9 @@ def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool
     iterable=["variant", "arch"],
     help={
         **BUILD_HELP,
-        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
+        "variant": "which image; may be given several times; default: all; one that fails does not stop the others",
         "smoke": "check the built image against the contract, then start it and ask it for the known answer",
-        "quiet": "say nothing but the result",
+        "quiet": "print only the result",
     },
 )
 def build_local(
@@ -166,12 +166,12 @@ def plan(
 @command(
     iterable=["variant", "platform"],
     help={
-        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
+        "variant": "which image; may be given several times; default: all; one that fails does not stop the others",
         "platform": "amd64 or arm64; default: the engine's, or with --push all that a variant is published for",
         "builder": "buildx's name of the builder; default: the current one",
         "push": "publish what is built, by digest, with provenance and SBOM, and cache the steps in the registry",
-        "dry_run": "build all and keep nothing of it; BASE_IMAGES_DRY_RUN=true says the same",
-        "quiet": "say nothing but the result",
+        "dry_run": "build everything and keep nothing; BASE_IMAGES_DRY_RUN=true does the same",
+        "quiet": "print only the result",
     },
 )
 def bake(
@@ -283,7 +283,7 @@ def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[Bui
 
     if options.origin is Origin.PACKAGES:
         if not packages:
-            raise UsageError("Bake builds on bases of registries alone, wherever its builder is: leave --origin out.")
+            raise UsageError("Bake builds only on bases from registries, wherever its builder is: leave --origin out.")
         return _prepared_plans(wanted, options)
     chosen = settings.load(ROOT)
     source = sources.expected(chosen.pin, path=caller_path(options.source), root=ROOT)
@@ -291,7 +291,7 @@ def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[Bui
         return [
             made
             for variant, platforms in wanted
-            for made in local.foresee(
+            for made in local.preview(
                 variant,
                 platforms,
                 settings=chosen,

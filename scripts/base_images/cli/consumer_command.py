@@ -26,7 +26,7 @@ def check(root: Path, *, source: Path | None, image: str, listener: Listener = s
         listener: receives the progress of a pull.
 
     Raises:
-        SourceError: `source` is no checkout of BodhiApp, or its repository cannot be fetched.
+        SourceError: `source` is not a checkout of BodhiApp, or its repository cannot be fetched.
         UsageError: the image has no variant label, or BodhiApp has no Dockerfile on such images.
         ImageNotFoundError: neither the engine nor a registry has the image.
         EngineError: no engine answers.

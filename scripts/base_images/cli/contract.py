@@ -18,7 +18,7 @@ from base_images.settings import ROOT
     positional=["image"],
     help={
         "image": "reference or id, pulled if the engine does not have it",
-        "variant": "of an image that does not say it",
+        "variant": "the variant of an image without the label",
         "record": "directory for the report; of an image in the registry also for `attach-reports`",
         "json": "print JSON",
     },

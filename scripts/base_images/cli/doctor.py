@@ -17,7 +17,7 @@ from base_images.settings import ROOT
 @command(
     iterable=["variant"],
     help={
-        "variant": "whose device has to be ready; may be given several times; default: all, and cpu has to build",
+        "variant": "which variant's device must be ready; may be given several times; default: all, and cpu must build",
         "image": "an image of that one variant; default: the local build",
         "json": "print JSON",
     },

@@ -53,7 +53,7 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
                 if error.errno not in _MACHINE_REFUSES:
                     raise
                 where = f"{error.filename}: " if error.filename else ""
-                raise Exit(f"error: {where}{error.strerror}: mend that and run the same command again.", 1) from error
+                raise Exit(f"error: {where}{error.strerror}: fix that and run the same command again.", 1) from error
 
         return task(*arguments, **options)(run)
 

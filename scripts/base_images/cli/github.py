@@ -67,11 +67,8 @@ def summarise_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[
         return
     from base_images.recipes import markdown
 
-    lines = [f"**{markdown.text(title)}**", ""]
-    if rows:
-        table = [columns, ["---"] * len(columns), *([markdown.text(cell) for cell in row] for row in rows)]
-        lines += ["| " + " | ".join(row) + " |" for row in table]
-    summarise("\n".join(lines))
+    cells = [[markdown.text(cell) for cell in row] for row in rows]
+    summarise(f"**{markdown.text(title)}**\n\n{markdown.table([columns, *cells]) if rows else ''}")
 
 
 def _present() -> bool:

@@ -24,7 +24,7 @@ SOURCE_HELP = {
 
 BUILD_HELP = {
     **SOURCE_HELP,
-    "arch": "compile the backend for this device architecture alone, such as 90 or gfx1100; may be given several times",
+    "arch": "compile the backend only for this device architecture, such as 90 or gfx1100; may be given several times",
     "slim": "rocm and intel: put what the server needs of the toolkit on a small base, instead of upstream's base",
 }
 

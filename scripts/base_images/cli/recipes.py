@@ -18,7 +18,7 @@ from base_images.settings import ROOT
 @command(
     iterable=["variant"],
     help={
-        "variant": "which recipes; default: every one that there is",
+        "variant": "which recipes; default: all",
         "source": "a tree of llama.cpp, with --ref, --from and --to a clone of it; default: the pin",
         "ref": "compare with this ref of the clone",
         "from": "the older of two refs of the clone, to see what upstream changed",

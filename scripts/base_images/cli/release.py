@@ -120,7 +120,7 @@ def show_git_info(_: Context, json: bool = False) -> None:
     )
 
 
-@command(help={"yes": "do not ask", "dry_run": "stop after the plan; BASE_IMAGES_DRY_RUN=true says the same"})
+@command(help={"yes": "do not ask", "dry_run": "stop after the plan; BASE_IMAGES_DRY_RUN=true does the same"})
 def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) -> None:
     """Releases this commit: pushes its tag, CI publishes.
 
@@ -143,7 +143,7 @@ def release_base_images(_: Context, yes: bool = False, dry_run: bool = False) ->
     rows = [(check.name, check.status.value, check.seen) for check in state.checks]
     views.print_table(f"may {state.version} be released?", ["precondition", "is", "seen"], rows)
     if not state.ok:
-        raise Exit("error: nothing was released: mend what failed above and run the same command again.", 1)
+        raise Exit("error: nothing was released: fix what failed above and run the same command again.", 1)
     planned = release.plan(remote, state, chosen)
     views.print_release(planned)
     if dry_run or settings.dry_run():
@@ -165,7 +165,7 @@ def free_runner_disk(_: Context) -> None:
     from base_images.release import runner_disk
 
     if not runner_disk.is_hosted(os.environ):
-        views.say("This is none of GitHub's own runners (RUNNER_ENVIRONMENT is not github-hosted): nothing removed.")
+        views.say("This is not a GitHub-hosted runner (RUNNER_ENVIRONMENT is not github-hosted): nothing removed.")
         return
     freed = runner_disk.free(Path("/"))
     for path in freed.removed:
@@ -176,8 +176,8 @@ def free_runner_disk(_: Context) -> None:
 @command(
     iterable=["variant"],
     help={
-        "variant": "which image; may be given several times; default: all of them, each whether or not another fails",
-        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true says the same",
+        "variant": "which image; may be given several times; default: all; one that fails does not stop the others",
+        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true does the same",
     },
 )
 def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
@@ -207,7 +207,7 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     positional=["directory"],
     help={
         "directory": "where `check-image` and `smoke` wrote their evidence (--record), at any depth",
-        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true says the same",
+        "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true does the same",
     },
 )
 def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
@@ -234,8 +234,8 @@ def attach_reports(_: Context, directory: str, dry_run: bool = False) -> None:
     iterable=["variant"],
     help={
         "version": "which version; default: this commit's",
-        "variant": "which image; may be given several times; default: all, each whether or not another is refused",
-        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true says the same",
+        "variant": "which image; may be given several times; default: all; a refusal does not stop the others",
+        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true does the same",
     },
 )
 def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = False) -> None:
@@ -274,8 +274,8 @@ def promote(_: Context, variant: list[str], version: str = "", dry_run: bool = F
 @command(
     help={
         "variant": "which image",
-        "to": "what to go back to: a version that was latest before, or the digest of an image that says none",
-        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true says the same",
+        "to": "what to go back to: a version that was latest before, or the digest of an image without one",
+        "dry_run": "only say whether it would be done; BASE_IMAGES_DRY_RUN=true does the same",
     },
 )
 def rollback(_: Context, variant: str, to: str, dry_run: bool = False) -> None:
@@ -319,7 +319,7 @@ def image_digest(_: Context, variant: str, version: str = "") -> None:
 def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool = False, json: bool = False) -> None:
     """Prints a release's notes, or writes its files.
 
-    What it is and what became of each variant, for people or as JSON: from git and the registry, any time.
+    The release and the state of each variant, as Markdown or JSON, read from git and the registry at any time.
     """
     from datetime import UTC, datetime
 

@@ -20,9 +20,9 @@ from base_images.settings import ROOT
     iterable=["variant"],
     help={
         "image": "image reference or id; default: the local build",
-        "variant": "which variants; default: every one that there is a local build of",
+        "variant": "which variants; default: all that have a local build",
         "device": "on this host's accelerator; fails where it is not used or computes something else",
-        "software_device": "on an accelerator that the CPU imitates; vulkan has one",
+        "software_device": "on an accelerator that the CPU emulates; vulkan has one",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
         "json": "print JSON",
     },
@@ -76,7 +76,7 @@ def test_local_images(
         "url": "check a llama-server that already runs, such as http://127.0.0.1:8080",
         "binary": "start this llama-server of the host instead: needs no engine",
         "software_device": "the same as --on software",
-        "on": "host: its accelerator; software: one that the CPU imitates, vulkan has one; nothing: the CPU alone",
+        "on": "host: its accelerator; software: one that the CPU emulates, vulkan has one; nothing: only the CPU",
         "keep": "leave the containers, and say how to remove them",
         "model": "measure the speed on this GGUF file, and not on a known-answer model",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
@@ -118,8 +118,8 @@ def smoke(
     model_file = caller_path(model)
     if model_file and (url or not model_file.is_file()):
         raise UsageError(
-            f"--model {model} cannot be used: name a GGUF file of this host, and leave it out with --url, whose server "
-            "has loaded one."
+            f"--model {model} cannot be used: name a GGUF file of this host, and leave it out with --url, where the "
+            "server has loaded one."
         )
     from base_images.smoke import device as devices
 
@@ -187,7 +187,7 @@ def search_model_seeds(_: Context) -> None:
     from base_images.cli import views
     from base_images.smoke import model
 
-    found = list(model.search_seeds())
+    found = [model.search_seed(tensor_type) for tensor_type in model.TensorType]
     rows = [(seed.tensor_type, str(seed.seed), str(seed.committed), f"{seed.margin:.3f} nats") for seed in found]
     views.print_table("seeds of the known-answer models", ["type", "found", "in model.py", "margin"], rows)
     if any(seed.seed != seed.committed for seed in found):

@@ -269,7 +269,7 @@ def print_smoke(result: SmokeReport) -> None:
             (speed.name, speed.unit, _number(speed.device), _number(speed.cpu), _number(speed.ratio))
             for speed in result.speeds
         ]
-        print_table("speed, a number and no verdict", ["measured", "in", "device", "cpu/", "device ÷ cpu/"], rows)
+        print_table("speed, measured and not judged", ["measured", "in", "device", "cpu/", "device ÷ cpu/"], rows)
     access = variants.find(result.variant).device
     if access and result.device is Device.NONE:
         say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")

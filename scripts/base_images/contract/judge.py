@@ -105,7 +105,7 @@ _ROWS: tuple[tuple[str, Callable[[ImageFacts], Verdict]], ...] = (
     ("starts hardened as an arbitrary user", rows_behaviour.hardened),
     ("nothing stored twice", rows_contents.stored_once),
     ("pinned build, portable code", rows_behaviour.portable),
-    ("the accelerator is used, aloud", rows_behaviour.accelerator),
+    ("CPU backend loaded, accelerator backend present", rows_behaviour.accelerator),
     ("SIGTERM ends it with 0", rows_behaviour.stops),
     ("glibc is new enough", rows_metadata.glibc),
     ("within its size budget", rows_contents.size),

@@ -73,7 +73,7 @@ def hardened(facts: ImageFacts) -> Verdict:
         if server.start.ready:
             return None
         return (
-            f"{server.path}, read-only and without privileges as {ARBITRARY_USER}, did not come to listen, "
+            f"{server.path}, read-only and without privileges as {ARBITRARY_USER}, did not start to listen, "
             f"exit code {server.start.exit_code}: {last(server.start.log)}"
         )
 
@@ -108,7 +108,7 @@ def portable(facts: ImageFacts) -> Verdict:
 
 
 def accelerator(facts: ImageFacts) -> Verdict:
-    """Row 14: each server loads a CPU backend, and the accelerator's backend is there; a device test shows its use."""
+    """Row 14: each server loads a CPU backend, and the accelerator's backend is present; device tests show its use."""
     if not facts.servers:
         return Verdict("no llama-server", [NO_SERVER])
     if facts.variant and facts.variant.static_backends:

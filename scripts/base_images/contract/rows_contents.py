@@ -46,7 +46,7 @@ def contents(facts: ImageFacts) -> Verdict:
         and not _LLAMA_PROGRAM.fullmatch(posixpath.basename(entry.path))
     ]
     if extra:
-        kinds["Another program beside llama-server"] += extra
+        kinds["Another program besides llama-server"] += extra
     count = sum(map(len, kinds.values()))
     seen = f"{len(facts.files)} paths, {count} that do not belong"
     findings = [f"{what} in the image: {some(paths)}." for what, paths in kinds.items()]

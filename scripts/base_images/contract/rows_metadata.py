@@ -42,7 +42,7 @@ def labels(facts: ImageFacts) -> Verdict:
         findings.append(f"The label {Label.CREATED} is {created!r}, which is not a time as RFC 3339 writes it.")
     digest = labels.get(Label.BASE_DIGEST, "")
     if digest.strip() and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-        findings.append(f"The label {Label.BASE_DIGEST} is {digest!r}, which is no digest.")
+        findings.append(f"The label {Label.BASE_DIGEST} is {digest!r}, which is not a digest.")
     if facts.asked and labels.get(Label.VARIANT, facts.asked.name) != facts.asked.name:
         findings.append(
             f"The label {Label.VARIANT} is {labels[Label.VARIANT]!r}, but {facts.asked.name!r} was asked for."

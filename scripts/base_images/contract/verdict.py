@@ -63,4 +63,4 @@ def last_line(result: ProbeResult) -> str:
 def last(text: str) -> str:
     """Returns the last line of a text as the end of a sentence."""
     lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing."
+    return lines[-1].strip() if lines else "it printed nothing."

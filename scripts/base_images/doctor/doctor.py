@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from base_images import versions
+from base_images import labels, versions
 from base_images.adapters import engine
 from base_images.adapters.engine import Engine, Image
 from base_images.build.inputs import Origin
 from base_images.doctor import machine as host
 from base_images.doctor.machine import Answer, Installed, Machine, Node
 from base_images.errors import DeviceError, EngineError, ImageNotFoundError
-from base_images.labels import TOOLKIT_PREFIX, Label
+from base_images.labels import Label
 from base_images.recipes import dockerfile
 from base_images.smoke import device
 from base_images.variants import DeviceAccess, Platform, Variant, gigabytes
@@ -71,7 +71,7 @@ class VariantReport:
         no_build: reasons why a build is impossible.
         no_device: reasons why the device cannot be used.
         no_smoke: further reasons why a smoke test on the device is impossible.
-        notes: remarks that are no obstacle.
+        notes: remarks that prevent nothing.
     """
 
     variant: str
@@ -316,7 +316,7 @@ def judge(
         pulled: whether the engine has all of the base images.
     """
     access = variant.device
-    toolkit = _toolkit(image)
+    toolkit = labels.toolkit(image.labels if image else {})
     nodes = host.nodes(access, seen.root) if access else ()
     driver = host.installed(access.driver, nodes, seen.root) if access else None
     needed = host.of_toolkit(access.driver.oldest, toolkit.get(access.driver.toolkit, "")) if access else ""
@@ -337,13 +337,6 @@ def judge(
         no_smoke=tuple(_smoke(variant, seen, image)),
         notes=notes,
     )
-
-
-def _toolkit(image: Image | None) -> dict[str, str]:
-    labels = image.labels if image else {}
-    return {
-        name.removeprefix(TOOLKIT_PREFIX): value for name, value in labels.items() if name.startswith(TOOLKIT_PREFIX)
-    }
 
 
 def _smoke(variant: Variant, seen: Seen, image: Image | None) -> Iterator[str]:
@@ -377,9 +370,8 @@ def _build(variant: Variant, references: Mapping[str, str], seen: Seen, *, pulle
     if out_of_reach and not pulled:
         no_packages = _no_packages(variant, seen)
         if no_packages:
-            problems.append(
-                f"Its base images cannot be had: no registry answers at {', '.join(out_of_reach)}, and {no_packages}"
-            )
+            silent = ", ".join(out_of_reach)
+            problems.append(f"Its base images are not available: no registry answers at {silent}, and {no_packages}")
         origin, size = Origin.PACKAGES, debian.size if debian else 0
     if facts.free_disk is not None and facts.free_disk < size and not pulled:
         problems.append(
@@ -412,8 +404,8 @@ def _device(
         return (f"The engine is at {seen.engine.where}, and its devices cannot be seen from here: ask there.",), ()
     problems = tuple(_no_device(variant, variant.device, nodes, driver, seen))
     if problems:
-        imitated = f"The CPU imitates it: `invoke smoke --variant {variant.name} --on software`."
-        return problems, (imitated,) if variant.device.software else ()
+        emulated = f"The CPU emulates it: `invoke smoke --variant {variant.name} --on software`."
+        return problems, (emulated,) if variant.device.software else ()
     version = toolkit.get(variant.device.driver.toolkit, "")
     return against_toolkit(variant.device, f"{variant.title} {version}", version, driver.version if driver else "")
 
@@ -431,7 +423,7 @@ def _no_device(
         wanted = f"one of {modules}" if modules else "another"
         yield (
             f"The render nodes here are of {', '.join(made)}, and {variant.name} needs {wanted}: `ls -l "
-            "/sys/class/drm/renderD*/device/driver` shows whose they are."
+            "/sys/class/drm/renderD*/device/driver` shows their drivers."
         )
     if seen.engine and access.helpers and not any(seen.programs[helper] for helper in access.helpers):
         yield (

@@ -230,7 +230,7 @@ def _ask(host: str) -> Answer:
     except (requests.RequestException, UnicodeError) as error:
         return Answer(host=host, reached=False, seen=_cause(error))
     reached = answer.status_code in {requests.codes.ok, requests.codes.unauthorized}
-    return Answer(host=host, reached=reached, seen="answers" if reached else f"is no registry: {answer.status_code}")
+    return Answer(host=host, reached=reached, seen="answers" if reached else f"is not a registry: {answer.status_code}")
 
 
 def _cause(error: BaseException) -> str:

@@ -36,7 +36,7 @@ def bump(texts: Mapping[str, str], pin: Pin, *, tag: str, commit: str) -> dict[s
         UsageError: the tag or the commit is malformed, or a file does not hold the pin exactly once.
     """
     if not re.fullmatch(r"b\d+", tag) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise UsageError(f"{tag!r} ({commit!r}) is no tag of llama.cpp with its full commit: tags are like b11312.")
+        raise UsageError(f"{tag!r} ({commit!r}) is not a tag of llama.cpp with its full commit: tags look like b11312.")
     moved: dict[str, str] = {}
     for path, text in texts.items():
         forms = ('tag = "{}"', 'commit = "{}"')
@@ -47,7 +47,7 @@ def bump(texts: Mapping[str, str], pin: Pin, *, tag: str, commit: str) -> dict[s
             line = form.format(old)
             moved[path], count = re.subn(f"^{re.escape(line)}$", form.format(new), moved[path], flags=re.MULTILINE)
             if count != 1:
-                raise UsageError(f"{path} has the line `{line}` {count} times instead of once: put it right first.")
+                raise UsageError(f"{path} has the line `{line}` {count} times instead of once: correct that first.")
     return moved
 
 
@@ -60,7 +60,7 @@ def tag_commit(repository: str, tag: str) -> str:
     # The line that ends in ^{} has the commit of an annotated tag, and comes last.
     lines = _ls_remote(repository, tag, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}").splitlines()
     if not lines:
-        raise SourceError(f"{repository} has no tag {tag!r}: tags of llama.cpp are like b11312.")
+        raise SourceError(f"{repository} has no tag {tag!r}: tags of llama.cpp look like b11312.")
     return lines[-1].split()[0]
 
 
@@ -73,7 +73,7 @@ def newest_tag(repository: str) -> str:
     listed = _ls_remote(repository, "its tags", "refs/tags/b*")
     numbers = [int(number) for number in re.findall(r"\trefs/tags/b(\d+)$", listed, re.MULTILINE)]
     if not numbers:
-        raise SourceError(f"{repository} has no tag of llama.cpp: they are like b11312.")
+        raise SourceError(f"{repository} has no tag of llama.cpp: they look like b11312.")
     return f"b{max(numbers)}"
 
 

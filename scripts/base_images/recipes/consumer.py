@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +152,8 @@ def load(root: Path = settings.ROOT) -> Consumer:
         UsageError: the file cannot be read or is incomplete.
     """
     path = root / FILE
+    table = settings.read_toml(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
         shared = table["all"]
         consumer = Consumer(
             repository=table["repository"],
@@ -186,10 +185,6 @@ def load(root: Path = settings.ROOT) -> Consumer:
                 for entry in table["refusals"]
             ),
         )
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): restore it from git.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{path} lacks something, or has it in another form ({error!r}): see git's version."
@@ -201,16 +196,6 @@ def load(root: Path = settings.ROOT) -> Consumer:
                     f"{path}: {refusal.argument} is refused for {name}, whose Dockerfile does not pass it."
                 )
     return consumer
-
-
-def markdown_table(known: Consumer, names: Iterable[str]) -> str:
-    """Returns the README's table of working arguments and the refused ones that they replace, one row per variant."""
-    rows = [("variant", "arguments that work", f"{NAME} writes, and llama-server refuses"), ("---",) * 3]
-    for name in names:
-        working = " ".join(known.working(name, name))
-        refused = ", ".join(f"`{refusal.argument}`" for refusal in known.refusals_of(name)) or "-"
-        rows.append((name, f"`{working}`", refused))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 # Arguments.

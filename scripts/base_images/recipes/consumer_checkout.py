@@ -51,7 +51,7 @@ class Checkout:
     """The state of a checkout of BodhiApp.
 
     Attributes:
-        commit: its commit; empty if it is no git repository.
+        commit: its commit; empty if it is not a git repository.
         server: the fields of `ServerCommand` that its source file has; empty without that file.
         unreadable: a sentence for each Dockerfile that cannot be read.
     """
@@ -66,7 +66,7 @@ def read(path: Path, known: Consumer) -> Checkout:
     """Reads a checkout of BodhiApp: the known Dockerfiles, and others that start from images of this project.
 
     Raises:
-        SourceError: `path` is no checkout of BodhiApp, or git refuses to read it.
+        SourceError: `path` is not a checkout of BodhiApp, or git refuses to read it.
     """
     texts = {
         file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8", errors="replace")
@@ -86,7 +86,7 @@ def read(path: Path, known: Consumer) -> Checkout:
             unreadable.append(str(error))
     head = programs.git("rev-parse", "HEAD", directory=path)
     if head.exit_code and (path / ".git").exists():
-        raise SourceError(f"git cannot say which commit {path} is ({head.git_reason}): mend that and run it again.")
+        raise SourceError(f"git cannot say which commit {path} is ({head.git_reason}): fix that and run it again.")
     return Checkout(
         commit=head.stdout.strip() if head.exit_code == 0 else "",
         dockerfiles=dockerfiles,

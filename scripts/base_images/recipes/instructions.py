@@ -25,7 +25,7 @@ def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
     """Yields each instruction of a Dockerfile with its arguments, continuation lines joined, and its line number.
 
     Raises:
-        SourceError: a line is no known instruction; the error calls the file `name`.
+        SourceError: a line is not a known instruction; the error calls the file `name`.
     """
     kept, heredocs = _without_heredocs(text.splitlines())
     # A blank line ends a continued instruction for dockerfile-parse, but not for BuildKit; a comment does for neither.

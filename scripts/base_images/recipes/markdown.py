@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from base_images.untrusted import printable
 
@@ -40,6 +40,12 @@ def code(value: str, *, in_table: bool = False) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if "`" in line else ""
     return f"{fence}{space}{line}{space}{fence}"
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table of cells that are Markdown already; the first row is the head."""
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
 def bullets(title: str, lines: Iterable[str]) -> list[str]:

@@ -10,15 +10,15 @@ Three rules make the two comparable:
 
 from __future__ import annotations
 
+import itertools
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from base_images import variants
+from base_images import settings, variants
 from base_images.adapters import repository
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import argument_changes, dockerfile, server_arguments
@@ -184,7 +184,7 @@ def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
     """Returns upstream's Dockerfiles by variant, from a tree, or from a ref of the clone there.
 
     Raises:
-        SourceError: there are none, or the tree is no git clone or lacks the ref.
+        SourceError: there are none, or the tree is not a git clone or lacks the ref.
     """
     texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree / UPSTREAM_DIRECTORY)
     if not texts:
@@ -232,14 +232,8 @@ def load_records(path: Path) -> tuple[Record, ...]:
     Raises:
         UsageError: the file cannot be read, names an unknown variant, lacks a key or a reason, or has a key twice.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): restore it from git.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
     records: list[Record] = []
-    for variant, groups in tables.items():
+    for variant, groups in settings.read_toml(path).items():
         if variant != ALL:
             variants.find(variant)
         for group in groups:
@@ -248,12 +242,11 @@ def load_records(path: Path) -> tuple[Record, ...]:
                     records += [Record(variant=variant, key=str(key), reason=reason.strip()) for key in keys]
                 case _:
                     raise UsageError(f"{path}: each [[{variant}]] needs a reason and a list of keys, nothing else.")
-    for number, record in enumerate(records):
-        for earlier in records[:number]:
-            if earlier.key == record.key and (
-                earlier.variant == record.variant or ALL in {earlier.variant, record.variant}
-            ):
-                raise UsageError(f"{path} has the key {record.key!r} twice for {record.variant}: remove one.")
+    for earlier, record in itertools.combinations(records, 2):
+        if earlier.key == record.key and (
+            earlier.variant == record.variant or ALL in {earlier.variant, record.variant}
+        ):
+            raise UsageError(f"{path} has the key {record.key!r} twice for {record.variant}: remove one.")
     return tuple(records)
 
 

@@ -258,7 +258,7 @@ def stated(text: str, values: tuple[Value, ...] = ()) -> str:
 
 
 def _value_name(handler: Node) -> tuple[str, str]:
-    """Returns the type and the name of the value that a handler takes beside `params`; empty if it takes none."""
+    """Returns the type and the name of the value that a handler takes besides `params`; empty if it takes none."""
     given = [*cpp_source.descendants(handler, "parameter_declaration", "compound_statement")][:-1]
     if len(given) < 2:  # noqa: PLR2004  # `params`, and a value
         return "", ""

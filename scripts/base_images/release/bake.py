@@ -47,7 +47,7 @@ def bake(
 
     Raises:
         UsageError: the source is not the checkout's own, or not one that is published.
-        SourceError: a base image cannot be had, or a runtime base has no glibc.
+        SourceError: a base image is not available, or a runtime base has no glibc.
         BuildError: a step failed.
         RegistryError: the registry refuses.
     """
@@ -63,7 +63,7 @@ def bake(
         return
     tree = source()
     bakefile.require_own_source(tree.path, root)
-    plans = local.foresee(variant, missing, settings=settings, root=root, source=tree)
+    plans = local.preview(variant, missing, settings=settings, root=root, source=tree)
     if repository and any(plan.version != str(version) for plan in plans):
         raise UsageError(f"{tree.path} is not the pin as it was fetched, and only that is published: move it away.")
     file = bakefile.bake_file(plans, settings.registry, push=repository is not None, dry_run=dry_run)

@@ -158,7 +158,7 @@ def read_files(directory: Path) -> Iterator[Evidence]:
         try:
             yield _parse(path.read_bytes())
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{path} is no evidence that this version can read: make it again.") from error
+            raise UsageError(f"{path} is not evidence that this version can read: create it again.") from error
 
 
 def attach(repository: Repository, evidence: Evidence) -> Attached:
@@ -226,7 +226,7 @@ def attached(repository: Repository, image: Manifest) -> dict[Kind, Attached]:
             evidence = _parse(repository.blob(document["layers"][0]["digest"]))
             belongs = document["subject"]["digest"] == image.digest and evidence.kind is kind
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise RegistryError(f"{tag} is no report that this version can read: attach it again.") from error
+            raise RegistryError(f"{tag} is not a report that this version can read: attach it again.") from error
         if not belongs:
             raise RegistryError(f"{tag} is of another image, or of another kind: attach the right report.")
         if differs := _differs(repository, image, evidence):

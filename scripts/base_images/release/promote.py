@@ -149,18 +149,17 @@ def smoke_level(reports: Mapping[Kind, Attached]) -> Device | None:
     return levels[0] if levels else None
 
 
+def candidate(repository: Repository, platform: str, manifest: Manifest) -> Candidate:
+    """Returns the image of one platform, with its labels and reports."""
+    digest = manifest.digest
+    reports = evidence.attached(repository, manifest)
+    return Candidate(platform=platform, digest=digest, labels=repository.labels(manifest), reports=reports)
+
+
 def candidates(repository: Repository, reference: str) -> dict[str, Candidate]:
     """Returns the image of each platform behind a tag or a digest, by platform; empty when it does not exist."""
     images = repository.platform_manifests(reference)
-    return {
-        platform: Candidate(
-            platform=platform,
-            digest=manifest.digest,
-            labels=repository.labels(manifest),
-            reports=evidence.attached(repository, manifest),
-        )
-        for platform, manifest in images.items()
-    }
+    return {platform: candidate(repository, platform, manifest) for platform, manifest in images.items()}
 
 
 def promote(
@@ -232,7 +231,7 @@ def roll_back(
     image, about = None, ""
     if not earlier:
         known = ", ".join(sorted({str(move.version) for move in found})) or "none"
-        reasons = [f"{version} was never latest, only what was can be gone back to: {known}."]
+        reasons = [f"{version} was never latest: a rollback can only return to {known}."]
     else:
         version = earlier[-1].version
         image = _recorded(repository, earlier[-1])
@@ -269,7 +268,7 @@ def settle(repository: Repository, variant: Variant) -> Move | None:
         if repository.digest(tag) == image.digest:
             return found[-1]
         repository.point(tag, image.content)
-    raise RegistryError(f"{repository.name}:{tag} is moved by somebody else all the time: find out by whom.")
+    raise RegistryError(f"{repository.name}:{tag} keeps being moved by somebody else: find out by whom.")
 
 
 def _unrecorded(repository: Repository, variant: Variant, latest: Manifest | None) -> Move | None:
@@ -358,7 +357,7 @@ def _move(
         _record(repository, move, image, before=before)
     winner = settle(repository, variant)
     if winner is None or winner.version != version:
-        reason = f"{winner.version if winner else 'nothing'} was made latest at the same time, and it counts."
+        reason = f"{winner.version if winner else 'nothing'} was made latest at the same time and takes precedence."
         yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.REFUSED, reason=reason)
         return
     reason = f"{version}{about}, before: {before or 'nothing'}"

@@ -15,12 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import versions
+from base_images import labels, versions
 from base_images.adapters import repository
 from base_images.adapters.registry import Manifest, Repository
 from base_images.adapters.repository import Commits
 from base_images.errors import RegistryError, RepositoryError, UsageError
-from base_images.labels import TOOLKIT_PREFIX, Label
+from base_images.labels import Label
 from base_images.release import evidence, promote
 from base_images.release.evidence import Evidence
 from base_images.release.promote import Candidate, Move
@@ -208,8 +208,8 @@ def released(clone: repository.Clone, version: Version) -> Released:
     tag = tags.get(version.git_tag)
     if tag is None:
         raise UsageError(
-            f"{version} is not a release that this clone knows, which would have the tag {version.git_tag}: "
-            "`git fetch --tags`, or name another with --version."
+            f"{version} is not a release in this clone, which has no tag {version.git_tag}: `git fetch --tags`, or "
+            "name another with --version."
         )
     parsed = ((versions.parse_git_tag(name), found) for name, found in tags.items())
     known = {release: found for release, found in parsed if release and not release.dirty}
@@ -231,7 +231,7 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
         return LlamaCpp(repository=pin["repository"], tag=pin["tag"], commit=pin["commit"])
     except (KeyError, ValueError) as error:
         raise RepositoryError(
-            f"The pyproject.toml of {commit[:9]} says no llama.cpp pin ({error}): that is no release of base images."
+            f"pyproject.toml at {commit[:9]} has no llama.cpp pin ({error}): it is not a release of base images."
         ) from error
 
 
@@ -264,15 +264,13 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
     except RegistryError as error:
         return Seen(variant=variant, problem=str(error))
     except (ValueError, KeyError, TypeError) as error:
-        problem = f"{where.name}:{tag} is no image that this version can read ({error!r}): find out who pushed it."
+        problem = f"{where.name}:{tag} is not an image that this version can read ({error!r}): find out who pushed it."
         return Seen(variant=variant, problem=problem)
 
 
 def _found(where: Repository, platform: str, manifest: Manifest) -> Found:
-    labels = where.labels(manifest)
-    arguments = dict(json.loads(labels.get(Label.BUILD_ARGUMENTS, "{}")))
-    reports = evidence.attached(where, manifest)
-    candidate = Candidate(platform=platform, digest=manifest.digest, labels=labels, reports=reports)
+    candidate = promote.candidate(where, platform, manifest)
+    arguments = dict(json.loads(candidate.labels.get(Label.BUILD_ARGUMENTS, "{}")))
     return Found(
         candidate=candidate,
         size=manifest.layers_size,
@@ -359,7 +357,7 @@ def _reasons(release: Released, seen: Seen, status: Status, registry: str) -> li
         reasons.append(f"its promotion was cut off: run {again}.")
     elif status is Status.PUBLISHED and not reasons:
         newer = last is not None and last > version
-        reasons.append(f"{last} is latest and newer." if newer else f"nobody promoted it yet: run {again}.")
+        reasons.append(f"{last} is latest and newer." if newer else f"it has not been promoted yet: run {again}.")
     return reasons
 
 
@@ -372,11 +370,7 @@ def _platform(variant: Variant, found: Found) -> PlatformRecord:
         base_name=candidate.labels.get(Label.BASE_NAME) or None,
         base_digest=candidate.labels.get(Label.BASE_DIGEST) or None,
         glibc=candidate.labels.get(Label.GLIBC) or None,
-        toolkit={
-            name.removeprefix(TOOLKIT_PREFIX): value
-            for name, value in sorted(candidate.labels.items())
-            if name.startswith(TOOLKIT_PREFIX)
-        },
+        toolkit=labels.toolkit(candidate.labels),
         arguments=dict(found.arguments),
         smoke_tested_on=promote.smoke_level(candidate.reports),
         reports=tuple(

@@ -43,7 +43,7 @@ def is_hosted(environment: Mapping[str, str]) -> bool:
 
 
 def free(root: Path) -> Freed:
-    """Removes the toolchains below `root`, which is `/` on a runner; missing ones are no error.
+    """Removes the toolchains below `root`, which is `/` on a runner; missing ones are not an error.
 
     Raises:
         UsageError: a toolchain cannot be removed.

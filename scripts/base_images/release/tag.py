@@ -127,7 +127,7 @@ def examine(remote: Remote, branch: str, *, now: datetime, mirror_problem: Calla
             _check("clean tree", lambda: _clean(head)),
             _check("release branch", lambda: _on_branch(remote, branch)),
             _check("whole history", lambda: _whole(remote)),
-            _check("not of the future", lambda: _dated(head, now)),
+            _check("not in the future", lambda: _dated(head, now)),
             _check("remote", lambda: (unreachable, f"{name} answers")),
             *(_skip(what) if unreachable else _check(what, look) for what, look in at_remote.items()),
             _check("recipes mirror upstream", lambda: (mirror_problem(), "every difference is intended")),
@@ -156,7 +156,7 @@ def _check(name: str, look: _Look) -> Check:
 
 
 def _skip(name: str) -> Check:
-    return Check(name=name, status=Status.SKIP, seen="cannot be told without the remote")
+    return Check(name=name, status=Status.SKIP, seen="cannot be checked without the remote")
 
 
 def _clean(head: Head) -> tuple[str, str]:
@@ -177,8 +177,8 @@ def _whole(remote: Remote) -> tuple[str, str]:
 
 def _dated(head: Head, now: datetime) -> tuple[str, str]:
     dated, said = f"{head.time:%Y-%m-%d %H:%M:%S} UTC", f"{now:%Y-%m-%d %H:%M:%S} UTC"
-    problem = f"HEAD is of {dated} and it is {said} here: set the wrong clock right, or commit again if it was HEAD's"
-    return problem if head.time > now else "", f"HEAD is of {dated}"
+    problem = f"HEAD is dated {dated} and it is {said} here: correct the clock, or commit again if HEAD's was wrong"
+    return problem if head.time > now else "", f"HEAD is dated {dated}"
 
 
 def _level(remote: Remote, branch: str) -> tuple[str, str]:
@@ -199,13 +199,13 @@ def _free(tag: str, head: Head, here: Tag | None, there: Tag | None, remote: str
     if there and there.commit == head.commit:
         problem = f"{tag} is at {remote} already, without the changes here: commit them to release them"
     elif there:
-        problem = f"{tag} is at {remote}, on {there.commit[:9]}, and never moved: commit again, for another version"
+        problem = f"{tag} is at {remote}, on {there.commit[:9]}, and is never moved: commit again for another version"
     elif here and here.commit != head.commit:
         problem = f"{tag} is here, on {here.commit[:9]}, and not at {remote}: find out why, then `git tag -d {tag}`"
     elif here and not here.annotated:
         problem = f"{tag} is here, but not annotated, and not at {remote}: `git tag -d {tag}`"
     elif here:
-        seen = f"{tag} is here from a run that was ended, and not yet at {remote}"
+        seen = f"{tag} is here from an interrupted run, and not yet at {remote}"
     return problem, seen
 
 

@@ -147,7 +147,7 @@ def check_agreement(device: str, cpu: str, tolerance: Tolerance, *, patience: fl
         partings += len(parted)
         if partings > MAX_PARTINGS:
             raise CheckFailedError(
-                f"{WRONG} it chose another token than cpu/ {partings} times, if only at near ties, and {MAX_PARTINGS} "
+                f"{WRONG} it chose another token than cpu/ {partings} times, always at near ties, and {MAX_PARTINGS} "
                 "are allowed."
             )
         rests = [rest for rest in parted if rest.right]
@@ -261,14 +261,14 @@ def judge(differences: Sequence[float], partings: int, tolerance: Tolerance) -> 
     mean = math.fsum(differences) / len(differences)
     if mean > tolerance.mean:
         raise CheckFailedError(
-            f"{WRONG} {len(differences):,} log-probabilities differ from cpu/'s by {mean:.4f} nats in the mean, and "
+            f"{WRONG} {len(differences):,} log-probabilities differ from cpu/'s by {mean:.4f} nats on average, and "
             f"{tolerance.mean} is allowed."
         )
     largest = max(differences)
     return (
-        f"{len(differences):,} log-probabilities within {largest:.4f} of {tolerance.largest} allowed, "
-        f"{mean:.4f} in the mean of {tolerance.mean}; {partings} near ties chosen otherwise"
-        + ("" if largest else "; not one bit differs, as if the same code had computed both")
+        f"{len(differences):,} log-probabilities differ by at most {largest:.4f} ({tolerance.largest} allowed) and by "
+        f"{mean:.4f} on average ({tolerance.mean} allowed); {partings} near ties decided differently"
+        + ("" if largest else "; no bit differs, as if the same code had computed both")
     )
 
 

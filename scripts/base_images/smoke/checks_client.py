@@ -147,4 +147,4 @@ def _expect_end(target: Target, text: str, reason: str | None, usage: Completion
 
 
 def _counts(usage: CompletionUsage | None) -> str:
-    return f"{usage.prompt_tokens} + {usage.completion_tokens} tokens" if usage else "tokens not told"
+    return f"{usage.prompt_tokens} + {usage.completion_tokens} tokens" if usage else "number of tokens unknown"

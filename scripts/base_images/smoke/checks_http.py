@@ -30,6 +30,9 @@ ANSWER_SECONDS = 30
 
 REQUESTS_AT_ONCE = 8
 
+GREEDY: Mapping[str, Any] = {"temperature": 0, "cache_prompt": False}
+"""Parameters that make the answer depend on the model alone: no sampling, no cached prompt."""
+
 ANY_PROMPT = "Once upon a time"
 """Prompt for a model without a known answer."""
 
@@ -120,48 +123,28 @@ def check_models(target: Target) -> str:
 
 def check_completion(target: Target) -> str:
     """`/completion`, llama-server's own interface, gives the known answer."""
-    answer = _post(
-        target,
-        "/completion",
-        {"prompt": target.prompt, "n_predict": STEPS, "n_probs": TOP, **_greedy()},
-    )
+    body = {"prompt": target.prompt, "n_predict": STEPS, "n_probs": TOP, **GREEDY}
+    answer = _expect_ok(_post(target, "/completion", body)).json()
     return _judge(target.answer, answer["content"], answer["completion_probabilities"])
 
 
 def check_openai_completion(target: Target) -> str:
     """`/v1/completions` gives the known answer."""
-    answer = _post(
-        target,
-        "/v1/completions",
-        {
-            "model": target.alias,
-            "prompt": target.prompt,
-            "max_tokens": STEPS,
-            "logprobs": TOP,
-            **_greedy(),
-        },
-    )
-    choice = answer["choices"][0]
+    body = {"model": target.alias, "prompt": target.prompt, "max_tokens": STEPS, "logprobs": TOP, **GREEDY}
+    choice = _expect_ok(_post(target, "/v1/completions", body)).json()["choices"][0]
     return _judge(target.answer, choice["text"], choice["logprobs"]["content"])
 
 
 def check_chat(target: Target) -> str:
     """`/v1/chat/completions` gives the known answer."""
-    choice = _post(target, "/v1/chat/completions", _chat(target))["choices"][0]
+    choice = _expect_ok(_post(target, "/v1/chat/completions", _chat(target))).json()["choices"][0]
     return _judge(target.answer, choice["message"]["content"], choice["logprobs"]["content"])
 
 
 def check_chat_streamed(target: Target) -> str:
     """`/v1/chat/completions` with `stream` gives the known answer in events, and ends with `[DONE]`."""
-    response = _expect_ok(
-        _request(
-            "POST",
-            f"{target.url}/v1/chat/completions",
-            patience=target.patience,
-            json={**_chat(target), "stream": True},
-        ),
-        "text/event-stream",
-    )
+    response = _post(target, "/v1/chat/completions", {**_chat(target), "stream": True})
+    _expect_ok(response, "text/event-stream")
     events, done = read_events(response.content.decode())
     if not done:
         raise CheckFailedError("The stream ends without [DONE].", detail=_excerpt(response))
@@ -173,12 +156,7 @@ def check_chat_streamed(target: Target) -> str:
 
 def check_embeddings(target: Target) -> str:
     """`/v1/embeddings` gives the reference's embedding of the prompt."""
-    response = _request(
-        "POST",
-        f"{target.url}/v1/embeddings",
-        patience=target.patience,
-        json={"model": target.alias, "input": target.prompt},
-    )
+    response = _post(target, "/v1/embeddings", {"model": target.alias, "input": target.prompt})
     if response.status_code == requests.codes.not_implemented and not target.ours:
         raise CheckSkippedError("the server was started without --embeddings")
     return judge_embedding(target.answer, _expect_ok(response).json()["data"][0]["embedding"])
@@ -317,8 +295,8 @@ def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **argum
         return session.request(method, url, timeout=(CONNECT_SECONDS, patience), **arguments)
 
 
-def _post(target: Target, path: str, body: Mapping[str, Any]) -> Any:
-    return post(f"{target.url}{path}", body, patience=target.patience)
+def _post(target: Target, path: str, body: Mapping[str, Any]) -> requests.Response:
+    return _request("POST", f"{target.url}{path}", patience=target.patience, json=body)
 
 
 def _expect_ok(response: requests.Response, content_type: str = "") -> requests.Response:
@@ -333,11 +311,6 @@ def _excerpt(response: requests.Response) -> str:
     return response.text[:2000]
 
 
-def _greedy() -> dict[str, Any]:
-    """Returns parameters that make the answer depend on the model alone: no sampling, no cached prompt."""
-    return {"temperature": 0, "cache_prompt": False}
-
-
 def _chat(target: Target) -> dict[str, Any]:
     return {
         "model": target.alias,
@@ -345,7 +318,7 @@ def _chat(target: Target) -> dict[str, Any]:
         "max_tokens": STEPS,
         "logprobs": True,
         "top_logprobs": TOP,
-        **_greedy(),
+        **GREEDY,
     }
 
 
@@ -369,7 +342,7 @@ def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, A
     ]
     if answer is None:
         if not seen or not all(math.isfinite(_number(step.log_probability)) for step in seen):
-            raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is no number.")
+            raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is not a number.")
         return f"{len(seen)} tokens with their log-probabilities, not judged."
     reason = _expect(compare(answer, seen))
     if text != answer.text:

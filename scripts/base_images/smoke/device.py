@@ -94,7 +94,7 @@ def in_software(variant: Variant) -> Granted:
     access = _access(variant)
     if not access.software:
         having = ", ".join(other.name for other in VARIANTS if other.device and other.device.software)
-        raise DeviceError(f"No software imitates the {access.name} device of {variant.name}: only {having} has one.")
+        raise DeviceError(f"No software emulates the {access.name} device of {variant.name}: only {having} has one.")
     return Granted(name=access.name, software=True, environment=access.software)
 
 

@@ -88,7 +88,7 @@ def what_computed(report: SmokeReport) -> str:
         case Device.HOST:
             return f"The servers were given the {access.name} device of the host."
         case Device.SOFTWARE:
-            return f"The CPU imitated the {access.name} device: its code is proven, no hardware is."
+            return f"The CPU emulated the {access.name} device: its code is proven, no hardware is."
         case Device.UNKNOWN:
             return f"The server was running already, so nothing here shows that the {access.name} device is used."
         case Device.NONE:

@@ -121,7 +121,7 @@ DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
 
 # Largest differences of llama-server's CPU kernels with keys and values cached in 8 bits (q8_0) and flash attention on:
 # 0.0660, 0.0675, 0.160, 0.136 and 0.273 nats for these prompts, 0.111, 0.155, 0.243, 0.250 and 0.389 nats over 100
-# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: in the mean a tenth more than with 16 bits
+# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: on average a tenth more than with 16 bits
 # where the activations are rounded to 8 bits anyway, and ten times as much where not. The tolerances are about twice.
 _Q8_0_CACHE: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
     {
@@ -238,12 +238,6 @@ def with_cache(answer: KnownAnswer, cache_type: str) -> KnownAnswer:
             "it, and enter it in CACHE_TOLERANCES in model.py."
         ) from error
     return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
-
-
-def search_seeds() -> Iterator[FoundSeed]:
-    """Searches the seed of every tensor type again and yields each as it is found; takes a few seconds in all."""
-    for tensor_type in TensorType:
-        yield search_seed(tensor_type)
 
 
 def search_seed(tensor_type: TensorType) -> FoundSeed:

@@ -155,7 +155,7 @@ def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeR
     device = options.get("device")
     program = program.resolve()  # the server looks for its backends there
     if not program.is_file() or not os.access(program, os.X_OK):
-        raise UsageError(f"{program} is no program: name the llama-server to start.")
+        raise UsageError(f"{program} is not a program: name the llama-server to start.")
     with ownership.temporary_directory() as directory:
         cache = {"XDG_CACHE_HOME": str(directory)} if device and device.software else {}
         environment = {

@@ -115,7 +115,7 @@ def wait(
         now = state()
         seconds = time.monotonic() - started
         if not now.running:
-            cause = ", killed for want of memory" if now.out_of_memory else f", {now.error}" if now.error else ""
+            cause = ", out of memory" if now.out_of_memory else f", {now.error}" if now.error else ""
             raise LaunchError(
                 f"The server ended with exit code {now.exit_code} after {seconds:.1f} s{cause}, before it was healthy; "
                 "the end of its log follows.",

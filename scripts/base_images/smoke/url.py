@@ -34,7 +34,7 @@ def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> 
     """
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.netloc:
-        raise UsageError(f"{url!r} is no URL of a server: write it as http://127.0.0.1:8080.")
+        raise UsageError(f"{url!r} is not a URL of a server: write it as http://127.0.0.1:8080.")
     url = url.rstrip("/")
     started = dt.datetime.now(dt.UTC)
     clock = time.monotonic()
@@ -70,8 +70,8 @@ def _check(url: str, variant: Variant) -> list[CheckResult]:
         target = dataclasses.replace(target, alias=alias)
         if tensor_type is None:
             raise CheckSkippedError(
-                f"nobody knows what {alias} has to answer; a server that loads the model which {WRITE_MODEL} writes "
-                "is judged by what it says"
+                f"the right answer of {alias} is not known: answers are judged only for the model that {WRITE_MODEL} "
+                "writes"
             )
         answer = model.known_answer(tensor_type)
         target = dataclasses.replace(target, answer=model.on_device(answer) if variant.device else answer)

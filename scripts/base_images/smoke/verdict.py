@@ -64,7 +64,7 @@ def compare(expected: KnownAnswer, seen: Sequence[SeenStep]) -> Verdict:
                 )
     if len(seen) != len(expected.steps):
         return verdict(f"The answer has {len(seen)} tokens where {len(expected.steps)} are right.")
-    numbers = "" if largest is None else f" and log-probabilities within {largest:.4f} of {expected.tolerance} allowed"
+    numbers = "" if largest is None else f", log-probabilities within {largest:.4f} ({expected.tolerance} allowed)"
     return verdict(f"All {len(seen)} tokens are right{numbers}.", ok=True)
 
 

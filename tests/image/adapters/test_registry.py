@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import publish
 from base_images.variants import Platform
+from tests.support import commands
 from tests.support.registries import PASSWORD, USER, Authority, Registry, connections, front, log_in, make_authority
 
 MISSING = f"sha256:{'0' * 64}"
@@ -229,15 +229,8 @@ def test_a_credential_helper_is_asked_and_no_secret_is_seen(
 
 
 def image_digest(name: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", "image-digest", "--variant", "cpu", "--version", "2508201420-abc1234"],
-        cwd=settings.ROOT,
-        env={**os.environ, settings.REGISTRY_VARIABLE: name},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    options = ("--variant", "cpu", "--version", "2508201420-abc1234")
+    return commands.invoke("image-digest", *options, environment={settings.REGISTRY_VARIABLE: name})
 
 
 def test_without_valid_credentials_the_error_says_how_to_log_in(
@@ -356,7 +349,7 @@ def test_a_refusal_is_not_retried(registries: Registries, repository: Repository
 
     with front(registries.plain.address, refuse) as address:
         refusing = open_repository(repository.name.replace(registries.plain.address, address))
-        with pytest.raises(RegistryError, match=r"forbids to look at one of .*`docker login .*` as somebody who may"):
+        with pytest.raises(RegistryError, match=r"forbids to look at one of .*`docker login .*` as a user who may"):
             refusing.digest("one")
         with pytest.raises(
             RegistryError, match=r"refused to list the tags of .*\(HTTP status 405\): it gives no reason"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from base_images.adapters import engine as engines
 from base_images.adapters import registry
 from base_images.adapters.registry import OCI_MANIFEST, Repository, open_repository
 from base_images.errors import EngineError, RegistryError
-from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority, running
+from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority
+from tests.support.servers import Files, running
 from tests.support.token_server import READER, Asked, Forbidding, TokenServer
 
 
@@ -157,7 +158,7 @@ def test_a_read_only_user_is_told_to_log_in_as_another_to_write(
         assert found
         assert found.digest == digest
         for write in (partial(reader.put_blob, b"new"), partial(reader.point, "two", found.content)):
-            with pytest.raises(RegistryError, match=rf"`docker login {host}` as somebody who may\.$") as told:
+            with pytest.raises(RegistryError, match=rf"`docker login {host}` as a user who may\.$") as told:
                 write()
             says_no_secret(told.value, reader, tokens)
         assert reader.tags() == ["one"]
@@ -217,13 +218,10 @@ def test_a_redirect_to_another_host_gets_no_token(
     """GHCR and Docker Hub redirect the download of a blob to another host."""
     asked: list[str | None] = []
 
-    class Elsewhere(SimpleHTTPRequestHandler):
+    class Elsewhere(Files):
         def do_GET(self) -> None:
             asked.append(self.headers["Authorization"])
             super().do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
 
     elsewhere = ThreadingHTTPServer(("127.0.0.1", 0), partial(Elsewhere, directory=str(tmp_path / "data")))
     encrypt(elsewhere, authority)

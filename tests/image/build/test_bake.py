@@ -6,9 +6,7 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from base_images.progress import silent
 from base_images.release import publish
 from base_images.release.actions import Outcome
 from base_images.variants import Platform
-from tests.support import builders
+from tests.support import builders, clones, commands
 from tests.support.registries import Registry
 
 CPU = variants.find("cpu")
@@ -90,15 +88,7 @@ def invoke(checkout: Checkout, *arguments: str, **environment: str) -> subproces
         bakefile.SBOM_GENERATOR_VARIABLE: checkout.generator,
         "COLUMNS": "200",
     }
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=checkout.root,
-        env={**os.environ, **known, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    return commands.invoke(*arguments, cwd=checkout.root, environment={**known, **environment})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,10 +121,7 @@ def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def checkout(served: Registry, tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
-    root = tmp_path / "checkout"
-    shutil.copytree(settings.ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tasks.py", "pyproject.toml", ".dockerignore", ".gitignore"):
-        shutil.copy(settings.ROOT / name, root)
+    root = clones.fresh_copy(tmp_path / "checkout", ".dockerignore", ".gitignore")
     (root / "dockerfiles").mkdir()
     (root / CPU.dockerfile).write_text(RECIPE.format(address=served.address))
     tree = root / source.DIRECTORY
@@ -142,10 +129,7 @@ def checkout(served: Registry, tmp_path: Path, request: pytest.FixtureRequest) -
     (tree / "CMakeLists.txt").write_text('project("llama.cpp")\n')
     stamp = {"tag": PIN.tag, "commit": PIN.commit, "kind": "git", "digest": source.tree_digest(tree)}
     (tree / source.STAMP).write_text(json.dumps(stamp))
-    with git.Repo.init(root) as opened:
-        opened.config_writer().set_value("user", "name", "t").set_value("user", "email", "t@example.org").release()
-        opened.git.add("--all")
-        opened.git.commit("--quiet", "--message=one")
+    with clones.commit_all(root) as opened:
         commit = opened.head.commit
         version = versions.of_commit(commit.hexsha, commit.committed_date, dirty=False)
     name = re.sub(r"\W", "", str(request.node.name))[:40].strip("_").lower()
@@ -233,7 +217,7 @@ def test_every_step_is_cached_in_the_registry(checkout: Checkout, builder: str) 
 
 def run(checkout: Checkout, builder: str, events: list[Event]) -> dict[str, str]:
     tree = source.expected(PIN, path=None, root=checkout.root)
-    plans = local.foresee(CPU, [Platform.AMD64], settings=checkout.settings(), root=checkout.root, source=tree)
+    plans = local.preview(CPU, [Platform.AMD64], settings=checkout.settings(), root=checkout.root, source=tree)
     file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
         target["attest"] = [value for value in target["attest"] if "sbom" not in value]
@@ -255,7 +239,7 @@ def test_the_local_engine_gets_the_image_and_its_tags(checkout: Checkout, engine
     tags = (f"{checkout.repository.name}:cpu-{checkout.version}", "llama-cpp-cpu:baked")
     tree = source.expected(PIN, path=None, root=checkout.root)
     here = engine.platform()
-    [plan] = local.foresee(CPU, [here], settings=checkout.settings(), root=checkout.root, source=tree)
+    [plan] = local.preview(CPU, [here], settings=checkout.settings(), root=checkout.root, source=tree)
     file = bakefile.bake_file([plan], checkout.repository.name, push=False)
     file["target"][bakefile.target(plan)]["tags"] = list(tags)  # not the tag that other tests take for theirs
     try:
@@ -290,7 +274,7 @@ def test_bake_and_build_local_give_the_same_image(engine: Engine, cpu_image: Ima
 
 def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder: str) -> None:
     tree = source.expected(PIN, path=None, root=checkout.root)
-    plans = local.foresee(CPU, CPU.platforms, settings=checkout.settings(), root=checkout.root, source=tree)
+    plans = local.preview(CPU, CPU.platforms, settings=checkout.settings(), root=checkout.root, source=tree)
     checkout.write(RECIPE_WITHOUT_RUN)
     file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
@@ -326,7 +310,7 @@ def test_buildx_parses_the_file_of_every_variant(checkout: Checkout, served: Reg
         lines = [f"ARG {role}_BASE_IMAGE={served.address}/ubuntu:24.04" for role in ("WEB", "BUILD", "RUNTIME")]
         text = re.sub(r"^ARG (WEB|BUILD|RUNTIME)_BASE_IMAGE=.*$", "", text, flags=re.MULTILINE)
         (checkout.root / variant.dockerfile).write_text("\n".join([*lines, text]))
-        plans += local.foresee(
+        plans += local.preview(
             variant,
             variant.platforms,
             settings=checkout.settings(),
@@ -385,7 +369,7 @@ def test_the_plan_is_the_file_of_the_build_and_fetches_nothing(checkout: Checkou
         chosen = settings.Settings(
             registry=checkout.repository.name, release_branch="main", url=settings.load().url, pin=PIN
         )
-        plans = local.foresee(CPU, CPU.platforms, settings=chosen, root=checkout.root, source=tree)
+        plans = local.preview(CPU, CPU.platforms, settings=chosen, root=checkout.root, source=tree)
         assert json.loads(done.stdout) == bakefile.bake_file(plans, checkout.repository.name, push=True)
     for form in ("table", "json"):
         done = invoke(checkout, "plan", "--variant", "cpu", "--format", form, **nothing)

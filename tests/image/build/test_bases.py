@@ -98,7 +98,7 @@ def test_a_failed_request_for_a_base_is_one_sentence(registry: Registry) -> None
 
 def test_an_unreachable_registry_is_reported_with_the_image(engine: Engine, registry: Registry) -> None:
     registry.stop()
-    with pytest.raises(SourceError, match=rf"{registry.address}/node:24 cannot be had .* --origin packages"):
+    with pytest.raises(SourceError, match=rf"{registry.address}/node:24 is not available .* --origin packages"):
         resolve(engine, references(registry), Origin.REGISTRIES)
 
 
@@ -132,7 +132,7 @@ def test_nothing_is_pulled_from_a_silent_registry(engine: Engine, monkeypatch: p
     reported: list[Progress] = []
     with socket.create_server(("127.0.0.1", 0)) as silence:
         address = f"127.0.0.1:{silence.getsockname()[1]}"
-        with pytest.raises(SourceError, match=rf"{address}/ubuntu:24.04 cannot be had .*\(read timeout=2\)"):
+        with pytest.raises(SourceError, match=rf"{address}/ubuntu:24.04 is not available .*\(read timeout=2\)"):
             resolve(
                 engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES, listener=reported.append
             )
@@ -152,7 +152,7 @@ def read(engine: Engine, reference: str, script: str) -> str:
 
 def test_the_fallback_to_packages_is_reported(packages: Bases) -> None:
     assert packages.origin is Origin.PACKAGES
-    assert "127.0.0.1:1/node:24 cannot be had" in packages.notices[0]
+    assert "127.0.0.1:1/node:24 is not available" in packages.notices[0]
     assert "Debian trixie's packages" in packages.notices[0]
     assert packages.glibc == "2.41"
 
@@ -215,9 +215,9 @@ def test_an_unavailable_vendor_base_is_reported_with_reason_and_remedy(engine: E
     for origin in (Origin.REGISTRIES, Origin.AUTO):
         with pytest.raises(SourceError) as caught:
             resolve(engine, NOWHERE, origin, variant)
-        assert "127.0.0.1:1/node:24 cannot be had from its registry: check the network" in str(caught.value)
+        assert "127.0.0.1:1/node:24 is not available from its registry: check the network" in str(caught.value)
         assert "connect: connection refused" in str(caught.value)
-    assert f"{variant} is built from a registry alone" in str(caught.value)
+    assert f"{variant} needs a registry's bases" in str(caught.value)
     with pytest.raises(SourceError, match=r"No Debian package has the compiler of .* Use --origin registries"):
         resolve(engine, NOWHERE, Origin.PACKAGES, variant)
 

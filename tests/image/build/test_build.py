@@ -7,9 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +23,8 @@ from base_images.build import source
 from base_images.build.inputs import Origin
 from base_images.errors import BuildError, EngineError, ImageNotFoundError, UsageError
 from base_images.labels import Label
-from tests.support import clones
-from tests.support.programs import need
+from tests.support import clones, commands
+from tests.support.programs import need, wait_for
 
 REGISTRY = "registry.example.org/base-images-test"
 HEAD = """\
@@ -48,7 +46,7 @@ def root(tmp_path: Path) -> Path:
     (made / "dockerfiles").mkdir(parents=True)
     shutil.copy(settings.ROOT / ".dockerignore", made)
     (made / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD)
-    commit_all(made)
+    clones.commit_all(made)
     return made
 
 
@@ -64,14 +62,7 @@ def tree(tmp_path: Path) -> Path:
         else:
             path.mkdir(parents=True)
             (path / "file").touch()
-    commit_all(made).create_tag("b7")
-    return made
-
-
-def commit_all(directory: Path) -> git.Repo:
-    made = git.Repo.init(directory, initial_branch="main")
-    made.git.add("--all")
-    made.git.execute(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "--message", "all"])
+    clones.commit_all(made).create_tag("b7")
     return made
 
 
@@ -166,10 +157,7 @@ def checkout(tmp_path: Path) -> Path:
     """A writable copy of this checkout, uncommitted changes included."""
     made = tmp_path / "copy"
     git.Repo.clone_from(str(settings.ROOT), made)
-    shutil.copytree(settings.ROOT / "scripts", made / "scripts", dirs_exist_ok=True)
-    for name in ("tasks.py", "pyproject.toml", ".dockerignore"):
-        shutil.copy(settings.ROOT / name, made / name)
-    return made
+    return clones.fresh_copy(made, ".dockerignore")
 
 
 @pytest.mark.usefixtures("clean")
@@ -179,11 +167,9 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     recipe = checkout / "dockerfiles" / "cpu.Dockerfile"
     unique = f"{30_000_000 + os.getpid()}"
     recipe.write_text(HEAD + f"RUN echo {unique} && sleep {unique}\n")
-    command = [sys.executable, "-m", "invoke", "build-local", "--variant", "cpu", "--source", str(tree)]
+    command = [*commands.INVOKE, "build-local", "--variant", "cpu", "--source", str(tree)]
     command += ["--origin", "packages"]
-    with subprocess.Popen(
-        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with commands.start(command, cwd=checkout, new_session=True) as process:
         wait_for(lambda: running("sleep", unique))
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=300)
@@ -191,7 +177,7 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     assert stderr.strip() == "Interrupted: nothing is left running; the same command starts again."
     wait_for(lambda: not running("sleep", unique))
     recipe.write_text(HEAD)
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=600)
+    done = commands.run(command, cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert engine.has_image(versions.local_reference("cpu"))
 
@@ -206,14 +192,6 @@ def running(*words: str) -> bool:
         except OSError:
             continue
     return False
-
-
-def wait_for(condition: object, seconds: float = 300) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
 
 
 # Other engines.
@@ -311,16 +289,10 @@ def test_a_failed_variant_is_named_and_the_others_are_built(engine: engine.Engin
     # In the table's order the failing variant is between two others.
     for name, last in (("cpu", ""), ("vulkan", "RUN echo the-reason && false\n"), ("cann", "ARG CHIP_TYPE\n")):
         (checkout / "dockerfiles" / f"{name}.Dockerfile").write_text(HEAD + last)
-    commit_all(checkout)
-    done = subprocess.run(
-        [sys.executable, "-m", "invoke", "build-local", "--quiet", "--origin", "packages", "--source", str(tree)],
-        cwd=checkout,
-        env={**os.environ, "BASE_IMAGES_REGISTRY": REGISTRY},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    clones.commit_all(checkout)
+    options = ("--quiet", "--origin", "packages", "--source", str(tree))
+    environment = {"BASE_IMAGES_REGISTRY": REGISTRY}
+    done = commands.invoke("build-local", *options, cwd=checkout, environment=environment)
 
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"built {REGISTRY}:cpu-" in done.stdout

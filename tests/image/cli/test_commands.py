@@ -16,7 +16,7 @@ from base_images.adapters import engine as engines
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError
 from base_images.labels import Label
-from tests.unit.cli.test_tasks import invoke
+from tests.support.commands import invoke
 
 
 def assert_sentence(done: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from base_images.contract import judge
 from base_images.contract.verdict import Status
 from base_images.errors import ImageNotFoundError
 from base_images.variants import find
+from tests.support import images
 
 Build = Callable[..., str]
 
@@ -28,13 +28,7 @@ def build(engine: Engine) -> Iterator[Build]:
     built: list[str] = []
 
     def build(dockerfile: str, files: Mapping[str, bytes] | None = None) -> str:
-        context = io.BytesIO()
-        with tarfile.open(fileobj=context, mode="w") as archive:
-            for name, content in {"Dockerfile": dockerfile.encode(), **(files or {})}.items():
-                entry = tarfile.TarInfo(name)
-                entry.size, entry.mode = len(content), 0o755
-                archive.addfile(entry, io.BytesIO(content))
-        context.seek(0)
+        context = io.BytesIO(images.archive({"Dockerfile": dockerfile.encode(), **(files or {})}))
         image, _log = client.images.build(
             fileobj=context, custom_context=True, rm=True, forcerm=True, network_mode="none"
         )

@@ -20,7 +20,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.doctor import doctor
 from base_images.doctor import machine as host
 from base_images.errors import ImageNotFoundError
-from tests.support import machines
+from tests.support import commands, machines
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
 CUDA_IMAGE = "bodhi-doctor-test:cuda"
@@ -40,14 +40,9 @@ program.run()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, "-c", PATIENT, "doctor", *arguments],
-        cwd=settings.ROOT,
         env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts"), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
     )
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -178,18 +173,13 @@ mount --bind "$0/resolv.conf" /etc/resolv.conf
 
 def test_it_does_not_wait_for_a_network_that_drops_packets(tmp_path: Path) -> None:
     def within(script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["unshare", "--net", "--mount", "sh", "-eu", "-c", SWALLOWING_NETWORK + script, str(tmp_path)],
-            cwd=settings.ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
+        return commands.run(
+            ["unshare", "--net", "--mount", "sh", "-eu", "-c", SWALLOWING_NETWORK + script, str(tmp_path)]
         )
 
     if not (os.geteuid() == 0 and shutil.which("unshare") and shutil.which("ip") and within("true").returncode == 0):
         pytest.skip("needs a network namespace: run as root, with iproute2")
-    command = shlex.join([sys.executable, "-m", "invoke", "doctor"])
+    command = shlex.join([*commands.INVOKE, "doctor"])
     for environment in ("", "DOCKER_HOST=tcp://203.0.113.7:2375 ", "DOCKER_HOST=tcp://engine.example.org:2375 "):
         started = time.monotonic()
         done = within(f"{environment}{command}")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 
 import git
 import pytest
 
-from base_images import settings
 from base_images.adapters import registry
 from base_images.adapters.engine import Engine
 from base_images.adapters.registry import Repository, open_repository
+from tests.support import clones
 from tests.support.registries import Registry
 from tests.support.releases import Site
 
@@ -43,20 +42,10 @@ def repository(served: Registry, request: pytest.FixtureRequest) -> Repository:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[git.Repo]:
     directory = tmp_path_factory.mktemp("clone")
-    root = directory / "clone"
-    shutil.copytree(settings.ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(settings.ROOT / "dockerfiles", root / "dockerfiles")
-    for name in ("tasks.py", "pyproject.toml", ".gitignore"):
-        shutil.copy(settings.ROOT / name, root)
-    configuration = directory / "gitconfig"
-    configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
-        with git.Repo.init(directory / "remote.git", bare=True), git.Repo.init(root) as made:
-            made.git.add("--all")
-            made.git.commit("--quiet", "--message=Everything")
-            made.git.remote("add", "origin", str(directory / "remote.git"))
-            yield made
+    root = clones.fresh_copy(directory / "clone", "dockerfiles", ".gitignore")
+    with git.Repo.init(directory / "remote.git", bare=True), clones.commit_all(root) as made:
+        made.git.remote("add", "origin", str(directory / "remote.git"))
+        yield made
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from base_images.release import actions, evidence, promote, publish
 from base_images.release.actions import Outcome
 from base_images.release.evidence import Kind
 from base_images.variants import Platform
-from tests.support.registries import Registry, Stalling, front, running, small_disk
+from tests.support.programs import wait_for
+from tests.support.registries import Registry, Stalling, front, small_disk
 from tests.support.releases import (
     CPU,
     CUDA,
@@ -42,6 +42,7 @@ from tests.support.releases import (
     rolled_back,
     state,
 )
+from tests.support.servers import running
 
 
 def test_a_registry_outage_before_any_step_is_finished_by_the_next_run(
@@ -89,9 +90,9 @@ def test_a_promotion_killed_after_its_record_is_finished_by_the_next(site: Site,
         return 503
 
     with front(served.address, hold) as address:
-        behind = site.environment(BASE_IMAGES_REGISTRY=repository.name.replace(served.address, address))
-        command = site.command("promote", "--variant", "cpu", "--version", str(three.version))
-        with subprocess.Popen(command, cwd=site.clone.working_dir, env=behind) as killed:
+        behind = repository.name.replace(served.address, address)
+        arguments = ("promote", "--variant", "cpu", "--version", str(three.version))
+        with site.start(*arguments, BASE_IMAGES_REGISTRY=behind) as killed:
             assert reached.wait(SECONDS)
             killed.kill()
             assert killed.wait(SECONDS) == -signal.SIGKILL
@@ -125,9 +126,9 @@ def test_a_late_request_of_a_killed_promotion_is_reported(site: Site, served: Re
         return None
 
     with front(served.address, hold) as address:
-        behind = site.environment(BASE_IMAGES_REGISTRY=repository.name.replace(served.address, address))
-        command = site.command("promote", "--variant", "cpu", "--version", str(two.version))
-        with subprocess.Popen(command, cwd=site.clone.working_dir, env=behind) as killed:
+        behind = repository.name.replace(served.address, address)
+        arguments = ("promote", "--variant", "cpu", "--version", str(two.version))
+        with site.start(*arguments, BASE_IMAGES_REGISTRY=behind) as killed:
             assert reached.wait(SECONDS)
             assert promoted(repository, three, CPU).digest == repository.digest("latest-cpu") == third
             killed.kill()
@@ -145,24 +146,18 @@ def test_an_interrupted_push_leaves_no_tag(site: Site, served: Registry) -> None
     """A tag appears only with the complete image, and the same command again finishes."""
     one = site.commit(1)
     site.build(one, ("app/large", os.urandom(24_000_000)))
-    command = site.command("publish", "--variant", "cpu")
     uploads = served.configuration.parent / "data/docker/registry/v2/repositories"
     uploads = uploads / site.repository.name.partition("/")[2] / "_uploads"
     with Stalling(served.address, after=8_000_000) as stalling, running(stalling):
         behind = site.local(one).replace(served.address, stalling.address)
         docker("tag", site.local(one), behind)
-        with subprocess.Popen(
-            command,
-            cwd=site.clone.working_dir,
-            env=site.environment(BASE_IMAGES_REGISTRY=behind.rpartition(":")[0]),
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as cut:
-            deadline = time.monotonic() + SECONDS
-            while not any(path.stat().st_size > 1_000_000 for path in uploads.glob("*/data")):
-                assert time.monotonic() < deadline
+        with site.start("publish", "--variant", "cpu", BASE_IMAGES_REGISTRY=behind.rpartition(":")[0]) as cut:
+
+            def has_begun() -> bool:
                 assert cut.poll() is None, "the push ended before it was cut"
-                time.sleep(0.01)
+                return any(path.stat().st_size > 1_000_000 for path in uploads.glob("*/data"))
+
+            wait_for(has_begun)
             served.kill()
             # An engine retries for a minute; the test need not wait for that.
             cut.send_signal(signal.SIGTERM)

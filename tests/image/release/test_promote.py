@@ -209,10 +209,10 @@ def test_a_tag_that_nobody_reviewed_is_neither_published_nor_promoted(site: Site
 def test_a_rollback_is_possible_only_to_a_former_latest(repository: Repository) -> None:
     one, two, three = release(1), release(2), release(3)
     first, second, third = earn(repository, one, two, three)
-    assert "was never latest, only what was can be gone back to: none." in rolled_back(repository, one).reason
+    assert "was never latest: a rollback can only return to none." in rolled_back(repository, one).reason
     for released in (one, three):
         assert promoted(repository, released).outcome is Outcome.DONE
-    assert f"gone back to: {one.version}, {three.version}." in rolled_back(repository, two).reason
+    assert f"return to {one.version}, {three.version}." in rolled_back(repository, two).reason
     assert promoted(repository, two).outcome is Outcome.REFUSED
     assert repository.digest("latest-cuda") == third
     assert rolled_back(repository, one).digest == repository.digest("latest-cuda") == first

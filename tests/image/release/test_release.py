@@ -7,7 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,36 +14,27 @@ import git
 import pytest
 
 from base_images import settings
-from tests.support import clones
-from tests.support.programs import is_alive, wait_until_gone
+from tests.support import clones, commands
+from tests.support.programs import is_alive, wait_for, wait_until_gone
 
 COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return clones.environment(tmp_path_factory.mktemp("home"))
+def environment() -> dict[str, str]:
+    return clones.environment()
 
 
 @pytest.fixture
-def clone(tmp_path: Path, environment: dict[str, str]) -> Iterator[git.Repo]:
-    with clones.clone(tmp_path, environment) as made:
+def clone(tmp_path: Path) -> Iterator[git.Repo]:
+    with clones.clone(tmp_path) as made:
         yield made
 
 
 def invoke(
     clone: git.Repo, environment: dict[str, str], *arguments: str, stdin: int = subprocess.DEVNULL
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=clone.working_dir,
-        env=environment,
-        stdin=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    return commands.run([*COMMAND, *arguments], cwd=clone.working_dir, env=environment, stdin=stdin)
 
 
 def remote(clone: git.Repo) -> Path:
@@ -114,7 +104,7 @@ def test_failed_preconditions_are_listed_line_by_line(clone: git.Repo, environme
     before = refs(clone)
     done = invoke(clone, environment, "--yes")
     assert done.returncode == 1
-    assert done.stderr == "error: nothing was released: mend what failed above and run the same command again.\n"
+    assert done.stderr == "error: nothing was released: fix what failed above and run the same command again.\n"
     lines = [[cell.strip() for cell in line.split("│")[1:3]] for line in done.stdout.splitlines() if "│" in line]
     assert [name for name, status in lines if status == "fail"] == ["clean tree", "recipes mirror upstream"]
     assert len(lines) == 9, "one line for each"
@@ -143,19 +133,9 @@ def test_an_interrupted_push_is_finished_by_the_next_run(
         f"[ ! -e {pushing} ] || exit 0\necho $PPID >{pushing}.new; mv {pushing}.new {pushing}\n"
         f"tries=0; while [ ! -e {go_on} ] && [ $tries -lt 3000 ]; do tries=$((tries + 1)); sleep 0.1; done",
     )
-    first = subprocess.Popen(
-        [*COMMAND, "--yes"],
-        cwd=clone.working_dir,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
-    while not pushing.exists():
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline, "it never pushed"
-        time.sleep(0.05)
+    first = commands.start([*COMMAND, "--yes"], cwd=clone.working_dir, env=environment)
+    wait_for(lambda: pushing.exists() or first.poll() is not None)
+    assert first.poll() is None, first.communicate()
     first.send_signal(how)
     said = first.communicate(timeout=300)[1]
     assert first.returncode == (-how if how is signal.SIGKILL else 130), said

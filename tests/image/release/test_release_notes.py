@@ -121,11 +121,11 @@ class Release:
 def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The cpu image is latest, rocm failed its contract, vulkan lacks a platform, musa is unreadable; no others."""
     directory = tmp_path_factory.mktemp("release")
-    environment = clones.environment(directory)
+    environment = clones.environment()
     server = Registry(directory / "registry")
     try:
         name = f"{server.address}/llama.cpp"
-        with clones.clone(directory, environment) as clone:
+        with clones.clone(directory) as clone:
             head = repository.head(clone.git)
             clone.git.tag("--annotate", "--message", "a release", head.version.git_tag)
             made = Release(
@@ -193,7 +193,7 @@ def test_the_notes_have_every_variant_in_its_state(release: Release) -> None:
     assert found["vulkan"]["missing_platforms"] == ["linux/arm64"]
     assert "linux/arm64 is missing" in found["vulkan"]["reasons"][0]
     assert len(found["vulkan"]["platforms"]) == 1
-    assert "is no image that this version can read" in found["musa"]["reasons"][0]
+    assert "is not an image that this version can read" in found["musa"]["reasons"][0]
     assert "publish it first" in found["cuda"]["reasons"][0]
 
 
@@ -233,7 +233,7 @@ def test_errors_are_one_sentence(release: Release, tmp_path: Path) -> None:
 
     unknown = release.notes("--output", str(tmp_path / "a"), "--version", "2508201420-abc1234")
     assert unknown.returncode == 2
-    assert unknown.stderr.startswith("error: 2508201420-abc1234 is not a release that this clone knows")
+    assert unknown.stderr.startswith("error: 2508201420-abc1234 is not a release in this clone")
 
     for done in (nowhere, unknown):
         assert done.stdout == ""

@@ -96,7 +96,7 @@ def test_a_rollback_to_the_predecessors_latest(site: Site) -> None:
     assert cpu["notes"] == [f"rolled back to {PREDECESSORS}"]
     assert "it was latest before and was rolled back" in site.refused(*promotion)
     never = site.refused("rollback", "--variant", "cpu", "--to", str(two.version))
-    assert f"only what was can be gone back to: {PREDECESSORS}, {one.version}." in never
+    assert f"a rollback can only return to {PREDECESSORS}, {one.version}." in never
     assert "write a version" in site.refused("rollback", "--variant", "cpu", "--to", there[:19], code=2)
 
     site.done("promote", "--variant", "cpu")
@@ -136,10 +136,10 @@ def test_a_rollback_by_digest_to_an_image_without_a_version(repository: Reposito
     assert row[-1] == f"latest before: {there[:19]}"
     assert gone_back(repository, Foreign(name=there)).digest == repository.digest("latest-cuda") == there
     assert notes(repository, CUDA) == [f"rolled back to {there}"]
-    assert f"gone back to: {one.version}, {there}." in gone_back(repository, Foreign(name=PREDECESSORS)).reason
+    assert f"return to {one.version}, {there}." in gone_back(repository, Foreign(name=PREDECESSORS)).reason
 
 
-def test_a_rollback_to_an_artifact_that_is_no_image(repository: Repository) -> None:
+def test_a_rollback_to_an_artifact_that_is_not_an_image(repository: Repository) -> None:
     """Such as one that was pushed under the wrong tag."""
     subject = content(repository, push(repository, "x", Platform.AMD64, {}))
     manifest = registry.Manifest(digest=registry._digest(subject), media_type=OCI_MANIFEST, content=subject)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,9 @@ from base_images.adapters.engine import Engine, Image
 from base_images.errors import DeviceError, EngineError
 from base_images.smoke import checks_http, device, model
 from base_images.smoke.model import TensorType
+from base_images.smoke.process import free_port
 from base_images.variants import DeviceAccess
+from tests.support import commands
 from tests.support.programs import engine_sees, need
 
 PROJECT = "bodhi-device-test"
@@ -102,15 +102,7 @@ def given(container: str) -> dict[str, Any]:
 
 
 def script(text: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", "-eu", "-c", text],
-        cwd=directory,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    return commands.run(["sh", "-eu", "-c", text], cwd=directory, env={**os.environ, **environment})
 
 
 @contextlib.contextmanager
@@ -199,8 +191,9 @@ def test_what_the_host_lacks_is_an_engine_error(
 
 def test_compose_accepts_the_file_with_a_profile_per_variant(compose: list[str]) -> None:
     for variant in variants.VARIANTS:
-        command = [*compose, "--file", device.COMPOSE_FILE, "--profile", variant.name, "config", "--services"]
-        done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False)
+        done = commands.run(
+            [*compose, "--file", device.COMPOSE_FILE, "--profile", variant.name, "config", "--services"]
+        )
         assert done.returncode == 0, done.stderr
         assert variant.name in done.stdout.split()
 
@@ -224,9 +217,7 @@ def test_compose_starts_a_server(
     answer = model.known_answer(TensorType.Q8_0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small.gguf").write_bytes(answer.gguf)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setattr(device, "VARIANTS", (variants.find("cpu"),))
     with composed(compose, tmp_path, device.compose(tagged)) as words:
@@ -249,29 +240,24 @@ def test_compose_starts_a_server(
 # --- the command line ---
 
 
-def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "invoke", *arguments]
-    return subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=600)
-
-
 def test_a_missing_device_is_reported_before_anything_starts() -> None:
     for variant in variants.VARIANTS:
         if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
             continue
-        done = invoke("test-local-images", "--variant", variant.name, "--device", "--image", "not-looked-for")
+        done = commands.invoke("test-local-images", "--variant", variant.name, "--device", "--image", "not-looked-for")
         assert (done.returncode, done.stdout) == (DeviceError.exit_code, ""), variant.name
         assert len(done.stderr.splitlines()) == 1
         assert f"{variant.name} needs: install" in done.stderr  # and not that the image is missing
 
 
 def test_devices_that_cannot_be_requested() -> None:
-    done = invoke("test-local-images", "--variant", "vulkan", "--device", "--software-device")
+    done = commands.invoke("test-local-images", "--variant", "vulkan", "--device", "--software-device")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--device and --software-device exclude each other" in done.stderr
-    done = invoke("test-local-images", "--variant", "cuda", "--software-device")
+    done = commands.invoke("test-local-images", "--variant", "cuda", "--software-device")
     assert (done.returncode, done.stdout) == (DeviceError.exit_code, "")
     assert "only vulkan has one" in done.stderr
 
 
 def test_the_compose_file_is_what_the_task_prints() -> None:
-    assert invoke("compose").stdout == (settings.ROOT / device.COMPOSE_FILE).read_text(encoding="utf-8")
+    assert commands.invoke("compose").stdout == (settings.ROOT / device.COMPOSE_FILE).read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from base_images.smoke import containers
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.checks_server import check_sigterm
+from tests.support.programs import wait_for
 
 SERVER = "/app/bin/x86_64-unknown-linux-gnu/cpu/llama-server"
 SECONDS = 300
@@ -47,10 +48,7 @@ def error_of(engine: Engine, container_spec: ContainerSpec, *, timeout: float = 
 def start_until(container: Container, words: str) -> None:
     """Starts a container and waits until its log has these words."""
     container.start()
-    deadline = time.monotonic() + SECONDS
-    while words not in (log := container.logs()):
-        assert time.monotonic() < deadline, log
-        time.sleep(0.05)
+    wait_for(lambda: words in container.logs())
 
 
 def test_waiting_ends_when_a_container_ends_at_once(engine: Engine, cpu_image: Image) -> None:

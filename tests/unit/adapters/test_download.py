@@ -4,9 +4,8 @@ import hashlib
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ from base_images.adapters import download as downloads
 from base_images.adapters.download import download
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
+from tests.support.programs import wait_for
+from tests.support.servers import Handler, running
 
 CONTENT = bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -40,7 +41,7 @@ class FileServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/file"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: FileServer
 
     def do_GET(self) -> None:
@@ -67,16 +68,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.go_on.wait(SECONDS)
         self.wfile.write(body[1000:])
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-        pass
-
 
 @pytest.fixture
 def server() -> Iterator[FileServer]:
-    with FileServer() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with FileServer() as server, running(server):
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +165,7 @@ def test_a_wrong_hash_removes_the_part(server: FileServer, target: Path, part: P
 
 def test_a_part_of_another_file_is_detected(server: FileServer, target: Path, part: Path) -> None:
     part.write_bytes(b"x" * HALF)
-    with pytest.raises(SourceError, match="not the file that is wanted"):
+    with pytest.raises(SourceError, match="not the expected file"):
         download(server.url, target, sha256=SHA256, listener=silent)
     download(server.url, target, sha256=SHA256, listener=silent)
 
@@ -214,11 +210,8 @@ def test_concurrent_processes_download_once(server: FileServer, target: Path) ->
     processes = [
         subprocess.Popen([sys.executable, "-c", code, server.url, str(target), SHA256], cwd=scripts) for _ in range(3)
     ]
-    deadline = time.monotonic() + SECONDS
     # Until two wait for the lock, or have sent a request as well.
-    while len(waiting() & {process.pid for process in processes}) < 2 and len(server.ranges) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(waiting() & {process.pid for process in processes}) >= 2 or len(server.ranges) >= 2)
     server.go_on.set()
 
     assert [process.wait(SECONDS) for process in processes] == [0, 0, 0]

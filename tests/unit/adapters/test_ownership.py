@@ -11,19 +11,14 @@ import pytest
 
 from base_images.adapters import ownership
 from base_images.settings import ROOT
+from tests.support import commands
 
 ASK = "from base_images.adapters import ownership; print(ownership.current(), flush=True); input()"
 
 
 def started() -> tuple[subprocess.Popen[str], str]:
     """Starts a process that waits for a line; returns it and its name."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", ASK],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = commands.start([sys.executable, "-c", ASK], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")})
     assert process.stdout
     return process, process.stdout.readline().strip()
 

@@ -10,26 +10,16 @@ import pytest
 
 from base_images.adapters import repository
 from base_images.errors import RepositoryError, SourceError
+from tests.support.clones import commit
 
 AUGUST = "2025-08-20T14:20:30+0200"
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[git.Repo]:
-    with git.Repo.init(tmp_path / "checkout", initial_branch="main") as made:
+    with git.Repo.init(tmp_path / "checkout") as made:
         commit(made, "first", AUGUST)
         yield made
-
-
-def commit(made: git.Repo, name: str, date: str) -> str:
-    path = Path(made.working_dir) / name
-    path.write_text(name)
-    made.index.add([str(path)])
-    made.git.execute(
-        ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-m", name],
-        env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date},
-    )
-    return made.head.commit.hexsha
 
 
 def test_head(checkout: git.Repo) -> None:

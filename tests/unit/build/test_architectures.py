@@ -42,10 +42,10 @@ def test_architectures_become_the_argument_of_the_recipe(
 @pytest.mark.parametrize(
     ("variant", "asked", "sentence"),
     [
-        ("cuda", "sm_90", "'sm_90' is no device architecture of CUDA: they are like 90"),
-        ("cuda", "90; rm -rf /", "'rm' is no device architecture"),
-        ("cuda", "gfx1100", "'gfx1100' is no device architecture of CUDA"),
-        ("rocm", "90", "'90' is no device architecture of ROCm: they are like gfx1100"),
+        ("cuda", "sm_90", "'sm_90' is not a device architecture of CUDA: write it like 90"),
+        ("cuda", "90; rm -rf /", "'rm' is not a device architecture"),
+        ("cuda", "gfx1100", "'gfx1100' is not a device architecture of CUDA"),
+        ("rocm", "90", "'90' is not a device architecture of ROCm: write it like gfx1100"),
         ("musa", "99", "The toolkit of musa does not know the device architecture 99: choose from 21, 22, 31"),
         ("cann", "910b,310p", "An image of cann is for one device architecture"),
         ("cpu", "90", "cpu is not compiled for device architectures"),

@@ -123,7 +123,7 @@ def test_a_source_outside_the_checkout_is_refused() -> None:
 
 def test_an_unsupported_platform_is_refused_before_any_request() -> None:
     with pytest.raises(UsageError, match="cuda is not built for linux/arm64"):
-        local.foresee(find("cuda"), [Platform.ARM64], settings=SETTINGS, root=ROOT, source=SOURCE)
+        local.preview(find("cuda"), [Platform.ARM64], settings=SETTINGS, root=ROOT, source=SOURCE)
 
 
 def test_a_base_without_glibc_is_refused() -> None:

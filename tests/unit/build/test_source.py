@@ -8,15 +8,14 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pypi_simple
 import pytest
+from git import Git
 
 from base_images.build import source as sources
 from base_images.build.inputs import Origin, Source, SourceKind
@@ -24,7 +23,9 @@ from base_images.build.source import STAMP, package_indexes, resolve, tree_diges
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
 from base_images.settings import Pin
+from tests.support import clones
 from tests.support.registries import connections
+from tests.support.servers import Files, serving
 
 FILES = {
     "CMakeLists.txt": 'cmake_minimum_required(VERSION 3.14)\nproject("llama.cpp" C CXX)\n',
@@ -47,16 +48,12 @@ def write_tree(tree: Path) -> Path:
 
 
 def git(repository: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main")
-    command = ["git", "-C", str(repository), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return str(Git(repository).execute(["git", *arguments]))
 
 
 def commit(repository: Path, text: str) -> str:
     (repository / "tools/server/server.cpp").write_text(text, encoding="utf-8")
-    git(repository, "add", "--all")
-    git(repository, "commit", "--quiet", "--message", text)
-    return git(repository, "rev-parse", "HEAD")
+    return clones.commit_all(repository).head.commit.hexsha
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +69,6 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def upstream(tmp_path: Path) -> Path:
     """A small repository like llama.cpp's: two commits, the second tagged b2."""
     repository = write_tree(tmp_path / "upstream")
-    git(repository, "init", "--quiet")
     commit(repository, "first")
     commit(repository, "second")
     git(repository, "tag", "b2")
@@ -222,18 +218,17 @@ def test_an_empty_directory_is_filled(pin: Pin, root: Path) -> None:
     assert managed(pin, root).commit == pin.commit
 
 
-def test_a_missing_commit_is_reported(pin: Pin, root: Path) -> None:
-    wrong = replace(pin, tag="b9", commit="f" * 40)
-    with pytest.raises(SourceError, match=f"has no commit {'f' * 40}: correct the pin"):
-        managed(wrong, root, Origin.AUTO)
-
-    assert names(root) == []
-
-
-def test_an_unreachable_git_host_is_reported(pin: Pin, root: Path) -> None:
-    gone = replace(pin, repository="http://127.0.0.1:1/x")
-    with pytest.raises(SourceError, match=r"cannot be reached \(.*onnect"):
-        managed(gone, root)
+@pytest.mark.parametrize(
+    ("wrong", "origin", "said"),
+    [
+        ({"tag": "b9", "commit": "f" * 40}, Origin.AUTO, f"has no commit {'f' * 40}: correct the pin"),
+        ({"repository": "http://127.0.0.1:1/x"}, Origin.REGISTRIES, r"cannot be reached \(.*onnect"),
+    ],
+    ids=["a missing commit", "an unreachable host"],
+)
+def test_a_fetch_that_fails_is_reported(pin: Pin, root: Path, wrong: dict[str, str], origin: Origin, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        managed(replace(pin, **wrong), root, origin)
 
     assert names(root) == []
 
@@ -249,16 +244,22 @@ def test_a_silent_git_host_is_reported(pin: Pin, root: Path, monkeypatch: pytest
     assert names(root) == []
 
 
-def test_ctrl_c_while_fetching_leaves_no_tree(pin: Pin, root: Path) -> None:
+def interrupted(pin: Pin, root: Path, origin: Origin, when: Callable[[Progress], bool]) -> None:
+    """Asserts that Ctrl-C at that moment leaves no tree, and that the next run makes it."""
+
     def interrupt(progress: Progress) -> None:
-        if "asking" not in progress.note:
+        if when(progress):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolve(pin, path=None, origin=Origin.REGISTRIES, root=root, listener=interrupt)
+        resolve(pin, path=None, origin=origin, root=root, listener=interrupt)
     assert names(root) == []
 
-    assert managed(pin, root).commit == pin.commit
+    assert managed(pin, root, origin).commit == pin.commit
+
+
+def test_ctrl_c_while_fetching_leaves_no_tree(pin: Pin, root: Path) -> None:
+    interrupted(pin, root, Origin.REGISTRIES, lambda progress: "asking" not in progress.note)
 
 
 def test_leftovers_of_a_killed_run_are_removed(pin: Pin, root: Path) -> None:
@@ -304,11 +305,6 @@ def write_sdist(path: Path, commit: str, *, extra: str = "") -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-        pass
-
-
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package index on loopback, configured for pip; yields the path of its sdist."""
@@ -316,11 +312,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     page.parent.mkdir(parents=True)
     name = "llama_cpp_python-0.0.2.tar.gz"
     page.write_text(f'<!DOCTYPE html><html><body><a href="/{name}">{name}</a></body></html>', encoding="utf-8")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "index")) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple/")
+    with serving(partial(Files, directory=tmp_path / "index")) as address:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{address}/simple/")
         yield tmp_path / "index" / name
-        server.shutdown()
 
 
 def with_sdist(pin: Pin, sha256: str, *, repository: str = "http://127.0.0.1:1/x") -> Pin:
@@ -331,9 +325,7 @@ def test_the_pin_is_unpacked_from_the_sdist(pin: Pin, root: Path, index: Path) -
     found = managed(with_sdist(pin, write_sdist(index, pin.commit[:9])), root, Origin.PACKAGES)
 
     assert (found.kind, found.commit, found.dirty) == (SourceKind.SDIST, pin.commit, False)
-    assert sorted(path.name for path in found.path.iterdir()) == sorted(
-        {STAMP, *(name.split("/")[0] for name in FILES)}
-    )
+    assert names(found.path) == sorted({STAMP, *(name.split("/")[0] for name in FILES)})
     assert os.access(found.path / "build.sh", os.X_OK)
     assert json.loads((found.path / STAMP).read_text())["kind"] == "sdist"
     assert names(root) == ["llama.cpp"]
@@ -385,16 +377,7 @@ def test_without_git_and_an_index_both_are_named(pin: Pin, root: Path) -> None:
 
 def test_ctrl_c_while_unpacking_leaves_no_tree(pin: Pin, root: Path, index: Path) -> None:
     wanted = with_sdist(pin, write_sdist(index, pin.commit[:9]))
-
-    def interrupt(progress: Progress) -> None:
-        if progress.what.startswith("unpack"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        resolve(wanted, path=None, origin=Origin.PACKAGES, root=root, listener=interrupt)
-    assert names(root) == []
-
-    assert managed(wanted, root, Origin.PACKAGES).commit == pin.commit
+    interrupted(wanted, root, Origin.PACKAGES, lambda progress: progress.what.startswith("unpack"))
 
 
 @pytest.mark.parametrize(
@@ -505,18 +488,14 @@ def test_a_managed_tree_of_another_checkout(pin: Pin, root: Path) -> None:
     assert given(pin, tree).dirty
 
 
-def remove_server(tree: Path) -> None:
-    shutil.rmtree(tree / "tools/server")
-
-
-def rename_project(tree: Path) -> None:
-    (tree / "CMakeLists.txt").write_text('project("whisper.cpp" C CXX)\n', encoding="utf-8")
-
-
 @pytest.mark.parametrize(
-    ("damage", "complaint"), [(remove_server, "tools/server/CMakeLists.txt"), (rename_project, "does not say project")]
+    ("damage", "complaint"),
+    [
+        (lambda tree: shutil.rmtree(tree / "tools/server"), "tools/server/CMakeLists.txt"),
+        (lambda tree: (tree / "CMakeLists.txt").write_text('project("whisper.cpp" C)\n'), "does not say project"),
+    ],
 )
-def test_another_project_is_refused(pin: Pin, upstream: Path, damage: Callable[[Path], None], complaint: str) -> None:
+def test_another_project_is_refused(pin: Pin, upstream: Path, damage: Callable[[Path], object], complaint: str) -> None:
     damage(upstream)
     with pytest.raises(SourceError, match=f"is not llama.cpp.*{complaint}"):
         given(pin, upstream)
@@ -528,7 +507,7 @@ def test_a_missing_path_is_refused(pin: Pin, tmp_path: Path) -> None:
 
 
 def test_a_tree_of_unknown_commit_is_refused(pin: Pin, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="of which commit cannot be told"):
+    with pytest.raises(SourceError, match="its commit is unknown"):
         given(pin, write_tree(tmp_path / "loose"))
 
 
@@ -548,13 +527,13 @@ def test_the_digest_covers_names_content_and_the_executable_bit(tmp_path: Path) 
     (tree / ".git").mkdir()
     (tree / ".git/HEAD").write_text("x", encoding="utf-8")
     assert {tree_digest(tree)} == digests
-    (tree / "build.sh").chmod(0o644)
-    digests.add(tree_digest(tree))
-    (tree / "build.sh").rename(tree / "build2.sh")
-    digests.add(tree_digest(tree))
-    (tree / "build2.sh").write_text("#!/bin/sh\n\n", encoding="utf-8")
-    digests.add(tree_digest(tree))
-    (tree / "link").symlink_to("build2.sh")
-    digests.add(tree_digest(tree))
-
-    assert len(digests) == 5
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: (tree / "build.sh").chmod(0o644),
+        lambda: (tree / "build.sh").rename(tree / "build2.sh"),
+        lambda: (tree / "build2.sh").write_text("#!/bin/sh\n\n", encoding="utf-8"),
+        lambda: (tree / "link").symlink_to("build2.sh"),
+    )
+    for number, change in enumerate(changes, 2):
+        change()
+        digests.add(tree_digest(tree))
+        assert len(digests) == number

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -18,22 +15,10 @@ from invoke.parser import Parser
 
 from base_images import settings, variants
 from base_images.errors import UsageError
+from tests.support.clones import fresh_copy
+from tests.support.commands import invoke
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
-
-
-def invoke(
-    *arguments: str, cwd: Path = settings.ROOT, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -112,22 +97,6 @@ def test_an_environment_variable_overrides_the_registry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "near"), [("cuba", "cuda"), ("Vulcan", "vulkan"), ("roc", "rocm"), ("xyz", "choose one of cpu, cuda")]
-)
-def test_an_unknown_variant_gets_a_suggestion(typed: str, near: str) -> None:
-    done = invoke("build-local", "--variant", typed)
-    assert done.returncode == 2
-    assert typed in sentence(done)
-    assert near in sentence(done)
-
-
-def test_an_unknown_origin_gets_the_known_ones() -> None:
-    done = invoke("build-local", "--origin", "nowhere")
-    assert done.returncode == 2
-    assert "auto, registries, packages" in sentence(done)
-
-
-@pytest.mark.parametrize(
     "arguments",
     [
         ("build-local",),
@@ -145,19 +114,30 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("command", "said"),
     [
-        (("--image", "x", "--url", "http://x"), "--image, --url and --binary exclude each other"),
-        (("--keep", "--binary", "x"), "--keep leaves containers"),
-        (("--url", "http://x", "--software-device"), "leave it out with --url"),
-        (("--url", "x"), "'x' is no URL of a server: write it as http://127.0.0.1:8080."),
-        (("--binary", "/nowhere/llama-server"), "/nowhere/llama-server is no program"),
+        ("build-local --variant cuba", "cuba.*cuda"),
+        ("build-local --variant Vulcan", "Vulcan.*vulkan"),
+        ("build-local --variant roc", "roc.*rocm"),
+        ("build-local --variant xyz", "xyz.*choose one of cpu, cuda"),
+        ("build-local --origin nowhere", "auto, registries, packages"),
+        ("smoke --variant cpu --image x --url http://x", "--image, --url and --binary exclude each other"),
+        ("smoke --variant cpu --keep --binary x", "--keep leaves containers"),
+        ("smoke --variant cpu --url http://x --software-device", "leave it out with --url"),
+        ("smoke --variant cpu --url x", r"'x' is not a URL of a server: write it as http://127\.0\.0\.1:8080\."),
+        ("smoke --variant cpu --binary /nowhere/llama-server", "/nowhere/llama-server is not a program"),
+        ("plan --format yaml", "choose table, json, command, bake or matrix"),
+        ("plan --platform riscv64", "choose amd64 or arm64"),
+        ("plan --format matrix --variant cuda --platform arm64", "cuda is not built for linux/arm64"),
+        ("plan --format bake --origin packages", "only on bases from registries"),
+        ("known-answer-model --type Q5_0 --output /nowhere/x", "choose one of F32, F16, Q8_0, Q4_0, Q4_K"),
+        ("known-answer-model --output /nowhere/x", "choose another file"),
     ],
 )
-def test_smoke_options_that_exclude_each_other(arguments: tuple[str, ...], said: str) -> None:
-    done = invoke("smoke", "--variant", "cpu", *arguments, environment=NO_ENGINE)
+def test_a_usage_error_says_what_to_write(command: str, said: str) -> None:
+    done = invoke(*command.split(), environment=NO_ENGINE)
     assert done.returncode == 2
-    assert said in sentence(done)
+    assert re.search(said, sentence(done))
 
 
 def test_a_missing_device_is_reported_before_the_slow_imports() -> None:
@@ -179,13 +159,6 @@ def test_the_known_answer_model_is_written_to_the_output(tmp_path: Path) -> None
     )
     assert done.returncode == 0
     assert path.read_bytes()[:4] == b"GGUF"
-    for arguments, said in (
-        (("--type", "Q5_0", "--output", str(path)), "choose one of F32, F16, Q8_0, Q4_0, Q4_K"),
-        (("--output", str(tmp_path / "nowhere" / "model.gguf")), "choose another file"),
-    ):
-        done = invoke("known-answer-model", *arguments)
-        assert done.returncode == 2
-        assert said in sentence(done)
 
 
 def test_a_directory_without_a_repository_is_an_error(tmp_path: Path) -> None:
@@ -210,7 +183,7 @@ def test_an_unwritable_path_is_one_sentence(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "/sys/llama-cpp-base-images: " in sentence(done)
-    assert "mend that and run the same command again" in sentence(done)
+    assert "fix that and run the same command again" in sentence(done)
 
 
 def test_the_matrix_needs_no_engine_and_is_one_line() -> None:
@@ -223,26 +196,3 @@ def test_the_matrix_needs_no_engine_and_is_one_line() -> None:
     done = invoke("plan", "--format", "matrix", environment={**NO_ENGINE, "RUNNERS": "cuda=gpu"})
     assert done.returncode == 2
     assert "RUNNERS is not JSON" in sentence(done)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--format", "yaml"), "choose table, json, command, bake or matrix"),
-        (("--platform", "riscv64"), "choose amd64 or arm64"),
-        (("--format", "matrix", "--variant", "cuda", "--platform", "arm64"), "cuda is not built for linux/arm64"),
-        (("--format", "bake", "--origin", "packages"), "on bases of registries alone"),
-    ],
-)
-def test_invalid_plan_options_are_usage_errors(arguments: tuple[str, ...], said: str) -> None:
-    done = invoke("plan", *arguments, environment=NO_ENGINE)
-    assert done.returncode == 2
-    assert said in sentence(done)
-
-
-def fresh_copy(directory: Path) -> Path:
-    """Copies tasks.py and the package, without a source tree."""
-    shutil.copytree(settings.ROOT / "scripts", directory / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tasks.py", "pyproject.toml"):
-        shutil.copy(settings.ROOT / name, directory)
-    return directory

@@ -27,4 +27,4 @@ def test_the_speeds_of_device_and_cpu_are_printed_with_their_ratio(capsys: pytes
     for number in ("18,234", "313", "58.3", "33.5"):
         assert number in printed
     views.print_smoke(smoke_reports.passed())
-    assert "no verdict" not in capsys.readouterr().out
+    assert "not judged" not in capsys.readouterr().out

@@ -255,8 +255,8 @@ def test_the_origin_of_base_images(tmp_path: Path) -> None:
     musa = judge("musa", offline)
     assert (musa.origin, musa.builds, musa.smokes) == ("", False, True)
     assert told(musa) == (
-        "Its base images cannot be had: no registry answers at docker.io (no connection), and no Debian package has "
-        "the compiler of MUSA: check the network, or pull them by hand."
+        "Its base images are not available: no registry answers at docker.io (no connection), and no Debian package "
+        "has the compiler of MUSA: check the network, or pull them by hand."
     )
     assert "docker.io (no connection), quay.io (no connection), and no Debian" in told(judge("cann", offline))
 

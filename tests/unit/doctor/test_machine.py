@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from base_images.doctor import machine
 from base_images.doctor.machine import Installed, Node
 from base_images.variants import DeviceAccess
 from tests.support import machines
+from tests.support.servers import Handler, serving
 
 
 def access(name: str) -> DeviceAccess:
@@ -219,25 +218,17 @@ def answering() -> Iterator[tuple[str, list[int]]]:
     """An HTTP server that answers /v2/ with a status that can be set."""
     status = [401]
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answering(Handler):
         def do_GET(self) -> None:
-            self.send_response(status[0] if self.path == "/v2/" else 404)
-            self.end_headers()
+            self.answer(status[0] if self.path == "/v2/" else 404)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}", status
-        server.shutdown()
-        thread.join()
+    with serving(Answering) as address:
+        yield address, status
 
 
 @pytest.mark.parametrize(
     ("status", "reached", "seen"),
-    [(200, True, "answers"), (401, True, "answers"), (403, False, "is no registry: 403"), (502, False, "502")],
+    [(200, True, "answers"), (401, True, "answers"), (403, False, "is not a registry: 403"), (502, False, "502")],
 )
 def test_a_registry_answers(
     answering: tuple[str, list[int]], status: int, reached: bool, seen: str, monkeypatch: pytest.MonkeyPatch

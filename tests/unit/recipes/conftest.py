@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import git
 import pytest
+
+from tests.support import clones
 
 UPSTREAM = (Path(__file__).parent / "upstream/cuda.Dockerfile").read_text(encoding="utf-8")
 
@@ -14,20 +15,13 @@ UPSTREAM = (Path(__file__).parent / "upstream/cuda.Dockerfile").read_text(encodi
 def clone(tmp_path: Path) -> Path:
     """An upstream with the tags b1 and b2: b2 flips a flag, drops s390x and adds zendnn."""
     path = tmp_path / "clone"
-    repository = git.Repo.init(path)
-    repository.config_writer().set_value("user", "name", "test").set_value("user", "email", "t@example.org").release()
     directory = path / ".devops"
-    directory.mkdir()
+    directory.mkdir(parents=True)
     (directory / "cuda.Dockerfile").write_text(UPSTREAM)
     (directory / "s390x.Dockerfile").write_text(UPSTREAM)
     (directory / "tools.sh").write_text("true\n")
-    repository.git.add("--all")
-    repository.git.commit("--quiet", "--message=one")
-    repository.create_tag("b1")
+    clones.commit_all(path).create_tag("b1")
     (directory / "cuda.Dockerfile").write_text(UPSTREAM.replace("GGML_NATIVE=OFF", "GGML_NATIVE=ON"))
     (directory / "s390x.Dockerfile").rename(directory / "zendnn.Dockerfile")
-    repository.git.add("--all")
-    repository.git.commit("--quiet", "--message=two")
-    repository.create_tag("b2", message="annotated")
-    repository.close()
+    clones.commit_all(path).create_tag("b2", message="annotated")
     return path

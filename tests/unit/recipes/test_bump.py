@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 from base_images import settings
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import bump, consumer, markdown, mirror
-from tests.unit.cli.test_tasks import fresh_copy, invoke
+from tests.support import clones
+from tests.support.commands import invoke
 from tests.unit.recipes.conftest import UPSTREAM
 from tests.unit.recipes.test_server_arguments import ARG_CPP, COMMON_H
 
@@ -148,7 +148,7 @@ def test_bump_changes_only_the_pin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tag", "commit"), [("v1", NEW_COMMIT), ("b1", "abc1234"), ("b1\n", NEW_COMMIT)])
 def test_a_malformed_tag_or_commit_is_an_error(tag: str, commit: str) -> None:
-    with pytest.raises(UsageError, match="is no tag of llama"):
+    with pytest.raises(UsageError, match="is not a tag of llama"):
         bump.bump(bump.pinned_texts(settings.ROOT), settings.load().pin, tag=tag, commit=commit)
 
 
@@ -208,17 +208,13 @@ def test_the_pull_request_lists_changes_and_missing_ports(clone: Path) -> None:
 @pytest.fixture
 def checkout(clone: Path, tmp_path: Path) -> Path:
     """A checkout with its pin at b1 of the clone."""
-    root = fresh_copy(tmp_path / "checkout")
-    shutil.copytree(settings.ROOT / "dockerfiles", root / "dockerfiles")
+    root = clones.fresh_copy(tmp_path / "checkout", "dockerfiles")
     pin = settings.load().pin
     moved = bump.bump(bump.pinned_texts(root), pin, tag="b1", commit=bump.tag_commit(str(clone), "b1"))
     for path, text in moved.items():
         (root / path).write_text(text)
     (root / ".gitignore").write_text("build/\n__pycache__/\n")
-    with git.Repo.init(root) as repository:
-        repository.config_writer().set_value("user", "name", "t").set_value("user", "email", "t@example.org").release()
-        repository.git.add("--all")
-        repository.git.commit("--quiet", "--message=one")
+    clones.commit_all(root)
     return root
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import git
 import pytest
 
 from base_images import settings, variants, versions
@@ -17,7 +16,7 @@ from base_images.errors import SourceError, UsageError
 from base_images.recipes import consumer, consumer_checkout, dockerfile
 from base_images.recipes.consumer import Answer, Refusal, Refused
 from base_images.recipes.consumer_checkout import Change
-from tests.support import bodhi, documents
+from tests.support import bodhi, clones, documents
 
 DATA = consumer.load()
 VARIANTS = pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant.name)
@@ -199,7 +198,7 @@ def test_a_checkout_that_matches_the_data(checkout: Path) -> None:
     read = consumer_checkout.read(checkout, DATA)
     assert read.unreadable == ()
     assert read.commit == ""
-    git.Repo.init(checkout).index.commit("x")
+    clones.commit_all(checkout)
     assert re.fullmatch("[0-9a-f]{40}", consumer_checkout.read(checkout, DATA).commit)
     (checkout / ".git" / "HEAD").write_text("damaged")
     with pytest.raises(SourceError, match=r"git cannot say which commit .*not a git repository"):
@@ -321,15 +320,13 @@ def test_an_unreadable_dockerfile_hides_no_other(checkout: Path) -> None:
     assert report.as_dict()["changes"][0]["where"] == ("cpu",)
 
 
-def test_a_directory_that_is_no_checkout_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_checkout_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"has no devops/\*\.Dockerfile: give --source a checkout of BodhiApp"):
         consumer_checkout.read(tmp_path, DATA)
 
 
 def test_the_newest_commit_is_fetched_and_removed_afterwards(checkout: Path) -> None:
-    repository = git.Repo.init(checkout)
-    repository.git.add("--all")
-    commit = repository.index.commit("all")
+    commit = clones.commit_all(checkout).head.commit
     with consumer_checkout.newest(f"file://{checkout}") as fetched:
         assert consumer_checkout.read(fetched, DATA).commit == commit.hexsha
         assert consumer_checkout.changes(DATA, consumer_checkout.read(fetched, DATA)) == ()
@@ -346,7 +343,7 @@ def test_the_newest_commit_is_fetched_and_removed_afterwards(checkout: Path) -> 
 
 def test_the_readme_has_the_table_of_arguments() -> None:
     readme = documents.TEXTS["README.md"]
-    assert consumer.markdown_table(DATA, [variant.name for variant in variants.VARIANTS]) in readme
+    assert documents.arguments_table() in readme
     assert f"uid and gid {DATA.volume_owner}" in readme
 
 

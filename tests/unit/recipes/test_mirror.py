@@ -475,7 +475,7 @@ def test_a_second_build_directory_has_its_own_flags() -> None:
     ]
 
 
-def test_an_alias_of_a_base_is_no_difference() -> None:
+def test_an_alias_of_a_base_is_not_a_difference() -> None:
     ours = replaced(
         our_recipe(),
         "FROM $RUNTIME_BASE_IMAGE AS base",
@@ -483,7 +483,7 @@ def test_an_alias_of_a_base_is_no_difference() -> None:
     )
     ours = replaced(ours, "ARG NODE_VERSION=24\n", "ARG NODE_VERSION=24\nARG LIBRARIES=toolkit\n")
     assert unexplained(check(ours=ours)) == ["+ global: arg LIBRARIES = toolkit"]
-    # A name that no stage starts from is a target, and one that does something is no mere name.
+    # A name that no stage starts from is a target, and one that does something does not only rename.
     assert unexplained(check(ours=f"{ours}FROM base AS more\n")) == [
         "+ global: arg LIBRARIES = toolkit",
         "+ more: from = base",

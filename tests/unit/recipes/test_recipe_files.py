@@ -10,6 +10,7 @@ import pytest
 from base_images import settings, variants
 from base_images.recipes import dockerfile
 from base_images.recipes import facts as recipe_facts
+from tests.support import commands
 
 FILES = settings.ROOT / "dockerfiles"
 ENVIRONMENT = {
@@ -81,7 +82,7 @@ def test_a_recipe_passes_on_the_toolkit_of_the_table(variant: variants.Variant) 
 
 def test_a_missing_build_argument_fails_the_build() -> None:
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "BUILD_VERSION"}
-    done = subprocess.run(["sh", FILES / "version-json"], env=environment, capture_output=True, text=True, check=False)
+    done = commands.run(["sh", FILES / "version-json"], env=environment)
     assert done.returncode != 0
     assert "BUILD_VERSION" in done.stderr
 

@@ -28,8 +28,12 @@ REGISTRY = "ghcr.io/bodhisearch/llama.cpp"
 THERE, NAMELESS = Foreign(name="202512281717-e118046"), Foreign(name="sha256:" + "0f" * 32)
 
 
-def move(number: int, version: Version | Foreign, *, rollback: bool = False) -> Move:
-    return Move(variant="cpu", number=number, version=version, rollback=rollback)
+def move(number: int, version: Version | Foreign) -> Move:
+    return Move(variant="cpu", number=number, version=version, rollback=False)
+
+
+def back(number: int, version: Version | Foreign) -> Move:
+    return Move(variant="cpu", number=number, version=version, rollback=True)
 
 
 def tags(*moves: Move) -> list[str]:
@@ -38,9 +42,9 @@ def tags(*moves: Move) -> list[str]:
 
 def test_a_move_round_trips_through_its_tag() -> None:
     assert move(7, MIDDLE).tag == "move-cpu-0007-2508201420-abc1234"
-    assert move(12345, MIDDLE, rollback=True).tag == "move-cpu-12345-2508201420-abc1234-rollback"
-    found = promote.moves(tags(move(7, MIDDLE), move(12345, MIDDLE, rollback=True)), "cpu")
-    assert found == [move(7, MIDDLE), move(12345, MIDDLE, rollback=True)]
+    assert back(12345, MIDDLE).tag == "move-cpu-12345-2508201420-abc1234-rollback"
+    found = promote.moves(tags(move(7, MIDDLE), back(12345, MIDDLE)), "cpu")
+    assert found == [move(7, MIDDLE), back(12345, MIDDLE)]
 
 
 @pytest.mark.parametrize("version", [THERE, NAMELESS])
@@ -77,41 +81,20 @@ COUNTS = {
     "two that did not know of each other": ([move(1, OLD), move(2, NEW), move(2, MIDDLE)], move(2, NEW)),
     # The writer of the third had seen OLD's second and not NEW's.
     "one that knew of one of two": ([move(1, OLD), move(2, OLD), move(2, NEW), move(3, MIDDLE)], move(2, NEW)),
-    "a rollback": ([move(1, OLD), move(2, NEW), move(3, OLD, rollback=True)], move(3, OLD, rollback=True)),
-    "a rollback and a promotion at once": (
-        [move(1, OLD), move(2, OLD, rollback=True), move(2, NEW)],
-        move(2, OLD, rollback=True),
-    ),
-    "a promotion after a rollback": (
-        [move(1, OLD), move(2, NEW), move(3, OLD, rollback=True), move(4, MIDDLE)],
-        move(4, MIDDLE),
-    ),
-    "two after a rollback": (
-        [move(1, NEW), move(2, OLD, rollback=True), move(3, MIDDLE), move(4, OLD)],
-        move(3, MIDDLE),
-    ),
-    "two rollbacks at once": (
-        [move(1, OLD), move(2, NEW), move(3, OLD, rollback=True), move(3, MIDDLE, rollback=True)],
-        move(3, MIDDLE, rollback=True),
-    ),
+    "a rollback": ([move(1, OLD), move(2, NEW), back(3, OLD)], back(3, OLD)),
+    "a rollback and a promotion at once": ([move(1, OLD), back(2, OLD), move(2, NEW)], back(2, OLD)),
+    "a promotion after a rollback": ([move(1, OLD), move(2, NEW), back(3, OLD), move(4, MIDDLE)], move(4, MIDDLE)),
+    "two after a rollback": ([move(1, NEW), back(2, OLD), move(3, MIDDLE), move(4, OLD)], move(3, MIDDLE)),
+    "two rollbacks at once": ([move(1, OLD), move(2, NEW), back(3, OLD), back(3, MIDDLE)], back(3, MIDDLE)),
     "what was there before": ([move(0, THERE), move(0, NAMELESS), move(1, OLD)], move(1, OLD)),
     "what was there before and newer": ([move(0, NEW), move(1, OLD)], move(1, OLD)),
-    "a rollback to what was there before": (
-        [move(0, THERE), move(1, OLD), move(2, THERE, rollback=True)],
-        move(2, THERE, rollback=True),
-    ),
-    "a promotion after it": (
-        [move(0, NAMELESS), move(1, OLD), move(2, NAMELESS, rollback=True), move(3, MIDDLE)],
-        move(3, MIDDLE),
-    ),
+    "a rollback to what was there before": ([move(0, THERE), move(1, OLD), back(2, THERE)], back(2, THERE)),
+    "a promotion after it": ([move(0, NAMELESS), move(1, OLD), back(2, NAMELESS), move(3, MIDDLE)], move(3, MIDDLE)),
     "a rollback to it and to a version at once": (
-        [move(0, THERE), move(1, OLD), move(2, NEW), move(3, THERE, rollback=True), move(3, OLD, rollback=True)],
-        move(3, OLD, rollback=True),
+        [move(0, THERE), move(1, OLD), move(2, NEW), back(3, THERE), back(3, OLD)],
+        back(3, OLD),
     ),
-    "a rollback, forward": (
-        [move(1, OLD), move(2, NEW), move(3, OLD, rollback=True), move(4, NEW, rollback=True)],
-        move(4, NEW, rollback=True),
-    ),
+    "a rollback, forward": ([move(1, OLD), move(2, NEW), back(3, OLD), back(4, NEW)], back(4, NEW)),
 }
 
 
@@ -144,15 +127,15 @@ def test_promotions_alone_never_go_backwards_however_they_interleave() -> None:
 
 
 def test_a_version_that_was_rolled_back_is_not_promoted_again() -> None:
-    found = promote.moves(tags(move(1, OLD), move(2, NEW), move(3, OLD, rollback=True)), "cpu")
+    found = promote.moves(tags(move(1, OLD), move(2, NEW), back(3, OLD)), "cpu")
     assert promote._was_left(found, NEW)
     assert not promote._was_left(found, OLD)
     assert not promote._was_left(found, MIDDLE)
-    at_once = promote.moves(tags(move(1, OLD), move(2, NEW), move(2, OLD, rollback=True)), "cpu")
+    at_once = promote.moves(tags(move(1, OLD), move(2, NEW), back(2, OLD)), "cpu")
     assert promote._was_left(at_once, NEW)
-    back = promote.moves(tags(*found, move(4, NEW, rollback=True)), "cpu")
-    assert not promote._was_left(back, NEW)
-    assert promote._was_left(back, OLD)
+    again = promote.moves(tags(*found, back(4, NEW)), "cpu")
+    assert not promote._was_left(again, NEW)
+    assert promote._was_left(again, OLD)
     over = promote.moves(tags(*found, move(4, versions.parse("2509010000-abc1234"))), "cpu")
     assert not promote._was_left(over, OLD), "it was replaced by a newer one, not left by a rollback"
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import operator
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -92,8 +94,12 @@ def seen(**changes: Any) -> Seen:
     return Seen(**{**known, **changes})
 
 
-def move(number: int, version: Version | Foreign, *, rollback: bool = False) -> Move:
-    return Move(variant="cuda", number=number, version=version, rollback=rollback)
+def move(number: int, version: Version | Foreign) -> Move:
+    return Move(variant="cuda", number=number, version=version, rollback=False)
+
+
+def back(number: int, version: Version | Foreign) -> Move:
+    return Move(variant="cuda", number=number, version=version, rollback=True)
 
 
 def record(*of: Seen, release: Released = RELEASED) -> Record:
@@ -112,46 +118,46 @@ STATUSES: dict[str, tuple[Seen, Status, str]] = {
     "latest before there were records": (seen(latest=INDEX), Status.LATEST, ""),
     "promoted": (seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER))), Status.PROMOTED, ""),
     "rolled back": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, OLDER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(3, OLDER))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {OLDER} was made latest since.",
     ),
     "rolled back with the one after it": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, NEWER), move(4, OLDER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, NEWER), back(4, OLDER))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {OLDER} was made latest since.",
     ),
     "promoted and rolled back at once": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(2, OLDER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(2, OLDER))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {OLDER} was made latest since.",
     ),
     "promoted, and the one after the next rolled back": (
-        seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER), move(3, NEWER, rollback=True))),
+        seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER), back(3, NEWER))),
         Status.PROMOTED,
         "",
     ),
     "back by a rollback": (
-        seen(latest=INDEX, moves=(move(1, VERSION), move(2, NEWER), move(3, VERSION, rollback=True))),
+        seen(latest=INDEX, moves=(move(1, VERSION), move(2, NEWER), back(3, VERSION))),
         Status.LATEST,
         "",
     ),
     "published": (
         seen(latest=OTHER, moves=(move(1, OLDER),)),
         Status.PUBLISHED,
-        f"nobody promoted it yet: {AGAIN}",
+        f"it has not been promoted yet: {AGAIN}",
     ),
     "rolled back to what was there before": (
-        seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), move(2, THERE, rollback=True))),
+        seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), back(2, THERE))),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {THERE} was made latest since.",
     ),
     "published, and another is latest that was there before": (
         seen(latest=OTHER, moves=(move(0, THERE),)),
         Status.PUBLISHED,
-        f"nobody promoted it yet: {AGAIN}",
+        f"it has not been promoted yet: {AGAIN}",
     ),
-    "the first one": (seen(), Status.PUBLISHED, f"nobody promoted it yet: {AGAIN}"),
+    "the first one": (seen(), Status.PUBLISHED, f"it has not been promoted yet: {AGAIN}"),
     "overtaken": (seen(latest=OTHER, moves=(move(1, NEWER),)), Status.PUBLISHED, f"{NEWER} is latest and newer."),
     "promotion cut off": (
         seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION))),
@@ -362,24 +368,16 @@ def test_the_schema_is_valid_and_describes_every_property() -> None:
         assert one.get("required", []) == list(one.get("properties", {})), "what may be missing is null instead"
 
 
-def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
-        node: Any = document
-        for step in path[:-1]:
-            node = node[step]
-        node[path[-1]] = to
-
-    return change
+def _parent(document: Any, path: tuple[str | int, ...]) -> Any:
+    return functools.reduce(operator.getitem, path[:-1], document)
 
 
-def _drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
-        node: Any = document
-        for step in path[:-1]:
-            node = node[step]
-        del node[path[-1]]
+def _set(*path: str | int, to: object) -> Callable[[Any], None]:
+    return lambda document: operator.setitem(_parent(document, path), path[-1], to)
 
-    return change
+
+def _drop(*path: str | int) -> Callable[[Any], None]:
+    return lambda document: operator.delitem(_parent(document, path), path[-1])
 
 
 IMAGE = ("variants", 0, "platforms", 0)
@@ -429,9 +427,7 @@ def test_the_schema_refuses_invalid_records(change: Callable[[dict[str, Any]], N
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Iterator[git.Repo]:
-    with git.Repo.init(tmp_path / "clone", initial_branch="main") as made:
-        with made.config_writer() as config:
-            config.set_value("user", "name", "A").set_value("user", "email", "a@example.org")
+    with git.Repo.init(tmp_path / "clone") as made:
         yield made
 
 
@@ -468,19 +464,19 @@ def test_the_pin_is_read_at_the_released_commit(clone: git.Repo) -> None:
     assert (first.commit, first.previous, first.changes) == (oldest, None, None)
 
 
-def test_a_version_that_is_no_release_is_an_error(clone: git.Repo) -> None:
+def test_a_version_that_is_not_a_release_is_an_error(clone: git.Repo) -> None:
     commit(clone, "one", "b1")
-    with pytest.raises(UsageError, match=f"which would have the tag {VERSION.git_tag}: `git fetch --tags`"):
+    with pytest.raises(UsageError, match=f"which has no tag {VERSION.git_tag}: `git fetch --tags`"):
         release_record.released(clone.git, VERSION)
     Path(clone.working_dir, "pyproject.toml").write_text("[tool]\n")
     clone.git.commit("--all", "--message", "two")
     clone.git.tag(VERSION.git_tag)
-    with pytest.raises(RepositoryError, match=r"says no llama\.cpp pin"):
+    with pytest.raises(RepositoryError, match=r"has no llama\.cpp pin"):
         release_record.released(clone.git, VERSION)
     clone.git.rm("pyproject.toml")
     clone.git.commit("--message", "three")
     clone.git.tag(OLDER.git_tag)
-    with pytest.raises(RepositoryError, match=r"says no llama\.cpp pin"):
+    with pytest.raises(RepositoryError, match=r"has no llama\.cpp pin"):
         release_record.released(clone.git, OLDER)
 
 

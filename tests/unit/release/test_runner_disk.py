@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from base_images.release import runner_disk
-from tests.unit.cli.test_tasks import invoke
+from tests.support.commands import invoke
 
 
 def test_only_the_toolchains_are_removed(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from base_images.adapters.repository import Remote
 from base_images.errors import RepositoryError, SourceError
 from base_images.release import tag as release_tag
 from base_images.release.tag import Plan, State, Status
+from tests.support.clones import commit
 from tests.support.registries import connections
 
 NOW = datetime(2025, 9, 1, tzinfo=UTC)
@@ -54,17 +55,6 @@ def everything(repo: git.Repo) -> str:
     return str(repo.git.for_each_ref())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Isolates git from this machine's settings."""
-    configuration = tmp_path_factory.mktemp("home") / "gitconfig"
-    configuration.write_text("[user]\n\tname = A\n\temail = a@example.org\n[init]\n\tdefaultBranch = main\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
-        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-        yield
-
-
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("template")
@@ -88,13 +78,6 @@ def site(template: Path, tmp_path: Path) -> Iterator[Site]:
         yield Site(clone=clone, colleague=colleague, bare=bare)
 
 
-def commit(made: git.Repo, name: str, date: str) -> str:
-    (Path(made.working_dir) / name).write_text(name)
-    made.git.add(name)
-    made.git.execute(["git", "commit", "-m", f"Add {name}"], env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date})
-    return str(made.head.commit.hexsha)
-
-
 def examine(site: Site, *, now: datetime = NOW, problem: str = "", seconds: float = 60) -> State:
     remote = Remote(clone=site.clone.git, seconds=seconds)
     return release_tag.examine(remote, "main", now=now, mirror_problem=lambda: problem)
@@ -110,6 +93,15 @@ def publish(site: Site, plan: Plan, *, seconds: float = 60) -> None:
     release_tag.publish(Remote(clone=site.clone.git, seconds=seconds), plan)
 
 
+def refused(site: Site, plan: Plan, reason: str, *, seconds: float = 60) -> str:
+    """Returns the error of a publication that changes nothing."""
+    before = site.refs()
+    with pytest.raises(RepositoryError, match=reason) as caught:
+        publish(site, plan, seconds=seconds)
+    assert site.refs() == before
+    return str(caught.value)
+
+
 def failed(state: State) -> dict[str, str]:
     assert not any(check.status is Status.SKIP for check in state.checks)
     return {check.name: check.seen for check in state.checks if check.status is Status.FAIL}
@@ -122,7 +114,7 @@ def test_a_clean_and_level_main_may_be_released_and_examining_changes_nothing(si
         "clean tree",
         "release branch",
         "whole history",
-        "not of the future",
+        "not in the future",
         "remote",
         "level with origin",
         "tag free",
@@ -198,7 +190,7 @@ def same_minute(site: Site) -> None:
         (ahead, "level with origin", "1 ahead of origin/main: `git push origin main` first"),
         (behind, "level with origin", "2 behind origin/main: `git pull --ff-only`"),
         (diverged, "level with origin", "diverged from origin/main, 1 ahead and 2 behind"),
-        (tag_there_elsewhere, "tag free", "and never moved: commit again"),
+        (tag_there_elsewhere, "tag free", "and is never moved: commit again"),
         (tag_here_elsewhere, "tag free", "and not at origin: find out why, then `git tag -d base-images/v"),
         (tag_here_lightweight, "tag free", "not annotated, and not at origin: `git tag -d base-images/v"),
         (newer_there, "newer than the last release", "is not newer than 2508211200-abcdef0 (at origin)"),
@@ -219,8 +211,8 @@ def test_each_precondition_fails_alone(site: Site, spoil: Callable[[Site], None]
 
 def test_a_commit_dated_in_the_future_is_not_released(site: Site) -> None:
     state = examine(site, now=datetime(2025, 8, 20, 14, 20, 29, tzinfo=UTC))
-    assert list(failed(state)) == ["not of the future"]
-    assert "2025-08-20 14:20:30 UTC and it is 2025-08-20 14:20:29 UTC here" in failed(state)["not of the future"]
+    assert list(failed(state)) == ["not in the future"]
+    assert "2025-08-20 14:20:30 UTC and it is 2025-08-20 14:20:29 UTC here" in failed(state)["not in the future"]
     assert examine(site, now=datetime(2025, 8, 20, 14, 20, 30, tzinfo=UTC)).ok
 
 
@@ -233,10 +225,10 @@ def test_a_shallow_clone_is_not_released(site: Site, tmp_path: Path) -> None:
 def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> None:
     assert failed(examine(site, problem="look at cuda")) == {"recipes mirror upstream": "look at cuda"}
 
-    def cannot_be_had() -> str:
+    def unavailable() -> str:
         raise SourceError("there is no source")
 
-    state = release_tag.examine(Remote(clone=site.clone.git), "main", now=NOW, mirror_problem=cannot_be_had)
+    state = release_tag.examine(Remote(clone=site.clone.git), "main", now=NOW, mirror_problem=unavailable)
     assert failed(state) == {"recipes mirror upstream": "there is no source"}
 
 
@@ -382,15 +374,11 @@ def test_a_released_commit_with_changes_is_not_reported_as_released(site: Site) 
 
 def test_a_refused_push_leaves_no_tag(site: Site) -> None:
     plan = planned(site)
-    before = site.refs()
     site.hook("pre-receive", "echo 'no releases on Fridays' >&2\nexit 1")
-    with pytest.raises(RepositoryError) as caught:
-        publish(site, plan)
-    assert str(caught.value).startswith(f"origin did not take {plan.tag}, so nothing is released (no releases on Frid")
-    assert "pre-receive hook declined" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "failed to push some refs" not in str(caught.value)
-    assert site.refs() == before
+    said = refused(site, plan, "pre-receive hook declined")
+    assert said.startswith(f"origin did not take {plan.tag}, so nothing is released (no releases on Frid")
+    assert "\n" not in said
+    assert "failed to push some refs" not in said
     site.hook("pre-receive", "exit 0")
     publish(site, planned(site))
     assert examine(site).released
@@ -399,20 +387,14 @@ def test_a_refused_push_leaves_no_tag(site: Site) -> None:
 def test_a_push_is_atomic(site: Site) -> None:
     plan = planned(site)
     site.bare.git.update_ref("refs/heads/main", "main~")  # the last commit was reverted meanwhile
-    before = site.refs()
     site.hook("update", 'case "$1" in refs/tags/*) exit 1 ;; esac')
-    with pytest.raises(RepositoryError, match="hook declined"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "hook declined")
 
 
 def test_a_concurrent_push_to_main_stops_the_release(site: Site) -> None:
     plan = planned(site)
     behind(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="fetch first"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "fetch first")
     assert list(failed(examine(site))) == ["level with origin"]
 
 
@@ -427,10 +409,7 @@ def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
 def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: Site) -> None:
     plan = planned(site)
     tag_there_elsewhere(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="already exists"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "already exists")
 
 
 def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
@@ -449,7 +428,7 @@ def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
     plan = planned(site)
     tag = repository.create_tag(site.clone.git, plan.tag, plan.commit, plan.message)
     seen = {check.name: check.seen for check in examine(site).checks}
-    assert "is here from a run that was ended, and not yet at origin" in seen["tag free"]
+    assert "is here from an interrupted run, and not yet at origin" in seen["tag free"]
     publish(site, planned(site))
     assert repository.remote_release_tags(Remote(clone=site.clone.git)) == {plan.tag: tag}
 
@@ -457,19 +436,13 @@ def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
 def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
     plan = planned(site)
     tag_here_elsewhere(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="in the meantime"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "in the meantime")
 
 
 def test_a_push_that_takes_too_long_leaves_no_tag(site: Site) -> None:
     plan = planned(site)
-    before = site.refs()
     site.hook("pre-receive", "sleep 30")
-    with pytest.raises(RepositoryError, match=r"\(no answer within 0\.5 s\)"):
-        publish(site, plan, seconds=0.5)
-    assert site.refs() == before
+    refused(site, plan, r"\(no answer within 0\.5 s\)", seconds=0.5)
 
 
 def test_a_remote_that_loses_the_tag_is_an_error(site: Site) -> None:
@@ -503,10 +476,7 @@ def test_a_signature_that_fails_is_one_sentence_and_leaves_no_tag(site: Site) ->
     site.clone.git.config("tag.gpgSign", "true")
     site.clone.git.config("gpg.program", "false")
     plan = planned(site)
-    before = site.refs()
-    with pytest.raises(RepositoryError, match="unable to sign the tag"):
-        publish(site, plan)
-    assert site.refs() == before
+    refused(site, plan, "unable to sign the tag")
 
 
 @pytest.mark.parametrize(

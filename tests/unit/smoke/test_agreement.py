@@ -108,19 +108,18 @@ def test_another_token_without_a_near_tie_fails() -> None:
 
 def test_many_small_differences_fail() -> None:
     assert agreement.judge([0.04, 0.06], 3, TOLERANCE) == (
-        "2 log-probabilities within 0.0600 of 0.1 allowed, 0.0500 in the mean of 0.05; 3 near ties chosen otherwise"
+        "2 log-probabilities differ by at most 0.0600 (0.1 allowed) and by 0.0500 on average (0.05 allowed); "
+        "3 near ties decided differently"
     )
     with pytest.raises(
         CheckFailedError,
-        match=r"^The device computes something else: 2 log-probabilities differ from cpu/'s by 0\.0550 nats in the",
+        match=r"^The device computes something else: 2 log-probabilities differ from cpu/'s by 0\.0550 nats on",
     ):
         agreement.judge([0.05, 0.06], 3, TOLERANCE)
 
 
 def test_identical_answers_are_reported() -> None:
-    assert agreement.judge([0.0, 0.0], 0, TOLERANCE).endswith(
-        "; not one bit differs, as if the same code had computed both"
-    )
+    assert agreement.judge([0.0, 0.0], 0, TOLERANCE).endswith("; no bit differs, as if the same code had computed both")
 
 
 # --- Transcripts. ---

@@ -25,7 +25,8 @@ from base_images.smoke import report as smoke_report
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError
 from base_images.smoke.model import TensorType
-from base_images.smoke.report import CheckResult, Device, ServerReport, SmokeReport, Status
+from base_images.smoke.report import Device, SmokeReport, Status
+from tests.support import smoke_reports
 
 CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
 
@@ -47,7 +48,7 @@ def test_waiting_returns_when_the_condition_holds() -> None:
 
 def test_waiting_fails_at_once_when_the_container_has_ended() -> None:
     states = iter([RUNNING, KILLED])  # a further call would raise StopIteration
-    with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, killed for want of memory") as caught:
+    with pytest.raises(LaunchError, match=r"exit code 137 after \d+\.\d s, out of memory") as caught:
         servers.wait(lambda: False, state=lambda: next(states), log=lambda: "one\ntwo\n", timeout=600)
     assert caught.value.detail == "one\ntwo"
 
@@ -355,19 +356,13 @@ def test_a_report_says_where_the_answers_were_computed(tmp_path: Path, capsys: p
 
 
 def report_of(*statuses: Status) -> SmokeReport:
-    checks = tuple(
-        CheckResult(name=f"check {number}", status=status, seen="a <b> & \x1b[31mred", seconds=0.5, detail="more\x00")
+    checks = [
+        smoke_reports.check(f"check {number}", status, "a <b> & \x1b[31mred", detail="more\x00")
         for number, status in enumerate(statuses)
-    )
-    server = ServerReport(name="quick start, F32", arguments="IMAGE --port 8080", checks=checks, log="log\n", seconds=2)
-    return SmokeReport(
-        image="sha256:1",
-        variant="cpu",
-        device=Device.NONE,
-        started="2026-10-01T00:00:00+00:00",
-        seconds=3,
-        servers=(server,),
-    )
+    ]
+    server = smoke_reports.server("quick start, F32", *checks, log="log\n")
+    report = smoke_reports.report(server, variant="cpu", device=Device.NONE)
+    return dataclasses.replace(report, image="sha256:1")
 
 
 @pytest.mark.parametrize(
@@ -404,13 +399,8 @@ def test_the_record_has_json_junit_and_logs(tmp_path: Path) -> None:
     assert "log" not in content["servers"][0]
 
     suite = ET.parse(paths[1]).getroot()[0]  # noqa: S314 - our own file
-    assert {name: suite.get(name) for name in ("tests", "failures", "skipped", "errors", "time")} == {
-        "tests": "3",
-        "failures": "1",
-        "skipped": "1",
-        "errors": "0",
-        "time": "2.000",
-    }
+    counts = [suite.get(name) for name in ("tests", "failures", "skipped", "errors", "time")]
+    assert counts == ["3", "1", "1", "0", "1.500"]
     assert [[child.tag for child in case] for case in suite] == [["system-out"], ["failure"], ["skipped"]]
     assert suite[1][0].get("message") == "a <b> & red"
     assert suite[1][0].text == "more\N{REPLACEMENT CHARACTER}"

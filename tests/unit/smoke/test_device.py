@@ -95,7 +95,7 @@ def test_a_device_in_software_needs_nothing_of_the_host() -> None:
     assert vulkan.device
     granted = device.in_software(vulkan)
     assert granted == device.Granted(name="Vulkan", software=True, environment=vulkan.device.software)
-    with pytest.raises(DeviceError, match="imitates the CUDA device of cuda: only vulkan has one"):
+    with pytest.raises(DeviceError, match="emulates the CUDA device of cuda: only vulkan has one"):
         device.in_software(variants.find("cuda"))
 
 

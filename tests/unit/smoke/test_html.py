@@ -188,7 +188,7 @@ def test_an_excerpt_and_the_part_left_out_add_up(log: str, text: str, left_out: 
     [
         ("cpu", Device.NONE, "This variant computes on the CPU."),
         ("vulkan", Device.NONE, "No device was given, so nothing here shows that the Vulkan backend computes right."),
-        ("vulkan", Device.SOFTWARE, "The CPU imitated the Vulkan device: its code is proven, no hardware is."),
+        ("vulkan", Device.SOFTWARE, "The CPU emulated the Vulkan device: its code is proven, no hardware is."),
         ("rocm", Device.HOST, "The servers were given the ROCm device of the host."),
     ],
 )
