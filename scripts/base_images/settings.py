@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from base_images.errors import UsageError
+from base_images.errors import UsageError, scrub
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, which is the root of the build context: `dockerfiles/` and the fetched `llama.cpp/`."""
@@ -18,7 +19,11 @@ DRY_RUN_VARIABLE = "BASE_IMAGES_DRY_RUN"
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """The llama.cpp commit that every image of this checkout is built from."""
+    """The llama.cpp commit that every image of this checkout is built from.
+
+    Attributes:
+        repository: a URL for git alone; it may hold a password, so `errors.scrub` it before it is shown.
+    """
 
     repository: str
     tag: str
@@ -41,16 +46,16 @@ def load(root: Path = ROOT) -> Settings:
     """Returns the settings of the checkout at `root`, with the registry of BASE_IMAGES_REGISTRY if that is set.
 
     Raises:
-        UsageError: pyproject.toml is missing, is not TOML, or lacks a key.
+        UsageError: pyproject.toml is missing, is not TOML, or lacks a key, or the registry is none.
     """
     path = root / "pyproject.toml"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["base-images"]
         pin = table["llama-cpp"]
         return Settings(
-            registry=os.environ.get(REGISTRY_VARIABLE) or table["registry"],
+            registry=_registry(os.environ.get(REGISTRY_VARIABLE) or table["registry"]),
             release_branch=table["release-branch"],
-            url=table["url"],
+            url=scrub(table["url"]),
             pin=Pin(
                 repository=pin["repository"],
                 tag=pin["tag"],
@@ -67,6 +72,24 @@ def load(root: Path = ROOT) -> Settings:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
     except KeyError as error:
         raise UsageError(f"{path} lacks the key {error} under [tool.base-images]: restore it from git.") from error
+
+
+_COMPONENT = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+_REGISTRY = re.compile(
+    rf"(?:(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{{1,5}}))?/)?{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII
+)
+"""The name of a repository without tag and digest (distribution/reference, "Grammar")."""
+
+
+def _registry(name: str) -> str:
+    found = _REGISTRY.fullmatch(name)
+    if found is None or not 0 < int(found["port"] or 1) <= 65535:  # noqa: PLR2004 - TCP
+        # The name is not quoted: it may hold a password.
+        raise UsageError(
+            f"The registry in {REGISTRY_VARIABLE} or pyproject.toml is none: write it as ghcr.io/owner/name or "
+            "127.0.0.1:5000/name, without https:// and without a password, which `docker login` keeps."
+        )
+    return name
 
 
 def dry_run() -> bool:

@@ -25,7 +25,7 @@ from docker.context.config import get_current_context_name
 from base_images.adapters import ownership
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult, create_arguments, resource_labels
 from base_images.adapters.docker_errors import TRANSPORT_ERRORS, NotFoundError, engine_errors, uninterrupted
-from base_images.errors import EngineError, ImageNotFoundError
+from base_images.errors import EngineError, ImageNotFoundError, scrub
 from base_images.labels import OWNER, RESOURCE
 from base_images.progress import Listener, Progress
 from base_images.variants import Platform
@@ -423,7 +423,7 @@ class Engine:
 def chosen() -> str:
     """Returns the engine that DOCKER_HOST or docker's context selects; empty for the local default."""
     if host := os.environ.get("DOCKER_HOST"):
-        return host
+        return scrub(host)
     name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
     return "" if name == "default" else f"docker's context {name}"
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from base_images.adapters.engine import Image
-from base_images.adapters.registry import OCI_MANIFEST, Manifest, Repository
+from base_images.adapters.manifest import OCI_MANIFEST, Manifest, OddDocumentError, parse_object
+from base_images.adapters.registry import Repository
 from base_images.contract.judge import ContractReport
 from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
@@ -146,7 +147,7 @@ def read_files(directory: Path) -> Iterator[Evidence]:
     for path in paths:
         try:
             yield _parse(path.read_bytes())
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, OddDocumentError) as error:
             raise UsageError(f"{path} is no evidence that this version can read: make it again.") from error
 
 
@@ -205,21 +206,32 @@ def attached(repository: Repository, subject: str) -> dict[Kind, Attached]:
         if manifest is None:
             continue
         tag = f"{repository.name}:{_tag(subject, kind)}"
-        document = manifest.document
+        layers = manifest.document.get("layers")
+        if not layers:
+            raise RegistryError(f"{tag} has no report: attach it again.")
         try:
-            evidence = _parse(repository.blob(document["layers"][0]["digest"]))
-            belongs = document["subject"]["digest"] == subject and evidence.kind is kind
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+            evidence = _parse(repository.blob(layers[0]["digest"]))
+        except OddDocumentError as error:
             raise RegistryError(f"{tag} is no report that this version can read: attach it again.") from error
-        if not belongs:
+        if manifest.subject != subject or evidence.kind is not kind:
             raise RegistryError(f"{tag} is of another image, or of another kind: attach the right report.")
         found[kind] = Attached(evidence=evidence, digest=manifest.digest)
     return found
 
 
 def _parse(content: bytes) -> Evidence:
-    fields = json.loads(content)
-    return Evidence(**{**fields, "kind": Kind(fields["kind"])})
+    """Raises `OddDocumentError` unless the content is a report in this version's format."""
+    found = parse_object(content)
+    try:
+        evidence = Evidence(**{**found, "kind": Kind(found["kind"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise OddDocumentError("it has other fields") from error
+    texts = (evidence.subject, evidence.platform, evidence.variant, evidence.version, evidence.made)
+    if not all(isinstance(text, str) for text in texts):
+        raise OddDocumentError("a field is no text")
+    if not isinstance(evidence.ok, bool) or not isinstance(evidence.report, dict):
+        raise OddDocumentError("it has no verdict, or no report")
+    return evidence
 
 
 def _tag(digest: str, kind: Kind) -> str:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from base_images import versions
-from base_images.adapters.registry import Manifest, Repository
+from base_images.adapters.manifest import Manifest
+from base_images.adapters.registry import Repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import evidence, publish
@@ -243,7 +244,7 @@ def roll_back(
 def recorded_digest(repository: Repository, move: Move) -> str:
     """Returns the digest of the image that a move made latest; empty when the record is gone."""
     record = repository.manifest(move.tag)
-    return str(record.document["subject"]["digest"]) if record else ""
+    return record.subject if record else ""
 
 
 def settle(repository: Repository, variant: Variant) -> Move | None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from base_images import versions
 from base_images.adapters import repository
-from base_images.adapters.registry import Manifest, Repository
+from base_images.adapters.manifest import Manifest, OddDocumentError, parse_object
+from base_images.adapters.registry import Repository
 from base_images.adapters.repository import Commits
 from base_images.errors import RegistryError, RepositoryError, UsageError
 from base_images.labels import TOOLKIT_PREFIX, Label
@@ -263,14 +264,14 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
         )
     except RegistryError as error:
         return Seen(variant=variant, problem=str(error))
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"{where.name}:{tag} is no image that this version can read ({error!r}): find out who pushed it."
+    except OddDocumentError as error:
+        problem = f"{where.name}:{tag} has a label that this version cannot read ({error}): find out who pushed it."
         return Seen(variant=variant, problem=problem)
 
 
 def _found(where: Repository, platform: str, manifest: Manifest) -> Found:
     labels = where.labels(manifest)
-    arguments = dict(json.loads(labels.get(Label.BUILD_ARGUMENTS, "{}")))
+    arguments = parse_object(labels.get(Label.BUILD_ARGUMENTS, "{}").encode())
     reports = evidence.attached(where, manifest.digest)
     candidate = Candidate(platform=platform, digest=manifest.digest, labels=labels, reports=reports)
     return Found(
