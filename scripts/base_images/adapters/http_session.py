@@ -28,8 +28,8 @@ from requests.adapters import HTTPAdapter
 
 ANSWER_BYTES = 16 << 20
 """The largest answer, decompressed. A manifest has at most 4 MiB (distribution, `maxManifestBodySize`), the list of
-100,000 tags about 4 MB, the script of llama-server's page 2.6 MB compressed (b11312), an evidence report a few MB: most
-of it is the servers' logs. As JSON, Python's objects can take twenty times as much memory."""
+100,000 tags about 4 MB, an evidence report a few: most of it is the servers' logs. Python's objects for JSON can take
+twenty times as much memory."""
 
 ANSWER_SECONDS = 300.0
 """From a question to the last byte of its answer: redirects, the login and all pages of a list included."""

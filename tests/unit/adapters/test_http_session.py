@@ -84,7 +84,8 @@ def test_no_part_of_an_answer_is_endless(begin: bytes, piece: bytes) -> None:
         hostile(lambda _: endless(begin, piece)) as server,
         Session() as session,
         little_memory(),
-        limited(size=2 << 20),contextlib.suppress(requests.RequestException)
+        limited(size=2 << 20),
+        contextlib.suppress(requests.RequestException),
     ):
         session.get(server.url, timeout=60)
 
