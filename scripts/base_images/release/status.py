@@ -157,8 +157,13 @@ def _tagged(repository: Repository, tag: str) -> Tagged | None:
     digest = repository.digest(tag)
     if digest is None:
         return None
-    images = repository.platform_manifests(digest)
-    labels = repository.labels(next(iter(images.values()))) if images else {}
+    try:
+        images = repository.platform_manifests(digest)
+        labels = repository.labels(next(iter(images.values()))) if images else {}
+    except BusyError:
+        raise
+    except RegistryError as error:
+        raise RegistryError(f"{tag} cannot be read: {error}") from error
     return Tagged(
         tag=tag,
         digest=digest,
