@@ -76,7 +76,7 @@ def load(root: Path = ROOT) -> Settings:
 
 _COMPONENT = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
 _REGISTRY = re.compile(
-    rf"(?:(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{{1,5}}))?/)?{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII
+    rf"(?:(?:[a-zA-Z0-9][\w.-]*|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{{1,5}}))?/)?{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII
 )
 """The name of a repository without tag and digest (distribution/reference, "Grammar")."""
 
@@ -86,8 +86,9 @@ def _registry(name: str) -> str:
     if found is None or not 0 < int(found["port"] or 1) <= 65535:  # noqa: PLR2004 - TCP
         # The name is not quoted: it may hold a password.
         raise UsageError(
-            f"The registry in {REGISTRY_VARIABLE} or pyproject.toml is none: write it as ghcr.io/owner/name or "
-            "127.0.0.1:5000/name, without https:// and without a password, which `docker login` keeps."
+            f"The registry in {REGISTRY_VARIABLE} or pyproject.toml is not the name of a repository: write it as "
+            "ghcr.io/owner/name or 127.0.0.1:5000/name, without https:// and without a password, which `docker login` "
+            "keeps."
         )
     return name
 

@@ -22,7 +22,7 @@ import docker.utils.build
 import requests
 from docker.context.config import get_current_context_name
 
-from base_images.adapters import ownership
+from base_images.adapters import docker_config, ownership
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult, create_arguments, resource_labels
 from base_images.adapters.docker_errors import TRANSPORT_ERRORS, NotFoundError, engine_errors, uninterrupted
 from base_images.errors import EngineError, ImageNotFoundError, scrub
@@ -435,8 +435,9 @@ def connect(timeout: int = REQUEST_TIMEOUT_SECONDS) -> Engine:
         timeout: seconds within which every response has to begin.
 
     Raises:
-        EngineError: no engine answers.
+        EngineError: no engine answers, or docker's config.json cannot be used.
     """
+    docker_config.require_usable()
     try:
         client = _client(timeout)
         client.ping()

@@ -277,7 +277,8 @@ def host_certificates() -> Path | None:
 class Session(requests.Session):
     """A session with limits, without cookies, that trusts this machine's certificate authorities.
 
-    REQUESTS_CA_BUNDLE goes before these.
+    REQUESTS_CA_BUNDLE goes before these. Loopback is asked directly, whatever proxy the environment names: a proxy cannot
+    reach it.
     """
 
     def __init__(self) -> None:
@@ -287,6 +288,17 @@ class Session(requests.Session):
         if certificates := host_certificates():
             self.verify = str(certificates)
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they know neither scheme nor port
+
+    def merge_environment_settings(self, url: Any, proxies: Any, *settings: Any, **named: Any) -> Any:
+        """Returns the settings of a request."""
+        merged = super().merge_environment_settings(url, proxies, *settings, **named)
+        return {**merged, "proxies": {}} if origin(url).is_loopback else merged
+
+    def rebuild_proxies(self, prepared_request: requests.PreparedRequest, proxies: Any) -> Any:
+        """Returns the proxies for a redirected request."""
+        if origin(prepared_request.url or "").is_loopback:
+            return {}
+        return super().rebuild_proxies(prepared_request, proxies)  # type: ignore[no-untyped-call]
 
 
 class BoundSession(Session):
@@ -301,7 +313,6 @@ class BoundSession(Session):
         self.server = server
         self._asked = server
         self._may_log_in = False
-        self.trust_env = not server.is_loopback  # a proxy cannot reach this machine's loopback
         # Credentials are what the caller sets: without this, requests would prefer those of ~/.netrc.
         self.auth = _unchanged
 

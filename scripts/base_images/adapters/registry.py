@@ -24,7 +24,7 @@ import requests
 from dxf import DXF, DXFBase
 from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError, DXFUnexpectedStatusCodeError
 
-from base_images.adapters import http_session
+from base_images.adapters import docker_config, http_session
 from base_images.adapters.http_session import BoundSession, ElsewhereError, LimitError, host_certificates
 from base_images.adapters.manifest import (
     Manifest,
@@ -34,7 +34,7 @@ from base_images.adapters.manifest import (
     parse_manifest,
     platform,
 )
-from base_images.errors import RegistryError
+from base_images.errors import EngineError, RegistryError
 
 TIMEOUT_SECONDS = 60
 REACH_SECONDS = 15
@@ -276,8 +276,11 @@ def _credentials(host: str) -> tuple[str, str] | None:
         RegistryError: the configuration or the credential helper does not work, or holds another kind of token.
     """
     try:
+        docker_config.require_usable()
         found = docker.auth.load_config().resolve_authconfig("" if host == docker.auth.INDEX_NAME else host)
-    except (docker.errors.DockerException, OSError, ValueError) as error:
+    except EngineError as error:
+        raise RegistryError(f"docker's credentials for {host} cannot be read: {error}") from error
+    except (docker.errors.DockerException, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         # The helper's output and the file may contain the secret, so neither is quoted.
         raise RegistryError(
             f"docker's credentials for {host} cannot be read: look at ~/.docker/config.json and its credential helper "
