@@ -26,7 +26,7 @@ class Request:
 
 
 Answer = Callable[[Request], Iterable[bytes]]
-"""Returns the bytes to send, verbatim; the connection is closed after the last."""
+"""Returns the bytes to send, verbatim; after the last the connection is closed, unless they say `keep-alive`."""
 
 
 class Hostile(http.server.ThreadingHTTPServer):
@@ -39,6 +39,7 @@ class Hostile(http.server.ThreadingHTTPServer):
         self.answer = answer
         self.heard = ""
         self.requests: list[Request] = []
+        self.connections = 0
         self.tls = tls
         self.address = f"127.0.0.1:{self.server_address[1]}"
         self.url = f"{'https' if tls else 'http'}://{self.address}"
@@ -48,6 +49,7 @@ class Hostile(http.server.ThreadingHTTPServer):
     def verify_request(self, request: object, client_address: object) -> bool:
         """Records what a client sends in plain text to a server with TLS, or the other way round, and hangs up."""
         assert isinstance(request, socket.socket), client_address
+        self.connections += 1
         begin = socket.socket.recv(request, 1 << 16, socket.MSG_PEEK)
         if bool(self.tls) != (begin[:1] == b"\x16"):
             self.heard += begin.decode("latin-1")
@@ -78,6 +80,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             for piece in self.server.answer(request):
                 self.wfile.write(piece)
+                self.close_connection &= b"keep-alive" not in piece
 
     def log_message(self, *_: object) -> None:
         """Logs nothing."""

@@ -277,8 +277,8 @@ def host_certificates() -> Path | None:
 class Session(requests.Session):
     """A session with limits, without cookies, that trusts this machine's certificate authorities.
 
-    REQUESTS_CA_BUNDLE goes before these. Loopback is asked directly, whatever proxy the environment names: a proxy cannot
-    reach it.
+    REQUESTS_CA_BUNDLE goes before these. Loopback is asked directly, whatever proxy the environment names: a proxy
+    cannot reach it.
     """
 
     def __init__(self) -> None:

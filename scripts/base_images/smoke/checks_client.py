@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import httpx2
 import openai
-import requests
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 
 from base_images.adapters import http_session
 from base_images.smoke.checks_http import (
+    ANSWER_BYTES,
     CONNECT_SECONDS,
     WHOLE_ANSWER,
     CheckFailedError,
@@ -137,8 +137,7 @@ def _client(target: Target) -> Iterator[openai.OpenAI]:
         ) as client:
             yield client
     except openai.OpenAIError as error:
-        cause = f" ({error.__cause__})" if isinstance(error.__cause__, requests.RequestException) else ""
-        raise CheckFailedError(f"OpenAI's client ends with {type(error).__name__}: {error}{cause}") from error
+        raise CheckFailedError(f"OpenAI's client ends with {type(error).__name__}: {error}") from error
 
 
 class _Transport(httpx2.BaseTransport):
@@ -148,7 +147,10 @@ class _Transport(httpx2.BaseTransport):
         self._patience = patience
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        with http_session.Session() as session, http_session.limited(seconds=WHOLE_ANSWER * self._patience):
+        with (
+            http_session.Session() as session,
+            http_session.limited(size=ANSWER_BYTES, seconds=WHOLE_ANSWER * self._patience),
+        ):
             session.trust_env = False  # a proxy from the environment cannot reach a server on this machine
             answer = session.request(
                 request.method,

@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import itertools
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -134,17 +133,15 @@ def test_all_requests_of_a_block_share_its_limits() -> None:
         assert session.get(server.url, timeout=60).ok
 
 
-def test_a_connection_is_used_again_after_a_slow_answer() -> None:
-    """A limit on one answer leaves no shorter time-out to the next."""
-
-    def answer(_: Request) -> Iterable[bytes]:
-        time.sleep(0.1)
-        return [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"]
-
-    with hostile(answer) as server, Session() as session:
-        for _ in range(2):
-            with limited(seconds=60):
+def test_the_limits_of_an_answer_are_not_those_of_the_next_on_the_same_connection() -> None:
+    ok = [b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"]
+    with hostile(lambda _: ok) as server, Session() as session:
+        for size in (1 << 20, 1 << 20, 10, 1 << 20):
+            with contextlib.suppress(LimitError), limited(size=size, seconds=60):
                 assert session.get(server.url, timeout=60).text == "ok"
+                assert size > 10
+        assert server.connections == 2
+        assert len(server.requests) == 4
 
 
 def test_compressed_answers_are_read() -> None:
