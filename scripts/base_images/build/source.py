@@ -391,6 +391,10 @@ def _pip_configuration() -> str:
     return programs.run([sys.executable, "-m", "pip", "config", "list"]).stdout
 
 
+_NOT_AN_INDEX = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What pypi-simple raises for an answer that is no index."""
+
+
 def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
     """Returns the URL of the sdist on the first index that has it."""
     problems = []
@@ -404,7 +408,8 @@ def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
         except (
             requests.RequestException,
             pypi_simple.NoSuchProjectError,
-            pypi_simple.UnsupportedContentTypeError,
+            pypi_simple.UnsupportedRepoVersionError,
+            *_NOT_AN_INDEX,
         ) as error:
             problems.append(f"{host}: {type(error).__name__}")
             continue
