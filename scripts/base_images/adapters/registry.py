@@ -140,7 +140,16 @@ class Repository:
         return content
 
     def put_blob(self, content: bytes) -> str:
-        """Stores a small blob and returns its digest."""
+        """Stores a small blob and returns its digest.
+
+        Raises:
+            RegistryError: it is too large to be read again, or the registry refused.
+        """
+        if len(content) > http_session.ANSWER_BYTES:
+            raise RegistryError(
+                f"{len(content) >> 20} MiB are too large for {self.name}, of which at most "
+                f"{http_session.ANSWER_BYTES >> 20} are read again: shorten the logs in the report."
+            )
         self._prepare_to_write()
         digest = digest_of(content)
         # Bytes, not a file: python-dxf then sends the length, and repeats the request after a token has expired.
