@@ -165,15 +165,17 @@ class Repository:
         """Returns the configuration of an image, such as architecture, labels and history.
 
         Raises:
-            RegistryError: the manifest is of something else than an image, or the configuration cannot be read.
+            NotAnImageError: the manifest is of something else, or the configuration cannot be read.
         """
         what = f"{self.name}@{manifest.digest}"
         if not manifest.is_image:
-            raise RegistryError(f"{what} is {'an index' if manifest.is_index else 'an artifact'} and no image: {_WHO}")
+            raise NotAnImageError(
+                f"{what} is {'an index' if manifest.is_index else 'an artifact'} and no image: {_WHO}"
+            )
         try:
             return parse_configuration(self.blob(manifest.document["config"]["digest"]))
         except OddDocumentError as error:
-            raise RegistryError(f"The configuration of {what} cannot be read ({error}): {_WHO}") from error
+            raise NotAnImageError(f"The configuration of {what} cannot be read ({error}): {_WHO}") from error
 
     def labels(self, manifest: Manifest) -> dict[str, str]:
         """Returns the labels of an image (not of an index)."""
@@ -183,8 +185,8 @@ class Repository:
         """Returns the image of each platform of a tag or a digest; empty when the repository does not have it.
 
         Raises:
-            RegistryError: there is something else than an image or an index of images, or an index has no image, two
-                of one platform, or one that is missing.
+            NotAnImageError: there is something else, or an index has no image, or two of one platform.
+            RegistryError: an index refers to a missing image.
         """
         top = self.manifest(reference)
         if top is None:
@@ -200,12 +202,12 @@ class Repository:
             if manifest is None:
                 raise RegistryError(f"{what} names {child.digest}, which is gone: push the image again.")
             if not manifest.is_image:
-                raise RegistryError(f"{what} names {child.digest} for {child.platform}, which is no image: {_WHO}")
+                raise NotAnImageError(f"{what} names {child.digest} for {child.platform}, which is no image: {_WHO}")
             if child.platform in found:
-                raise RegistryError(f"{what} has two images for {child.platform}: {_WHO}")
+                raise NotAnImageError(f"{what} has two images for {child.platform}: {_WHO}")
             found[child.platform] = manifest
         if not found:
-            raise RegistryError(f"{what} is an index without an image: {_WHO}")
+            raise NotAnImageError(f"{what} is an index without an image: {_WHO}")
         return found
 
     def _prepare_to_write(self) -> None:
@@ -347,6 +349,10 @@ def _tag(name: object) -> str:
 
 def _manifest(response: requests.Response) -> Manifest:
     return parse_manifest(response.content, response.headers.get("Content-Type", "").partition(";")[0])
+
+
+class NotAnImageError(RegistryError):
+    """There is something else than an image or an index of images."""
 
 
 class _NotFoundError(RegistryError):

@@ -139,6 +139,15 @@ def test_the_commands_name_the_variant_and_go_on(site: Site) -> None:
     assert repository.digest("latest-cuda") == repository.digest(versions.image_tag("cuda", made.version))
 
 
+@pytest.mark.parametrize("kind", ["artifact of oras", "nested index", "labels of numbers"])
+def test_a_promotion_replaces_an_odd_latest(kind: str, repository: Repository, cuda: Release) -> None:
+    content = json.dumps(ODD[kind](repository)).encode()
+    assert put(repository, "latest-cuda", json.loads(content)["mediaType"], content)
+    assert promoted(repository, cuda).outcome is Outcome.DONE
+    [seen] = published.look(repository, [CUDA], None)
+    assert not seen.problem
+
+
 def test_an_odd_artifact_in_place_of_a_record_or_a_report_is_a_sentence(repository: Repository, cuda: Release) -> None:
     assert promoted(repository, cuda).outcome is Outcome.DONE
     [move] = [tag for tag in repository.tags() if tag.startswith("move-cuda-0001")]
