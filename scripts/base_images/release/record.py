@@ -265,7 +265,9 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
     except RegistryError as error:
         return Seen(variant=variant, problem=str(error))
     except OddDocumentError as error:
-        problem = f"{where.name}:{tag} has a label that this version cannot read ({error}): find out who pushed it."
+        problem = (
+            f"{where.name}:{tag} is no image that this version can read (a label: {error}): find out who pushed it."
+        )
         return Seen(variant=variant, problem=problem)
 
 
