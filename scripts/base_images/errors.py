@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^\s/?#:@]*)[^\s/?#]*@", re.IGNORECASE)
+"""The beginning of a URL with a user name or password (RFC 3986, section 3.2.1)."""
+
+
+def scrub(text: str) -> str:
+    """Returns text whose URLs have no user name and password; `ssh://` keeps the user name, which is no secret."""
+    return _USERINFO.sub(
+        lambda found: found["scheme"] + (f"{found['user']}@" if found["scheme"].lower() == "ssh://" else ""), text
+    )
 
 
 class BaseImagesError(Exception):
     """An error that a user can cause or fix; the message is one sentence that says what to do.
+
+    URLs in its texts lose user name and password.
 
     Attributes:
         exit_code: the exit code of the process.
@@ -16,8 +29,8 @@ class BaseImagesError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, detail: str = "") -> None:
-        super().__init__(message)
-        self.detail = detail
+        super().__init__(scrub(message))
+        self.detail = scrub(detail)
 
 
 class UsageError(BaseImagesError):

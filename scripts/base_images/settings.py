@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from base_images.errors import UsageError
+from base_images.errors import UsageError, scrub
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, which is the root of the build context: `dockerfiles/` and the fetched `llama.cpp/`."""
@@ -19,7 +20,11 @@ DRY_RUN_VARIABLE = "BASE_IMAGES_DRY_RUN"
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """The llama.cpp commit that every image of this checkout is built from."""
+    """The llama.cpp commit that every image of this checkout is built from.
+
+    Attributes:
+        repository: a URL for git alone; it may hold a password, so `errors.scrub` it before it is shown.
+    """
 
     repository: str
     tag: str
@@ -58,19 +63,38 @@ def load(root: Path = ROOT) -> Settings:
     """Returns the settings of the checkout at `root`, with the registry of BASE_IMAGES_REGISTRY if that is set.
 
     Raises:
-        UsageError: pyproject.toml is missing, is not TOML, or lacks a key.
+        UsageError: pyproject.toml is missing, is not TOML, or lacks a key, or the registry is none.
     """
     path = root / "pyproject.toml"
     try:
         table = read_toml(path)["tool"]["base-images"]
         return Settings(
             pin=Pin(**{entry.name: table["llama-cpp"][entry.name.replace("_", "-")] for entry in fields(Pin)}),
-            registry=os.environ.get(REGISTRY_VARIABLE) or table["registry"],
+            registry=_registry(os.environ.get(REGISTRY_VARIABLE) or table["registry"]),
             release_branch=table["release-branch"],
-            url=table["url"],
+            url=scrub(table["url"]),
         )
     except KeyError as error:
         raise UsageError(f"{path} lacks the key {error} under [tool.base-images]: restore it from git.") from error
+
+
+_COMPONENT = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+_REGISTRY = re.compile(
+    rf"(?:(?:[a-zA-Z0-9][\w.-]*|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{{1,5}}))?/)?{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII
+)
+"""The name of a repository without tag and digest (distribution/reference, "Grammar")."""
+
+
+def _registry(name: str) -> str:
+    found = _REGISTRY.fullmatch(name)
+    if found is None or not 0 < int(found["port"] or 1) <= 65535:  # noqa: PLR2004 - TCP
+        # The name is not quoted: it may hold a password.
+        raise UsageError(
+            f"The registry in {REGISTRY_VARIABLE} or pyproject.toml is not the name of a repository: write it as "
+            "ghcr.io/owner/name or 127.0.0.1:5000/name, without https:// and without a password, which `docker login` "
+            "keeps."
+        )
+    return name
 
 
 def dry_run() -> bool:

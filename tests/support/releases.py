@@ -18,9 +18,9 @@ from typing import Any
 import git
 
 from base_images import settings, variants, versions
-from base_images.adapters import registry
 from base_images.adapters.engine import Engine
-from base_images.adapters.registry import OCI_MANIFEST, Repository
+from base_images.adapters.manifest import OCI_MANIFEST, digest_of
+from base_images.adapters.registry import Repository
 from base_images.labels import Label
 from base_images.release import evidence, promote, publish
 from base_images.release import status as published
@@ -295,7 +295,7 @@ def load(reference: str, platform: Platform, image_labels: Mapping[str, str], *f
         "os": "linux",
         "architecture": platform.architecture,
         "config": {"Labels": image_labels, "Entrypoint": ["/app/program"]},
-        "rootfs": {"type": "layers", "diff_ids": [registry._digest(layer)]},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
     }
     index = [{"Config": "config.json", "RepoTags": [reference], "Layers": ["layer.tar"]}]
     documents = {"config.json": configuration, "manifest.json": index}

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from base_images.adapters import http_session
 from base_images.errors import SourceError
 from base_images.progress import Listener, Progress
 
@@ -23,31 +23,13 @@ PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = (15, 60)
 """To connect, and between two reads (requests' `timeout`)."""
 
+FILE_BYTES = 1 << 30
+"""The largest file: llama-cpp-python's sdist, the only one, has 70 MB."""
+
+FILE_SECONDS = 3600.0
+"""For all attempts of one call: 70 MB in an hour are 160 kbit/s, and the next call gets the rest."""
+
 _CHUNK = 1 << 20
-_USUAL_CERTIFICATES = (
-    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Alpine
-    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL, openEuler
-    "/etc/ssl/ca-bundle.pem",  # SUSE
-)
-
-
-def host_certificates() -> Path | None:
-    """Returns this machine's bundle of certificate authorities; None when it has none.
-
-    Looks at SSL_CERT_FILE and OpenSSL's default first, then at the usual paths of distributions.
-    """
-    for candidate in (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, *_USUAL_CERTIFICATES):
-        if candidate and Path(candidate).is_file():
-            return Path(candidate)
-    return None
-
-
-def session() -> requests.Session:
-    """Returns an HTTP session that trusts this machine's certificate authorities, unless REQUESTS_CA_BUNDLE is set."""
-    result = requests.Session()
-    if certificates := host_certificates():
-        result.verify = str(certificates)
-    return result
 
 
 def cache_directory() -> Path:
@@ -92,7 +74,7 @@ def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path
     part = target.with_name(f"{target.name}.part")
     what = f"download {target.name}"
     host = urlsplit(url).hostname
-    with locked(target.parent):
+    with locked(target.parent), http_session.limited(size=FILE_BYTES, seconds=FILE_SECONDS):
         if is_valid(target, sha256):
             return target
         for attempt in range(1, ATTEMPTS + 1):
@@ -101,9 +83,10 @@ def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path
                 break
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 status = error.response.status_code if isinstance(error, requests.HTTPError) else None
-                final = status is not None and status < requests.codes.server_error
+                limit = str(error) if isinstance(error, http_session.LimitError) else ""
+                final = limit or (status is not None and status < requests.codes.server_error)
                 if final or attempt == ATTEMPTS:
-                    reason = f"HTTP status {status}" if status else type(error).__name__
+                    reason = limit or (f"HTTP status {status}" if status else type(error).__name__)
                     raise SourceError(
                         f"{target.name} could not be downloaded from {host} ({reason}): try again later; "
                         "what has arrived so far is kept."
@@ -124,20 +107,26 @@ def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path
 def _fetch_rest(url: str, part: Path, what: str, listener: Listener) -> None:
     """Downloads the remaining bytes of `part`, or all of it where the server does not support ranges."""
     done = part.stat().st_size if part.exists() else 0
+    if done >= FILE_BYTES:  # from a server that sent without end
+        part.unlink()
+        done = 0
     # With another encoding, ranges would count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    with session() as http, http.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+    with (
+        http_session.Session() as http,
+        http.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response,
+    ):
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             # Nothing remains: the part is complete, or of another file, as its hash will show.
             return
         response.raise_for_status()
         if not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             done = 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
+        length = response.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdecimal() else None
         with part.open("ab" if done else "wb") as stream:
             # Raw bytes: some servers send a .tar.gz with `Content-Encoding: gzip`.
-            for chunk in response.raw.stream(_CHUNK, decode_content=False):
+            for chunk in http_session.chunks(response, _CHUNK):
                 stream.write(chunk)
                 done += len(chunk)
                 listener(Progress(what=what, done=done, total=total))

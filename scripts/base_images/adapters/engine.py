@@ -22,10 +22,10 @@ import docker.utils.build
 import requests
 from docker.context.config import get_current_context_name
 
-from base_images.adapters import ownership
+from base_images.adapters import docker_config, ownership
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult, create_arguments, resource_labels
 from base_images.adapters.docker_errors import TRANSPORT_ERRORS, NotFoundError, engine_errors, uninterrupted
-from base_images.errors import EngineError, ImageNotFoundError
+from base_images.errors import EngineError, ImageNotFoundError, scrub
 from base_images.labels import OWNER, RESOURCE
 from base_images.progress import Listener, Progress
 from base_images.variants import Platform
@@ -423,7 +423,7 @@ class Engine:
 def chosen() -> str:
     """Returns the engine that DOCKER_HOST or docker's context selects; empty for the local default."""
     if host := os.environ.get("DOCKER_HOST"):
-        return host
+        return scrub(host)
     name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
     return "" if name == "default" else f"docker's context {name}"
 
@@ -435,8 +435,9 @@ def connect(timeout: int = REQUEST_TIMEOUT_SECONDS) -> Engine:
         timeout: seconds within which every response has to begin.
 
     Raises:
-        EngineError: no engine answers.
+        EngineError: no engine answers, or docker's config.json cannot be used.
     """
+    docker_config.require_usable()
     try:
         client = _client(timeout)
         client.ping()

@@ -1,20 +1,19 @@
 """Client of a container registry, over python-dxf: reads and writes manifests, blobs and tags.
 
-Credentials are those of `docker login`, credential helpers included. They are sent over TLS only and appear in no
-message.
+Credentials are those of `docker login`, credential helpers included. They appear in no message and are sent over TLS
+only: to the registry's own host and port, and to the token server that its answer names, which for a registry on
+loopback is on loopback too. No other server gets them, wherever a registry redirects or refers to.
 """
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import json
+import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -25,15 +24,23 @@ import requests
 from dxf import DXF, DXFBase
 from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError, DXFUnexpectedStatusCodeError
 
-from base_images.adapters.download import host_certificates
-from base_images.errors import RegistryError
-
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+from base_images.adapters import docker_config, http_session
+from base_images.adapters.http_session import BoundSession, ElsewhereError, LimitError, host_certificates
+from base_images.adapters.manifest import (
+    Manifest,
+    OddDocumentError,
+    digest_of,
+    parse_configuration,
+    parse_manifest,
+    platform,
+)
+from base_images.errors import EngineError, RegistryError
 
 TIMEOUT_SECONDS = 60
 REACH_SECONDS = 15
+IMPATIENT_SECONDS = 60.0
+"""For one answer without `patient`; a list of tags may have hundreds of pages."""
+
 ATTEMPTS = 3
 PAUSE_SECONDS = 1.0
 """Wait before a retry, multiplied by the number of attempts so far."""
@@ -41,83 +48,33 @@ PAUSE_SECONDS = 1.0
 CERTIFICATE_DIRECTORY = Path("/etc/docker/certs.d")
 """Docker's directory of certificate authorities of registries, as `<host>/ca.crt`."""
 
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_HOST = "registry-1.docker.io"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Descriptor:
-    """An entry of an index.
-
-    Attributes:
-        size: size of the manifest in bytes.
-        platform: such as `linux/arm64`; `unknown/unknown` for an attestation.
-    """
-
-    media_type: str
-    digest: str
-    size: int
-    platform: str
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """A manifest or an index with its exact bytes, of which `digest` is the digest."""
-
-    digest: str
-    media_type: str
-    content: bytes
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The parsed JSON."""
-        parsed: dict[str, Any] = json.loads(self.content)
-        return parsed
-
-    @property
-    def is_index(self) -> bool:
-        """Whether this is an index, which lists manifests instead of layers."""
-        return self.media_type in {OCI_INDEX, DOCKER_LIST}
-
-    @property
-    def children(self) -> tuple[Descriptor, ...]:
-        """The entries of an index, in its order; empty for an image."""
-        return tuple(
-            Descriptor(
-                media_type=entry["mediaType"],
-                digest=entry["digest"],
-                size=entry["size"],
-                platform="{os}/{architecture}".format(**entry.get("platform", _UNKNOWN)),
-                annotations=entry.get("annotations") or {},
-            )
-            for entry in self.document.get("manifests", ())
-        )
-
-    @property
-    def layers_size(self) -> int:
-        """Download size of an image in bytes: compressed layers and configuration."""
-        document = self.document
-        return sum(entry["size"] for entry in (document["config"], *document["layers"]))
-
+_WHO = "find out who pushed it, and push the right image or remove the tag."
 
 _T = TypeVar("_T")
-
-_UNKNOWN = {"os": "unknown", "architecture": "unknown"}
 
 
 class Repository:
     """One repository of a registry, such as `ghcr.io/bodhisearch/llama.cpp`."""
 
-    def __init__(self, name: str, client: DXF, *, attempts: int, ask_to_write: Callable[[], object]) -> None:
+    def __init__(
+        self, name: str, client: DXF, *, attempts: int, seconds: float, ask_to_write: Callable[[], object]
+    ) -> None:
         self.name = name
         self._client = client
         self._attempts = attempts
+        self._seconds = seconds
         self._ask_to_write: Callable[[], object] | None = ask_to_write
 
     def tags(self) -> list[str]:
         """Returns all tags; empty when nothing was ever pushed."""
-        return self._ask("list the tags", lambda: list(self._client.list_aliases())) or []
+        return (
+            self._ask("list the tags", lambda: [_tag(name) for name in self._client.list_aliases(iterate=True)]) or []
+        )
 
     def digest(self, reference: str) -> str | None:
         """Returns the digest of a tag or a digest; None when the repository does not have it."""
@@ -162,7 +119,7 @@ class Repository:
         """
         if "mediaType" not in json.loads(content):
             raise RegistryError(f"The manifest of {self.name}:{reference} names no media type: it cannot be pushed.")
-        digest = _digest(content)
+        digest = digest_of(content)
         self._prepare_to_write()
         self._ask(
             f"point {reference} at {digest}",
@@ -183,9 +140,18 @@ class Repository:
         return content
 
     def put_blob(self, content: bytes) -> str:
-        """Stores a small blob and returns its digest."""
+        """Stores a small blob and returns its digest.
+
+        Raises:
+            RegistryError: it is too large to be read again, or the registry refused.
+        """
+        if len(content) > http_session.ANSWER_BYTES:
+            raise RegistryError(
+                f"{len(content) >> 20} MiB are too large for {self.name}, of which at most "
+                f"{http_session.ANSWER_BYTES >> 20} are read again: shorten the logs in the report."
+            )
         self._prepare_to_write()
-        digest = _digest(content)
+        digest = digest_of(content)
         # Bytes, not a file: python-dxf then sends the length, and repeats the request after a token has expired.
         data = cast("Iterable[bytes]", content)
         self._ask(
@@ -196,36 +162,52 @@ class Repository:
         return digest
 
     def configuration(self, manifest: Manifest) -> dict[str, Any]:
-        """Returns the configuration of an image (not of an index), such as architecture, labels and history."""
-        parsed: dict[str, Any] = json.loads(self.blob(manifest.document["config"]["digest"]))
-        return parsed
+        """Returns the configuration of an image, such as architecture, labels and history.
+
+        Raises:
+            NotAnImageError: the manifest is of something else, or the configuration cannot be read.
+        """
+        what = f"{self.name}@{manifest.digest}"
+        if not manifest.is_image:
+            raise NotAnImageError(
+                f"{what} is {'an index' if manifest.is_index else 'an artifact'} and no image: {_WHO}"
+            )
+        try:
+            return parse_configuration(self.blob(manifest.document["config"]["digest"]))
+        except OddDocumentError as error:
+            raise NotAnImageError(f"The configuration of {what} cannot be read ({error}): {_WHO}") from error
 
     def labels(self, manifest: Manifest) -> dict[str, str]:
         """Returns the labels of an image (not of an index)."""
-        return dict(self.configuration(manifest).get("config", {}).get("Labels") or {})
+        return dict((self.configuration(manifest).get("config") or {}).get("Labels") or {})
 
     def platform_manifests(self, reference: str) -> dict[str, Manifest]:
         """Returns the image of each platform of a tag or a digest; empty when the repository does not have it.
 
         Raises:
+            NotAnImageError: there is something else, or an index has no image, or two of one platform.
             RegistryError: an index refers to a missing image.
         """
         top = self.manifest(reference)
         if top is None:
             return {}
         if not top.is_index:
-            # An artifact that is not an image has neither field.
-            return {"{os}/{architecture}".format(**{**_UNKNOWN, **self.configuration(top)}): top}
-        found = {}
+            return {platform(self.configuration(top)): top}
+        what = f"{self.name}:{reference}" if not reference.startswith("sha256:") else f"{self.name}@{reference}"
+        found: dict[str, Manifest] = {}
         for child in top.children:
             if child.platform == "unknown/unknown":  # an attestation
                 continue
             manifest = self.manifest(child.digest)
             if manifest is None:
-                raise RegistryError(
-                    f"{self.name}:{reference} names {child.digest}, which is gone: push the image again."
-                )
+                raise RegistryError(f"{what} names {child.digest}, which is gone: push the image again.")
+            if not manifest.is_image:
+                raise NotAnImageError(f"{what} names {child.digest} for {child.platform}, which is no image: {_WHO}")
+            if child.platform in found:
+                raise NotAnImageError(f"{what} has two images for {child.platform}: {_WHO}")
             found[child.platform] = manifest
+        if not found:
+            raise NotAnImageError(f"{what} is an index without an image: {_WHO}")
         return found
 
     def _prepare_to_write(self) -> None:
@@ -238,13 +220,13 @@ class Repository:
         """Returns the answer, retrying while the registry is busy; "not found" is None, or an error with `missing`."""
         for attempt in range(1, self._attempts + 1):
             try:
-                with _registry_errors(self.name, what):
+                with _registry_errors(self.name, what), http_session.limited(seconds=self._seconds):
                     return question()
             except _NotFoundError as error:
                 if missing:
                     raise RegistryError(f"{missing} ({error})") from error
                 return None
-            except _BusyError:
+            except BusyError:
                 if attempt == self._attempts:
                     raise
                 time.sleep(PAUSE_SECONDS * attempt)
@@ -258,34 +240,44 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
     short and nothing is retried.
 
     Raises:
-        RegistryError: the registry does not answer.
+        RegistryError: docker's credentials cannot be read, or the registry's host or port is none.
     """
     host, path = _split(name)
+    address = _DOCKER_HUB_HOST if host == _DOCKER_HUB else host
+    insecure = is_loopback(name) and not _speaks_tls(address)
+    try:
+        session = BoundSession(http_session.origin(f"{'http' if insecure else 'https'}://{address}"))
+    except requests.exceptions.InvalidURL:
+        session = None
+    if session is None or "@" in host:
+        raise RegistryError(f"{host.rpartition('@')[2]!r} is no registry: write it as ghcr.io or 127.0.0.1:5000.")
     username, password = _credentials(host) or (None, None)
 
     actions: list[str] = []  # when empty, the registry's answer says which actions the request needs
 
     def log_in(client: DXFBase, response: requests.Response | None) -> None:
-        client.authenticate(username, password, actions=actions, response=response)
+        with session.logging_in():
+            client.authenticate(username, password, actions=actions, response=response)
 
-    address = _DOCKER_HUB_HOST if host == _DOCKER_HUB else host
     authority = CERTIFICATE_DIRECTORY / host / "ca.crt"
     certificates = authority if authority.is_file() else host_certificates()
     client = DXF(
         address,
         path,
         log_in,
-        insecure=is_loopback(name) and not _speaks_tls(address),
+        insecure=insecure,
         tlsverify=str(certificates) if certificates else True,
         timeout=TIMEOUT_SECONDS if patient else REACH_SECONDS,
     )
+    client._sessions = [session]  # noqa: SLF001 - otherwise credentials go wherever an answer points
 
     def ask_to_write() -> None:
         if username is not None:
             actions[:] = ["pull", "push"]  # also for the renewal of an expired token by a read
             log_in(client, None)
 
-    return Repository(name, client, attempts=ATTEMPTS if patient else 1, ask_to_write=ask_to_write)
+    attempts, seconds = (ATTEMPTS, http_session.ANSWER_SECONDS) if patient else (1, IMPATIENT_SECONDS)
+    return Repository(name, client, attempts=attempts, seconds=seconds, ask_to_write=ask_to_write)
 
 
 def _credentials(host: str) -> tuple[str, str] | None:
@@ -295,8 +287,11 @@ def _credentials(host: str) -> tuple[str, str] | None:
         RegistryError: the configuration or the credential helper does not work, or holds another kind of token.
     """
     try:
+        docker_config.require_usable()
         found = docker.auth.load_config().resolve_authconfig("" if host == docker.auth.INDEX_NAME else host)
-    except (docker.errors.DockerException, OSError, ValueError) as error:
+    except EngineError as error:
+        raise RegistryError(f"docker's credentials for {host} cannot be read: {error}") from error
+    except (docker.errors.DockerException, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         # The helper's output and the file may contain the secret, so neither is quoted.
         raise RegistryError(
             f"docker's credentials for {host} cannot be read: look at ~/.docker/config.json and its credential helper "
@@ -315,10 +310,9 @@ def _credentials(host: str) -> tuple[str, str] | None:
 
 def is_loopback(name: str) -> bool:
     """Returns whether the registry of a repository is on a loopback address, out of reach for others."""
-    host = urlsplit(f"//{_split(name)[0]}").hostname or ""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        return http_session.origin(f"https://{_split(name)[0]}").is_loopback
+    except requests.exceptions.InvalidURL:
         return False
 
 
@@ -347,22 +341,25 @@ def _speaks_tls(host: str) -> bool:
     return True
 
 
+def _tag(name: object) -> str:
+    if not isinstance(name, str) or not _TAG.fullmatch(name):
+        raise OddDocumentError("a tag is none")
+    return name
+
+
 def _manifest(response: requests.Response) -> Manifest:
-    document = json.loads(response.content)
-    # The field is optional in OCI manifests; the header is not.
-    media_type = document.get("mediaType") or response.headers["Content-Type"].partition(";")[0]
-    return Manifest(digest=_digest(response.content), media_type=media_type, content=response.content)
+    return parse_manifest(response.content, response.headers.get("Content-Type", "").partition(";")[0])
 
 
-def _digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+class NotAnImageError(RegistryError):
+    """There is something else than an image or an index of images."""
 
 
 class _NotFoundError(RegistryError):
     """The registry answered that an object does not exist."""
 
 
-class _BusyError(RegistryError):
+class BusyError(RegistryError):
     """The registry did not answer, or is temporarily unable to."""
 
 
@@ -382,6 +379,8 @@ def _registry_errors(name: str, what: str) -> Iterator[None]:
         ) from error
     except DXFUnexpectedStatusCodeError as error:  # from the request that asks how to authenticate
         raise _refusal(name, what, error.got, _NO_REASON) from error
+    except (ElsewhereError, LimitError, OddDocumentError) as error:
+        raise _distrusted(name, what, error) from error
     except requests.HTTPError as error:
         raise _refusal(name, what, error.response.status_code, _reason(error.response)) from error
     except requests.exceptions.SSLError as error:
@@ -389,16 +388,29 @@ def _registry_errors(name: str, what: str) -> Iterator[None]:
             f"The registry {host} has a certificate that this machine does not trust: put its authority's into "
             f"{CERTIFICATE_DIRECTORY}/{host}/ca.crt, where docker looks too, or name a bundle in SSL_CERT_FILE."
         ) from error
-    except (DXFError, ValueError, KeyError, TypeError, AttributeError) as error:  # JSON errors of requests included
+    # JSON errors of requests are ValueErrors.
+    except (DXFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # The error itself may quote a token that cannot be sent.
         raise RegistryError(
             f"The registry {host} gave an answer that makes no sense to {what} of {name} ({type(error).__name__})."
         ) from error
     except requests.RequestException as error:
-        raise _BusyError(
+        raise BusyError(
             f"The registry {host} does not answer ({type(error).__name__}): check the network and run the same "
             "command again."
         ) from error
+
+
+def _distrusted(name: str, what: str, error: Exception) -> RegistryError:
+    host = _split(name)[0]
+    if isinstance(error, ElsewhereError):
+        return RegistryError(
+            f"The registry {host} refers to another server, {error}, to {what} of {name}: that was not asked, because "
+            f"credentials are for {host} alone (and for its token server, with TLS); its external URL may be wrong."
+        )
+    if isinstance(error, LimitError):
+        return RegistryError(f"The registry {host} was not heard out to {what} of {name}: {error}.")
+    return RegistryError(f"The registry {host} gave an answer that makes no sense to {what} of {name}: {error}.")
 
 
 def _refusal(name: str, what: str, status: int, reason: str) -> RegistryError:
@@ -410,17 +422,19 @@ def _refusal(name: str, what: str, status: int, reason: str) -> RegistryError:
             f"The registry {host} forbids to {what} of {name}: `docker login {host}` as a user who may."
         )
     if status >= requests.codes.server_error or status == requests.codes.too_many_requests:
-        return _BusyError(
+        return BusyError(
             f"The registry {host} could not {what} of {name} (HTTP status {status}): run the same command again."
         )
     return RegistryError(f"The registry {host} refused to {what} of {name} (HTTP status {status}): {reason}")
 
 
 _NO_REASON = "it gives no reason."
+_REASON_LENGTH = 1000
 
 
 def _reason(response: requests.Response) -> str:
     try:
-        return "; ".join(f"{error['code']}: {error.get('message', '')}" for error in response.json()["errors"]) + "."
-    except (ValueError, KeyError, TypeError):
+        reasons = "; ".join(f"{error['code']}: {error.get('message', '')}" for error in response.json()["errors"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return _NO_REASON
+    return f"{reasons[:_REASON_LENGTH]}." if reasons else _NO_REASON

@@ -14,8 +14,9 @@ from pathlib import Path
 from base_images import image
 from base_images.adapters import programs, registry
 from base_images.adapters.container import ContainerSpec
-from base_images.adapters.download import cache_directory, host_certificates, locked
+from base_images.adapters.download import cache_directory, locked
 from base_images.adapters.engine import Engine, Image, pull_progress
+from base_images.adapters.http_session import host_certificates
 from base_images.build import packages
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError

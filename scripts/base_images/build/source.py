@@ -26,10 +26,11 @@ import pypi_simple
 import requests
 
 from base_images.adapters import programs
-from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked, session
+from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked
+from base_images.adapters.http_session import Session
 from base_images.build.bases import REACH_SECONDS
 from base_images.build.inputs import Origin, Source, SourceKind
-from base_images.errors import SourceError
+from base_images.errors import SourceError, scrub
 from base_images.progress import Listener, Progress
 from base_images.settings import Pin
 
@@ -286,7 +287,7 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
     what = f"fetch llama.cpp {pin.tag}"
 
     def note(line: str) -> None:
-        listener(Progress(what=what, note=line))
+        listener(Progress(what=what, note=scrub(line)))
 
     note(f"asking {pin.repository}")
     # Ask first: git would wait for minutes for a host that drops packets.
@@ -394,6 +395,10 @@ def _pip_configuration() -> str:
     return programs.run([sys.executable, "-m", "pip", "config", "list"]).stdout
 
 
+_NOT_AN_INDEX = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What pypi-simple raises for an answer that is no index."""
+
+
 def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
     """Returns the URL of the sdist on the first index that has it."""
     problems = []
@@ -402,12 +407,13 @@ def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
             continue
         host = urlsplit(index).hostname
         try:
-            with pypi_simple.PyPISimple(index, session=session()) as client:
+            with pypi_simple.PyPISimple(index, session=Session()) as client:
                 packages = client.get_project_page(name, timeout=TIMEOUT_SECONDS).packages
         except (
             requests.RequestException,
             pypi_simple.NoSuchProjectError,
-            pypi_simple.UnsupportedContentTypeError,
+            pypi_simple.UnsupportedRepoVersionError,
+            *_NOT_AN_INDEX,
         ) as error:
             problems.append(f"{host}: {type(error).__name__}")
             continue

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import requests
 
-from base_images.adapters import download
+from base_images.adapters import http_session
 from base_images.adapters import programs as command
 from base_images.variants import DeviceAccess, Driver, Variant
 
@@ -223,7 +223,7 @@ def _ask(host: str) -> Answer:
     scheme = "http" if host.rpartition(":")[0] in _LOOPBACK or host in _LOOPBACK else "https"  # as Docker does
     address = "registry-1.docker.io" if host == "docker.io" else host
     try:
-        with download.session() as session:
+        with http_session.limited(seconds=ANSWER_SECONDS), http_session.Session() as session:
             answer = session.get(f"{scheme}://{address}/v2/", timeout=ANSWER_SECONDS, allow_redirects=False)
     except requests.ConnectTimeout:
         return Answer(host=host, reached=False, seen="no connection")

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from base_images.adapters.engine import Image
-from base_images.adapters.registry import OCI_MANIFEST, Manifest, Repository
+from base_images.adapters.manifest import OCI_MANIFEST, Manifest, OddDocumentError, parse_object
+from base_images.adapters.registry import Repository
 from base_images.contract.judge import ContractReport
 from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
@@ -157,7 +158,7 @@ def read_files(directory: Path) -> Iterator[Evidence]:
     for path in paths:
         try:
             yield _parse(path.read_bytes())
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, OddDocumentError) as error:
             raise UsageError(f"{path} is not evidence that this version can read: create it again.") from error
 
 
@@ -221,13 +222,14 @@ def attached(repository: Repository, image: Manifest) -> dict[Kind, Attached]:
         if manifest is None:
             continue
         tag = f"{repository.name}:{_tag(image.digest, kind)}"
-        document = manifest.document
+        layers = manifest.document.get("layers")
+        if not layers:
+            raise RegistryError(f"{tag} has no report: attach it again.")
         try:
-            evidence = _parse(repository.blob(document["layers"][0]["digest"]))
-            belongs = document["subject"]["digest"] == image.digest and evidence.kind is kind
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+            evidence = _parse(repository.blob(layers[0]["digest"]))
+        except OddDocumentError as error:
             raise RegistryError(f"{tag} is not a report that this version can read: attach it again.") from error
-        if not belongs:
+        if manifest.subject != image.digest or evidence.kind is not kind:
             raise RegistryError(f"{tag} is of another image, or of another kind: attach the right report.")
         if differs := _differs(repository, image, evidence):
             raise RegistryError(f"{tag} is of another image: {differs}. Attach the right report.")
@@ -255,14 +257,17 @@ def _differs(repository: Repository, image: Manifest, evidence: Evidence) -> str
 
 
 def _parse(content: bytes) -> Evidence:
-    """Raises ValueError, TypeError or KeyError for anything but evidence."""
-    fields = json.loads(content)
-    evidence = Evidence(**{**fields, "kind": Kind(fields["kind"]), "diff_ids": tuple(fields["diff_ids"])})
+    """Raises `OddDocumentError` unless the content is a report in this version's format."""
+    found = parse_object(content)
+    try:
+        evidence = Evidence(**{**found, "kind": Kind(found["kind"]), "diff_ids": tuple(found["diff_ids"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise OddDocumentError("it has other fields") from error
     texts = (evidence.subject, evidence.platform, evidence.variant, evidence.version, evidence.made, *evidence.diff_ids)
-    if not (all(isinstance(text, str) for text in texts) and isinstance(evidence.report, dict)):
-        raise TypeError("a field has another type")
-    if evidence.ok is not True and evidence.ok is not False:
-        raise TypeError("ok is neither true nor false")
+    if not all(isinstance(text, str) for text in texts):
+        raise OddDocumentError("a field is not text")
+    if not isinstance(evidence.ok, bool) or not isinstance(evidence.report, dict):
+        raise OddDocumentError("it has no verdict, or no report")
     return evidence
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from base_images import versions
-from base_images.adapters.registry import Manifest, Repository
+from base_images.adapters.manifest import Manifest
+from base_images.adapters.registry import NotAnImageError, Repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import evidence, publish
@@ -235,7 +236,7 @@ def roll_back(
     else:
         version = earlier[-1].version
         image = _recorded(repository, earlier[-1])
-        there = repository.platform_manifests(image.digest)
+        there = _images(repository, image.digest)
         lacking = ", ".join(platform.docker for platform in variant.platforms if platform.docker not in there)
         if any(move.number == 0 for move in earlier):
             about = f" (latest before the first promotion{f'; not for {lacking}' if lacking else ''})"
@@ -250,7 +251,7 @@ def roll_back(
 def recorded_digest(repository: Repository, move: Move) -> str:
     """Returns the digest of the image that a move made latest; empty when the record is gone."""
     record = repository.manifest(move.tag)
-    return str(record.document["subject"]["digest"]) if record else ""
+    return record.subject if record else ""
 
 
 def settle(repository: Repository, variant: Variant) -> Move | None:
@@ -280,12 +281,24 @@ def _unrecorded(repository: Repository, variant: Variant, latest: Manifest | Non
     if latest is None:
         return None
     version: Version | Foreign = Foreign(name=latest.digest)
-    image = next(iter(repository.platform_manifests(latest.digest).values()), None)
+    images = _images(repository, latest.digest)
+    image = next(iter(images.values()), None)
     if image and (said := versions.parse_label(repository.labels(image).get(Label.VERSION, ""))):
         tagged = repository.digest(versions.image_tag(variant.name, said))
         if tagged == latest.digest or (tagged is None and isinstance(said, Foreign)):
             version = said
     return Move(variant=variant.name, number=0, version=version, rollback=False)
+
+
+def _images(repository: Repository, digest: str) -> dict[str, Manifest]:
+    """Returns the image of each platform; empty for something else, which was latest before the first promotion."""
+    try:
+        images = repository.platform_manifests(digest)
+        for image in images.values():
+            repository.labels(image)
+    except NotAnImageError:
+        return {}
+    return images
 
 
 def _keep(repository: Repository, was: Move, image: Manifest) -> None:

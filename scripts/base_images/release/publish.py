@@ -12,7 +12,8 @@ from typing import Any
 
 from base_images import versions
 from base_images.adapters.engine import Engine
-from base_images.adapters.registry import OCI_INDEX, Manifest, Repository, is_loopback
+from base_images.adapters.manifest import OCI_INDEX, Manifest
+from base_images.adapters.registry import Repository, is_loopback
 from base_images.build.inputs import Origin
 from base_images.errors import ImageNotFoundError, RegistryError
 from base_images.labels import Label

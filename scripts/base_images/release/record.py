@@ -17,7 +17,8 @@ from typing import Any
 
 from base_images import labels, versions
 from base_images.adapters import repository
-from base_images.adapters.registry import Manifest, Repository
+from base_images.adapters.manifest import Manifest, OddDocumentError, parse_object
+from base_images.adapters.registry import Repository
 from base_images.adapters.repository import Commits
 from base_images.errors import RegistryError, RepositoryError, UsageError
 from base_images.labels import Label
@@ -263,14 +264,16 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
         )
     except RegistryError as error:
         return Seen(variant=variant, problem=str(error))
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"{where.name}:{tag} is not an image that this version can read ({error!r}): find out who pushed it."
+    except OddDocumentError as error:
+        problem = (
+            f"{where.name}:{tag} is not an image that this version can read (a label: {error}): find out who pushed it."
+        )
         return Seen(variant=variant, problem=problem)
 
 
 def _found(where: Repository, platform: str, manifest: Manifest) -> Found:
     candidate = promote.candidate(where, platform, manifest)
-    arguments = dict(json.loads(candidate.labels.get(Label.BUILD_ARGUMENTS, "{}")))
+    arguments = parse_object(candidate.labels.get(Label.BUILD_ARGUMENTS, "{}").encode())
     return Found(
         candidate=candidate,
         size=manifest.layers_size,

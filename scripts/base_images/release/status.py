@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from base_images import versions
-from base_images.adapters.registry import Repository
-from base_images.errors import UsageError
+from base_images.adapters.registry import BusyError, Repository
+from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
 from base_images.release import promote
 from base_images.variants import Variant
@@ -49,6 +49,7 @@ class Published:
         before: what was latest before, for a rollback: a version, or the digest of the image from before the first
             promotion; empty for none.
         notes: a sentence for each thing that a user may want to act on.
+        problem: why the registry's entries cannot be read, a sentence; empty when they can. Then nothing else is known.
     """
 
     variant: str
@@ -56,6 +57,7 @@ class Published:
     newest: Tagged | None
     before: str
     notes: tuple[str, ...]
+    problem: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON."""
@@ -63,7 +65,7 @@ class Published:
 
 
 def look(repository: Repository, variants: Iterable[Variant], released: Version | None) -> list[Published]:
-    """Returns what the registry has of each variant.
+    """Returns what the registry has of each variant; one that cannot be read does not hide the others.
 
     Args:
         repository: the registry's repository.
@@ -74,7 +76,16 @@ def look(repository: Repository, variants: Iterable[Variant], released: Version 
         RegistryError: the registry does not answer, or refuses.
     """
     tags = repository.tags()
-    return [_look(repository, variant, tags, released) for variant in variants]
+
+    def look_at(variant: Variant) -> Published:
+        try:
+            return _look(repository, variant, tags, released)
+        except BusyError:  # the others would wait in vain
+            raise
+        except RegistryError as error:
+            return Published(variant=variant.name, latest=None, newest=None, before="", notes=(), problem=str(error))
+
+    return [look_at(variant) for variant in variants]
 
 
 def age(created: str, now: datetime) -> str:
@@ -146,8 +157,13 @@ def _tagged(repository: Repository, tag: str) -> Tagged | None:
     digest = repository.digest(tag)
     if digest is None:
         return None
-    images = repository.platform_manifests(digest)
-    labels = repository.labels(next(iter(images.values()))) if images else {}
+    try:
+        images = repository.platform_manifests(digest)
+        labels = repository.labels(next(iter(images.values()))) if images else {}
+    except BusyError:
+        raise
+    except RegistryError as error:
+        raise RegistryError(f"{tag} cannot be read: {error}") from error
     return Tagged(
         tag=tag,
         digest=digest,
@@ -176,7 +192,7 @@ def rows(published: Iterable[Published], now: datetime) -> list[tuple[str, ...]]
                 )
             )
         if variant.latest is None and variant.newest is None:
-            found.append((variant.variant, "-", "-", "-", "-", "-", "\n".join(notes)))
+            found.append((variant.variant, "-", "-", "-", "-", "-", variant.problem or "\n".join(notes)))
     return found
 
 

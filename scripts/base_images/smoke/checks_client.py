@@ -8,11 +8,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
+import httpx2
 import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 
-from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError, Target, judge_embedding
+from base_images.adapters import http_session
+from base_images.smoke.checks_http import (
+    ANSWER_BYTES,
+    CONNECT_SECONDS,
+    WHOLE_ANSWER,
+    CheckFailedError,
+    CheckSkippedError,
+    Target,
+    judge_embedding,
+)
 from base_images.smoke.model import STEPS
 from base_images.smoke.report import Check
 
@@ -123,12 +133,34 @@ def _client(target: Target) -> Iterator[openai.OpenAI]:
             api_key="none",  # required by the client, not by the server
             timeout=target.patience,
             max_retries=0,
-            # A proxy from the environment cannot reach a server on this machine.
-            http_client=openai.DefaultHttpxClient(trust_env=False),
+            http_client=openai.DefaultHttpxClient(transport=_Transport(target.patience)),
         ) as client:
             yield client
     except openai.OpenAIError as error:
         raise CheckFailedError(f"OpenAI's client ends with {type(error).__name__}: {error}") from error
+
+
+class _Transport(httpx2.BaseTransport):
+    """Sends the client's requests with the limits of the other checks, which httpx2 does not have."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        with (
+            http_session.Session() as session,
+            http_session.limited(size=ANSWER_BYTES, seconds=WHOLE_ANSWER * self._patience),
+        ):
+            session.trust_env = False  # a proxy from the environment cannot reach a server on this machine
+            answer = session.request(
+                request.method,
+                str(request.url),
+                headers=dict(request.headers),
+                data=request.read(),
+                timeout=(CONNECT_SECONDS, self._patience),
+            )
+        kind = {"Content-Type": answer.headers.get("Content-Type", "")}
+        return httpx2.Response(answer.status_code, headers=kind, content=answer.content)
 
 
 def _expect_end(target: Target, text: str, reason: str | None, usage: CompletionUsage | None) -> None:

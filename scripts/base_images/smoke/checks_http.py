@@ -18,7 +18,8 @@ from urllib.parse import urljoin
 
 import requests
 
-from base_images.errors import BaseImagesError
+from base_images.adapters import http_session
+from base_images.errors import BaseImagesError, scrub
 from base_images.smoke import model
 from base_images.smoke.model import STEPS, TOP, KnownAnswer, TensorType
 from base_images.smoke.report import Check, CheckResult, Status
@@ -27,6 +28,15 @@ from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedd
 CONNECT_SECONDS = 3
 ANSWER_SECONDS = 30
 """Between two bytes of an answer."""
+
+WHOLE_ANSWER = 4
+"""How often that time may pass until the last byte: streams have pauses."""
+
+ANSWER_BYTES = 32 << 20
+"""The script of the web page has 8.8 MB, decompressed, at b11312; every other answer is much smaller."""
+
+SEEN_CHARACTERS = 2000
+"""Of a server's words in a result."""
 
 REQUESTS_AT_ONCE = 8
 
@@ -94,11 +104,17 @@ def perform(name: str, check: Callable[[], str]) -> CheckResult:
         status, seen = Status.SKIP, str(error)
     except (CheckFailedError, BaseImagesError) as error:
         status, seen, detail = Status.FAIL, str(error), error.detail
-    except (LookupError, TypeError, AttributeError, ValueError) as error:  # includes requests' own JSONDecodeError
+    except http_session.LimitError as error:
+        status, seen = Status.FAIL, f"The server's answer was not read to its end: {error}."
+    # The JSONDecodeError of requests is a ValueError.
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         status, seen = Status.FAIL, f"The answer has another shape than expected: {type(error).__name__}: {error}"
     except requests.RequestException as error:
         status, seen = Status.FAIL, f"The server gave no answer: {error}"
-    return CheckResult(name=name, status=status, seen=seen, seconds=time.monotonic() - started, detail=detail)
+    seen = seen if len(seen) <= SEEN_CHARACTERS else f"{seen[:SEEN_CHARACTERS]} …"
+    return CheckResult(
+        name=name, status=status, seen=scrub(seen), seconds=time.monotonic() - started, detail=scrub(detail)
+    )
 
 
 # --- The checks. Each returns its observation on one line, or raises. ---
@@ -249,7 +265,7 @@ def find_model(url: str) -> tuple[str, TensorType | None]:
 def is_healthy(url: str) -> bool:
     """Returns whether a server is ready; while it loads its model it answers 503, before that not at all."""
     try:
-        return _request("GET", f"{url}/health").ok
+        return _request("GET", f"{url}/health", whole=1).ok
     except requests.RequestException:
         return False
 
@@ -289,8 +305,10 @@ def judge_embedding(answer: KnownAnswer | None, embedding: Sequence[float]) -> s
     return f"{len(embedding)} numbers, not judged"
 
 
-def _request(method: str, url: str, *, patience: float = ANSWER_SECONDS, **arguments: Any) -> requests.Response:
-    with requests.Session() as session:
+def _request(
+    method: str, url: str, *, patience: float = ANSWER_SECONDS, whole: int = WHOLE_ANSWER, **arguments: Any
+) -> requests.Response:
+    with http_session.Session() as session, http_session.limited(size=ANSWER_BYTES, seconds=whole * patience):
         session.trust_env = False  # a proxy from the environment cannot reach a server on this machine
         return session.request(method, url, timeout=(CONNECT_SECONDS, patience), **arguments)
 
@@ -308,7 +326,8 @@ def _expect_ok(response: requests.Response, content_type: str = "") -> requests.
 
 
 def _excerpt(response: requests.Response) -> str:
-    return response.text[:2000]
+    # Not `text`, which guesses the encoding from all of a large answer.
+    return response.content[: 4 * SEEN_CHARACTERS].decode("utf-8", errors="replace")[:SEEN_CHARACTERS]
 
 
 def _chat(target: Target) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import datetime as dt
 import time
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from base_images.errors import UsageError
+import requests
+
+from base_images.adapters import http_session
+from base_images.errors import UsageError, scrub
 from base_images.smoke import checks_http, model
 from base_images.smoke import report as smoke_report
 from base_images.smoke import server as servers
@@ -32,21 +34,23 @@ def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> 
     Raises:
         UsageError: `url` is not a URL, or `record_dir` cannot be written.
     """
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.netloc:
-        raise UsageError(f"{url!r} is not a URL of a server: write it as http://127.0.0.1:8080.")
+    try:
+        http_session.origin(url)
+    except requests.exceptions.InvalidURL as error:
+        raise UsageError(f"{url!r} is not a URL of a server: write it as http://127.0.0.1:8080.") from error
     url = url.rstrip("/")
+    shown = scrub(url)
     started = dt.datetime.now(dt.UTC)
     clock = time.monotonic()
     server = ServerReport(
-        name=f"at {url}",
+        name=f"at {shown}",
         arguments="(somebody else's)",
         checks=tuple(_check(url, variant)),
         log="",
         seconds=time.monotonic() - clock,
     )
     report = SmokeReport(
-        image=url,
+        image=shown,
         variant=variant.name,
         device=Device.UNKNOWN,
         started=started.isoformat(timespec="seconds"),

@@ -18,7 +18,8 @@ import pytest
 
 from base_images import settings
 from base_images.adapters import registry
-from base_images.adapters.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
+from base_images.adapters.manifest import OCI_INDEX, OCI_MANIFEST
+from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import publish

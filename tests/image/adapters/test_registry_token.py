@@ -13,7 +13,8 @@ import pytest
 
 from base_images.adapters import engine as engines
 from base_images.adapters import registry
-from base_images.adapters.registry import OCI_MANIFEST, Repository, open_repository
+from base_images.adapters.manifest import OCI_MANIFEST
+from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import EngineError, RegistryError
 from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority
 from tests.support.servers import Files, running

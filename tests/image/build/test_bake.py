@@ -19,7 +19,8 @@ from base_images import settings, variants, versions
 from base_images.adapters import registry
 from base_images.adapters.buildkit import Event, StepFinished
 from base_images.adapters.engine import Engine, Image
-from base_images.adapters.registry import Manifest, Repository
+from base_images.adapters.manifest import Manifest
+from base_images.adapters.registry import Repository
 from base_images.build import bakefile, local, source
 from base_images.build.inputs import Origin
 from base_images.build.plan import BuildPlan

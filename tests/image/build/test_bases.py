@@ -14,8 +14,8 @@ import pytest
 
 from base_images import settings, variants
 from base_images.adapters.container import ContainerSpec
-from base_images.adapters.download import host_certificates
 from base_images.adapters.engine import Engine
+from base_images.adapters.http_session import host_certificates
 from base_images.build import bases as origins
 from base_images.build import source
 from base_images.build.bases import CERTIFICATES, ask_bases, resolve_bases

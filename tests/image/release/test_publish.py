@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from base_images import versions
-from base_images.adapters.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
+from base_images.adapters.manifest import OCI_INDEX, OCI_MANIFEST
+from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import ImageNotFoundError, RegistryError
 from base_images.release import publish
 from base_images.release.actions import Action, Outcome

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 
 from base_images import settings, variants
 from base_images.adapters import registry, repository
-from base_images.adapters.registry import OCI_MANIFEST
+from base_images.adapters.manifest import OCI_MANIFEST
 from base_images.labels import Label
 from base_images.release import evidence, promote, publish
 from base_images.release import record as release_record

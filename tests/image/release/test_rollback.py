@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from base_images import variants
-from base_images.adapters import registry
-from base_images.adapters.registry import OCI_INDEX, OCI_MANIFEST, Repository, open_repository
+from base_images.adapters.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
+from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import evidence, promote
@@ -142,7 +142,7 @@ def test_a_rollback_by_digest_to_an_image_without_a_version(repository: Reposito
 def test_a_rollback_to_an_artifact_that_is_not_an_image(repository: Repository) -> None:
     """Such as one that was pushed under the wrong tag."""
     subject = content(repository, push(repository, "x", Platform.AMD64, {}))
-    manifest = registry.Manifest(digest=registry._digest(subject), media_type=OCI_MANIFEST, content=subject)
+    manifest = Manifest(digest=digest_of(subject), media_type=OCI_MANIFEST, content=subject)
     artifact = evidence.store_document(repository, manifest, "application/x", b"{}")
     there = repository.put_manifest("latest-cuda", artifact)
     [first] = earn(repository, release(1))

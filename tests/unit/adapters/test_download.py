@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from base_images.adapters import download as downloads
+from base_images.adapters import http_session
 from base_images.adapters.download import download
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
@@ -230,14 +231,14 @@ def test_ssl_cert_file_sets_the_certificates(tmp_path: Path, monkeypatch: pytest
     bundle.write_text("", encoding="utf-8")
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
 
-    assert downloads.host_certificates() == bundle
-    assert downloads.session().verify == str(bundle)
+    assert http_session.host_certificates() == bundle
+    assert http_session.Session().verify == str(bundle)
 
 
 def test_a_missing_ssl_cert_file_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/does/not/exist.pem")
 
-    assert downloads.host_certificates() != Path("/does/not/exist.pem")
+    assert http_session.host_certificates() != Path("/does/not/exist.pem")
 
 
 def test_the_cache_is_in_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

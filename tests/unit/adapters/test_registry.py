@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from base_images.adapters import registry
-from base_images.adapters.registry import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest
+from base_images.adapters.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Manifest
 from base_images.release import status as published
 
 

@@ -203,7 +203,8 @@ def test_neither_a_hook_nor_the_user_s_settings_change_an_answer(checkout: git.R
     with pytest.MonkeyPatch.context() as calm:
         for name in (*HOSTILE_VARIABLES, "GIT_CONFIG_GLOBAL"):
             calm.delenv(name)
-        calm.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        calm.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "calm"))
+        (tmp_path / "calm").write_text("[user]\nname = A\nemail = a@example.org\n")
         tree = Path(checkout.working_dir)
         commit(checkout, "Gerät", AUGUST)
         checkout.git.execute(["git", "-c", "user.name=A", "-c", "user.email=a@b", "tag", "-am", "m", "v1"])
@@ -281,7 +282,10 @@ def test_a_branch_name_need_not_be_utf_8(checkout: git.Repo) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_git_s_words_about_another_user_s_repository_are_quoted(checkout: git.Repo) -> None:
+def test_git_s_words_about_another_user_s_repository_are_quoted(
+    checkout: git.Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # the tests' own calls every directory safe
     root = Path(checkout.working_dir)
     os.chown(root, 12345, 12345)
     words = rf"owner.*git config --global --add safe\.directory {root}\)"

@@ -24,6 +24,7 @@ from base_images.errors import SourceError
 from base_images.progress import Progress, silent
 from base_images.settings import Pin
 from tests.support import clones
+from tests.support.hostile import hostile, reply
 from tests.support.registries import connections
 from tests.support.servers import Files, serving
 
@@ -233,6 +234,18 @@ def test_a_fetch_that_fails_is_reported(pin: Pin, root: Path, wrong: dict[str, s
     assert names(root) == []
 
 
+def test_a_password_in_the_pins_repository_is_used_and_not_shown(pin: Pin, root: Path) -> None:
+    wanted = replace(pin, repository="http://user:sekret@{host}/x")
+    shown: list[Progress] = []
+    with hostile(lambda _: reply(401, Www_Authenticate='Basic realm="x"')) as server:
+        secret = replace(wanted, repository=wanted.repository.format(host=server.address))
+        with pytest.raises(SourceError, match=rf"git repository http://{server.address}/x cannot be reached") as caught:
+            resolve(secret, path=None, origin=Origin.REGISTRIES, root=root, listener=shown.append)
+        assert "Basic dXNlcjpzZWtyZXQ=" in server.heard
+    assert shown[0].note == f"asking http://{server.address}/x"
+    assert "sekret" not in f"{caught.value} {shown}"
+
+
 def test_a_silent_git_host_is_reported(pin: Pin, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "REACH_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silence:
@@ -368,6 +381,14 @@ def test_an_index_that_lacks_the_sdist(pin: Pin, root: Path, index: Path) -> Non
     other = replace(pin, sdist="llama-cpp-python==9.9.9")
     with pytest.raises(SourceError, match=r"is on no package index .*127\.0\.0\.1: no sdist of 9\.9\.9"):
         managed(other, root, Origin.PACKAGES)
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"7", b'{"files": 7}', b'{"files": [{"url": 7}]}', b"\xff", b"[]"])
+def test_an_index_of_another_shape_is_named(pin: Pin, root: Path, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    with hostile(lambda _: reply(200, body, Content_Type="application/vnd.pypi.simple.v1+json")) as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple/")
+        with pytest.raises(SourceError, match=r"is on no package index .*127\.0\.0\.1: "):
+            managed(with_sdist(pin, ""), root, Origin.PACKAGES)
 
 
 def test_without_git_and_an_index_both_are_named(pin: Pin, root: Path) -> None:

@@ -51,7 +51,7 @@ def test_in_another_user_s_checkout_no_command_ends_well_or_without_the_remedy(c
         subprocess.Popen(
             [sys.executable, "-m", "invoke", *command],
             cwd=foreign,
-            env={**os.environ, **NOWHERE},
+            env={**os.environ, **NOWHERE, "GIT_CONFIG_GLOBAL": os.devnull},  # the tests' own calls every directory safe
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
