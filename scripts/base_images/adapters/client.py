@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 
 import docker
 import docker.tls
@@ -36,10 +37,15 @@ def connect(timeout: int) -> tuple[docker.DockerClient, Endpoint]:
     """
     endpoint = endpoints.resolve()
     try:
+        if endpoint.scheme == "unix":
+            # docker-py (7.2.0) leaves a socket open that could not connect.
+            with socket.socket(socket.AF_UNIX) as brief:
+                brief.settimeout(timeout)
+                brief.connect(endpoint.path)
         with contextlib.closing(make(endpoint, min(timeout, REACH_SECONDS), _ANY_VERSION)) as client:
             version = client.api.version(api_version=False)["ApiVersion"]
         return make(endpoint, timeout, version), endpoint
-    except (*ENGINE_ERRORS, EngineError, LookupError, TypeError) as error:
+    except (*ENGINE_ERRORS, EngineError, OSError, LookupError, TypeError) as error:
         raise EngineError(_no_answer(endpoint, cause(error))) from error
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import ipaddress
 import os
 import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -42,9 +44,35 @@ def host_certificates() -> Path | None:
     return None
 
 
-def session() -> requests.Session:
+class Session(requests.Session):
+    """A session that asks this machine's loopback addresses directly: a proxy cannot reach them.
+
+    For all others the proxies of the environment are used, and NO_PROXY is honoured.
+    """
+
+    def merge_environment_settings(self, url: Any, proxies: Any, *settings: Any, **named: Any) -> Any:
+        """Returns the settings of a request."""
+        merged = super().merge_environment_settings(url, proxies, *settings, **named)
+        return {**merged, "proxies": {}} if is_loopback(urlsplit(url).hostname) else merged
+
+    def rebuild_proxies(self, prepared_request: requests.PreparedRequest, proxies: Any) -> Any:
+        """Returns the proxies for a redirected request."""
+        if is_loopback(urlsplit(prepared_request.url or "").hostname):
+            return {}
+        return super().rebuild_proxies(prepared_request, proxies)  # type: ignore[no-untyped-call]
+
+
+def is_loopback(host: str | None) -> bool:
+    """Returns whether a host name or address (without brackets) is a loopback address, out of reach for others."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def session() -> Session:
     """Returns an HTTP session that trusts this machine's certificate authorities, unless REQUESTS_CA_BUNDLE is set."""
-    result = requests.Session()
+    result = Session()
     if certificates := host_certificates():
         result.verify = str(certificates)
     return result

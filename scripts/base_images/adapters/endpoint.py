@@ -167,9 +167,7 @@ def _address(host: str, source: str, tls: Tls | None) -> str:
         url = urlsplit(f"//{rest}")
         port = url.port
     except ValueError as error:
-        raise EngineError(
-            f"{source} names no address that can be understood ({error}): write tcp://HOST:PORT."
-        ) from error
+        raise EngineError(f"{source} has no valid address ({error}): write tcp://HOST:PORT or ssh://HOST.") from error
     if scheme == "tcp":
         name = url.hostname or "127.0.0.1"
         name = f"[{name}]" if ":" in name else name

@@ -7,7 +7,6 @@ message.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import socket
 import ssl
@@ -25,6 +24,7 @@ import requests
 from dxf import DXF, DXFBase
 from dxf.exceptions import DXFAuthInsecureError, DXFError, DXFUnauthorizedError, DXFUnexpectedStatusCodeError
 
+from base_images.adapters import download
 from base_images.adapters.download import host_certificates
 from base_images.errors import RegistryError
 
@@ -271,7 +271,7 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
     address = _DOCKER_HUB_HOST if host == _DOCKER_HUB else host
     authority = CERTIFICATE_DIRECTORY / host / "ca.crt"
     certificates = authority if authority.is_file() else host_certificates()
-    client = DXF(
+    client = _Client(
         address,
         path,
         log_in,
@@ -286,6 +286,25 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
             log_in(client, None)
 
     return Repository(name, client, attempts=ATTEMPTS if patient else 1, ask_to_write=ask_to_write)
+
+
+class _Client(DXF):
+    """python-dxf, which sends every request by the module `requests` unless it is given a session."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._sessions = [_Requests()]  # type: ignore[list-item] # it takes the place of the module
+
+
+class _Requests:
+    """`requests.get` and so on, by a session that asks loopback addresses directly."""
+
+    def __getattr__(self, method: str) -> Callable[..., requests.Response]:
+        def ask(url: str, **arguments: Any) -> requests.Response:
+            with download.Session() as session:
+                return session.request(method, url, **arguments)
+
+        return ask
 
 
 def _credentials(host: str) -> tuple[str, str] | None:
@@ -315,11 +334,7 @@ def _credentials(host: str) -> tuple[str, str] | None:
 
 def is_loopback(name: str) -> bool:
     """Returns whether the registry of a repository is on a loopback address, out of reach for others."""
-    host = urlsplit(f"//{_split(name)[0]}").hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return download.is_loopback(urlsplit(f"//{_split(name)[0]}").hostname)
 
 
 def _split(name: str) -> tuple[str, str]:
