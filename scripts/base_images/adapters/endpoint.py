@@ -169,7 +169,7 @@ def _address(host: str, source: str, tls: Tls | None) -> str:
     except ValueError as error:
         raise EngineError(f"{source} has no valid address ({error}): write tcp://HOST:PORT or ssh://HOST.") from error
     if scheme == "tcp":
-        name = url.hostname or "127.0.0.1"
+        name = url.hostname or "localhost"
         name = f"[{name}]" if ":" in name else name
         return f"tcp://{name}:{port or (2376 if tls else 2375)}{url.path.rstrip('/')}"
     if scheme != "ssh":

@@ -91,7 +91,7 @@ class _Caller(socketserver.BaseRequestHandler):
         finally:
             with contextlib.suppress(OSError):
                 engine.shutdown(socket.SHUT_RDWR)  # ends the command's input, whoever else holds the connection
-            reader.close()
+            reader._response.close()  # noqa: SLF001 - closing the reader alone leaves the connection open
 
 
 def _copy(caller: socket.socket, engine: socket.socket) -> None:

@@ -97,7 +97,7 @@ def test_a_configuration_that_cannot_be_read_chooses_no_engine(tmp_path: Path, c
         ("  ", endpoint.LOCAL),
         ("tcp://Host:2375", "tcp://host:2375"),
         ("tcp://host", "tcp://host:2375"),
-        ("tcp://:1", "tcp://127.0.0.1:1"),
+        ("tcp://:1", "tcp://localhost:1"),
         ("tcp://[::1]:1", "tcp://[::1]:1"),
         ("host:1", "tcp://host:1"),
         (f"tcp://me:{SECRET}@host:1/path/", "tcp://host:1/path"),
