@@ -215,7 +215,7 @@ def test_an_unavailable_vendor_base_is_reported_with_reason_and_remedy(engine: E
     for origin in (Origin.REGISTRIES, Origin.AUTO):
         with pytest.raises(SourceError) as caught:
             resolve(engine, NOWHERE, origin, variant)
-        assert "127.0.0.1:1/node:24 cannot be had from its registry: check the network" in str(caught.value)
+        assert "127.0.0.1:1/node:24 cannot be had from its registry (" in str(caught.value)
         assert "connect: connection refused" in str(caught.value)
     assert f"{variant} is built from a registry alone" in str(caught.value)
     with pytest.raises(SourceError, match=r"No Debian package has the compiler of .* Use --origin registries"):

@@ -10,11 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from base_images.adapters import download as downloads
 from base_images.adapters.download import download
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
+from tests.support.registries import running
 
 CONTENT = bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -251,3 +253,64 @@ def test_the_cache_is_in_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     assert downloads.cache_directory() == tmp_path / "llama-cpp-base-images"
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Answers every request itself, as a proxy could."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"by the proxy")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+class Redirect(BaseHTTPRequestHandler):
+    """Redirects once to the name of this machine that it is asked for, and then answers."""
+
+    def do_GET(self) -> None:
+        if self.path != "/there":
+            self.send_response(302)
+            self.send_header("Location", f"http://{self.path[1:]}:{self.connection.getsockname()[1]}/there")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"directly")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_loopback_is_asked_directly_and_others_by_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy,
+        ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as here,
+        running(proxy),
+        running(here),
+    ):
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("NO_PROXY", "direct.invalid")
+
+        def get(url: str) -> str:
+            with downloads.session() as session:
+                return session.get(url, timeout=60).text
+
+        for host in ("127.0.0.1", "localhost"):
+            assert get(f"http://{host}:{here.server_port}/there") == "directly"
+        assert get("http://example.invalid/there") == "by the proxy"
+        assert get(f"http://127.0.0.1:{here.server_port}/localhost") == "directly"
+        assert get(f"http://127.0.0.1:{here.server_port}/example.invalid") == "by the proxy"
+        with pytest.raises(requests.ConnectionError):
+            get(f"http://direct.invalid:{here.server_port}/there")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.0.1", "::1"])
+def test_loopback_addresses(host: str) -> None:
+    assert downloads.is_loopback(host)
+
+
+@pytest.mark.parametrize("host", [None, "", "localhost.example", "127.0.0.1.example", "::2", "10.0.0.1"])
+def test_addresses_that_others_have(host: str | None) -> None:
+    assert not downloads.is_loopback(host)
