@@ -198,8 +198,8 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
 def _cannot_be_had(variant: Variant, reference: str, error: EngineError) -> SourceError:
     instead = ", or use --origin packages" if variant.packages else ""
     return SourceError(
-        f"The base image {reference} cannot be had from its registry ({str(error).rstrip('.')}): mend that, such as the "
-        f"network or the engine's proxy and mirror settings{instead}."
+        f"The base image {reference} cannot be had from its registry ({str(error).rstrip('.')}): mend that, such as "
+        f"the network or the engine's proxy and mirror settings{instead}."
     )
 
 
