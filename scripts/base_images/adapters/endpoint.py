@@ -104,7 +104,9 @@ def _named(context: str) -> str:
 
 
 def _directory(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("DOCKER_CONFIG") or Path(environment.get("HOME") or "~").expanduser() / ".docker")
+    # Unlike Path.expanduser, this is no error for a user without a home.
+    home = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111
+    return Path(environment.get("DOCKER_CONFIG") or Path(home, ".docker"))
 
 
 def _context(environment: Mapping[str, str], directory: Path) -> tuple[str, str]:

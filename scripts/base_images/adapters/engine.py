@@ -224,7 +224,13 @@ class Engine:
         """
         try:
             with contextlib.closing(self._another(timeout)) as brief, engine_errors(f"find {reference}"):
-                answer: Any = brief.api.inspect_distribution(reference)  # type: ignore[no-untyped-call]
+                try:
+                    answer: Any = brief.api.inspect_distribution(reference)  # type: ignore[no-untyped-call]
+                except requests.Timeout as error:  # the engine waits for the registry
+                    raise EngineError(
+                        f"The registry of {reference} gave the engine no answer within {timeout} s: look at the "
+                        "network, and at the engine's proxy settings."
+                    ) from error
                 return str(answer["Descriptor"]["digest"])
         except NotFoundError as error:
             raise ImageNotFoundError(
