@@ -54,12 +54,12 @@ engine_answers() {
     PYTHONPATH=$root/scripts "$environment/bin/python" -c '
 import sys
 from base_images import errors
-from base_images.adapters import engine
+from base_images.adapters import endpoint, engine
 try:
     engine.connect()
 except errors.EngineError as error:
     print(error)
-    sys.exit(2 if engine.chosen() else 1)'
+    sys.exit(2 if endpoint.chosen() else 1)'
 }
 
 make_engine() {

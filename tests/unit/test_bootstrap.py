@@ -37,8 +37,8 @@ def test_an_engine_chosen_by_docker_host_is_not_replaced() -> None:
     assert done.returncode == 3
     # Where the lock file has changed, earlier lines say that the environment is made anew.
     assert done.stderr.strip().splitlines()[-1] == (
-        "bootstrap: No container engine answers at unix:///nowhere/docker.sock: start it, or choose another with "
-        "DOCKER_HOST or `docker context`."
+        "bootstrap: No container engine answers at unix:///nowhere/docker.sock (there is no such socket): start it, or "
+        "choose another with DOCKER_HOST or `docker context`."
     )
 
 

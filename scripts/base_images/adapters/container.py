@@ -6,7 +6,9 @@ port.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import socket
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import docker.errors
 import docker.types
+import requests
 
 from base_images.adapters import ownership
 from base_images.adapters.docker_errors import engine_errors
+from base_images.adapters.tunnel import STDOUT, Tunnel, frames
 from base_images.errors import EngineError
 from base_images.labels import OWNER, RESOURCE
 
@@ -33,7 +38,7 @@ class ContainerSpec:
         user: `uid:gid` or a name; None is the image's own user.
         tmpfs: directory to mount options, such as {"/tmp": "exec,mode=1777"}.
         volumes: volume name to directory.
-        publish: a TCP port, published on 127.0.0.1 at a port that the engine chooses; None: no network at all.
+        publish: a TCP port, published on the engine's 127.0.0.1 at a port that it chooses; None: no network at all.
         devices: device nodes of the engine's host, or directories of them.
         groups: numeric ids of supplementary groups of the first process.
         gpus: whether the engine passes all GPUs, like `docker run --gpus all`.
@@ -89,10 +94,17 @@ class ContainerState:
 
 
 class Container:
-    """A container that exists, started or not."""
+    """A container that exists, started or not.
 
-    def __init__(self, container: Any) -> None:
+    Args:
+        container: docker-py's.
+        near: whether the engine publishes ports on this machine's 127.0.0.1, as far as is known.
+    """
+
+    def __init__(self, container: Any, *, near: bool = True) -> None:
         self._container = container
+        self._near = near
+        self._tunnels: dict[int, Tunnel] = {}
         self.id: str = container.id
         self.name: str = container.name
 
@@ -123,13 +135,35 @@ class Container:
             return _text(self._container.logs(stdout=stdout, stderr=stderr))
 
     def port(self, container_port: int) -> int:
-        """Returns the port of 127.0.0.1 at which `container_port` is published."""
+        """Returns the port of this machine's 127.0.0.1 that leads to `container_port`.
+
+        That is the published one, or a tunnel's where the engine publishes ports on another machine.
+
+        Raises:
+            EngineError: the container does not run or publishes no such port, or cannot be reached from here.
+        """
         bindings = self._attributes()["NetworkSettings"]["Ports"].get(f"{container_port}/tcp")
         if not bindings:
             raise EngineError(
                 f"The engine published no port for {container_port}: the container does not run, or has no network."
             )
-        return int(bindings[0]["HostPort"])
+        published = int(bindings[0]["HostPort"])
+        if self._near and _listens(published):
+            return published
+        try:
+            if container_port not in self._tunnels:
+                with engine_errors("reach the container"):
+                    self._tunnels[container_port] = Tunnel(self._container, container_port)
+        except EngineError:
+            if self._near:  # without docker-proxy, nothing listens until the server does
+                return published
+            raise
+        return self._tunnels[container_port].port
+
+    def close(self) -> None:
+        """Closes the tunnels."""
+        while self._tunnels:
+            self._tunnels.popitem()[1].close()
 
     def maps(self) -> str:
         """Returns `/proc/1/maps` of the container (proc(5)); empty where that cannot be read."""
@@ -152,12 +186,22 @@ class Container:
     def execute(self, command: Sequence[str], *, user: str | None = None) -> ProbeResult:
         """Runs a command in the running container and returns how it ended."""
         started = time.monotonic()
+        api = self._container.client.api
         with engine_errors("run a command in the container"):
-            code, (stdout, stderr) = self._container.exec_run(list(command), demux=True, user=user or "")
+            execution = api.exec_create(self.id, list(command), user=user or "")["Id"]
+            # Not by docker-py's exec_start, which loses output that comes together with the headers.
+            url = f"{api.base_url}/v{api.api_version}/exec/{execution}/start"
+            with api.post(url, json={"Detach": False}, timeout=api.timeout) as answer:
+                try:
+                    answer.raise_for_status()
+                except requests.HTTPError as error:
+                    raise docker.errors.create_api_error_from_http_exception(error) from error
+                output = list(frames(bytearray(answer.content)))
+            code = api.exec_inspect(execution)["ExitCode"]
         return ProbeResult(
             exit_code=code,
-            stdout=_text(stdout or b""),
-            stderr=_text(stderr or b""),
+            stdout=_text(b"".join(part for stream, part in output if stream == STDOUT)),
+            stderr=_text(b"".join(part for stream, part in output if stream != STDOUT)),
             seconds=time.monotonic() - started,
         )
 
@@ -211,6 +255,13 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
         "mounts": [docker.types.Mount(path, path, type="bind", read_only=True) for path in spec.mounts],
         **network,
     }
+
+
+def _listens(port: int) -> bool:
+    """Returns whether 127.0.0.1 accepts connections: not in another network namespace than the engine's."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def _text(raw: bytes) -> str:

@@ -8,8 +8,9 @@ process left behind.
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,21 +21,16 @@ from typing import IO, Any
 import docker
 import docker.utils.build
 import requests
-from docker.context.config import get_current_context_name
 
-from base_images.adapters import docker_config, ownership
+from base_images.adapters import client, ownership
+from base_images.adapters.client import REACH_SECONDS
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult, create_arguments, resource_labels
-from base_images.adapters.docker_errors import TRANSPORT_ERRORS, NotFoundError, engine_errors, uninterrupted
-from base_images.errors import EngineError, ImageNotFoundError, scrub
+from base_images.adapters.docker_errors import NotFoundError, engine_errors, uninterrupted
+from base_images.adapters.endpoint import Endpoint
+from base_images.errors import EngineError, ImageNotFoundError
 from base_images.labels import OWNER, RESOURCE
 from base_images.progress import Listener, Progress
 from base_images.variants import Platform
-
-REQUEST_TIMEOUT_SECONDS = 600
-"""For one response; saving or removing a large image takes a while before the first byte."""
-
-REACH_SECONDS = 30
-"""For a response that takes the engine no work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +73,19 @@ class Image:
 
 
 class Engine:
-    """A connection to the engine that DOCKER_HOST or docker's current context selects."""
+    """A connection to the engine at an endpoint."""
 
-    def __init__(self, client: docker.DockerClient) -> None:
-        self._client = client
+    def __init__(self, connection: docker.DockerClient, endpoint: Endpoint) -> None:
+        self._client = connection
+        self._endpoint = endpoint
 
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
+
+    def _another(self, timeout: int) -> docker.DockerClient:
+        """Returns another connection to this engine, whatever the environment says by now."""
+        return client.make(self._endpoint, timeout, self._client.api.api_version)
 
     def info(self) -> EngineInfo:
         """Returns the engine's version and capabilities."""
@@ -115,7 +116,16 @@ class Engine:
     @property
     def is_local(self) -> bool:
         """Whether the connection is a Unix socket of this machine."""
-        return bool(self._client.api.base_url == "http+docker://localhost")
+        return self._endpoint.scheme == "unix"
+
+    @functools.cached_property
+    def _is_near(self) -> bool:
+        """Whether the engine publishes ports here: its socket is here, and its machine has this one's name.
+
+        In a development container and for a forwarded socket it has another.
+        """
+        with engine_errors("ask the engine for its machine's name"):
+            return self.is_local and self._client.info()["Name"] == socket.gethostname()
 
     def storage_driver(self) -> str:
         """Returns the storage driver, such as `overlay2`."""
@@ -213,8 +223,14 @@ class Engine:
             EngineError: the registry refused, or did not answer within `timeout` seconds.
         """
         try:
-            with contextlib.closing(_client(timeout)) as client, engine_errors(f"find {reference}"):
-                answer: Any = client.api.inspect_distribution(reference)  # type: ignore[no-untyped-call]
+            with contextlib.closing(self._another(timeout)) as brief, engine_errors(f"find {reference}"):
+                try:
+                    answer: Any = brief.api.inspect_distribution(reference)  # type: ignore[no-untyped-call]
+                except requests.Timeout as error:  # the engine waits for the registry
+                    raise EngineError(
+                        f"The registry of {reference} gave the engine no answer within {timeout} s: look at the "
+                        "network, and at the engine's proxy settings."
+                    ) from error
                 return str(answer["Descriptor"]["digest"])
         except NotFoundError as error:
             raise ImageNotFoundError(
@@ -248,7 +264,7 @@ class Engine:
         BuildKit (Engine API, POST /build).
         """
         build_id = uuid.uuid4().hex
-        api = _client().api
+        api = self._another(client.REQUEST_SECONDS).api
         api.params = {"version": "2", "buildid": build_id}
         done = False
         try:
@@ -351,17 +367,21 @@ class Engine:
             EngineError: the engine refused.
         """
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
+        near = spec.publish is None or self._is_near
+        container = None
         try:
             try:
                 with uninterrupted(), engine_errors("make a container"):
                     created = self._client.containers.create(name=name, **create_arguments(spec, keep=keep))
             except NotFoundError as error:
                 raise ImageNotFoundError(f"There is no image {spec.image!r} on this engine.") from error
-            container = Container(created)
+            container = Container(created, near=near)
             for path, content in (files or {}).items():
                 container.put_file(path, content)
             yield container
         finally:
+            if container:
+                container.close()
             if not keep:
                 with uninterrupted():
                     self._remove_container(name)
@@ -420,46 +440,18 @@ class Engine:
         )
 
 
-def chosen() -> str:
-    """Returns the engine that DOCKER_HOST or docker's context selects; empty for the local default."""
-    if host := os.environ.get("DOCKER_HOST"):
-        return scrub(host)
-    name = os.environ.get("DOCKER_CONTEXT") or get_current_context_name()
-    return "" if name == "default" else f"docker's context {name}"
-
-
-def connect(timeout: int = REQUEST_TIMEOUT_SECONDS) -> Engine:
-    """Returns a connection to the engine of DOCKER_HOST, else of docker's current context, else the local one.
-
-    Args:
-        timeout: seconds within which every response has to begin.
+def connect(timeout: int = client.REQUEST_SECONDS) -> Engine:
+    """Returns a connection to the engine that docker's own client would use; for `timeout` see `client.connect`.
 
     Raises:
-        EngineError: no engine answers, or docker's config.json cannot be used.
+        EngineError: no engine answers, or the chosen context cannot be used.
     """
-    docker_config.require_usable()
-    try:
-        client = _client(timeout)
-        client.ping()
-    except TRANSPORT_ERRORS as error:
-        where = chosen()
-        raise EngineError(
-            f"No container engine answers at {where}: start it, or choose another with DOCKER_HOST or `docker context`."
-            if where
-            else "No container engine answers: start Docker, or set DOCKER_HOST, or let `sh scripts/bootstrap.sh …` "
-            "install one."
-        ) from error
-    return Engine(client)
+    return Engine(*client.connect(timeout))
 
 
 def not_ignored(directory: Path, patterns: Sequence[str]) -> set[str]:
     """Returns the paths below `directory` that the patterns of a .dockerignore do not exclude."""
     return {path for path in docker.utils.build.exclude_paths(str(directory), list(patterns)) if path}
-
-
-def _client(timeout: int = REQUEST_TIMEOUT_SECONDS) -> docker.DockerClient:
-    use_ssh = os.environ.get("DOCKER_HOST", "").startswith("ssh://")
-    return docker.from_env(timeout=timeout, use_ssh_client=use_ssh)
 
 
 def _split_tag(reference: str) -> tuple[str, str]:

@@ -199,8 +199,8 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
 def _unavailable(variant: Variant, reference: str, error: EngineError) -> SourceError:
     instead = ", or use --origin packages" if variant.packages else ""
     return SourceError(
-        f"The base image {reference} is not available from its registry: check the network and the engine's "
-        f"proxy or mirror settings{instead}. The reason: {str(error).rstrip('.')}."
+        f"The base image {reference} is not available from its registry ({str(error).rstrip('.')}): fix that, such "
+        f"as the network or the engine's proxy and mirror settings{instead}."
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from base_images import labels, versions
-from base_images.adapters import engine
+from base_images.adapters import client, endpoint, engine
 from base_images.adapters.engine import Engine, Image
 from base_images.build.inputs import Origin
 from base_images.doctor import machine as host
@@ -260,9 +260,9 @@ def _connect() -> Engine:
         raise failed[0]
     if not reached:
         raise EngineError(
-            f"No container engine answers at {engine.chosen() or 'its socket'} in time: look at its host."
+            f"No container engine answers at {endpoint.chosen() or 'its socket'} in time: look at its host."
         )
-    return engine.connect(timeout=engine.REACH_SECONDS)
+    return engine.connect(timeout=client.REACH_SECONDS)
 
 
 def engine_facts(connected: Engine) -> EngineFacts:
@@ -277,7 +277,7 @@ def engine_facts(connected: Engine) -> EngineFacts:
         version=info.version,
         api_version=info.api_version,
         architecture=info.architecture,
-        where=engine.chosen(),
+        where=endpoint.chosen(),
         is_local=connected.is_local,
         storage_driver=connected.storage_driver(),
         free_disk=connected.free_disk(),

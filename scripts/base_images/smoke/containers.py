@@ -172,7 +172,7 @@ def smoke(
     Removes what an earlier run left behind that was killed.
 
     Args:
-        engine: the image's engine; ports that it publishes must be reachable at 127.0.0.1.
+        engine: the image's engine, here or elsewhere.
         image_id: an id or a reference, resolved once.
         variant: the image's variant.
         kept: collects the names of the containers and volumes, which are kept; None: they are removed.

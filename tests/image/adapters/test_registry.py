@@ -23,9 +23,19 @@ from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import publish
+from base_images.smoke.process import free_port
 from base_images.variants import Platform
 from tests.support import commands
-from tests.support.registries import PASSWORD, USER, Authority, Registry, connections, front, log_in, make_authority
+from tests.support.registries import (
+    PASSWORD,
+    USER,
+    Authority,
+    Registry,
+    connections,
+    front,
+    log_in,
+    make_authority,
+)
 
 MISSING = f"sha256:{'0' * 64}"
 LAYER = b"not really a layer"
@@ -152,6 +162,23 @@ def test_an_index_is_reproducible_and_has_the_annotations_common_to_all_images(r
     assert (index.digest, index.media_type, index.content) == (digest, OCI_INDEX, content)
     assert index.document["annotations"] == {Label.TITLE: "llama.cpp cpu"}
     assert repository.platform_manifests("x") == {platform.docker: manifest for platform, manifest in images.items()}
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_a_registry_on_loopback_is_asked_directly(
+    registries: Registries, authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    trust(monkeypatch, authority)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    repository = open_repository(f"{getattr(registries, kind).address}/proxied-{kind}", patient=False)
+    digest = push(repository, "one")
+    assert repository.digest("one") == digest
+    assert repository.labels(repository.manifest("one") or pytest.fail("lost")) == {}
+    with pytest.raises(RegistryError, match="ProxyError"):
+        open_repository("registry.example/x", patient=False).tags()
 
 
 def test_an_index_of_a_missing_image_is_refused(repository: Repository) -> None:

@@ -132,7 +132,7 @@ def test_nothing_is_pulled_from_a_silent_registry(engine: Engine, monkeypatch: p
     reported: list[Progress] = []
     with socket.create_server(("127.0.0.1", 0)) as silence:
         address = f"127.0.0.1:{silence.getsockname()[1]}"
-        with pytest.raises(SourceError, match=rf"{address}/ubuntu:24.04 is not available .*\(read timeout=2\)"):
+        with pytest.raises(SourceError, match=rf"{address}/ubuntu:24.04 is not available .*no answer within 2 s"):
             resolve(
                 engine, dict.fromkeys(NOWHERE, f"{address}/ubuntu:24.04"), Origin.REGISTRIES, listener=reported.append
             )
@@ -215,7 +215,7 @@ def test_an_unavailable_vendor_base_is_reported_with_reason_and_remedy(engine: E
     for origin in (Origin.REGISTRIES, Origin.AUTO):
         with pytest.raises(SourceError) as caught:
             resolve(engine, NOWHERE, origin, variant)
-        assert "127.0.0.1:1/node:24 is not available from its registry: check the network" in str(caught.value)
+        assert "127.0.0.1:1/node:24 is not available from its registry (" in str(caught.value)
         assert "connect: connection refused" in str(caught.value)
     assert f"{variant} needs a registry's bases" in str(caught.value)
     with pytest.raises(SourceError, match=r"No Debian package has the compiler of .* Use --origin registries"):

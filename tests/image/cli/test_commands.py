@@ -86,5 +86,23 @@ def test_the_engine_is_that_of_dockers_current_context(tmp_path: Path, monkeypat
     assert connected.info().version
     connected.close()
     point_at("tcp://127.0.0.1:1")
-    with pytest.raises(EngineError, match="No container engine answers at docker's context elsewhere: start it"):
+    with pytest.raises(EngineError, match=r"at docker's context elsewhere \(tcp://127.0.0.1:1\) \(connection refused"):
         engines.connect()
+
+
+@pytest.mark.parametrize("context", ["typo", ""])
+def test_another_engine_than_the_chosen_one_is_never_used(tmp_path: Path, context: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"currentContext": "gone"}))
+    environment = {"DOCKER_CONFIG": str(tmp_path), "DOCKER_HOST": "", "DOCKER_CONTEXT": context}
+    for command in (["clean-local-images", "--dry-run"], ["check-image", "llama-cpp-cpu:local"]):
+        done = invoke(*command, environment=environment)
+        assert_sentence(done, 3, f"names the context {context or 'gone'!r}, which does not exist")
+        assert done.stdout == ""
+
+
+def test_a_missing_credential_helper_is_the_cause_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"credsStore": "nonexistent"}))
+    socket = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    environment = {"DOCKER_CONFIG": str(tmp_path), "DOCKER_HOST": socket}
+    done = invoke("smoke", "--variant", "cpu", "--image", "127.0.0.1:1/x:1", "--on", "nothing", environment=environment)
+    assert_sentence(done, 3, "error: docker's credential helper docker-credential-nonexistent is not installed, so ")

@@ -193,7 +193,8 @@ def test_a_tag_that_moves_during_the_check(cpu_image: Image, build: Build) -> No
                 self.tag(other, reference)
             return image
 
-    engine = Moving(connect()._client)
+    connected = connect()
+    engine = Moving(connected._client, connected._endpoint)
     engine.tag(cpu_image.id, reference)
     try:
         report = judge.check(engine, reference)

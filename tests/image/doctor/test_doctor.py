@@ -88,7 +88,7 @@ def test_without_an_engine_the_report_has_the_machine_and_a_remedy() -> None:
     done = run(**NO_ENGINE)
     assert done.returncode == doctor.NO_ENGINE
     assert f"Linux {os.uname().release}" in done.stdout
-    assert "No container engine answers at unix:///nowhere/docker.sock: start it" in done.stdout
+    assert "No container engine answers at unix:///nowhere/docker.sock (there is no such socket)" in done.stdout
     assert "`docker version`" in done.stdout
     assert done.stderr == ""
     facts = json.loads(run("--json", **NO_ENGINE).stdout)

@@ -9,6 +9,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from base_images.adapters import download as downloads
 from base_images.adapters import http_session
@@ -245,3 +246,44 @@ def test_the_cache_is_in_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     assert downloads.cache_directory() == tmp_path / "llama-cpp-base-images"
+
+
+class Proxy(Handler):
+    """Answers every request itself, as a proxy could."""
+
+    def do_GET(self) -> None:
+        self.answer(200, b"by the proxy")
+
+
+class Redirect(Handler):
+    """Redirects once to the name of this machine that it is asked for, and then answers."""
+
+    def do_GET(self) -> None:
+        if self.path != "/there":
+            self.answer(302, Location=f"http://{self.path[1:]}:{self.connection.getsockname()[1]}/there")
+        else:
+            self.answer(200, b"directly")
+
+
+def test_loopback_is_asked_directly_and_others_by_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy,
+        ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as here,
+        running(proxy),
+        running(here),
+    ):
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("NO_PROXY", "direct.invalid")
+
+        def get(url: str) -> str:
+            with http_session.Session() as session:
+                return session.get(url, timeout=60).text
+
+        for host in ("127.0.0.1", "localhost"):
+            assert get(f"http://{host}:{here.server_port}/there") == "directly"
+        assert get("http://example.invalid/there") == "by the proxy"
+        assert get(f"http://127.0.0.1:{here.server_port}/localhost") == "directly"
+        assert get(f"http://127.0.0.1:{here.server_port}/example.invalid") == "by the proxy"
+        with pytest.raises(requests.ConnectionError):
+            get(f"http://direct.invalid:{here.server_port}/there")

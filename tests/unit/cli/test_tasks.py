@@ -110,7 +110,7 @@ def test_an_environment_variable_overrides_the_registry() -> None:
 def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...]) -> None:
     done = invoke(*arguments, environment=NO_ENGINE)
     assert done.returncode == 3
-    assert "No container engine answers at unix:///nowhere/docker.sock: start it, or choose another" in sentence(done)
+    assert "answers at unix:///nowhere/docker.sock (there is no such socket): start it, or choose" in sentence(done)
 
 
 @pytest.mark.parametrize(

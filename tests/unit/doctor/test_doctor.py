@@ -330,7 +330,7 @@ def test_exit_codes(tmp_path: Path) -> None:
 
 
 def test_a_report_of_a_machine_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")  # docker-py forgets to close a unix socket
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     machines.amd(tmp_path)
     machines.put(tmp_path, "/proc/meminfo", "MemTotal: 1000 kB\n")
     report = doctor.examine(
@@ -338,7 +338,7 @@ def test_a_report_of_a_machine_without_an_engine(tmp_path: Path, monkeypatch: py
     )
     assert report.exit_code == doctor.NO_ENGINE
     assert report.engine is None
-    assert "tcp://127.0.0.1:1: start it" in report.missing[0]
+    assert "tcp://127.0.0.1:1 (connection refused: nothing listens there): start it" in report.missing[0]
     assert report.machine.memory == 1000 * 1024
     assert report.registries[0] == Answer(host="127.0.0.1:1", reached=False, seen="connection refused")
     facts = json.loads(json.dumps(report.as_dict()))
