@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import nox
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from base_images import untrusted  # noqa: E402
+from base_images.adapters import programs  # noqa: E402
 from base_images.adapters.programs import find_program  # noqa: E402
 from base_images.cli import github  # noqa: E402
 from base_images.variants import VARIANTS, Variant  # noqa: E402
@@ -45,7 +49,7 @@ def run_program(session: nox.Session, name: str, *arguments: str, silent: bool =
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Mistakes and style of the recipes, the shell scripts, the workflows and the Python, its types and its imports."""
+    """Mistakes and style of recipes, shell scripts, workflows and Python; known vulnerabilities of Python packages."""
     recipes = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("dockerfiles/*.Dockerfile"))
     run_program(session, "hadolint", "--no-color", *recipes)  # .hadolint.yaml says what is ignored, and why
     scripts = run_program(session, "shfmt", "--find", ".ci", "dockerfiles", "scripts", silent=True).split()
@@ -59,6 +63,7 @@ def lint(session: nox.Session) -> None:
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "mypy")
+    audit(session)
 
 
 def lint_workflows(session: nox.Session) -> None:
@@ -66,6 +71,70 @@ def lint_workflows(session: nox.Session) -> None:
     workflows = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(".github/workflows/*.yml"))
     run_program(session, "actionlint", "-shellcheck", find_program("shellcheck") or "", *workflows)
     run_program(session, "zizmor", "--offline", "--quiet", "--strict-collection", ".github")
+
+
+AUDIT_SECONDS = 300.0
+"""Time-out of pip-audit, which asks PyPI for one package after another."""
+
+NO_ANSWER = re.compile(r"requests\.exceptions\.\w|_service\.interface\.ServiceError|your network may be blocking")
+"""What pip-audit 2.10 complains of where PyPI does not answer, or somebody else does."""
+
+
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of the locked packages, as PyPI lists them; skipped, and said so, where that cannot be had.
+
+    PyPI's list and not OSV's, because whoever installs the packages from PyPI reaches it.
+    """
+    options = ("--disable-pip", "--require-hashes", "--format=json", "--desc=off", "--progress-spinner=off")
+    command = [find_program("pip-audit") or "pip-audit", "--requirement", "requirements.lock", *options]
+    session.log("pip-audit %s", " ".join(command[1:]))
+    done = programs.run(command, directory=ROOT, timeout=AUDIT_SECONDS)
+    complaint = "requests.exceptions.Timeout" if done.timed_out else done.stderr
+    ok, sentences = judge_audit(done.stdout, complaint)
+    told = [github.without_commands(" ".join(untrusted.printable(sentence).split())) for sentence in sentences]
+    for sentence in told:
+        session.log(sentence) if ok else session.warn(sentence)
+    if ok is None:
+        github.summarise("- lint: pip-audit did not audit every package, see the log")
+    elif not ok:
+        session.error("pip-audit found vulnerable packages, or failed: see above.")
+
+
+def judge_audit(report: str, complaint: str) -> tuple[bool | None, list[str]]:
+    """Returns whether the packages have no known vulnerability, None where that is not known, and why.
+
+    pip-audit's exit code does not tell: it is 0 also where every package was skipped, and 1 for anything else.
+
+    Args:
+        report: what pip-audit printed, JSON where it got that far.
+        complaint: its standard error.
+    """
+    try:
+        packages = json.loads(report)["dependencies"]
+        skipped = [one for one in packages if "skip_reason" in one]
+        found = [
+            f"{one['name']} {one['version']} has {', '.join([known['id'], *known['aliases']])}: "
+            + (f"fixed in {', '.join(known['fix_versions'])}." if known["fix_versions"] else "there is no fix.")
+            for one in packages
+            for known in one.get("vulns", ())
+        ]
+    except (ValueError, KeyError, TypeError):
+        last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "it said nothing")
+        if NO_ANSWER.search(complaint):
+            return None, [f"pip-audit is skipped: PyPI's list of vulnerabilities cannot be had here ({last})."]
+        return False, [f"pip-audit failed: {last}"]
+    if found:
+        remedy = (
+            "Move them in requirements.lock with `--upgrade-package NAME` (CONTRIBUTING.md). For one without a fix, "
+            "give pip-audit `--ignore-vuln ID` in noxfile.py, with the reason."
+        )
+        return False, [*found, remedy]
+    if len(skipped) == len(packages):
+        why = skipped[0]["skip_reason"] if skipped else "it found no package"
+        return None, [f"pip-audit is skipped: PyPI's list of vulnerabilities cannot be had here ({why})."]
+    if skipped:
+        return None, [f"pip-audit skipped {one['name']}: {one['skip_reason']}." for one in skipped]
+    return True, [f"pip-audit: none of {len(packages)} packages has a known vulnerability."]
 
 
 @nox.session

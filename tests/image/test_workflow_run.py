@@ -112,21 +112,42 @@ class GitHub:
             case "actions/checkout":
                 # Each runner starts without the files of earlier ones.
                 shutil.rmtree(here / "build", ignore_errors=True)
+                self.clone.git.clean("--force", "-d")
             case "actions/upload-artifact":
-                shutil.copytree(here / step.inputs["path"], artifacts / step.inputs["name"], dirs_exist_ok=True)
+                _copy(here / step.inputs["path"], artifacts / step.inputs["name"])
             case "actions/download-artifact":
+                merges = step.inputs.get("merge-multiple") == "true"
                 for found in artifacts.glob(step.inputs["pattern"]):
-                    shutil.copytree(found, here / step.inputs["path"] / found.name)
+                    _copy(found, here / step.inputs["path"] / ("" if merges else found.name))
             case "softprops/action-gh-release":
                 shutil.copytree((here / step.inputs["body_path"]).parent, self.directory / "page", dirs_exist_ok=True)
             case "peter-evans/create-pull-request":
                 self.opened = (here / step.inputs["body-path"]).read_text()
+            case "anchore/scan-action":
+                self._scan(step)
             case "actions/attest":
                 assert re.fullmatch("sha256:[0-9a-f]{64}", step.inputs["subject-digest"])
             case "docker/login-action" | "docker/setup-buildx-action" | "sigstore/cosign-installer":
                 pass
             case _:
                 raise AssertionError(action)
+
+    def _scan(self, step: workflows.Step) -> None:
+        name, _, tag = step.inputs["image"].removeprefix("registry:").rpartition(":")
+        step.succeeded = step.environment["GRYPE_PLATFORM"] in registry.open_repository(name).platform_manifests(tag)
+        if step.succeeded:
+            Path(self.clone.working_dir, step.inputs["output-file"]).write_text('{"version": "2.1.0", "runs": []}')
+        else:
+            self.failed.append(self.ran[-1])
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a directory's files, or a file, into a directory; what is not there is left out, as the actions do."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.exists():
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +231,14 @@ def test_a_pushed_tag_becomes_latest_and_a_failure_stops_its_variant_only(github
     assert signed.endswith(f"@{digest}")
     record = json.loads((github.directory / "page" / "release.json").read_text())
     assert {variant["name"]: variant["status"] for variant in record["variants"]} == {GOOD: "latest", BAD: "missing"}
-    assert "contract-cpu" in " ".join(path.name for path in (github.directory / "page").iterdir())
+    page = {path.name for path in (github.directory / "page").iterdir()}
+    assert "contract-cpu" in " ".join(page)
+    assert [name.startswith(f"scan-{GOOD}-") for name in page if name.endswith(".sarif")] == [True]
+
+    # At night, what is latest is scanned; nothing is, of the other variant.
+    github.run("nightly.yml")
+    assert [BAD in text for text in github.failed] == [True], "\n".join(github.failed)
+    assert f"'image': 'registry:{github.repository}:{versions.latest_tag(GOOD)}'" in "\n".join(github.ran)
 
     # "Re-run all jobs" builds and moves nothing again.
     tags = {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from typing import cast
 
+import nox as nox_package
+import noxfile
 import pytest
 
 from base_images import settings
@@ -46,3 +50,94 @@ def test_a_smoke_session_without_an_engine_is_one_sentence(session: str, start: 
 def test_arguments_after_two_dashes_reach_the_smoke_test() -> None:
     done = nox("--session", "smoke-cpu", "--", "--url", "nowhere")
     assert "error: 'nowhere' is not a URL of a server" in done.stdout + done.stderr
+
+
+NOT_FOUND = "Dependency not found on PyPI and could not be audited: idna (3.20)"
+CLEAN = {"name": "nox", "version": "2026.10.20", "vulns": []}
+SKIPPED = {"name": "idna", "skip_reason": NOT_FOUND}
+FIXED = {
+    "name": "idna",
+    "version": "3.20",
+    "vulns": [{"id": "PYSEC-2020-1", "fix_versions": ["3.21", "4.0"], "aliases": ["CVE-2020-1", "GHSA-1"]}],
+}
+UNFIXED = {"name": "six", "version": "1", "vulns": [{"id": "PYSEC-2020-2", "fix_versions": [], "aliases": []}]}
+
+
+@pytest.mark.parametrize(
+    ("packages", "ok", "said"),
+    [
+        ([CLEAN, CLEAN], True, ["none of 2 packages has a known vulnerability"]),
+        (
+            [SKIPPED, SKIPPED],
+            None,
+            [f"pip-audit is skipped: PyPI's list of vulnerabilities cannot be had here ({NOT_FOUND})"],
+        ),
+        ([], None, ["pip-audit is skipped: "]),
+        ([CLEAN, SKIPPED], None, [f"pip-audit skipped idna: {NOT_FOUND}"]),
+        (
+            [CLEAN, FIXED, UNFIXED, SKIPPED],
+            False,
+            [
+                "idna 3.20 has PYSEC-2020-1, CVE-2020-1, GHSA-1: fixed in 3.21, 4.0.",
+                "six 1 has PYSEC-2020-2: there is no fix.",
+                "--upgrade-package",
+            ],
+        ),
+    ],
+)
+def test_what_an_audit_finds(packages: list[object], ok: bool | None, said: list[str]) -> None:
+    judged, sentences = noxfile.judge_audit(json.dumps({"dependencies": packages, "fixes": []}), "")
+    assert judged is ok
+    assert len(sentences) == len(said)
+    assert all(part in sentence for part, sentence in zip(said, sentences, strict=True)), sentences
+
+
+@pytest.mark.parametrize(
+    ("complaint", "ok", "said"),
+    [
+        (
+            "Traceback\nrequests.exceptions.ConnectionError: HTTPSConnectionPool(…)\n",
+            None,
+            "cannot be had here (requests.",
+        ),
+        ("ERROR:pip_audit._cli:Tip: your network may be blocking this service.", None, "your network may be blocking"),
+        ("pip_audit._service.interface.ServiceError", None, "ServiceError"),
+        ("pip-audit: error: unrecognized arguments: --desc", False, "pip-audit failed: pip-audit: error: unrecognized"),
+        ("ERROR:pip_audit._cli:requirement nox does not contain a hash", False, "does not contain a hash"),
+        ("", False, "pip-audit failed: it said nothing"),
+    ],
+)
+@pytest.mark.parametrize("report", ["", "[]", "null"])
+def test_an_audit_without_a_report_is_skipped_only_where_nobody_answered(
+    report: str, complaint: str, ok: bool | None, said: str
+) -> None:
+    judged, [sentence] = noxfile.judge_audit(report, complaint)
+    assert judged is ok
+    assert said in sentence
+
+
+class Log:
+    """A session that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def log(self, text: str, *values: str) -> None:
+        self.said.append(f"log: {text % values if values else text}")
+
+    def warn(self, text: str) -> None:
+        self.said.append(f"warn: {text}")
+
+    def error(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def test_an_audit_without_a_network_is_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.delenv("https_proxy", raising=False)
+    session = Log()
+    noxfile.audit(cast("nox_package.Session", session))
+    [command, skipped] = session.said
+    assert command.startswith("log: pip-audit --requirement requirements.lock ")
+    assert skipped.startswith("warn: pip-audit is skipped: ")
+    assert "ProxyError" in skipped

@@ -22,10 +22,13 @@ from tests.support.workflows import DIRECTORY, OWN_WORKFLOW, Step, UnknownExpres
 
 FILES = sorted(DIRECTORY.glob("*.yml"))
 PARSED = {path.name: workflows.load(path) for path in FILES}
+CALLED = {file for file, workflow in PARSED.items() if set(workflow["on"]) == {"workflow_call"}}
+"""Workflows that run as jobs of others."""
 JOBS = [pytest.param(file, job, id=f"{file}:{job}") for file, one in PARSED.items() for job in one["jobs"]]
 
 READ: Mapping[str, str] = {"contents": "read"}
 BUILD = {**READ, "packages": "write"}
+PULL = {**READ, "packages": "read"}
 SIGN = {**BUILD, "id-token": "write", "attestations": "write"}
 PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "ci.yml": {"test": READ},
@@ -38,10 +41,13 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "variant.yml": {
         "build": BUILD,
         "merge": BUILD,
-        "check": {**READ, "packages": "read"},
+        "check": PULL,
+        "scan": PULL,
         "attach": BUILD,
         "sign": SIGN,
     },
+    "scan.yml": {"scan": PULL},
+    "nightly.yml": {"plan": READ, "scan": PULL},
     "upstream.yml": {"bump": {"contents": "write", "pull-requests": "write"}},
 }
 """The most that a job may have; a new permission needs a line here too."""
@@ -106,7 +112,7 @@ def walk(
         step.succeeded = not fails(step)
         if "--format matrix" in step.run:
             wanted = [(variant, variant.platforms) for variant in (GPU, CPU)]
-            plan = matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment["RUNNERS"])
+            plan = matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment.get("RUNNERS", ""))
             step.outputs["matrix"] = json.dumps(plan)
         elif "image-digest" in step.run:
             step.outputs["digest"] = DIGEST
@@ -165,7 +171,7 @@ def test_a_job_has_a_timeout(file: str, job: str) -> None:
     assert described.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
 
 
-@pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
+@pytest.mark.parametrize("file", sorted(set(PARSED) - CALLED))
 def test_concurrent_runs_of_a_workflow_do_not_interfere(file: str) -> None:
     concurrency = PARSED[file]["concurrency"]
     assert concurrency["group"]
@@ -194,7 +200,7 @@ def test_no_list_of_variants(path: Path) -> None:
     assert [variant.name for variant in VARIANTS if re.search(rf"(?<![a-z]){variant.name}(?![a-z])", text)] == []
 
 
-@pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
+@pytest.mark.parametrize("file", sorted(set(PARSED) - CALLED))
 def test_a_command_finds_its_variables(file: str) -> None:
     steps = walk(file)
     assert steps
@@ -205,7 +211,7 @@ def test_a_command_finds_its_variables(file: str) -> None:
                 assert step.environment[name], f"{step.job}: {name}"
 
 
-@pytest.mark.parametrize("file", sorted(set(PARSED) - {"variant.yml"}))
+@pytest.mark.parametrize("file", sorted(set(PARSED) - CALLED))
 def test_self_hosted_runners_run_only_checks_of_a_tagged_commit(file: str) -> None:
     assert not {"pull_request_target", "workflow_run", "issue_comment"} & set(PARSED[file]["on"])
     ours = {step.job for step in walk(file) if not HOSTED.fullmatch(step.runner)}
@@ -226,12 +232,15 @@ def test_the_steps_of_a_release_in_order() -> None:
     check = [
         f"variants/check: {name}" for name in ("free-runner-disk", "check-image", "smoke", "actions/upload-artifact")
     ]
+    scan = [
+        f"variants/scan/scan: {name}" for name in ("free-runner-disk", "anchore/scan-action", "actions/upload-artifact")
+    ]
     attach = [f"variants/attach: {name}" for name in ("actions/download-artifact", "attach-reports")]
     sign = [
         f"variants/sign: {name}" for name in ("sigstore/cosign-installer", "image-digest", "cosign", "actions/attest")
     ]
     of_each = [
-        [*build * count, "variants/merge: publish", *check * count, *sign, *attach]
+        [*build * count, "variants/merge: publish", *scan * count, *check * count, *sign, *attach]
         for count in (len(GPU.platforms), len(CPU.platforms))
     ]
     assert told == [
@@ -242,6 +251,7 @@ def test_the_steps_of_a_release_in_order() -> None:
         "promote: sigstore/cosign-installer",
         "promote: promote",
         "release: release-notes",
+        "release: actions/download-artifact",
         "release: softprops/action-gh-release",
     ]
 
@@ -282,14 +292,48 @@ def test_the_commands_of_a_variants_workflow_name_the_variant() -> None:
     assert [line for line in about_one if '--variant "$VARIANT"' not in line] == []
 
 
-def test_reports_reach_the_job_that_attaches_them_and_no_other() -> None:
+def test_reports_reach_the_job_that_attaches_them_and_scans_the_release() -> None:
     steps = walk("release.yml")
     uploads = [step.inputs for step in steps if "upload-artifact" in step.uses]
     assert {inputs["overwrite"] for inputs in uploads} == {"true"}, "a job that runs again uploads again"
     names = [inputs["name"] for inputs in uploads]
     patterns = [step.inputs["pattern"] for step in steps if "download-artifact" in step.uses]
     of_each = [[name for name in names if fnmatch(name, pattern)] for pattern in patterns]
-    assert of_each == [["reports-cuda-amd64"], ["reports-cpu-amd64", "reports-cpu-arm64"]]
+    assert of_each == [
+        ["reports-cuda-amd64"],
+        ["reports-cpu-amd64", "reports-cpu-arm64"],
+        ["scan-cuda-amd64", "scan-cpu-amd64", "scan-cpu-arm64"],
+    ]
+    published = next(step.inputs for step in steps if "gh-release" in step.uses)
+    downloaded = [step.inputs for step in steps if "download-artifact" in step.uses][-1]
+    assert (published["files"], downloaded["merge-multiple"]) == (f"{downloaded['path']}/**", "true")
+
+
+SCANNED = {
+    "release.yml": [
+        (f"registry:{REGISTRY}:{versions.image_tag(variant.name, VERSION)}", platform.docker)
+        for variant in (GPU, CPU)
+        for platform in variant.platforms
+    ],
+    "nightly.yml": [
+        (f"registry:{REGISTRY}:{versions.latest_tag(variant.name)}", platform.docker)
+        for variant in (GPU, CPU)
+        for platform in variant.platforms
+    ],
+}
+
+
+@pytest.mark.parametrize("file", SCANNED)
+def test_every_platform_is_scanned_and_fails_for_what_has_a_fix(file: str) -> None:
+    steps = walk(file)
+    scans = [step for step in steps if step.uses.startswith("anchore/scan-action@")]
+    assert [(step.inputs["image"], step.environment["GRYPE_PLATFORM"]) for step in scans] == SCANNED[file]
+    for step in scans:
+        assert (step.inputs["only-fixed"], step.inputs["severity-cutoff"]) == ("true", "high")
+        assert step.inputs.get("fail-build", "true") == "true"
+    written = [step.inputs["output-file"] for step in scans]
+    assert [step.inputs["path"] for step in steps if "upload-artifact" in step.uses and "/scan" in step.job] == written
+    assert len(set(written)) == len(written), "the files of a release lie in one directory"
 
 
 @pytest.mark.parametrize(
@@ -317,7 +361,7 @@ def of_variant(name: str, text: str) -> Callable[[Step], bool]:
 
 def test_a_build_that_fails_stops_its_variant_only() -> None:
     steps = walk("release.yml", fails=of_variant(GPU.name, " bake "))
-    jobs = {(step.job, step.environment["VARIANT"]) for step in steps if step.job.startswith("variants/")}
+    jobs = {(step.job, step.environment.get("VARIANT")) for step in steps if step.job.startswith("variants/")}
     assert {job for job, variant in jobs if variant == GPU.name} == {"variants/build"}
     assert ("variants/sign", "cpu") in jobs
     assert [step.job for step in steps if step.job in ("promote", "release") and step.run] == ["promote", "release"]
@@ -331,6 +375,17 @@ def test_a_failed_check_is_reported_and_not_signed(failing: str) -> None:
         assert f"variants/{told}" in done
     assert not [name for name in done if name.startswith("variants/sign")]
     assert "release: softprops/action-gh-release" in ran(steps)
+
+
+def test_an_image_with_a_vulnerability_is_reported_and_not_signed() -> None:
+    steps = walk("release.yml", fails=lambda step: "scan-action" in step.uses and GPU.name in step.inputs["image"])
+    done = [name for step, name in zip(steps, ran(steps), strict=True) if step.environment.get("VARIANT") == GPU.name]
+    assert "variants/attach: attach-reports" in done
+    assert not [name for name in done if name.startswith("variants/sign")]
+    assert f"scan-{GPU.name}-amd64" in [step.inputs["name"] for step in steps if "upload-artifact" in step.uses]
+    signed = [step.environment["VARIANT"] for step in steps if "cosign sign" in step.run]
+    assert signed == [CPU.name]
+    assert ran(steps)[-1] == "release: softprops/action-gh-release"
 
 
 def test_without_a_plan_there_is_no_release() -> None:

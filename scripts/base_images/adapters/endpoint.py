@@ -122,8 +122,8 @@ def _context(environment: Mapping[str, str], directory: Path) -> tuple[str, str]
         return _DEFAULT, ""
     except (OSError, ValueError) as error:
         raise EngineError(
-            f"{path} cannot be read ({_reason(error)}), so the engine that it chooses is not known: correct it, or name "
-            "an engine in DOCKER_HOST."
+            f"{path} cannot be read ({_reason(error)}), so the engine that it chooses is not known: correct it, or "
+            "name an engine in DOCKER_HOST."
         ) from error
     if not isinstance(name, str):
         raise EngineError(f"currentContext in {path} is not a name: correct it, or name an engine in DOCKER_HOST.")

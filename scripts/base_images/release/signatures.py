@@ -87,5 +87,8 @@ def problems(image: str, signer: Signer) -> list[str]:
         done = programs.run([path, *arguments[1:]], timeout=SECONDS)
         if done.exit_code:
             why = f"no answer within {SECONDS:g} s" if done.timed_out else done.last_words
-            found.append(f"{arguments[0]} does not verify that {WORKFLOW} made {image} for {signer.git_tag} ({why}).")
+            found.append(
+                f"{arguments[0]} does not verify that {WORKFLOW} made {image} for {signer.git_tag} ({why}); it signs "
+                "only what passed its checks and its scan for vulnerabilities."
+            )
     return found
