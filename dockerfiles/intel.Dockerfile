@@ -139,7 +139,7 @@ COPY --from=vendor /vendor/ /
 RUN if [ -e /etc/ld.so.conf.d/000-vendor-libraries.conf ]; then ldconfig; fi
 
 COPY --from=build /payload/ /
-COPY dockerfiles/llama-entrypoint dockerfiles/llama-healthcheck /usr/local/bin/
+COPY dockerfiles/llama-entrypoint dockerfiles/llama-threads dockerfiles/llama-healthcheck /usr/local/bin/
 
 WORKDIR /app
 

@@ -84,7 +84,7 @@ RUN --mount=type=bind,source=dockerfiles/llama-user,target=/mnt/llama-user \
 FROM base AS runtime
 
 COPY --from=build /payload/ /
-COPY dockerfiles/llama-entrypoint dockerfiles/llama-healthcheck /usr/local/bin/
+COPY dockerfiles/llama-entrypoint dockerfiles/llama-threads dockerfiles/llama-healthcheck /usr/local/bin/
 
 WORKDIR /app
 

@@ -7,7 +7,15 @@ import re
 ARBITRARY_USER = "54321:54321"
 """A user in no image's user table, as hardened hosts choose one (contract row 11, docs/contract.md)."""
 
+ARBITRARY_USER_OF_GROUP_0 = "54321:0"
+"""As OpenShift chooses one."""
+
 STOP_SECONDS = 10  # contract row 15
+
+STOP_AT_ONCE_SECONDS = 1  # contract row 20
+
+VOLUMES = ("/models", "/home/llama/.cache", "/data")
+"""Where people mount volumes (contract row 19): models, llama-server's model cache, and a child image's own data."""
 
 _BACKEND = re.compile(r"^\S+ +r-xp .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
 

@@ -32,7 +32,10 @@ def test_a_gpu_child_falls_back_to_the_cpu_with_its_arguments(engine: Engine, cp
 
 def with_user(base: Image, *commands: str) -> str:
     """Returns a Dockerfile that replaces our user `llama` and gives it /data."""
-    steps = "".join(f"RUN {command}\n" for command in ("userdel llama", *commands, "mkdir /data", "chown llama /data"))
+    steps = "".join(
+        f"RUN {command}\n"
+        for command in ("userdel llama", *commands, "mkdir -p /data", "chown llama /data", "chmod 755 /data")
+    )
     return f"FROM {base.tags[0]}\nUSER root\n{steps}USER llama\n"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import ipaddress
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,35 +11,21 @@ from typing import Any
 import docker
 import pytest
 
-from base_images.adapters.engine import Image
+from base_images.adapters.engine import Engine, Image
+from tests.support.containers import created, started
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - in a container without a network
 CHECK = ["/usr/local/bin/llama-healthcheck"]
 
-
-@contextlib.contextmanager
-def started(image: Image, command: Sequence[str], **options: Any) -> Iterator[Any]:
-    """Yields a container as a hardened host starts it: no network, read-only, any user."""
-    client = docker.from_env()
-    container = client.containers.run(
-        image.id,
-        list(command),
-        detach=True,
-        network_mode="none",
-        read_only=True,
-        tmpfs={"/tmp": "mode=1777"},
-        cap_drop=["ALL"],
-        security_opt=["no-new-privileges"],
-        user="54321:54321",
-        labels={"bodhi.resource": "test"},
-        sysctls={"net.ipv6.conf.all.disable_ipv6": "0"},
-        **options,
-    )
-    try:
-        yield container
-    finally:
-        container.remove(force=True)
-        client.close()
+# An address is tentative, and cannot be bound to, until the kernel has seen that nobody else has it.
+LINK_LOCAL = r"""
+address=
+while [ -z "$address" ]; do
+    address=$(awk '/^fe80/ && $5 == "80" && $6 == "eth0" { print $1 }' /proc/net/if_inet6)
+    sleep 0.1
+done
+exec llama-server --port 18132 --host "$(echo "$address" | sed 's/..../:&/g; s/://')%eth0"
+"""
 
 
 def becomes(container: Any, exit_code: int, seconds: float = 300) -> str:
@@ -52,6 +39,11 @@ def becomes(container: Any, exit_code: int, seconds: float = 300) -> str:
         assert container.status == "running", container.logs().decode()
         assert time.monotonic() < deadline, (code, output, container.logs().decode())
         time.sleep(0.2)
+
+
+def suspend(container: Any) -> None:
+    """Suspends the server, the child of the first process."""
+    assert container.exec_run(["sh", "-c", "kill -STOP $(cut -d ' ' -f 1 /proc/1/task/1/children)"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -70,7 +62,48 @@ def becomes(container: Any, exit_code: int, seconds: float = 300) -> str:
     ids=["default", "argument", "environment", "any-address", "one-address", "ipv6", "unix-socket", "prefix", "key"],
 )
 def test_the_check_finds_the_server(cpu_image: Image, command: Sequence[str], environment: Mapping[str, str]) -> None:
-    with started(cpu_image, command, environment=dict(environment)) as container:
+    ipv6 = {"net.ipv6.conf.all.disable_ipv6": "0"}
+    with started(cpu_image, command, environment=dict(environment), sysctls=ipv6) as container:
+        becomes(container, 0)
+
+
+@pytest.fixture
+def network(engine: Engine) -> Iterator[Any]:
+    """A network in which containers have IPv6 addresses."""
+    if not engine.info().has_bridge:
+        pytest.skip("this engine makes no networks")
+    client = docker.from_env()
+    pool = docker.types.IPAMPool(subnet=f"fd00:{secrets.token_hex(2)}:{secrets.token_hex(2)}::/64")
+    made = client.networks.create(
+        f"test-{secrets.token_hex(8)}",
+        internal=True,
+        enable_ipv6=True,
+        ipam=docker.types.IPAMConfig(pool_configs=[pool]),
+        labels={"bodhi.resource": "test"},
+    )
+    try:
+        yield made
+    finally:
+        made.remove()
+        client.close()
+
+
+def test_the_check_asks_the_one_ipv6_address_that_the_server_has(cpu_image: Image, network: Any) -> None:
+    [subnet] = [pool["Subnet"] for pool in network.attrs["IPAM"]["Config"] if ":" in pool["Subnet"]]
+    address = str(ipaddress.ip_network(subnet)[0x95])
+    with created(cpu_image, ("--host", address, "--port", "18131")) as container:
+        container.client.networks.get("none").disconnect(container)
+        network.connect(container, ipv6_address=address)
+        container.start()
+        becomes(container, 0)
+
+
+def test_the_check_asks_a_link_local_address_by_its_interface(cpu_image: Image, network: Any) -> None:
+    with started(cpu_image, ("sh", "-c", LINK_LOCAL), network_mode=network.name) as container:
+        deadline = time.monotonic() + 300
+        while "listening on http://[fe80" not in container.logs().decode():
+            assert time.monotonic() < deadline, container.logs().decode()
+            time.sleep(0.2)
         becomes(container, 0)
 
 
@@ -78,14 +111,14 @@ def test_the_check_finds_the_server_under_an_init_process(cpu_image: Image) -> N
     with started(cpu_image, ("--port", "18128"), init=True) as container:
         becomes(container, 0)
         # The check did not take the init process for a child image's program: a stopped server is unhealthy.
-        container.exec_run(["sh", "-c", "kill -STOP $(cut -d ' ' -f 1 /proc/1/task/1/children)"])
+        suspend(container)
         becomes(container, 1)
 
 
 def test_a_server_that_does_not_answer_is_unhealthy(cpu_image: Image) -> None:
     with started(cpu_image, ("--port", "18129")) as container:
         becomes(container, 0)
-        container.kill("SIGSTOP")
+        suspend(container)
         assert "no socket that answers" in becomes(container, 1)
 
 

@@ -166,8 +166,12 @@ class Container:
             self._tunnels.popitem()[1].close()
 
     def maps(self) -> str:
-        """Returns `/proc/1/maps` of the container (proc(5)); empty where that cannot be read."""
-        return self.execute(("cat", "/proc/1/maps")).stdout
+        """Returns `/proc/<pid>/maps` (proc(5)) of the first process and its children; empty where they cannot be read.
+
+        The first process of our images is the entrypoint, and llama-server is its child.
+        """
+        children = self.execute(("cat", "/proc/1/task/1/children")).stdout.split()
+        return self.execute(("cat", *(f"/proc/{pid}/maps" for pid in ("1", *children)))).stdout
 
     def signal(self, name: str) -> None:
         """Sends a signal, such as SIGTERM, to the first process."""

@@ -5,9 +5,10 @@ All containers run hardened and without a network, as `adapters/engine.py` start
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,15 @@ from base_images.adapters.engine import Engine, Image
 from base_images.contract import layers as archive
 from base_images.contract.layers import Entry, Kind, Layer
 from base_images.errors import EngineError, ImageNotFoundError
-from base_images.image import ARBITRARY_USER, STOP_SECONDS, glibc_version, loaded_backends
+from base_images.image import (
+    ARBITRARY_USER,
+    ARBITRARY_USER_OF_GROUP_0,
+    STOP_AT_ONCE_SECONDS,
+    STOP_SECONDS,
+    VOLUMES,
+    glibc_version,
+    loaded_backends,
+)
 from base_images.labels import Label
 from base_images.recipes import consumer
 from base_images.recipes.consumer import Answer, Consumer
@@ -42,6 +51,43 @@ _MISSING = 'for tool; do command -v "$tool" >/dev/null || echo "$tool"; done'
 _COPY = (
     'cp -RP "$1" /tmp/copy && /tmp/copy/llama-server -lv 5 --list-devices; status=$?; rm -rf /tmp/copy; exit $status'
 )
+
+_WRITE = 'for place; do mkdir "$place/new" && : >"$place/new/file" || echo "$place"; done'
+
+# A shell's `exec` keeps the process number, which is 1. Opening the pipe, which nobody writes to, never ends.
+_PIPE = "/tmp/model.gguf"  # noqa: S108 - inside the container
+_LOAD_FOREVER = f'mkfifo {_PIPE} && exec "$@"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What a user can write of VOLUMES, each a volume that was new; `result` names on standard output what it cannot.
+
+    Attributes:
+        user: `uid:gid`, or the image's own user.
+    """
+
+    user: str
+    result: ProbeResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """How a container that the image's own entrypoint started ended with SIGTERM.
+
+    Attributes:
+        phase: what the server was doing.
+        reached: whether it came to do that within READY_SECONDS.
+        exit_code: None when it still ran STOP_SECONDS after SIGTERM.
+        seconds: from SIGTERM to its end, the shortest of up to three attempts: a machine may be slow once.
+        log: its complete output.
+    """
+
+    phase: str
+    reached: bool
+    exit_code: int | None
+    seconds: float
+    log: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +139,7 @@ class Shell:
         missing_tools: the missing ones of COREUTILS.
         glibc: the version that getconf prints, such as `2.41`; empty when it prints none.
         ldd: each payload file's output of `ldd -r`; None when ldd does not run.
-        health: the result of the health check where process 1 is not llama-server; None when the image has none.
+        health: the result of the health check where process 1 is another program; None when the image has none.
     """
 
     runs: ProbeResult
@@ -123,6 +169,8 @@ class ImageFacts:
         answers: the servers' answers to BodhiApp's arguments; empty when the variant is unknown.
         shell: results of commands in the image; None when it cannot run `sleep`.
         shell_error: the engine's error then.
+        places: what each kind of user can write.
+        stops: how it stops in each phase; empty when its entrypoint is no llama-server, and so a child's own program.
     """
 
     reference: str
@@ -138,6 +186,8 @@ class ImageFacts:
     answers: tuple[Answer, ...]
     shell: Shell | None
     shell_error: str
+    places: tuple[Places, ...]
+    stops: tuple[Stop, ...]
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -192,6 +242,8 @@ def gather(engine: Engine, reference: str, asked: Variant | None = None) -> Imag
         answers=ask_arguments(engine, image, variant, consumer.load()) if variant and paths else (),
         shell=shell,
         shell_error=shell_error,
+        places=tuple(_write(engine, image, user) for user in (None, ARBITRARY_USER, ARBITRARY_USER_OF_GROUP_0)),
+        stops=_stops(engine, image),
     )
 
 
@@ -328,7 +380,7 @@ def _start(engine: Engine, image: Image, files: Mapping[str, Entry], path: str) 
             container.start()
         except EngineError as error:
             return Start(ready=False, log=str(error), backends=(), health=None, exit_code=127, stop_seconds=0)
-        ready = _listens(container)
+        ready = _waits(container, _has_logged)
         healthy = container.execute(_bounded(files, image, health)) if ready and health else None
         backends = loaded_backends(container.maps()) if ready else ()
         asked = time.monotonic()
@@ -347,13 +399,75 @@ def _start(engine: Engine, image: Image, files: Mapping[str, Entry], path: str) 
         )
 
 
-def _listens(container: Container) -> bool:
+def _write(engine: Engine, image: Image, user: str | None) -> Places:
+    with contextlib.ExitStack() as stack:
+        volumes = {stack.enter_context(engine.volume("probe")): place for place in VOLUMES}
+        spec = ContainerSpec(
+            image=image.id,
+            entrypoint=("sh", "-c", _WRITE, "sh"),
+            command=VOLUMES,
+            user=user,
+            working_directory="/",
+            volumes=volumes,
+        )
+        return Places(user=user or image.user, result=engine.probe(spec))
+
+
+def _stops(engine: Engine, image: Image) -> tuple[Stop, ...]:
+    if not image.entrypoint or posixpath.basename(image.entrypoint[0]) not in {"llama-entrypoint", "llama-server"}:
+        return ()
+    address = ("--host", "127.0.0.1", "--port", str(PORT))
+    loading = ContainerSpec(
+        image=image.id,
+        entrypoint=("sh", "-c", _LOAD_FOREVER, "sh", *image.entrypoint),
+        command=(*address, "--model", _PIPE),
+        user=ARBITRARY_USER,
+        tmpfs={"/tmp": "mode=1777"},  # noqa: S108 - inside the container
+    )
+    ready = ContainerSpec(image=image.id, command=address, user=ARBITRARY_USER)
+    return (
+        _stop(engine, loading, "while it loads a model", _has_port),
+        _stop(engine, ready, "when it is ready", _has_logged),
+    )
+
+
+def _stop(engine: Engine, spec: ContainerSpec, phase: str, reached: Callable[[Container], bool]) -> Stop:
+    seconds = float(STOP_SECONDS)
+    for _ in range(3):
+        with engine.container(spec) as container:
+            try:
+                container.start()
+            except EngineError as error:
+                return Stop(phase=phase, reached=False, exit_code=127, seconds=0, log=str(error))
+            arrived = _waits(container, reached)
+            asked = time.monotonic()
+            code: int | None = container.state().exit_code
+            if arrived:
+                container.signal("SIGTERM")
+                code = container.wait(STOP_SECONDS)
+            seconds = min(seconds, time.monotonic() - asked)
+            log = container.logs()
+        if not arrived or code is None or seconds < STOP_AT_ONCE_SECONDS:
+            break
+    return Stop(phase=phase, reached=arrived, exit_code=code, seconds=seconds, log=log)
+
+
+def _waits(container: Container, reached: Callable[[Container], bool]) -> bool:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         running = container.state().running
-        if f"listening on http://127.0.0.1:{PORT}" in container.logs():
+        if reached(container):
             return running
         if not running:
             return False
         time.sleep(0.05)
     return False
+
+
+def _has_logged(container: Container) -> bool:
+    return f"listening on http://127.0.0.1:{PORT}" in container.logs()
+
+
+def _has_port(container: Container) -> bool:
+    """Whether a process listens on PORT: llama-server does so before it loads the model, and logs it afterwards."""
+    return f":{PORT:04X} 00000000:0000 0A" in container.execute(("cat", "/proc/net/tcp")).stdout

@@ -1,4 +1,4 @@
-"""Contract rows 3, 8, 11, 13, 14, 15 and 18: how the programs in the image behave."""
+"""Contract rows 3, 8, 11, 13, 14, 15 and 18 to 20: how the programs in the image behave."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from base_images.contract import layers
 from base_images.contract.facts import ImageFacts, Server, which
 from base_images.contract.verdict import NO_SERVER, Status, Verdict, blocked_by, each_server, last, last_line, some
-from base_images.image import ARBITRARY_USER, STOP_SECONDS
+from base_images.image import ARBITRARY_USER, STOP_AT_ONCE_SECONDS, STOP_SECONDS, VOLUMES
 from base_images.labels import Label
 from base_images.recipes import consumer
 from base_images.variants import STATIC_BACKENDS, Platform
@@ -160,6 +160,36 @@ def arguments(facts: ImageFacts) -> Verdict:
     return Verdict("; ".join(taken), judged.findings)
 
 
+def volumes(facts: ImageFacts) -> Verdict:
+    """Row 19: a new volume at each of VOLUMES can be written by any user."""
+    findings = []
+    for place in facts.places:
+        closed = place.result.stdout.split()
+        if place.result.exit_code and not closed:
+            findings.append(f"What {place.user} can write could not be tried: {last_line(place.result)}")
+        elif closed:
+            findings.append(f"{place.user} cannot write a new volume at {', '.join(closed)}.")
+    return Verdict(f"{', '.join(VOLUMES)} by {', '.join(place.user for place in facts.places)}", findings)
+
+
+def stops_at_once(facts: ImageFacts) -> Verdict:
+    """Row 20: a container that the entrypoint started ends within STOP_AT_ONCE_SECONDS of SIGTERM in every phase."""
+    if not facts.servers:
+        return Verdict("no llama-server", [NO_SERVER])
+    if not facts.stops:
+        return Verdict("the image starts a program of its own", status=Status.NOT_APPLICABLE)
+    findings = []
+    for stop in facts.stops:
+        if not stop.reached:
+            findings.append(f"The server could not be stopped {stop.phase}, as it ended before: {last(stop.log)}")
+        elif stop.exit_code is None:
+            findings.append(f"The server still runs {STOP_SECONDS} s after SIGTERM {stop.phase}.")
+        elif stop.seconds > STOP_AT_ONCE_SECONDS:
+            findings.append(f"The server takes {stop.seconds:.1f} s to stop {stop.phase}.")
+    seconds = max(stop.seconds for stop in facts.stops)
+    return Verdict(f"stopped within {seconds:.1f} s", findings)
+
+
 def _health_findings(facts: ImageFacts) -> Iterator[str]:
     command = facts.image.healthcheck
     if not command:
@@ -175,7 +205,7 @@ def _health_findings(facts: ImageFacts) -> Iterator[str]:
             yield f"The health check does not follow {server.path} to the port it was given: {last_line(health)}"
     if facts.shell and facts.shell.health and facts.shell.health.exit_code:
         yield (
-            "The health check fails a container whose first process is not llama-server: "
+            "The health check fails a container whose first process is another program: "
             f"{last_line(facts.shell.health)}"
         )
 

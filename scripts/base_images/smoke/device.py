@@ -209,12 +209,15 @@ def compose(registry: str) -> str:
     nodes = dict.fromkeys(node for variant in VARIANTS if variant.device for node in variant.device.group_nodes)
     exports = "".join(f'#   export {_variable(node)}="$(stat -c %g {node})"\n' for node in nodes)
     services = {variant.name: _service(variant, registry) for variant in VARIANTS}
+    everything = {"services": services, "volumes": {"cache": {}}}
     return f"""\
 # Made by `invoke compose`. Each variant is a profile: `docker compose --profile cpu up`.
 # MODELS is the directory of the models, MODEL a file in it, PORT the port on this machine.
+# The volume `cache` keeps what `-hf` downloads:
+#   docker compose run --service-ports cpu {" ".join(SERVER_ARGUMENTS[:-1])} -hf REPOSITORY
 # A device that belongs to a group of the host is used by that group's number:
 {exports}
-{yaml.safe_dump({"services": services}, sort_keys=False, default_flow_style=None, width=math.inf)}"""
+{yaml.safe_dump(everything, sort_keys=False, default_flow_style=None, width=math.inf)}"""
 
 
 def _service(variant: Variant, registry: str) -> dict[str, Any]:
@@ -247,6 +250,7 @@ def _service(variant: Variant, registry: str) -> dict[str, Any]:
     service["volumes"] = [
         {"type": "bind", "source": source, "target": target, "read_only": True} for source, target in volumes.items()
     ]
+    service["volumes"].append({"type": "volume", "source": "cache", "target": "/home/llama/.cache"})
     return service
 
 

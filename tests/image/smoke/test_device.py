@@ -114,7 +114,7 @@ def composed(command: list[str], directory: Path, text: str) -> Iterator[str]:
     try:
         yield words
     finally:
-        done = script(f"{words} down --timeout 5", directory)
+        done = script(f"{words} down --volumes --timeout 5", directory)
         assert done.returncode == 0, done.stderr
 
 

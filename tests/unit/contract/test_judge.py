@@ -11,7 +11,7 @@ import pytest
 from base_images.adapters.container import ProbeResult
 from base_images.contract import judge
 from base_images.contract import layers as archive
-from base_images.contract.facts import ImageFacts, Server, Shell, Start
+from base_images.contract.facts import ImageFacts, Places, Server, Shell, Start, Stop
 from base_images.contract.judge import RowResult
 from base_images.contract.layers import Elf, Entry, Kind
 from base_images.contract.rows_behaviour import CPU_BACKENDS
@@ -143,6 +143,8 @@ def refusing(*refused: Refused, variant: str = "cpu") -> ImageFacts:
 
 
 LDD = {entry.path: "\tlibc.so.6 => /usr/lib/libc.so.6 (0x1)\n" for entry in TOP if entry.is_elf}
+PLACES = Places(user="54321:0", result=result())
+STOP = Stop(phase="while it loads a model", reached=True, exit_code=143, seconds=0.2, log="loading")
 SHELL = Shell(
     runs=result(),
     version_json=result("{}"),
@@ -183,6 +185,8 @@ def good(name: str = "cpu", *backends: str, glibc: str = "2.41") -> ImageFacts:
         answers=(ANSWER,),
         shell=replace(SHELL, glibc=glibc),
         shell_error="",
+        places=(PLACES,),
+        stops=(STOP,),
     )
     extra = [elf(f"{BIN}/{name}/{backend}", *variant.host_libraries) for backend in backends]
     return with_layers(facts, BASE, top(name, *extra, variant=name, variants=variants, glibc=glibc))
@@ -231,6 +235,14 @@ def started(**changes: Any) -> ImageFacts:
     return server(start=replace(SERVER.start, **changes))
 
 
+def writing(stdout: str, exit_code: int = 0) -> ImageFacts:
+    return replace(GOOD, places=(replace(PLACES, result=result(stdout, exit_code)),))
+
+
+def stopped(**changes: Any) -> ImageFacts:
+    return replace(GOOD, stops=(replace(STOP, **changes),))
+
+
 def ldd(path: str, output: str) -> ImageFacts:
     return shell(ldd={**LDD, path: output})
 
@@ -255,7 +267,7 @@ def row(facts: ImageFacts, number: int) -> RowResult:
 
 def test_a_good_image_passes_all_rows_in_order() -> None:
     rows = judge.judge(GOOD)
-    assert [row.number for row in rows] == list(range(1, 19))
+    assert [row.number for row in rows] == list(range(1, 21))
     assert [(row.number, row.findings) for row in rows if row.status is not Status.PASS] == []
 
 
@@ -336,7 +348,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (8, "health check's program .* cannot be executed", lambda: changing(HEALTH, mode=0o644)),
     (8, "has no health check", lambda: image(healthcheck=())),
     (8, "does not follow", lambda: started(health=result("connection refused", 1))),
-    (8, "first process is not llama-server", lambda: shell(health=result("", 1))),
+    (8, "first process is another program", lambda: shell(health=result("", 1))),
     (9, "Another program of llama.cpp in the image: /usr/bin/llama-cli", lambda: adding(elf("/usr/bin/llama-cli"))),
     (9, "body of another", lambda: adding(elf(f"{HOME}/libllama-cli-impl.so"))),
     (9, "Another program beside", lambda: adding(elf(f"{HOME}/test-backend-ops", program=True))),
@@ -379,6 +391,16 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (18, "cpu/llama-server does not start with BodhiApp's arguments: boom", lambda: answering(failure="boom")),
     (18, "takes --flash-attn, which .* records as refused: remove that record", lambda: refusing(variant="cuda")),
     (18, "There is no llama-server", lambda: replace(GOOD, servers=(), answers=())),
+    (19, "54321:0 cannot write a new volume at /models, /data", lambda: writing("/models\n/data\n")),
+    (
+        19,
+        "What 54321:0 can write could not be tried: sh: not found",
+        lambda: replace(GOOD, places=(replace(PLACES, result=replace(result("", 127), stderr="sh: not found")),)),
+    ),
+    (20, "still runs 10 s after SIGTERM while it loads a model", lambda: stopped(exit_code=None, seconds=10.0)),
+    (20, "takes 1.5 s to stop while it loads a model", lambda: stopped(seconds=1.5)),
+    (20, "as it ended before: boom", lambda: stopped(reached=False, exit_code=1, log="a\nboom\n")),
+    (20, "There is no llama-server", lambda: replace(GOOD, servers=(), stops=())),
     (17, "over the budget of 76.0 MB", lambda: adding(file("/usr/lib/ffmpeg", size=76_000_000))),
 ]
 
@@ -494,6 +516,10 @@ def test_an_old_glibc_is_an_exception_for_musa_only() -> None:
     assert judge.ContractReport(reference="x", image_id="y", variant="musa", rows=judge.judge(musa)).ok
 
 
+def test_a_child_image_with_an_entrypoint_of_its_own_has_no_row_of_ours_to_stop() -> None:
+    assert row(replace(GOOD, stops=()), 20).status is Status.NOT_APPLICABLE
+
+
 def test_an_empty_image_gets_all_rows() -> None:
     empty = replace(
         with_layers(GOOD, []),
@@ -501,10 +527,12 @@ def test_an_empty_image_gets_all_rows() -> None:
         servers=(),
         shell=None,
         shell_error="no sleep",
+        places=(replace(PLACES, result=result("", 127)),),
+        stops=(),
         image=replace(GOOD.image, labels={}, user="", working_directory="/", entrypoint=(), healthcheck=()),
     )
     rows = judge.judge(empty)
-    assert [row.number for row in rows] == list(range(1, 19))
+    assert [row.number for row in rows] == list(range(1, 21))
     assert {row.number for row in rows if row.status is not Status.FAIL} == {9, 10, 12, 17}
 
 
@@ -512,7 +540,7 @@ def test_a_report_is_json_with_an_overall_result() -> None:
     good = judge.ContractReport(reference="image", image_id="sha256:1", variant="cpu", rows=judge.judge(GOOD))
     assert good.ok
     said = json.loads(json.dumps(good.as_dict()))
-    assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 18)
+    assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 20)
     assert set(said["rows"][0]) == {"number", "title", "status", "seen", "findings"}
     bad = replace(good, rows=judge.judge(without(SERVER.path)))
     assert not bad.ok
