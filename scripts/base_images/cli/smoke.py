@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def test_local_images(
         "software_device": "the same as --on software",
         "on": "host: its accelerator; software: one that the CPU imitates, vulkan has one; nothing: the CPU alone",
         "keep": "leave the containers, and say how to remove them",
-        "model": "measure the speed on this GGUF file, and not on a known-answer model",
+        "model": "measure the speed on this GGUF file (the first, if there are several), not on a known-answer model",
+        "model_name": "--url: which of the server's models",
+        "api_key_file": "--url: a file with the server's API key; BASE_IMAGES_API_KEY may have the key itself",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
         "junit": "write JUnit XML to this file too",
         "html": "write one HTML page for people to this file",
@@ -95,6 +98,8 @@ def smoke(
     on: str = "",
     keep: bool = False,
     model: str = "",
+    model_name: str = "",
+    api_key_file: str = "",
     record: str = "",
     junit: str = "",
     html: str = "",
@@ -115,13 +120,16 @@ def smoke(
         raise UsageError("--on, or --software-device, is for a server that is started here: leave it out with --url.")
     if keep and (url or binary):
         raise UsageError("--keep leaves containers, and there are none with --url or --binary: leave it out.")
-    model_file = caller_path(model)
-    if model_file and (url or not model_file.is_file()):
-        raise UsageError(
-            f"--model {model} cannot be used: name a GGUF file of this host, and leave it out with --url, whose server "
-            "has loaded one."
-        )
+    if model and url:
+        raise UsageError("--model is for a server that is started here: leave it out with --url, or try --model-name.")
+    if (model_name or api_key_file) and not url:
+        raise UsageError("--model-name and --api-key-file are for a server that runs already: name it with --url.")
+    from base_images.image import ARBITRARY_USER
     from base_images.smoke import device as devices
+    from base_images.smoke import model_file as model_files
+
+    if model_file := caller_path(model):
+        model_files.require_readable(model_files.shards(model_file), "" if binary else ARBITRARY_USER)
 
     # Reports what the host lacks before looking for an image, and before the slow imports.
     where = devices.where(on or ("software" if software_device else "host"))
@@ -133,7 +141,11 @@ def smoke(
         record=caller_path(record) or ROOT / RECORD_DIRECTORY, junit=caller_path(junit), html=caller_path(html)
     )
     if url:
-        judge(smoke_command.smoke_url(url, tested_variant, outputs=outputs), json=json)
+        from base_images.smoke.url import api_key
+
+        key = api_key(caller_path(api_key_file), os.environ)
+        tested = smoke_command.smoke_url(url, tested_variant, outputs=outputs, model_name=model_name, key=key)
+        judge(tested, json=json)
         return
     with views.Display(views.mode(quiet=json), f"smoke test of {variant}") as display:
         if path := caller_path(binary):

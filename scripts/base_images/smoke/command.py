@@ -184,9 +184,10 @@ def smoke_program(
     return _written(Tested(report=report), outputs)
 
 
-def smoke_url(url: str, variant: Variant, *, outputs: Outputs) -> Tested:
+def smoke_url(url: str, variant: Variant, *, outputs: Outputs, model_name: str = "", key: str = "") -> Tested:
     """Checks a running server, see `url.smoke_url`, and writes the report."""
-    return _written(Tested(report=running.smoke_url(url, variant, record_dir=outputs.record)), outputs)
+    report = running.smoke_url(url, variant, record_dir=outputs.record, model_name=model_name, key=key)
+    return _written(Tested(report=report), outputs)
 
 
 def write_model(type_name: str, path: Path) -> KnownAnswer:

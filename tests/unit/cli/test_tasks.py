@@ -152,6 +152,10 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
         (("--url", "http://x", "--software-device"), "leave it out with --url"),
         (("--url", "x"), "'x' is no URL of a server: write it as http://127.0.0.1:8080."),
         (("--binary", "/nowhere/llama-server"), "/nowhere/llama-server is no program"),
+        (("--url", "http://x", "--model", "x"), "--model is for a server that is started here"),
+        (("--model-name", "x"), "name it with --url"),
+        (("--url", "http://x", "--api-key-file", "/nowhere/key"), "The API key cannot be read from /nowhere/key"),
+        (("--model", "/nowhere/x-00001-of-00002.gguf"), "--model /nowhere/x-00001-of-00002.gguf cannot be used"),
     ],
 )
 def test_smoke_options_that_exclude_each_other(arguments: tuple[str, ...], said: str) -> None:
