@@ -1,8 +1,8 @@
 """The container engine: images, volumes, builds, and containers that clean up after themselves.
 
 Everything created here carries the label `bodhi.resource` and is removed at the end of its `with` block, also after
-Ctrl-C. The label `bodhi.owner` names the creating process, so that `Engine.remove_abandoned` can remove what a killed
-process left behind.
+Ctrl-C. The label `bodhi.owner` names the creating process, so that the next process that creates something removes what
+a killed one left behind.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Engine:
 
     def __init__(self, client: docker.DockerClient) -> None:
         self._client = client
+        self._tidied = False
 
     def close(self) -> None:
         """Closes the connection."""
@@ -324,6 +325,7 @@ class Engine:
     @contextlib.contextmanager
     def volume(self, resource: str, *, keep: bool = False) -> Iterator[str]:
         """Yields the name of a new volume, which is removed afterwards unless `keep` is set."""
+        self._tidy()
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
             with uninterrupted(), engine_errors("make a volume"):
@@ -350,6 +352,7 @@ class Engine:
             ImageNotFoundError: the engine does not have the image.
             EngineError: the engine refused.
         """
+        self._tidy()
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
             try:
@@ -365,6 +368,12 @@ class Engine:
             if not keep:
                 with uninterrupted():
                     self._remove_container(name)
+
+    def _tidy(self) -> None:
+        """Before the first container or volume, removes what killed processes left behind."""
+        if not self._tidied:
+            self._tidied = True
+            self.remove_abandoned()
 
     def remove_abandoned(self) -> int:
         """Removes the containers and volumes of processes that ended without removing them; returns how many.

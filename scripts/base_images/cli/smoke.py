@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from invoke.exceptions import Exit
 
 from base_images import settings, variants
 from base_images.cli.doctor import examine
-from base_images.cli.front_door import RECORD_DIRECTORY, command, for_each_variant
+from base_images.cli.front_door import RECORD_DIRECTORY, command, conclude, for_each_variant
 from base_images.cli.options import caller_path
 from base_images.errors import UsageError
 from base_images.settings import ROOT
@@ -65,7 +67,7 @@ def test_local_images(
         granted = grant(tested)
         found = connected.image(image) if image else smoke_command.local_build(connected, tested)
         outputs = smoke_command.Outputs(record=caller_path(record) or ROOT / RECORD_DIRECTORY)
-        judge(smoke_command.smoke_image(connected, found, tested, device=granted, outputs=outputs), json=json)
+        judge(smoke_command.smoke_image(connected, found, tested, device=granted), outputs, json=json)
 
     for_each_variant(named or smoke_command.local_variants(connected), test_one)
 
@@ -144,19 +146,20 @@ def smoke(
         from base_images.smoke.url import api_key
 
         key = api_key(caller_path(api_key_file), os.environ)
-        tested = smoke_command.smoke_url(url, tested_variant, outputs=outputs, model_name=model_name, key=key)
-        judge(tested, json=json)
+        tested = smoke_command.smoke_url(url, tested_variant, model_name=model_name, key=key)
+        judge(tested, outputs, json=json)
         return
+    evidence: list[Callable[[], object]] = []
     with views.Display(views.mode(quiet=json), f"smoke test of {variant}") as display:
         if path := caller_path(binary):
             tested = smoke_command.smoke_program(
-                path, tested_variant, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
+                path, tested_variant, device=granted, listener=display.progress, model_file=model_file
             )
         else:
-            tested = _smoke_image(
+            tested, evidence = _smoke_image(
                 tested_variant, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
             )
-    judge(tested, json=json)
+    judge(tested, outputs, *evidence, json=json)
 
 
 @command(
@@ -216,7 +219,8 @@ def _smoke_image(
     keep: bool,
     json: bool,
     model_file: Path | None,
-) -> Any:
+) -> tuple[Any, list[Callable[[], object]]]:
+    """Returns what was tested, and what writes it as evidence."""
     from base_images.adapters import engine
     from base_images.cli import views
     from base_images.release import evidence
@@ -243,30 +247,28 @@ def _smoke_image(
             found,
             variant,
             device=granted,
-            outputs=outputs,
             listener=display.progress,
             kept=kept,
             model_file=model_file,
         )
-        if seen := evidence.of_smoke(found, settings.load(ROOT).registry, tested.report):
-            evidence.write(seen, outputs.record)
-        return tested
+        seen = evidence.of_smoke(found, settings.load(ROOT).registry, tested.report)
+        return tested, [partial(evidence.write, seen, outputs.record)] if seen else []
     finally:
         if kept and kept.removal:
             views.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
 
 
-def judge(tested: Any, *, json: bool) -> None:
-    """Prints the report of a smoke test.
+def judge(tested: Any, outputs: Any, *more: Callable[[], object], json: bool) -> None:
+    """Prints the report of a smoke test, and writes it; `more` write other files of it.
 
     Raises:
-        Exit: with code 1, if a check failed.
+        Exit: with code 1, if a check failed; or a file cannot be written.
     """
     from base_images.cli import views
+    from base_images.smoke import command as smoke_command
 
     if json:
         views.print_json(tested.report.as_dict())
     else:
         views.print_smoke(tested.report)
-    if not tested.report.ok:
-        raise Exit(code=1)
+    conclude([*smoke_command.writes(tested, outputs), *more], ok=tested.report.ok)

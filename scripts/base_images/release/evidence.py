@@ -16,13 +16,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from base_images.adapters import files
 from base_images.adapters.engine import Image
 from base_images.adapters.registry import OCI_MANIFEST, Manifest, Repository
 from base_images.contract.judge import ContractReport
 from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
 from base_images.release.actions import Action, Outcome
-from base_images.smoke import report as smoke_report
 from base_images.smoke.report import Device, SmokeReport
 
 FILE_SUFFIX = ".evidence.json"
@@ -127,7 +127,7 @@ def write(evidence: Evidence, directory: Path) -> Path:
     """
     architecture = evidence.platform.rpartition("/")[2]
     path = directory / f"{evidence.kind}-{evidence.variant}-{architecture}{FILE_SUFFIX}"
-    smoke_report.write_json(asdict(evidence), path)
+    files.write_json(path, asdict(evidence))
     return path
 
 

@@ -174,8 +174,6 @@ def smoke(
 ) -> SmokeReport:
     """Starts llama-server in containers of an image, checks it, and returns the report.
 
-    Removes what an earlier run left behind that was killed.
-
     Args:
         engine: the image's engine; ports that it publishes must be reachable at 127.0.0.1.
         image_id: an id or a reference, resolved once.
@@ -187,12 +185,10 @@ def smoke(
         ImageNotFoundError: the engine has no such image.
         LaunchError: the image is for an unknown architecture.
         EngineError: the engine cannot create a container.
-        UsageError: `record_dir` cannot be written.
     """
     device = options.get("device")
     image = engine.image(image_id)
     binaries = f"/app/bin/{_triple(image)}"
-    engine.remove_abandoned()
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(_volume(engine, kept)) if device else ""
 

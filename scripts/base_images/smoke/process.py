@@ -154,7 +154,7 @@ def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeR
         **options: see `runner.check_servers`; a process finds the device by itself.
 
     Raises:
-        UsageError: there is no such program, or `record_dir` cannot be written.
+        UsageError: there is no such program.
     """
     device = options.get("device")
     program = program.resolve()  # the server looks for its backends there

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from base_images.errors import UsageError
 from base_images.smoke import checks_http, model
-from base_images.smoke import report as smoke_report
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckSkippedError, Target, perform
 from base_images.smoke.report import Check, CheckResult, Device, ServerReport, SmokeReport, Status
@@ -43,20 +42,17 @@ def api_key(file: Path | None, environment: Mapping[str, str]) -> str:
     return key
 
 
-def smoke_url(
-    url: str, variant: Variant, *, record_dir: Path | None = None, model_name: str = "", key: str = ""
-) -> SmokeReport:
+def smoke_url(url: str, variant: Variant, *, model_name: str = "", key: str = "") -> SmokeReport:
     """Checks a running server and returns the report; checks that are not possible are skipped, with the reason.
 
     Args:
         url: of the server, such as `http://127.0.0.1:8080`.
         variant: of the server; one with an accelerator has larger tolerances.
-        record_dir: directory for the report; None: it is not written.
         model_name: of a server with several models, see `checks_http.find_model`.
         key: the server's API key, which the report does not show; empty for none.
 
     Raises:
-        UsageError: `url` is not a URL, or `record_dir` cannot be written.
+        UsageError: `url` is not a URL.
     """
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.netloc:
@@ -71,7 +67,7 @@ def smoke_url(
         log="",
         seconds=time.monotonic() - clock,
     )
-    report = SmokeReport(
+    return SmokeReport(
         image=url,
         variant=variant.name,
         device=Device.UNKNOWN,
@@ -79,9 +75,6 @@ def smoke_url(
         seconds=server.seconds,
         servers=(server,),
     )
-    if record_dir:
-        smoke_report.write(report, record_dir)
-    return report
 
 
 def _check(url: str, variant: Variant, model_name: str, key: str) -> list[CheckResult]:

@@ -185,7 +185,7 @@ def test_the_known_answer_model_is_written_to_the_output(tmp_path: Path) -> None
     assert path.read_bytes()[:4] == b"GGUF"
     for arguments, said in (
         (("--type", "Q5_0", "--output", str(path)), "choose one of F32, F16, Q8_0, Q4_0, Q4_K"),
-        (("--output", str(tmp_path / "nowhere" / "model.gguf")), "choose another file"),
+        (("--output", str(path / "model.gguf")), "choose another file"),
     ):
         done = invoke("known-answer-model", *arguments)
         assert done.returncode == 2

@@ -101,7 +101,8 @@ def test_the_key_is_sent_with_every_request_and_shown_nowhere(tmp_path: Path) ->
         return 500, {}, f"refused {headers['Authorization']}".encode()
 
     with serving(repeats) as (address, got):
-        seen = url.smoke_url(address, CPU, record_dir=tmp_path, key=KEY)
+        seen = url.smoke_url(address, CPU, key=KEY)
+    report.write(seen, tmp_path)
     assert {headers.get("authorization") for headers in got} == {f"Bearer {KEY}"}
     assert "refused Bearer ***" in json.dumps(seen.as_dict())
     shown = [path.read_text() for path in tmp_path.iterdir()]
