@@ -81,7 +81,7 @@ class Engine:
 
     def __init__(self, client: docker.DockerClient) -> None:
         self._client = client
-        self._tidied = False
+        self._tidied = False  # before the first container or volume goes what killed processes left behind
 
     def close(self) -> None:
         """Closes the connection."""
@@ -325,7 +325,8 @@ class Engine:
     @contextlib.contextmanager
     def volume(self, resource: str, *, keep: bool = False) -> Iterator[str]:
         """Yields the name of a new volume, which is removed afterwards unless `keep` is set."""
-        self._tidy()
+        if not self._tidied:
+            self.remove_abandoned()
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
             with uninterrupted(), engine_errors("make a volume"):
@@ -352,7 +353,8 @@ class Engine:
             ImageNotFoundError: the engine does not have the image.
             EngineError: the engine refused.
         """
-        self._tidy()
+        if not self._tidied:
+            self.remove_abandoned()
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
             try:
@@ -369,26 +371,19 @@ class Engine:
                 with uninterrupted():
                     self._remove_container(name)
 
-    def _tidy(self) -> None:
-        """Before the first container or volume, removes what killed processes left behind."""
-        if not self._tidied:
-            self._tidied = True
-            self.remove_abandoned()
-
     def remove_abandoned(self) -> int:
         """Removes the containers and volumes of processes that ended without removing them; returns how many.
 
         Those of another host or of another process namespace stay: whether their processes run cannot be known here.
         """
+        self._tidied = True
         filters = {"label": [RESOURCE, OWNER]}
         removed = 0
         with engine_errors("list what was left behind"):
             containers = self._client.api.containers(all=True, filters=filters)
             volumes = self._client.api.volumes(filters=filters)["Volumes"] or []
-        for resources, key, remove in (
-            (containers, "Id", self._remove_container),
-            (volumes, "Name", self._remove_volume),
-        ):
+        kinds = ((containers, "Id", self._remove_container), (volumes, "Name", self._remove_volume))
+        for resources, key, remove in kinds:
             for resource in resources:
                 if ownership.is_gone(resource["Labels"][OWNER]):
                     # A process that starts at the same time may be removing it; the next one removes what stays.

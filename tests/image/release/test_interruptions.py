@@ -241,7 +241,7 @@ def test_an_unwritable_action_record_is_reported(site: Site, tmp_path: Path) -> 
     assert "error: promote: not done for cpu: see above." in said
     earn(site.repository, one, variant=CPU)
     said = site.refused("promote", "--variant", "cpu", code=2)
-    assert f"done  promote cpu: {site.repository.name}:latest-cpu" in said
+    assert f"done promote cpu: {site.repository.name}:latest-cpu" in said
     assert screen in said
 
 
