@@ -17,7 +17,22 @@ die() {
 # Succeeds if this script may install Debian packages.
 installer() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }
 
+# Ends the script where no temporary file can be written: apt and pip would blame something else.
+require_temporary() {
+    directory=${TMPDIR:-/tmp}
+    [ -d "$directory" ] || directory=/tmp # as Python does
+    cause=$(
+        exec 2>&1
+        file=$(mktemp -p "$directory") || exit
+        head -c 65536 /dev/zero >"$file" || status=$?
+        rm -f "$file"
+        exit "${status:-0}"
+    ) ||
+        die "no temporary file can be written to $directory ($cause): free some space there, or set TMPDIR to another directory."
+}
+
 install() {
+    require_temporary
     say "installing $* with apt-get"
     { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"; } >&2 ||
         die "apt-get could not install $*: see above."
@@ -40,16 +55,18 @@ make_environment() {
     # The environment depends on the lock file, Python and its own path; the stamp is written last.
     stamp="$(cksum <"$lock") $("$python" --version) $environment"
     [ "$(cat "$environment/stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    require_temporary
     say "making the Python environment in $environment"
     rm -rf "$environment"
     "$python" -m venv "$environment"
     # Wheels only, because building runs code; www-authenticate, a few lines long, has no wheel.
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+    # By a module of ours, which leaves out settings of the user's that install into another place.
+    PYTHONPATH=$root/scripts "$environment/bin/python" -m base_images.adapters.pip_settings install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
         --no-binary www-authenticate --use-pep517 -r "$lock" >&2 || die "pip could not install what requirements.lock names: see above."
     echo "$stamp" >"$environment/stamp"
 }
 
-# Exits with 0 if an engine answers, 1 if there is none, 2 if the one selected by the user does not answer.
+# Exits with 0 if an engine answers, 3 if there is none, 2 if the one selected by the user does not answer, else on a fault of ours.
 engine_answers() {
     PYTHONPATH=$root/scripts "$environment/bin/python" -c '
 import sys
@@ -59,14 +76,15 @@ try:
     engine.connect()
 except errors.EngineError as error:
     print(error)
-    sys.exit(2 if endpoint.chosen() else 1)'
+    sys.exit(2 if endpoint.chosen() else 3)'
 }
 
 make_engine() {
     answer=0
     message=$(engine_answers) || answer=$?
     [ "$answer" -ne 0 ] || return 0
-    [ "$answer" -eq 1 ] || die "$message"
+    [ "$answer" -ne 2 ] || die "$message"
+    [ "$answer" -eq 3 ] || die "the container engine could not be asked: see above."
     installer || die "$message"
     command -v dockerd >/dev/null || install docker.io iptables
     command -v docker >/dev/null || install docker-cli # a separate package since Debian 13

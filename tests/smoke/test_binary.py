@@ -62,8 +62,9 @@ def seen(report: SmokeReport, status: Status) -> dict[tuple[str, str], str]:
 
 
 def test_a_program_gets_the_same_checks_and_report_without_an_engine(
-    program: Path, temporary: Path, tmp_path: Path
+    program: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LLAMA_API_KEY", "of another server")  # this one would ask for it
     record, page = tmp_path / "record", tmp_path / "page.html"
     command = ("smoke", "--variant", "cpu", "--binary", str(program), "--json")
     with invoke(*command, "--record", str(record), "--html", str(page)) as running:

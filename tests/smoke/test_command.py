@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import docker
 import pytest
 
 from base_images import progress, settings, variants
+from base_images.adapters import engine as engines
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError, ImageNotFoundError, UsageError
 from base_images.labels import OWNER, RESOURCE, Label
@@ -135,6 +137,7 @@ def test_a_missing_tag_or_digest_is_pulled(engine: Engine, registry: Registry) -
         engine, CPU, digest, checkout=settings.ROOT, listener=seen.append, notice=notices.append
     )
     assert again.id == image.id
+    engine.remove_image(again.id)
     assert seen[-1].finished
     assert notices == []
 
@@ -221,7 +224,8 @@ def test_a_running_server_with_the_known_answer_model(engine: Engine, cpu_image:
 @pytest.mark.parametrize("tensor_type", TensorType)
 def test_every_known_answer_model_is_recognised(engine: Engine, cpu_image: Image, tensor_type: TensorType) -> None:
     with serving(engine, cpu_image, model.known_answer(tensor_type).gguf, embeddings=False) as url:
-        assert checks_http.find_model(url) == ("/models/mine.gguf", tensor_type)
+        target = checks_http.Target(url=url, alias="", answer=None)
+        assert checks_http.find_model(target) == ("/models/mine.gguf", tensor_type)
 
 
 def test_a_running_server_with_a_wrong_answer_fails(engine: Engine, cpu_image: Image) -> None:
@@ -250,6 +254,45 @@ def test_a_running_server_with_another_model_is_not_judged(
     assert seen["eight at once"] == "an answer 8 times"
 
 
+def test_a_router_is_checked_by_the_name_of_a_model_and_with_its_key(
+    engine: Engine, cpu_image: Image, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("# of this router\nopen-sesame-4711\n")
+    served = containers.quick_start(cpu_image.id, "known").container
+    arguments = ("--models-dir", "/models", "--api-key", "open-sesame-4711")
+    with engine.volume("smoke") as volume:
+        spec = dataclasses.replace(
+            served, command=(*served.command[:-2], *arguments), volumes={volume: "/models"}, tmpfs={"/tmp": ""}
+        )
+        files = {
+            f"/models/{tensor_type}.gguf": model.known_answer(tensor_type).gguf
+            for tensor_type in (TensorType.F32, TensorType.Q8_0)
+        }
+        with engine.container(spec, files) as container:
+            servers.start(container, 8080)
+            common = ("smoke", "--variant", "cpu", "--url", servers.url(container, 8080), "--record", f"{tmp_path}/r")
+            refused = {
+                "The server has 2 models, F32, Q8_0: name one with --model-name.": (),
+                "The server has no model 'F16': name one of F32, Q8_0 with --model-name.": ("--model-name", "F16"),
+                "The server asks for an API key: name the file that has it with --api-key-file.": (
+                    "--model-name",
+                    "F32",
+                ),
+            }
+            outcomes = {says: invoke(*common, *arguments) for says, arguments in refused.items()}
+            passed = invoke(*common, "--json", "--model-name", "Q8_0", "--api-key-file", str(key))
+    for says, (code, printed, errors) in outcomes.items():
+        assert (code, errors) == (1, "")
+        assert says in printed
+        assert printed.count("│ fail │") == 1
+    code, printed, errors = passed
+    assert (code, errors) == (0, ""), printed
+    assert "the known-answer model of type Q8_0: its answers are judged" in printed
+    shown = [printed, errors, *(path.read_text() for path in (tmp_path / "r").iterdir())]
+    assert not [text for text in shown if "sesame" in text]
+
+
 @pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", "/tmp/llama-server"])
 def test_a_malformed_url_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="is not a URL of a server"):
@@ -264,7 +307,7 @@ def test_a_closed_port_fails_the_health_check() -> None:
 # --- nothing is left behind ---
 
 
-def test_leftovers_of_a_killed_test_are_removed_and_others_stay(engine: Engine, cpu_image: Image) -> None:
+def test_leftovers_of_a_killed_test_are_removed_and_others_stay(cpu_image: Image) -> None:
     holds = f"""{IMPORTS}
 connected = engine.connect()
 way = containers.quick_start({cpu_image.id!r}, "model")
@@ -286,8 +329,9 @@ with containers.prepared(connected, way, model.known_answer(model.TensorType.F32
         elsewhere = f"000000000000.4026531836.{dead.pid}.1"
         others = [client.volumes.create(labels={RESOURCE: "smoke", **more}) for more in ({OWNER: elsewhere}, {})]
         try:
-            assert containers.smoke(engine, cpu_image.id, CPU, tensor_types=[TensorType.F32]).ok
-            assert made_by(dead.pid) == set()
+            # The next command that needs a container or a volume: any.
+            with contextlib.closing(engines.connect()) as next_one, next_one.volume("smoke"):
+                assert made_by(dead.pid) == set()
             assert len(made_by(living.pid)) == 2
             assert {volume.name for volume in others} <= set(things())
         finally:

@@ -9,9 +9,10 @@ import pytest
 
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import agreement, containers, device, model, runner
+from base_images.smoke import agreement, containers, device, runner
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import SmokeReport, Status
+from tests.support import split_models
 
 # An image without the backend, as if its library were missing.
 WITHOUT_BACKEND = dataclasses.replace(variants.find("vulkan"), name="cpu", directories=("cpu", "cpu"))
@@ -46,8 +47,17 @@ def test_speeds_are_measured_and_not_judged(report: SmokeReport) -> None:
 
 
 def test_the_speed_of_a_given_model(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
-    mine = tmp_path / "mine.gguf"
-    mine.write_bytes(model.known_answer(TensorType.F16).gguf)
+    """A model in several files, in the directories and by the links of Hugging Face's cache, where only we may look."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    for directory in (blobs, snapshot):
+        directory.mkdir(parents=True)
+        directory.chmod(0o700)
+    files = split_models.write(blobs)
+    assert len(files) > 1
+    for number, path in enumerate(files):
+        path.chmod(0o644)
+        (snapshot / path.name).symlink_to(Path("../../blobs", path.rename(blobs / str(number)).name))
+    mine = snapshot / files[0].name
     found = containers.smoke(
         engine, cpu_image.id, variants.find("cpu"), tensor_types=[TensorType.Q8_0], model_file=mine
     )

@@ -16,6 +16,7 @@ import pytest
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
 from base_images.smoke import checks_http, containers, model, runner
+from base_images.smoke import report as smoke_report
 from base_images.smoke.checks_http import CheckFailedError, Target, perform
 from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
@@ -39,8 +40,9 @@ def recorded(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPath
     directory = tmp_path_factory.mktemp("record")
     before = made_by(os.getpid())
     began = time.monotonic()
-    report = containers.smoke(engine, cpu_image.id, CPU, record_dir=directory)
+    report = containers.smoke(engine, cpu_image.id, CPU)
     seconds = time.monotonic() - began
+    smoke_report.write(report, directory)
     return Recorded(report=report, directory=directory, seconds=seconds, left=made_by(os.getpid()) - before)
 
 

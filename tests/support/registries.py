@@ -11,8 +11,6 @@ import http.client
 import http.server
 import itertools
 import json
-import os
-import shutil
 import socket
 import socketserver
 import ssl
@@ -22,8 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from base_images.smoke.process import free_port
 from tests.support.programs import need
@@ -129,21 +125,6 @@ def make_authority(directory: Path) -> Authority:
     for arguments in (signing, [*signed, *names, "-out", str(authority.certificate), "-keyout", str(authority.key)]):
         subprocess.run([*new, *arguments], check=True, capture_output=True)
     return authority
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path, size: str) -> Iterator[Path]:
-    """Yields a directory on its own disk, of a size such as `9m`; skips the test where it cannot be mounted."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() or not shutil.which("mount"):
-        pytest.skip("needs root to mount a small disk")
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small disk")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 class Front(http.server.ThreadingHTTPServer):

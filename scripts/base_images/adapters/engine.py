@@ -1,8 +1,8 @@
 """The container engine: images, volumes, builds, and containers that clean up after themselves.
 
 Everything created here carries the label `bodhi.resource` and is removed at the end of its `with` block, also after
-Ctrl-C. The label `bodhi.owner` names the creating process, so that `Engine.remove_abandoned` can remove what a killed
-process left behind.
+Ctrl-C. The label `bodhi.owner` names the creating process, so that the next process that creates something removes what
+a killed one left behind.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Engine:
     def __init__(self, connection: docker.DockerClient, endpoint: Endpoint) -> None:
         self._client = connection
         self._endpoint = endpoint
+        self._tidied = False  # before the first container or volume goes what killed processes left behind
 
     def close(self) -> None:
         """Closes the connection."""
@@ -340,6 +341,8 @@ class Engine:
     @contextlib.contextmanager
     def volume(self, resource: str, *, keep: bool = False) -> Iterator[str]:
         """Yields the name of a new volume, which is removed afterwards unless `keep` is set."""
+        if not self._tidied:
+            self.remove_abandoned()
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
         try:
             with uninterrupted(), engine_errors("make a volume"):
@@ -366,6 +369,8 @@ class Engine:
             ImageNotFoundError: the engine does not have the image.
             EngineError: the engine refused.
         """
+        if not self._tidied:
+            self.remove_abandoned()
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
         near = spec.publish is None or self._is_near
         container = None
@@ -391,15 +396,14 @@ class Engine:
 
         Those of another host or of another process namespace stay: whether their processes run cannot be known here.
         """
+        self._tidied = True
         filters = {"label": [RESOURCE, OWNER]}
         removed = 0
         with engine_errors("list what was left behind"):
             containers = self._client.api.containers(all=True, filters=filters)
             volumes = self._client.api.volumes(filters=filters)["Volumes"] or []
-        for resources, key, remove in (
-            (containers, "Id", self._remove_container),
-            (volumes, "Name", self._remove_volume),
-        ):
+        kinds = ((containers, "Id", self._remove_container), (volumes, "Name", self._remove_volume))
+        for resources, key, remove in kinds:
             for resource in resources:
                 if ownership.is_gone(resource["Labels"][OWNER]):
                     # A process that starts at the same time may be removing it; the next one removes what stays.

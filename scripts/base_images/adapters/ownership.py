@@ -21,7 +21,7 @@ _DEAD_STATES = "ZXx"
 _START_TIME = 19
 """Index of the start time in the fields of /proc/<pid>/stat that begin with the state (proc(5))."""
 
-_DIRECTORY = "bodhi-smoke"
+_DIRECTORY = "bodhi-base-images"
 
 
 @functools.cache
@@ -49,12 +49,12 @@ def is_gone(owner: str) -> bool:
 
 
 @contextlib.contextmanager
-def temporary_directory() -> Iterator[Path]:
-    """Yields a temporary directory, after removing those of processes that have ended."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}-*"):
+def temporary_directory(parent: Path | None = None) -> Iterator[Path]:
+    """Yields a temporary directory, by default in TMPDIR, after removing those of processes that have ended."""
+    for path in (parent or Path(tempfile.gettempdir())).glob(f"{_DIRECTORY}-*"):
         if is_gone(path.name.removeprefix(f"{_DIRECTORY}-").rpartition("-")[0]):
             shutil.rmtree(path, ignore_errors=True)  # it may belong to another user
-    with tempfile.TemporaryDirectory(prefix=f"{_DIRECTORY}-{current()}-") as directory:
+    with tempfile.TemporaryDirectory(prefix=f"{_DIRECTORY}-{current()}-", dir=parent) as directory:
         yield Path(directory)
 
 

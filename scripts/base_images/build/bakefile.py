@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from base_images.adapters import buildkit, programs
+from base_images.adapters import buildkit, ownership, programs
 from base_images.build import bases
 from base_images.build.context import SOURCE_DIRECTORY
 from base_images.build.plan import BuildPlan
@@ -87,8 +86,8 @@ def run(
         BuildError: a step failed; the detail is the tail of its log.
         SourceError: a runtime base has no glibc.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        written, metadata = Path(directory) / "bake.json", Path(directory) / "metadata.json"
+    with ownership.temporary_directory() as directory:
+        written, metadata = directory / "bake.json", directory / "metadata.json"
         written.write_text(json.dumps(file), encoding="utf-8")
         options = [*(("--builder", builder) if builder else ()), "--file", str(written)]
         _bake([*options, "glibc"], root=root, environment={}, on_event=on_event)

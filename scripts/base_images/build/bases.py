@@ -7,12 +7,11 @@ import io
 import os
 import platform
 import tarfile
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from base_images import image
-from base_images.adapters import programs, registry
+from base_images.adapters import ownership, programs, registry
 from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, locked
 from base_images.adapters.engine import Engine, Image, pull_progress
@@ -281,8 +280,8 @@ def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener
             require_disk(engine, variant, debian.size)
         # Roles with the same root share it; the certificates, which the runtime base must not have, are added last.
         for root in dict.fromkeys(missing.values()):
-            with tempfile.TemporaryDirectory(dir=cache, prefix="root-") as directory:
-                tar = Path(directory) / "root.tar"
+            with ownership.temporary_directory(cache) as directory:
+                tar = directory / "root.tar"
                 _bootstrap(tar, root, apt_sources(targets, root), listener)
                 for role in (role for role, of_role in missing.items() if of_role == root):
                     if role != "runtime":

@@ -10,7 +10,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.build.bases import PACKAGES_REPOSITORY
 from base_images.errors import BaseImagesError, UsageError
 from base_images.labels import Label
-from base_images.variants import VARIANTS
+from base_images.variants import VARIANTS, Platform
 
 _LAST_INSTRUCTION = "/usr/local/bin/llama-entrypoint"
 """In the last instruction of every recipe. A child image inherits the labels but ends with another instruction."""
@@ -66,7 +66,11 @@ def bases(images: Iterable[Image]) -> list[Removal]:
 
 
 def apply(engine: Engine, planned: Sequence[Removal]) -> Cleaned:
-    """Removes the planned references; those of images in use are returned as failed."""
+    """Removes the planned references; those of images in use are returned as failed.
+
+    What killed processes left behind is removed first, as it uses images.
+    """
+    engine.remove_abandoned()
     before = engine.disk_usage()
     removed: list[str] = []
     failed: list[tuple[str, str]] = []
@@ -92,8 +96,11 @@ def _own_tag(tag: str, registry: str) -> bool:
     for variant in VARIANTS:
         prefix = f"{registry}:{variant.name}-"
         if tag.startswith(prefix):
+            version = tag.removeprefix(prefix)
+            for platform in Platform:  # a killed `publish` leaves its tag for one platform
+                version = version.removesuffix(f"-{platform.architecture}")
             try:
-                versions.parse(tag.removeprefix(prefix))
+                versions.parse(version)
             except UsageError:
                 return False
             return True

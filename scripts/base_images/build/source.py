@@ -6,7 +6,6 @@ digest over all files, so that an incomplete or edited tree is never mistaken fo
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import importlib.metadata
@@ -14,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +23,7 @@ import packaging.requirements
 import pypi_simple
 import requests
 
-from base_images.adapters import programs
+from base_images.adapters import pip_settings, programs
 from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked
 from base_images.adapters.http_session import Session
 from base_images.build.bases import REACH_SECONDS
@@ -326,7 +324,7 @@ def _fetch_sdist(pin: Pin, target: Path, listener: Listener) -> None:
     version = next(iter(requirement.specifier)).version
     archive = cache_directory() / f"{requirement.name}-{version}.tar.gz"
     if not is_valid(archive, pin.sdist_sha256):
-        url = _sdist_url(requirement.name, version, package_indexes(os.environ, _pip_configuration()))
+        url = _sdist_url(requirement.name, version, package_indexes(pip_settings.read("download")))
         download(url, archive, sha256=pin.sdist_sha256, listener=listener)
     try:
         changelog = _unpack(archive, target, listener)
@@ -371,28 +369,10 @@ def _changelog_commit(changelog: str, version: str) -> str:
     return commit[1] if commit else ""
 
 
-def package_indexes(environment: Mapping[str, str], pip_configuration: str) -> list[str]:
-    """Returns the package indexes of pip, the main one first.
-
-    Args:
-        environment: PIP_INDEX_URL and PIP_EXTRA_INDEX_URL override the configuration, as in pip.
-        pip_configuration: the output of `pip config list`.
-    """
-    configured: dict[str, str] = {}
-    for line in pip_configuration.splitlines():
-        key, _, value = line.partition("=")
-        if value:
-            section, _, option = key.partition(".")
-            if section in {"global", "download"}:
-                configured[option] = ast.literal_eval(value)
-    main = environment.get("PIP_INDEX_URL") or configured.get("index-url") or pypi_simple.PYPI_SIMPLE_ENDPOINT
-    extra = environment.get("PIP_EXTRA_INDEX_URL") or configured.get("extra-index-url", "")
-    return [main, *extra.split()]
-
-
-def _pip_configuration() -> str:
-    # Empty in an environment without pip.
-    return programs.run([sys.executable, "-m", "pip", "config", "list"]).stdout
+def package_indexes(settings: Mapping[str, str]) -> list[str]:
+    """Returns the package indexes in pip's settings, the main one first."""
+    main = settings.get("index-url", pypi_simple.PYPI_SIMPLE_ENDPOINT)
+    return [main, *settings.get("extra-index-url", "").split()]
 
 
 _NOT_AN_INDEX = (ValueError, LookupError, TypeError, AttributeError, RecursionError)

@@ -101,7 +101,7 @@ def build_local(
             check(connected, built.image_id, variant, json=False)
             outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
             image = connected.image(built.image_id)
-            judge(smoke_command.smoke_image(connected, image, variant, device=None, outputs=outputs), json=False)
+            judge(smoke_command.smoke_image(connected, image, variant, device=None), outputs, json=False)
 
     for_each_variant([known for known in variants_of(variant) if variant or platform in known.platforms], build_one)
 
@@ -207,6 +207,7 @@ def bake(
 
     def bake_one(variant: variants.Variant) -> None:
         done: list[actions.Action] = []
+        kept = True
         try:
             with views.Display(views.mode(quiet=quiet), f"bake {variant.name}") as display:
                 done += bake.bake(
@@ -225,7 +226,9 @@ def bake(
             for action in done:
                 views.print_action(action)
             if done:
-                record_actions("bake", done)
+                kept = record_actions("bake", done)
+        if not kept:
+            raise Exit(code=UsageError.exit_code)
 
     for_each_variant([known for known, _ in wanted], bake_one)
 

@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from base_images.adapters import engine
+from base_images.adapters import engine, files
 from base_images.contract import facts as image_facts
 from base_images.progress import Listener, silent
 from base_images.recipes import consumer, consumer_checkout
 from base_images.recipes.consumer_checkout import Report
 from base_images.smoke import command as smoke_command
-from base_images.smoke import report as smoke_report
 
 
 def check(root: Path, *, source: Path | None, image: str, listener: Listener = silent) -> Report:
@@ -55,4 +54,4 @@ def add_to(path: Path, seen: Report) -> None:
         UsageError: the file cannot be written.
     """
     before = f"{path.read_text(encoding='utf-8').rstrip()}\n\n" if path.is_file() else ""
-    smoke_report.write_file(path, f"{before}{consumer_checkout.markdown(seen)}")
+    files.write(path, f"{before}{consumer_checkout.markdown(seen)}")

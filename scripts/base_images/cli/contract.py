@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from invoke.context import Context
-from invoke.exceptions import Exit
 
 from base_images import settings, variants
-from base_images.cli.front_door import command
+from base_images.cli.front_door import command, conclude
 from base_images.cli.options import caller_path
 from base_images.settings import ROOT
 
@@ -47,19 +48,19 @@ def check(
     Raises:
         Exit: with code 1, on a finding.
     """
+    from base_images.adapters import files
     from base_images.cli import views
     from base_images.contract import judge
     from base_images.release import evidence
-    from base_images.smoke import report as smoke_report
 
     result = judge.check(connected, reference, variant)
+    writes: list[Callable[[], object]] = []
     if record:
-        smoke_report.write_json(result.as_dict(), record / f"contract-{result.variant}.json")
+        writes = [partial(files.write_json, record / f"contract-{result.variant}.json", result.as_dict())]
         if seen := evidence.of_contract(connected.image(result.image_id), settings.load(ROOT).registry, result):
-            evidence.write(seen, record)
+            writes.append(partial(evidence.write, seen, record))
     if json:
         views.print_json(result.as_dict())
     else:
         views.print_contract(result)
-    if not result.ok:
-        raise Exit(code=1)
+    conclude(writes, ok=result.ok)

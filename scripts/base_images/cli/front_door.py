@@ -84,6 +84,25 @@ def for_each_variant(chosen: list[variants.Variant], action: Callable[[variants.
         raise Exit(f"error: failed: {', '.join(failed)} (see above); done: {done}.", 1)
 
 
+def conclude(writes: Iterable[Callable[[], object]], *, ok: bool) -> None:
+    """Writes the files of a verdict that has been printed, every one that can be written.
+
+    Raises:
+        Exit: the verdict is a failure: code 1, or a file cannot be written.
+    """
+    from base_images.cli import views
+
+    code = 0 if ok else 1
+    for write in writes:
+        try:
+            write()
+        except UsageError as error:
+            views.complain(views.failure(error))
+            code = code or error.exit_code
+    if code:
+        raise Exit(code=code)
+
+
 def change_registry(
     name: str, chosen: list[variants.Variant], change: Callable[[variants.Variant], Iterable[Action]]
 ) -> None:
@@ -105,19 +124,31 @@ def change_registry(
     try:
         for_each_variant(chosen, change_one)
     finally:
-        record_actions(name, done)
+        kept = record_actions(name, done)
     if not all(action.ok for action in done):
         failed = ", ".join(dict.fromkeys(action.variant for action in done if not action.ok))
         raise Exit(f"error: {name}: not done for {failed}: see above.", 1)
+    if not kept:
+        raise Exit(code=UsageError.exit_code)
 
 
-def record_actions(name: str, done: list[Action]) -> None:
-    """Appends what a command did to a registry to its file, and to the summary of a job on GitHub."""
+def record_actions(name: str, done: list[Action]) -> bool:
+    """Appends what a command did to a registry to its file, and to the summary of a job on GitHub.
+
+    Returns whether the file could be written; why not is printed.
+    """
+    from base_images.cli import views
     from base_images.release import actions
 
-    actions.write(name, done, ROOT / RELEASE_DIRECTORY)
+    try:
+        actions.write(name, done, ROOT / RELEASE_DIRECTORY)
+        kept = True
+    except UsageError as error:
+        views.complain(views.failure(error))
+        kept = False
     columns = ["outcome", "what", "variant", "target", "digest", "reason"]
     github.summarise_table(name, columns, [[getattr(action, column) for column in columns] for action in done])
+    return kept
 
 
 def agree(question: str) -> None:

@@ -79,12 +79,9 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
 
     Shows what upstream changed in its Dockerfiles and in llama-server's arguments.
     """
-    import tempfile
-
-    from base_images.adapters import repository
+    from base_images.adapters import files, ownership, repository
     from base_images.cli import views
     from base_images.recipes import bump, consumer, mirror
-    from base_images.smoke import report as smoke_report
 
     pin = settings.load(ROOT).pin
     if repository.head(repository.open_clone(ROOT)).changes:
@@ -95,13 +92,13 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         if int(to[1:]) <= int(pin.tag[1:]):
             said = f"The pin is {pin.tag} and the newest tag of llama.cpp is {to}: nothing to move."
             if written:
-                smoke_report.write_file(written, f"{said}\n")
+                files.write(written, f"{said}\n")
             views.say(said)
             return
     commit = bump.tag_commit(str(clone or pin.repository), to)
-    with tempfile.TemporaryDirectory() as directory:
+    with ownership.temporary_directory() as directory:
         if not clone:
-            clone = Path(directory)
+            clone = directory
             bump.fetch_refs(pin.repository, [pin.commit, to], clone)
         newer = mirror.upstream_texts(clone, to)
         changed = mirror.compare_refs(
@@ -118,9 +115,9 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     told = f"{said}\n\n{bump.markdown(changed, lacking, before=pin.tag, after=to)}"
     github.summarise(told)
     if written:
-        smoke_report.write_file(written, told)
+        files.write(written, told)
     for path, text in bump.bump(bump.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
-        (ROOT / path).write_text(text, encoding="utf-8")
+        files.write(ROOT / path, text)
     views.print_refs(changed, pin.tag, to)
     views.say(said)
 

@@ -337,11 +337,10 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     from datetime import UTC, datetime
 
     from base_images import versions
-    from base_images.adapters import repository
+    from base_images.adapters import files, repository
     from base_images.cli import views
     from base_images.release import notes as release_notes
     from base_images.release import record as release_record
-    from base_images.smoke import report as smoke_report
 
     opened = repository.open_clone(ROOT)
     wanted = versions.parse(version) if version else repository.head(opened).version
@@ -354,7 +353,7 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     directory = None if dry_run else caller_path(output)
     if directory:
         written = release_record.write(told, seen, directory)
-        smoke_report.write_file(directory / release_notes.FILE, notes)
+        files.write(directory / release_notes.FILE, notes)
         views.say(f"{directory}: {len(written) + 1} files, for {told.git_tag}")
     if json:
         views.print_json(told.as_dict())

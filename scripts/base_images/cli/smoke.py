@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from invoke.exceptions import Exit
 
 from base_images import settings, variants
 from base_images.cli.doctor import examine
-from base_images.cli.front_door import RECORD_DIRECTORY, command, for_each_variant
+from base_images.cli.front_door import RECORD_DIRECTORY, command, conclude, for_each_variant
 from base_images.cli.options import caller_path
 from base_images.errors import UsageError
 from base_images.settings import ROOT
@@ -64,7 +67,7 @@ def test_local_images(
         granted = grant(tested)
         found = connected.image(image) if image else smoke_command.local_build(connected, tested)
         outputs = smoke_command.Outputs(record=caller_path(record) or ROOT / RECORD_DIRECTORY)
-        judge(smoke_command.smoke_image(connected, found, tested, device=granted, outputs=outputs), json=json)
+        judge(smoke_command.smoke_image(connected, found, tested, device=granted), outputs, json=json)
 
     for_each_variant(named or smoke_command.local_variants(connected), test_one)
 
@@ -78,7 +81,9 @@ def test_local_images(
         "software_device": "the same as --on software",
         "on": "host: its accelerator; software: one that the CPU emulates, vulkan has one; nothing: only the CPU",
         "keep": "leave the containers, and say how to remove them",
-        "model": "measure the speed on this GGUF file, and not on a known-answer model",
+        "model": "measure the speed on this GGUF file (the first, if there are several), not on a known-answer model",
+        "model_name": "--url: which of the server's models",
+        "api_key_file": "--url: a file with the server's API key; BASE_IMAGES_API_KEY may have the key itself",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
         "junit": "write JUnit XML to this file too",
         "html": "write one HTML page for people to this file",
@@ -95,6 +100,8 @@ def smoke(
     on: str = "",
     keep: bool = False,
     model: str = "",
+    model_name: str = "",
+    api_key_file: str = "",
     record: str = "",
     junit: str = "",
     html: str = "",
@@ -115,13 +122,16 @@ def smoke(
         raise UsageError("--on, or --software-device, is for a server that is started here: leave it out with --url.")
     if keep and (url or binary):
         raise UsageError("--keep leaves containers, and there are none with --url or --binary: leave it out.")
-    model_file = caller_path(model)
-    if model_file and (url or not model_file.is_file()):
-        raise UsageError(
-            f"--model {model} cannot be used: name a GGUF file of this host, and leave it out with --url, where the "
-            "server has loaded one."
-        )
+    if model and url:
+        raise UsageError("--model is for a server that is started here: leave it out with --url, or try --model-name.")
+    if (model_name or api_key_file) and not url:
+        raise UsageError("--model-name and --api-key-file are for a server that runs already: name it with --url.")
+    from base_images.image import ARBITRARY_USER
     from base_images.smoke import device as devices
+    from base_images.smoke import model_file as model_files
+
+    if model_file := caller_path(model):
+        model_files.require_readable(model_files.shards(model_file), "" if binary else ARBITRARY_USER)
 
     # Reports what the host lacks before looking for an image, and before the slow imports.
     where = devices.where(on or ("software" if software_device else "host"))
@@ -133,18 +143,23 @@ def smoke(
         record=caller_path(record) or ROOT / RECORD_DIRECTORY, junit=caller_path(junit), html=caller_path(html)
     )
     if url:
-        judge(smoke_command.smoke_url(url, tested_variant, outputs=outputs), json=json)
+        from base_images.smoke.url import api_key
+
+        key = api_key(caller_path(api_key_file), os.environ)
+        tested = smoke_command.smoke_url(url, tested_variant, model_name=model_name, key=key)
+        judge(tested, outputs, json=json)
         return
+    evidence: list[Callable[[], object]] = []
     with views.Display(views.mode(quiet=json), f"smoke test of {variant}") as display:
         if path := caller_path(binary):
             tested = smoke_command.smoke_program(
-                path, tested_variant, device=granted, outputs=outputs, listener=display.progress, model_file=model_file
+                path, tested_variant, device=granted, listener=display.progress, model_file=model_file
             )
         else:
-            tested = _smoke_image(
+            tested, evidence = _smoke_image(
                 tested_variant, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
             )
-    judge(tested, json=json)
+    judge(tested, outputs, *evidence, json=json)
 
 
 @command(
@@ -204,7 +219,8 @@ def _smoke_image(
     keep: bool,
     json: bool,
     model_file: Path | None,
-) -> Any:
+) -> tuple[Any, list[Callable[[], object]]]:
+    """Returns what was tested, and what writes it as evidence."""
     from base_images.adapters import engine
     from base_images.cli import views
     from base_images.release import evidence
@@ -231,30 +247,28 @@ def _smoke_image(
             found,
             variant,
             device=granted,
-            outputs=outputs,
             listener=display.progress,
             kept=kept,
             model_file=model_file,
         )
-        if seen := evidence.of_smoke(found, settings.load(ROOT).registry, tested.report):
-            evidence.write(seen, outputs.record)
-        return tested
+        seen = evidence.of_smoke(found, settings.load(ROOT).registry, tested.report)
+        return tested, [partial(evidence.write, seen, outputs.record)] if seen else []
     finally:
         if kept and kept.removal:
             views.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
 
 
-def judge(tested: Any, *, json: bool) -> None:
-    """Prints the report of a smoke test.
+def judge(tested: Any, outputs: Any, *more: Callable[[], object], json: bool) -> None:
+    """Prints the report of a smoke test, and writes it; `more` write other files of it.
 
     Raises:
-        Exit: with code 1, if a check failed.
+        Exit: with code 1, if a check failed; or a file cannot be written.
     """
     from base_images.cli import views
+    from base_images.smoke import command as smoke_command
 
     if json:
         views.print_json(tested.report.as_dict())
     else:
         views.print_smoke(tested.report)
-    if not tested.report.ok:
-        raise Exit(code=1)
+    conclude([*smoke_command.writes(tested, outputs), *more], ok=tested.report.ok)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from base_images.adapters import programs
+from base_images.adapters import ownership, programs
 from base_images.errors import SourceError
 from base_images.recipes import consumer
 from base_images.recipes import facts as recipe_facts
@@ -175,17 +174,17 @@ def newest(repository: str) -> Iterator[Path]:
     Raises:
         SourceError: the repository cannot be fetched.
     """
-    with tempfile.TemporaryDirectory() as directory:
+    with ownership.temporary_directory() as directory:
         options = ["--quiet", "--depth=1", "--filter=blob:none", "--no-checkout", "--template="]
-        clone = ["clone", *options, repository, directory]
-        files = ["-C", directory, "checkout", "--quiet", "HEAD", "--", _DIRECTORY, _SERVER_FILE]
+        clone = ["clone", *options, repository, str(directory)]
+        files = ["-C", str(directory), "checkout", "--quiet", "HEAD", "--", _DIRECTORY, _SERVER_FILE]
         for arguments in (clone, files):
             done = programs.git(*arguments, timeout=_FETCH_SECONDS)
             if done.exit_code:
                 raise SourceError(
                     f"{repository} cannot be fetched ({done.git_reason}): give --source a checkout of {NAME}."
                 )
-        yield Path(directory)
+        yield directory
 
 
 # The report.

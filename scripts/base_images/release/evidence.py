@@ -18,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from base_images.adapters import files
 from base_images.adapters.engine import Image
 from base_images.adapters.manifest import OCI_MANIFEST, Manifest, OddDocumentError, parse_object
 from base_images.adapters.registry import Repository
@@ -25,7 +26,6 @@ from base_images.contract.judge import ContractReport
 from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
 from base_images.release.actions import Action, Outcome
-from base_images.smoke import report as smoke_report
 from base_images.smoke.report import Device, SmokeReport
 
 FILE_SUFFIX = ".evidence.json"
@@ -139,7 +139,7 @@ def write(evidence: Evidence, directory: Path) -> Path:
     """
     architecture = evidence.platform.rpartition("/")[2]
     path = directory / f"{evidence.kind}-{evidence.variant}-{architecture}{FILE_SUFFIX}"
-    smoke_report.write_json(asdict(evidence), path)
+    files.write_json(path, asdict(evidence))
     return path
 
 

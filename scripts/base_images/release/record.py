@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from base_images import labels, versions
-from base_images.adapters import repository
+from base_images.adapters import files, repository
 from base_images.adapters.manifest import Manifest, OddDocumentError, parse_object
 from base_images.adapters.registry import Repository
 from base_images.adapters.repository import Commits
@@ -26,7 +26,6 @@ from base_images.release import evidence, promote
 from base_images.release.evidence import Evidence
 from base_images.release.promote import Candidate, Move
 from base_images.settings import Settings
-from base_images.smoke import report as smoke_report
 from base_images.smoke.report import Device
 from base_images.variants import Variant
 from base_images.versions import Version
@@ -419,5 +418,5 @@ def write(told: Record, seen: Iterable[Seen], directory: Path) -> list[Path]:
     written = {directory / name: asdict(report) for name, report in reports.items()}
     written[directory / FILE] = told.as_dict()
     for path, value in written.items():
-        smoke_report.write_json(value, path)
+        files.write_json(path, value)
     return list(written)

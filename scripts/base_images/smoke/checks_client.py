@@ -130,10 +130,12 @@ def _client(target: Target) -> Iterator[openai.OpenAI]:
     try:
         with openai.OpenAI(
             base_url=f"{target.url}/v1",
-            api_key="none",  # required by the client, not by the server
+            api_key=target.key or "none",  # required by the client, also where the server needs none
             timeout=target.patience,
             max_retries=0,
-            http_client=openai.DefaultHttpxClient(transport=_Transport(target.patience)),
+            # A router closes its connections without saying so (b10454): one in four second requests on one fails.
+            default_headers=None if target.ours else {"Connection": "close"},
+            http_client=openai.DefaultHttpxClient(transport=_Transport(target.patience), follow_redirects=False),
         ) as client:
             yield client
     except openai.OpenAIError as error:

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urljoin
@@ -49,6 +49,9 @@ ANY_PROMPT = "Once upon a time"
 MINIMAL_SCRIPT_BYTES = 100_000
 """The script of the web page has 2.6 MB, compressed, at b11312; a smaller one is a stub."""
 
+_MODELS_LISTED = 10
+"""Names of models in a message."""
+
 MALFORMED: Mapping[str, tuple[int, ...]] = {
     '{"messages": [': (400, 500),  # b11312 answers invalid JSON with an error of the server
     '{"messages": "hello"}': (400,),
@@ -68,6 +71,7 @@ class Target:
         answer: the right answer of its model; None if unknown: then only the form of the answer is checked.
         patience: seconds to wait between two bytes of an answer.
         ours: whether it was started for these checks; features that somebody else disabled are skipped, not failed.
+        key: its API key; empty for none.
     """
 
     url: str
@@ -75,6 +79,7 @@ class Target:
     answer: KnownAnswer | None
     patience: float = ANSWER_SECONDS
     ours: bool = True
+    key: str = field(default="", repr=False)
 
     @property
     def prompt(self) -> str:
@@ -122,7 +127,7 @@ def perform(name: str, check: Callable[[], str]) -> CheckResult:
 
 def check_health(target: Target) -> str:
     """`/health` answers 200 and `{"status": "ok"}`."""
-    answer = _expect_ok(_request("GET", f"{target.url}/health")).json()
+    answer = _expect_ok(_get(target, f"{target.url}/health")).json()
     if answer != {"status": "ok"}:
         raise CheckFailedError(f"/health answers {answer}.")
     return f"200, {json.dumps(answer)}"
@@ -130,7 +135,7 @@ def check_health(target: Target) -> str:
 
 def check_models(target: Target) -> str:
     """`/v1/models` lists the model by its alias and, on our own server, no other."""
-    answer = _expect_ok(_request("GET", f"{target.url}/v1/models")).json()
+    answer = _expect_ok(_get(target, f"{target.url}/v1/models")).json()
     names = [entry["id"] for entry in answer["data"]]
     if names != [target.alias] and (target.ours or target.alias not in names):
         raise CheckFailedError(f"/v1/models offers {names} instead of {target.alias!r}.")
@@ -139,7 +144,7 @@ def check_models(target: Target) -> str:
 
 def check_completion(target: Target) -> str:
     """`/completion`, llama-server's own interface, gives the known answer."""
-    body = {"prompt": target.prompt, "n_predict": STEPS, "n_probs": TOP, **GREEDY}
+    body = {"model": target.alias, "prompt": target.prompt, "n_predict": STEPS, "n_probs": TOP, **GREEDY}
     answer = _expect_ok(_post(target, "/completion", body)).json()
     return _judge(target.answer, answer["content"], answer["completion_probabilities"])
 
@@ -194,14 +199,17 @@ def check_at_once(target: Target) -> str:
 def check_web_page(target: Target) -> str:
     """`/` is the real web page, and its script exists."""
     # Both are stored compressed and refused to a client that does not accept gzip, which requests does.
-    response = _request("GET", f"{target.url}/")
+    response = _get(target, f"{target.url}/")
     if response.status_code == requests.codes.not_found and not target.ours:
         raise CheckSkippedError("the server was started without its web page")
     page = _expect_ok(response, "text/html")
     script = find_script(page.text)
     if script is None:
         raise CheckFailedError("The page at / imports no script: it is not the web UI.", detail=_excerpt(page))
-    code = _expect_ok(_request("GET", urljoin(f"{target.url}/", script)), "javascript").content
+    where = urljoin(f"{target.url}/", script)
+    if http_session.origin(where) != http_session.origin(target.url):
+        raise CheckFailedError("The page at / imports a script of another server, which is not requested.")
+    code = _expect_ok(_get(target, where), "javascript").content
     if len(code) < MINIMAL_SCRIPT_BYTES:
         raise CheckFailedError(f"{script} has only {len(code):,} bytes.")
     return f"HTML of {len(page.content):,} bytes, {PurePosixPath(script).name} of {len(code):,}"
@@ -212,7 +220,11 @@ def check_malformed(target: Target) -> str:
     codes = []
     for body, allowed in MALFORMED.items():
         response = _request(
-            "POST", f"{target.url}/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
+            "POST",
+            f"{target.url}/v1/chat/completions",
+            key=target.key,
+            data=body,
+            headers={"Content-Type": "application/json"},
         )
         codes.append(response.status_code)
         if response.status_code not in allowed or not response.json()["error"]["message"]:
@@ -238,28 +250,44 @@ CHECKS: Mapping[Check, Callable[[Target], str]] = {
 """Every check over HTTP."""
 
 
-def find_model(url: str) -> tuple[str, TensorType | None]:
-    """Returns the first model of a running server, and its type if it is a known-answer model, else None.
+def find_model(target: Target, name: str = "") -> tuple[str, TensorType | None]:
+    """Returns the model of a running server, and its type if it is a known-answer model, else None.
 
     Known-answer models are recognised by the size and type in `/v1/models` (b11312).
 
+    Args:
+        target: the server.
+        name: an id or alias of the model, for a server with several (a router, b10454); empty for the only one.
+
     Raises:
-        CheckFailedError: the server offers no model, or does not answer as llama-server does.
+        CheckFailedError: the server has no such model, has several, wants a key, or does not answer as llama-server.
     """
-    response = _request("GET", f"{url}/v1/models")
-    if response.status_code == requests.codes.unauthorized:
-        raise CheckFailedError("The server asks for an API key: start one without --api-key to check it.")
-    offered = _expect_ok(response).json()["data"]
+    offered = _offered(target)
+    names = [entry["id"] for entry in offered]
+    listed = ", ".join(names[:_MODELS_LISTED]) + (", …" if len(names) > _MODELS_LISTED else "")
     if not offered:
         raise CheckFailedError("The server offers no model.")
-    meta = offered[0].get("meta") or {}
+    found = [entry["id"] for entry in offered if name in ("", entry["id"], *(entry.get("aliases") or ()))]
+    if not found:
+        raise CheckFailedError(f"The server has no model {name!r}: name one of {listed} with --model-name.")
+    if len(found) > 1:
+        raise CheckFailedError(f"The server has {len(names)} models, {listed}: name one with --model-name.")
+    [alias] = found
+    # /v1/models needs no key. A router knows a model's size once it has loaded it, which this request makes it do.
+    _expect_ok(_post(target, "/tokenize", {"model": alias, "content": ANY_PROMPT}))
+    meta = next((entry.get("meta") for entry in _offered(target) if entry["id"] == alias), None) or {}
     size = (meta.get("n_vocab"), meta.get("n_embd"), meta.get("n_ctx_train"))
     words = re.findall(r"\w+", str(meta.get("ftype")))
     known = next((tensor_type for tensor_type in TensorType if tensor_type in words), None)
-    return offered[0]["id"], known if size == (len(model.TOKENS), model.WIDTH, model.CONTEXT) else None
+    return alias, known if size == (len(model.TOKENS), model.WIDTH, model.CONTEXT) else None
 
 
 # --- Requests and answers. ---
+
+
+def _offered(target: Target) -> list[dict[str, Any]]:
+    offered: list[dict[str, Any]] = _expect_ok(_get(target, f"{target.url}/v1/models")).json()["data"]
+    return offered
 
 
 def is_healthy(url: str) -> bool:
@@ -287,9 +315,9 @@ def find_script(page: str) -> str | None:
     return found[1] if found else None
 
 
-def post(url: str, body: Mapping[str, Any], *, patience: float = ANSWER_SECONDS) -> Any:
+def post(url: str, body: Mapping[str, Any], *, key: str = "", patience: float = ANSWER_SECONDS) -> Any:
     """Sends `body` as JSON and returns the decoded answer; raises `CheckFailedError` unless the status is 200."""
-    return _expect_ok(_request("POST", url, patience=patience, json=body)).json()
+    return _expect_ok(_request("POST", url, key=key, patience=patience, json=body)).json()
 
 
 def judge_embedding(answer: KnownAnswer | None, embedding: Sequence[float]) -> str:
@@ -306,18 +334,37 @@ def judge_embedding(answer: KnownAnswer | None, embedding: Sequence[float]) -> s
 
 
 def _request(
-    method: str, url: str, *, patience: float = ANSWER_SECONDS, whole: int = WHOLE_ANSWER, **arguments: Any
+    method: str,
+    url: str,
+    *,
+    key: str = "",
+    patience: float = ANSWER_SECONDS,
+    whole: int = WHOLE_ANSWER,
+    **arguments: Any,
 ) -> requests.Response:
     with http_session.Session() as session, http_session.limited(size=ANSWER_BYTES, seconds=whole * patience):
         session.trust_env = False  # a proxy from the environment cannot reach a server on this machine
-        return session.request(method, url, timeout=(CONNECT_SECONDS, patience), **arguments)
+        if key:
+            session.headers["Authorization"] = f"Bearer {key}"
+        # A redirect is not followed: what another server answers says nothing about this one.
+        return session.request(method, url, timeout=(CONNECT_SECONDS, patience), allow_redirects=False, **arguments)
+
+
+def _get(target: Target, url: str) -> requests.Response:
+    return _request("GET", url, key=target.key)
 
 
 def _post(target: Target, path: str, body: Mapping[str, Any]) -> requests.Response:
-    return _request("POST", f"{target.url}{path}", patience=target.patience, json=body)
+    return _request("POST", f"{target.url}{path}", key=target.key, patience=target.patience, json=body)
 
 
 def _expect_ok(response: requests.Response, content_type: str = "") -> requests.Response:
+    if response.status_code == requests.codes.unauthorized:
+        raise CheckFailedError(
+            "The server refuses the API key: name the file that has its own with --api-key-file."
+            if "Authorization" in response.request.headers
+            else "The server asks for an API key: name the file that has it with --api-key-file."
+        )
     if response.status_code != requests.codes.ok:
         raise CheckFailedError(f"{response.url} answers {response.status_code}.", detail=_excerpt(response))
     if content_type not in (observed := response.headers.get("Content-Type", "")):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from base_images import variants, versions
 from base_images.adapters import engine as engines
-from base_images.adapters import repository
+from base_images.adapters import files, repository
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
 from base_images.labels import Label
@@ -149,23 +150,21 @@ def smoke_image(
     variant: Variant,
     *,
     device: Granted | None,
-    outputs: Outputs,
     listener: Listener = silent,
     kept: Kept | None = None,
     model_file: Path | None = None,
 ) -> Tested:
-    """Runs the smoke test on an image, see `containers.smoke`, and writes the report."""
+    """Runs the smoke test on an image; see `containers.smoke`."""
     report = containers.smoke(
         engine,
         image.id,
         variant,
         device=device,
-        record_dir=outputs.record,
         listener=listener,
         kept=kept,
         model_file=model_file,
     )
-    return _written(Tested(report=report, labels=image.labels), outputs)
+    return Tested(report=report, labels=image.labels)
 
 
 def smoke_program(
@@ -173,20 +172,16 @@ def smoke_program(
     variant: Variant,
     *,
     device: Granted | None,
-    outputs: Outputs,
     listener: Listener = silent,
     model_file: Path | None = None,
 ) -> Tested:
-    """Runs the smoke test on a llama-server of this host, see `process.smoke`, and writes the report."""
-    report = process.smoke(
-        program, variant, device=device, record_dir=outputs.record, listener=listener, model_file=model_file
-    )
-    return _written(Tested(report=report), outputs)
+    """Runs the smoke test on a llama-server of this host; see `process.smoke`."""
+    return Tested(report=process.smoke(program, variant, device=device, listener=listener, model_file=model_file))
 
 
-def smoke_url(url: str, variant: Variant, *, outputs: Outputs) -> Tested:
-    """Checks a running server, see `url.smoke_url`, and writes the report."""
-    return _written(Tested(report=running.smoke_url(url, variant, record_dir=outputs.record)), outputs)
+def smoke_url(url: str, variant: Variant, *, model_name: str = "", key: str = "") -> Tested:
+    """Checks a running server; see `url.smoke_url`."""
+    return Tested(report=running.smoke_url(url, variant, model_name=model_name, key=key))
 
 
 def write_model(type_name: str, path: Path) -> KnownAnswer:
@@ -199,19 +194,21 @@ def write_model(type_name: str, path: Path) -> KnownAnswer:
         answer = model.known_answer(TensorType(type_name.upper()))
     except ValueError as error:
         raise UsageError(f"There is no type {type_name!r}: choose one of {', '.join(TensorType)}.") from error
-    try:
-        path.write_bytes(answer.gguf)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
+    files.write(path, answer.gguf)
     return answer
 
 
-def _written(tested: Tested, outputs: Outputs) -> Tested:
+def writes(tested: Tested, outputs: Outputs) -> list[Callable[[], object]]:
+    """Returns a function for each of the outputs that writes it; it raises UsageError where that is not possible."""
+    report = tested.report
+    found: list[Callable[[], object]] = []
+    if outputs.record:
+        found.append(partial(smoke_report.write, report, outputs.record))
     if outputs.junit:
-        smoke_report.write_file(outputs.junit, smoke_report.as_junit(tested.report))
+        found.append(partial(files.write, outputs.junit, smoke_report.as_junit(report)))
     if outputs.html:
-        smoke_report.write_file(outputs.html, smoke_html.as_html(tested.report, labels=tested.labels))
-    return tested
+        found.append(partial(files.write, outputs.html, smoke_html.as_html(report, labels=tested.labels)))
+    return found
 
 
 def _other_commit(image: Image, checkout: Path) -> str:

@@ -15,6 +15,7 @@ from base_images.errors import LaunchError
 from base_images.image import ARBITRARY_USER
 from base_images.recipes import consumer
 from base_images.smoke import device as devices
+from base_images.smoke import model_file as model_files
 from base_images.smoke.device import Granted
 from base_images.smoke.model import KnownAnswer
 from base_images.smoke.report import SmokeReport
@@ -114,12 +115,16 @@ def from_directory(way: Way, directory: str) -> Way:
 
 
 def with_arguments(way: Way, arguments: tuple[str, ...], model_file: Path | None) -> Way:
-    """Adds arguments, and replaces the model with a file of the engine's host if one is given."""
+    """Adds arguments, and replaces the model with that of a file of the engine's host if one is given.
+
+    Raises:
+        UsageError: the file is one of several, and another is missing.
+    """
     spec = way.container
     command = spec.command
     if model_file:
         command = tuple(str(model_file) if word == way.model_path else word for word in command)
-        spec = dataclasses.replace(spec, mounts=(*spec.mounts, str(model_file)))
+        spec = dataclasses.replace(spec, mounts=(*spec.mounts, *map(str, model_files.shards(model_file))))
     return dataclasses.replace(way, container=dataclasses.replace(spec, command=(*command, *arguments)))
 
 
@@ -169,8 +174,6 @@ def smoke(
 ) -> SmokeReport:
     """Starts llama-server in containers of an image, checks it, and returns the report.
 
-    Removes what an earlier run left behind that was killed.
-
     Args:
         engine: the image's engine, here or elsewhere.
         image_id: an id or a reference, resolved once.
@@ -182,12 +185,10 @@ def smoke(
         ImageNotFoundError: the engine has no such image.
         LaunchError: the image is for an unknown architecture.
         EngineError: the engine cannot create a container.
-        UsageError: `record_dir` cannot be written.
     """
     device = options.get("device")
     image = engine.image(image_id)
     binaries = f"/app/bin/{_triple(image)}"
-    engine.remove_abandoned()
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(_volume(engine, kept)) if device else ""
 

@@ -15,17 +15,16 @@ import functools
 import itertools
 import math
 import string
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from types import MappingProxyType
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from base_images.adapters import ownership
 from base_images.errors import UsageError
 from base_images.smoke import reference
 from base_images.smoke.reference import Architecture, Array
@@ -392,8 +391,8 @@ def _generator(seed: int) -> np.random.Generator:
 
 def to_gguf(tensors: Mapping[str, Tensor]) -> bytes:
     """Returns the model's file."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "model.gguf"
+    with ownership.temporary_directory() as directory:
+        path = directory / "model.gguf"
         writer = gguf.GGUFWriter(path, "llama")
         _describe(writer)
         for name, tensor in tensors.items():

@@ -22,6 +22,7 @@ from base_images.smoke import server as servers
 from base_images.smoke.model import KnownAnswer
 from base_images.smoke.report import SmokeReport
 from base_images.smoke.runner import Options, ServerPlan, Subject
+from base_images.smoke.url import KEY_VARIABLE
 from base_images.variants import Variant
 
 # Executes the server, which the kernel kills when this process ends, for whatever reason (prctl(2), PR_SET_PDEATHSIG).
@@ -132,6 +133,9 @@ class Process:
 
 NO_DEVICE = ("--device", "none")
 
+_NOT_PASSED = ("LLAMA_ARG_", "LLAMA_API_KEY", KEY_VARIABLE)
+"""Beginnings of variables that the user set for other servers."""
+
 
 def _exit_code(pid: int) -> int | None:
     """Returns a child's exit code without reaping it, None while it runs."""
@@ -150,7 +154,7 @@ def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeR
         **options: see `runner.check_servers`; a process finds the device by itself.
 
     Raises:
-        UsageError: there is no such program, or `record_dir` cannot be written.
+        UsageError: there is no such program.
     """
     device = options.get("device")
     program = program.resolve()  # the server looks for its backends there
@@ -159,8 +163,7 @@ def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeR
     with ownership.temporary_directory() as directory:
         cache = {"XDG_CACHE_HOME": str(directory)} if device and device.software else {}
         environment = {
-            # Leaves out the user's settings for other servers.
-            **{name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith(_NOT_PASSED)},
             **servers.ENVIRONMENT,
             **(device.environment if device else {}),
             **cache,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from base_images.errors import UsageError
+from base_images.adapters import files
 from base_images.untrusted import printable
 
 
@@ -219,7 +218,7 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
     On a device the names begin with `smoke-<variant>-on-device` or `smoke-<variant>-on-software-device`.
 
     Raises:
-        UsageError: the directory cannot be written.
+        UsageError: a file cannot be written.
     """
     stem = report.name.replace(" ", "-")
     contents = {
@@ -227,46 +226,9 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
         f"{stem}.xml": as_junit(report),
         **{f"{stem}-server-{number}.log": server.log for number, server in enumerate(report.servers, start=1)},
     }
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_text(directory / name, content)
-    except OSError as error:
-        raise UsageError(
-            f"The record cannot be written to {directory} ({error.strerror}): choose another directory."
-        ) from error
+    for name, content in contents.items():
+        files.write(directory / name, content)
     return [directory / name for name in contents]
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Writes a value as JSON to a file; see `write_file`."""
-    write_file(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_file(path: Path, content: str) -> None:
-    """Writes a file atomically, and creates its directory.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, content)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): choose another file.") from error
-
-
-def write_text(path: Path, content: str) -> None:
-    """Writes a file atomically, so that two tests that end at the same time do not mix their output."""
-    if path.exists() and not path.is_file():
-        path.write_text(content, encoding="utf-8")  # such as /dev/stdout, which must not be replaced
-        return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _add_case(suite: ET.Element, class_name: str, check: CheckResult) -> None:

@@ -18,7 +18,6 @@ from typing import TypedDict
 from base_images.progress import Listener, Progress, silent
 from base_images.recipes import consumer
 from base_images.smoke import agreement, checks_client, checks_http, model, speed
-from base_images.smoke import report as smoke_report
 from base_images.smoke.agreement import Pair
 from base_images.smoke.checks_http import ANSWER_SECONDS, Target, perform
 from base_images.smoke.checks_server import (
@@ -152,7 +151,6 @@ class Options(TypedDict, total=False):
 
     device: Granted | None
     tensor_types: Sequence[TensorType]
-    record_dir: Path | None
     listener: Listener
     model_file: Path | None
 
@@ -164,7 +162,6 @@ def check_servers(
     *,
     device: Granted | None = None,
     tensor_types: Sequence[TensorType] = TENSOR_TYPES,
-    record_dir: Path | None = None,
     listener: Listener = silent,
     model_file: Path | None = None,
 ) -> SmokeReport:
@@ -176,12 +173,8 @@ def check_servers(
         prepare: creates each server, in whatever it runs.
         device: the device of the servers; None: the CPU, which shows nothing about the accelerator.
         tensor_types: the models, see `plan`.
-        record_dir: directory for the report and the servers' logs; None: they are not written.
         listener: called with each check as it begins.
         model_file: model for the speeds, a file of the servers' host; None: a known-answer model.
-
-    Raises:
-        UsageError: `record_dir` cannot be written.
     """
     started = dt.datetime.now(dt.UTC)
     clock = time.monotonic()
@@ -214,8 +207,6 @@ def check_servers(
         servers=tuple(servers),
         speeds=speeds,
     )
-    if record_dir:
-        smoke_report.write(report, record_dir)
     listener(Progress(what=title, note="passed" if report.ok else "failed", finished=True))
     return report
 

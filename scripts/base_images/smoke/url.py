@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import requests
 from base_images.adapters import http_session
 from base_images.errors import UsageError, scrub
 from base_images.smoke import checks_http, model
-from base_images.smoke import report as smoke_report
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckSkippedError, Target, perform
 from base_images.smoke.report import Check, CheckResult, Device, ServerReport, SmokeReport, Status
@@ -23,16 +23,38 @@ from base_images.variants import Variant
 WRITE_MODEL = "`invoke known-answer-model --type Q8_0 --output model.gguf`"
 
 
-def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> SmokeReport:
+KEY_VARIABLE = "BASE_IMAGES_API_KEY"
+
+
+def api_key(file: Path | None, environment: Mapping[str, str]) -> str:
+    """Returns the API key in a file as for llama-server's `--api-key-file`, else the environment's; empty for none.
+
+    Raises:
+        UsageError: the file cannot be read, or there is no key in it that can be sent.
+    """
+    where = str(file or KEY_VARIABLE)
+    try:
+        text = file.read_text(encoding="utf-8") if file else environment.get(KEY_VARIABLE, "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The API key cannot be read from {where}: name a text file with it.") from error
+    key = next((line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    # An error about such a header would show it.
+    if (file and not key) or not (key.isascii() and key.isprintable()):
+        raise UsageError(f"{where} has no API key: put it there on one line, in printable ASCII.")
+    return key
+
+
+def smoke_url(url: str, variant: Variant, *, model_name: str = "", key: str = "") -> SmokeReport:
     """Checks a running server and returns the report; checks that are not possible are skipped, with the reason.
 
     Args:
         url: of the server, such as `http://127.0.0.1:8080`.
         variant: of the server; one with an accelerator has larger tolerances.
-        record_dir: directory for the report; None: it is not written.
+        model_name: of a server with several models, see `checks_http.find_model`.
+        key: the server's API key, which the report does not show; empty for none.
 
     Raises:
-        UsageError: `url` is not a URL, or `record_dir` cannot be written.
+        UsageError: `url` is not a URL.
     """
     try:
         http_session.origin(url)
@@ -45,11 +67,11 @@ def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> 
     server = ServerReport(
         name=f"at {shown}",
         arguments="(somebody else's)",
-        checks=tuple(_check(url, variant)),
+        checks=tuple(_without(key, result) for result in _check(url, variant, model_name, key)),
         log="",
         seconds=time.monotonic() - clock,
     )
-    report = SmokeReport(
+    return SmokeReport(
         image=shown,
         variant=variant.name,
         device=Device.UNKNOWN,
@@ -57,20 +79,17 @@ def smoke_url(url: str, variant: Variant, *, record_dir: Path | None = None) -> 
         seconds=server.seconds,
         servers=(server,),
     )
-    if record_dir:
-        smoke_report.write(report, record_dir)
-    return report
 
 
-def _check(url: str, variant: Variant) -> list[CheckResult]:
-    target = Target(url=url, alias="", answer=None, ours=False, patience=servers.DEVICE_TIMEOUT_SECONDS)
+def _check(url: str, variant: Variant, model_name: str, key: str) -> list[CheckResult]:
+    target = Target(url=url, alias="", answer=None, ours=False, patience=servers.DEVICE_TIMEOUT_SECONDS, key=key)
     health = perform(Check.HEALTH, lambda: checks_http.check_health(target))
     if health.status is not Status.PASS:
         return [health]
 
     def known_answer() -> str:
         nonlocal target
-        alias, tensor_type = checks_http.find_model(url)
+        alias, tensor_type = checks_http.find_model(target, model_name)
         target = dataclasses.replace(target, alias=alias)
         if tensor_type is None:
             raise CheckSkippedError(
@@ -92,6 +111,13 @@ def _check(url: str, variant: Variant) -> list[CheckResult]:
         _skip(Check.HEALTHCHECK, "the server's container is not here"),
         _skip(Check.SIGTERM, "the server is somebody's: it is not ended"),
     ]
+
+
+def _without(key: str, result: CheckResult) -> CheckResult:
+    """Returns the result without the key, which a server may repeat in its answer."""
+    if not key:
+        return result
+    return dataclasses.replace(result, seen=result.seen.replace(key, "***"), detail=result.detail.replace(key, "***"))
 
 
 def _skip(name: Check, why: str) -> CheckResult:

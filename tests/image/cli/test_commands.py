@@ -27,9 +27,14 @@ def assert_sentence(done: subprocess.CompletedProcess[str], exit_code: int, *par
         assert part in done.stderr
 
 
-def test_check_image_reports_every_row_in_json(cpu_image: Image) -> None:
+def test_check_image_reports_every_row_in_json_also_where_its_record_cannot_be_written(
+    cpu_image: Image, tmp_path: Path
+) -> None:
     done = invoke("check-image", cpu_image.id, "--json")
     assert done.returncode == 0, done.stdout
+    (tmp_path / "file").touch()
+    done = invoke("check-image", cpu_image.id, "--json", "--record", str(tmp_path / "file"))
+    assert_sentence(done, 2, f"{tmp_path}/file/contract-cpu.json cannot be written (")
     report = json.loads(done.stdout)
     assert report["ok"]
     assert [row["number"] for row in report["rows"]] == list(range(1, 21))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -21,8 +20,9 @@ from base_images.release import actions, evidence, promote, publish
 from base_images.release.actions import Outcome
 from base_images.release.evidence import Kind
 from base_images.variants import Platform
+from tests.support import disks
 from tests.support.programs import wait_for
-from tests.support.registries import Registry, Stalling, front, small_disk
+from tests.support.registries import Registry, Stalling, front
 from tests.support.releases import (
     CPU,
     CUDA,
@@ -202,7 +202,7 @@ def test_concurrent_promotions_end_with_the_newest(repository: Repository, serve
 
 
 def test_a_full_disk_of_the_registry_is_one_sentence(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "2m") as disk:
+    with disks.small(tmp_path / "disk", "2m") as disk:
         served = Registry(tmp_path / "registry", data=disk)
         try:
             repository = open_repository(f"{served.address}/x")
@@ -210,7 +210,7 @@ def test_a_full_disk_of_the_registry_is_one_sentence(tmp_path: Path) -> None:
             first, second = earn(repository, one, two)
             promoted(repository, one)
             before = state(repository)
-            fill(disk / "filler")
+            disks.fill(disk / "filler")
             with pytest.raises(RegistryError, match=r"could not push a blob of .* \(HTTP status 500\): run the same"):
                 promoted(repository, two)
             assert state(repository) == before
@@ -222,13 +222,6 @@ def test_a_full_disk_of_the_registry_is_one_sentence(tmp_path: Path) -> None:
             served.stop()
 
 
-def fill(path: Path) -> None:
-    """Writes until its disk is full."""
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(4096))
-
-
 def test_an_unwritable_action_record_is_reported(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"promote\.jsonl cannot be written .* only on the screen"):
@@ -236,9 +229,15 @@ def test_an_unwritable_action_record_is_reported(site: Site, tmp_path: Path) -> 
     one = site.commit(1)
     build_directory(site).parent.mkdir()
     build_directory(site).touch()
-    said = site.refused("promote", "--variant", "cpu", code=2)
+    screen = "cannot be written (File exists), so what was done is only on the screen"
+    said = site.refused("promote", "--variant", "cpu")
     assert f"has no cpu-{one.version}: publish it first" in said
-    assert "cannot be written (File exists), so what was done is only on the screen" in said
+    assert screen in said
+    assert "error: promote: not done for cpu: see above." in said
+    earn(site.repository, one, variant=CPU)
+    said = site.refused("promote", "--variant", "cpu", code=2)
+    assert f"done promote cpu: {site.repository.name}:latest-cpu" in said
+    assert screen in said
 
 
 def test_a_directory_without_reports_is_refused(site: Site, tmp_path: Path) -> None:

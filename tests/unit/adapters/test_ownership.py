@@ -54,7 +54,7 @@ def test_processes_of_another_namespace_are_not_gone() -> None:
 def test_only_directories_of_ended_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     process, name = started()
-    left, elsewhere = tmp_path / f"bodhi-smoke-{name}-a1_b2c3", tmp_path / "bodhi-smoke-boot.1.2.3-a1b2c3"
+    left, elsewhere = tmp_path / f"bodhi-base-images-{name}-a1_b2c3", tmp_path / "bodhi-base-images-boot.1.2.3-a1b2c3"
     for path in (left, elsewhere):
         path.mkdir()
         (path / "model.gguf").touch()

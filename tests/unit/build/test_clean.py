@@ -30,6 +30,13 @@ def test_older_and_dirty_versions_are_removed_too() -> None:
     assert references(replace(OURS, tags=tags)) == list(tags)
 
 
+@pytest.mark.parametrize("architecture", ["amd64", "arm64"])
+def test_the_tag_that_a_killed_publish_leaves_is_removed(architecture: str) -> None:
+    tags = (*OURS.tags, f"{REGISTRY}:cpu-2508201420-abc1234-{architecture}")
+    [removal] = clean.removals([replace(OURS, tags=tags)], REGISTRY)
+    assert (removal.references, removal.kept) == (tags, ())
+
+
 def test_an_untagged_build_is_removed_by_its_id() -> None:
     assert references(replace(OURS, tags=())) == ["sha256:1"]
 

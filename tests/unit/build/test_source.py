@@ -401,22 +401,11 @@ def test_ctrl_c_while_unpacking_leaves_no_tree(pin: Pin, root: Path, index: Path
     interrupted(wanted, root, Origin.PACKAGES, lambda progress: progress.what.startswith("unpack"))
 
 
-@pytest.mark.parametrize(
-    ("environment", "configuration", "expected"),
-    [
-        ({}, "", [pypi_simple.PYPI_SIMPLE_ENDPOINT]),
-        ({}, "global.index-url='https://a.example/simple'\n", ["https://a.example/simple"]),
-        ({"PIP_INDEX_URL": "https://b.example"}, "global.index-url='https://a.example'\n", ["https://b.example"]),
-        (
-            {},
-            ":env:.cert='/x'\nglobal.extra-index-url='https://c.example https://d.example'\ninstall.no-deps='1'\n",
-            [pypi_simple.PYPI_SIMPLE_ENDPOINT, "https://c.example", "https://d.example"],
-        ),
-        ({}, "global.index-url='https://a.example'\ndownload.index-url='https://e.example'\n", ["https://e.example"]),
-    ],
-)
-def test_the_indexes_are_those_of_pip(environment: dict[str, str], configuration: str, expected: list[str]) -> None:
-    assert package_indexes(environment, configuration) == expected
+def test_the_indexes_are_those_of_pip() -> None:
+    assert package_indexes({"cert": "/x"}) == [pypi_simple.PYPI_SIMPLE_ENDPOINT]
+    extra = {"extra-index-url": "https://c.example https://d.example"}
+    assert package_indexes(extra) == [pypi_simple.PYPI_SIMPLE_ENDPOINT, "https://c.example", "https://d.example"]
+    assert package_indexes({"index-url": "https://a.example"}) == ["https://a.example"]
 
 
 # Trees of the user's.

@@ -132,6 +132,10 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
         ("plan --format bake --origin packages", "only on bases from registries"),
         ("known-answer-model --type Q5_0 --output /nowhere/x", "choose one of F32, F16, Q8_0, Q4_0, Q4_K"),
         ("known-answer-model --output /nowhere/x", "choose another file"),
+        ("smoke --variant cpu --url http://x --model x", "--model is for a server that is started here"),
+        ("smoke --variant cpu --model-name x", "name it with --url"),
+        ("smoke --variant cpu --url http://x --api-key-file /nowhere/key", "API key cannot be read from /nowhere/key"),
+        ("smoke --variant cpu --model /nowhere/x-00001-of-00002.gguf", "/nowhere/x-00001-of-00002.gguf cannot be used"),
     ],
 )
 def test_a_usage_error_says_what_to_write(command: str, said: str) -> None:

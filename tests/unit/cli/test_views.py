@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from base_images import settings
 from base_images.adapters import buildkit
 from base_images.cli import views
 from tests.support import smoke_reports
@@ -28,3 +33,36 @@ def test_the_speeds_of_device_and_cpu_are_printed_with_their_ratio(capsys: pytes
         assert number in printed
     views.print_smoke(smoke_reports.passed())
     assert "not judged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1:strict"},
+        {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "utf-8"},  # which has no character for a byte of a file's name
+    ],
+)
+def test_characters_that_the_output_lacks_do_not_end_a_command(environment: dict[str, str]) -> None:
+    script = r"""
+from base_images.adapters import buildkit
+from base_images.cli import views
+with views.Display(views.Mode.PLAIN) as display:
+    display.event(buildkit.StepStarted(step="1", name="RUN " + 200 * "x"))  # shortened, by an ellipsis
+    display.event(buildkit.StepFinished(step="1", name="RUN " + 200 * "x", cached=True, seconds=0, error=""))
+views.print_table("device \u00f7 cpu/", ["name"], [["\udcff"]])
+views.complain("\u2502 \udcff")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(settings.ROOT / "scripts"), "LC_ALL": "C", **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cached  RUN xxx" in done.stdout
+    assert done.stderr.endswith("?\n")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -406,23 +404,6 @@ def test_the_record_has_json_junit_and_logs(tmp_path: Path) -> None:
     assert suite[1][0].text == "more\N{REPLACEMENT CHARACTER}"
 
     assert paths[2].read_text(encoding="utf-8") == "log\n"
-
-
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
-        smoke_report.write_text(pipe, "text\n")
-        assert reader.communicate(timeout=60)[0] == "text\n"
-    assert pipe.is_fifo()
-    smoke_report.write_text(tmp_path / "file", "text\n")
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "file", pipe]
-
-
-def test_a_record_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"cannot be written to .*file/record \(Not a directory\)"):
-        smoke_report.write(report_of(Status.PASS), tmp_path / "file" / "record")
 
 
 def test_a_log_probability_of_null_is_wrong() -> None:

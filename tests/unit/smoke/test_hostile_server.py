@@ -83,6 +83,6 @@ def test_the_url_of_a_server_is_shown_without_its_password() -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://u:sekret@127.0.0.1:0", "ftp://h", "http://", "x"])
 def test_an_impossible_url_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="is no URL of a server") as caught:
+    with pytest.raises(UsageError, match="is not a URL of a server") as caught:
         urls.smoke_url(url, CPU)
     assert "sekret" not in repr(caught.value)
