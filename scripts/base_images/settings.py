@@ -6,6 +6,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from base_images.errors import UsageError
 
@@ -44,29 +45,40 @@ def load(root: Path = ROOT) -> Settings:
         UsageError: pyproject.toml is missing, is not TOML, or lacks a key.
     """
     path = root / "pyproject.toml"
+    tables = read_toml(path)
+
+    def text(*keys: str) -> str:
+        value: Any = tables
+        for key in ("tool", "base-images", *keys):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, str):
+            key = ".".join(keys)
+            raise UsageError(f"{path} has no text at the key '{key}' under [tool.base-images]: restore it from git.")
+        return value
+
+    pin = {name: text("llama-cpp", name) for name in ("repository", "tag", "commit", "sdist", "sdist-sha256")}
+    return Settings(
+        registry=os.environ.get(REGISTRY_VARIABLE) or text("registry"),
+        release_branch=text("release-branch"),
+        url=text("url"),
+        pin=Pin(**{name.replace("-", "_"): value for name, value in pin.items()}),
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the tables of a file of this checkout.
+
+    Raises:
+        UsageError: it cannot be read or is not TOML.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["base-images"]
-        pin = table["llama-cpp"]
-        return Settings(
-            registry=os.environ.get(REGISTRY_VARIABLE) or table["registry"],
-            release_branch=table["release-branch"],
-            url=table["url"],
-            pin=Pin(
-                repository=pin["repository"],
-                tag=pin["tag"],
-                commit=pin["commit"],
-                sdist=pin["sdist"],
-                sdist_sha256=pin["sdist-sha256"],
-            ),
-        )
+        return tomllib.loads(path.read_bytes().decode())
     except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}): run this from a checkout of the project."
-        ) from error
-    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): restore it from git.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 (byte {error.start + 1}): restore it from git.") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
-    except KeyError as error:
-        raise UsageError(f"{path} lacks the key {error} under [tool.base-images]: restore it from git.") from error
 
 
 def dry_run() -> bool:

@@ -107,12 +107,13 @@ def head(repository: git.Repo) -> Head:
     """
     commit = repository.head.commit
     changes = _changes(repository)
+    version = versions.of_commit(commit.hexsha, commit.committed_date, dirty=bool(changes))
     return Head(
         commit=commit.hexsha,
         time=datetime.fromtimestamp(commit.committed_date, UTC),
         branch=_branch(repository),
         changes=changes,
-        version=versions.of_commit(commit.hexsha, commit.committed_date, dirty=bool(changes)),
+        version=version,
     )
 
 

@@ -177,7 +177,7 @@ def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
     metadata = importlib.metadata.PathDistribution(top).metadata
     version = metadata["Version"] or ""
     try:
-        changelog = (top / "CHANGELOG.md").read_text(encoding="utf-8")
+        changelog = (top / "CHANGELOG.md").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise SourceError(f"{top} is no llama-cpp-python sdist: CHANGELOG.md is missing.") from error
     commit = _changelog_commit(changelog, version)
@@ -196,7 +196,7 @@ def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
         stamp = json.loads((tree / STAMP).read_text(encoding="utf-8"))
         tag, commit, digest = stamp["tag"], stamp["commit"], stamp["digest"]
         fetched = SourceKind(stamp["kind"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{tree / STAMP} is damaged: remove {tree}, and it will be fetched again.") from error
     actual = tree_digest(tree)
     tag = pin.tag if commit == pin.commit else tag

@@ -54,5 +54,5 @@ def add_to(path: Path, seen: Report) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    before = f"{path.read_text(encoding='utf-8').rstrip()}\n\n" if path.is_file() else ""
+    before = f"{path.read_text(encoding='utf-8', errors='replace').rstrip()}\n\n" if path.is_file() else ""
     smoke_report.write_file(path, f"{before}{consumer_checkout.markdown(seen)}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +152,8 @@ def load(root: Path = settings.ROOT) -> Consumer:
         UsageError: the file cannot be read or is incomplete.
     """
     path = root / FILE
+    table = settings.read_toml(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
         shared = table["all"]
         consumer = Consumer(
             repository=table["repository"],
@@ -186,20 +185,19 @@ def load(root: Path = settings.ROOT) -> Consumer:
                 for entry in table["refusals"]
             ),
         )
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): restore it from git.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        consumer.command(alias="", model="", port=1)
+        unpassed = [
+            (refusal.argument, name)
+            for refusal in consumer.refusals
+            for name in refusal.variants
+            if not any(refusal.argument in arguments for _, arguments in consumer.starts(name))
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{path} lacks something, or has it in another form ({error!r}): see git's version."
         ) from error
-    for refusal in consumer.refusals:
-        for name in refusal.variants:
-            if not any(refusal.argument in arguments for _, arguments in consumer.starts(name)):
-                raise UsageError(
-                    f"{path}: {refusal.argument} is refused for {name}, whose Dockerfile does not pass it."
-                )
+    for argument, name in unpassed:
+        raise UsageError(f"{path}: {argument} is refused for {name}, whose Dockerfile does not pass it.")
     return consumer
 
 

@@ -11,19 +11,19 @@ Three rules make the two comparable:
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import variants
+from base_images import settings, variants
 from base_images.adapters.repository import commit_of
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import argument_changes, dockerfile, server_arguments
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.facts import Fact
+from base_images.recipes.instructions import decoded, read_text
 
 DIFFERENCES = "dockerfiles/differences.toml"
 """The records of intended differences, relative to the checkout."""
@@ -207,7 +207,7 @@ def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.S
     with commit_of(clone, ref) as commit:
         for path in server_arguments.FILES:
             try:
-                texts[path] = (commit.tree / path).data_stream.read().decode()
+                texts[path] = decoded((commit.tree / path).data_stream.read(), f"{path} of {ref}")
             except KeyError:
                 continue
     return argument_changes.Source(name=name or ref, texts=texts)
@@ -216,12 +216,12 @@ def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.S
 def our_texts(root: Path) -> dict[str, str]:
     """Returns the recipes of the checkout at `root` by variant."""
     recipes = {variant.name: root / variant.dockerfile for variant in variants.VARIANTS}
-    return {name: path.read_text(encoding="utf-8") for name, path in recipes.items() if path.is_file()}
+    return {name: read_text(path) for name, path in recipes.items() if path.is_file()}
 
 
 def _texts_of_directory(directory: Path) -> dict[str, str]:
-    files = sorted(directory.glob(f"*{_SUFFIX}"))
-    return {file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8") for file in files}
+    files = sorted(file for file in directory.glob(f"*{_SUFFIX}") if file.is_file())
+    return {file.name.removesuffix(_SUFFIX): read_text(file) for file in files}
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
@@ -231,7 +231,7 @@ def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
         except KeyError as error:
             raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?") from error
         return {
-            blob.name.removesuffix(_SUFFIX): blob.data_stream.read().decode()
+            blob.name.removesuffix(_SUFFIX): decoded(blob.data_stream.read(), f"{blob.path} of {ref}")
             for blob in directory.blobs
             if blob.name.endswith(_SUFFIX)
         }
@@ -243,17 +243,12 @@ def load_records(path: Path) -> tuple[Record, ...]:
     Raises:
         UsageError: the file cannot be read, names an unknown variant, lacks a key or a reason, or has a key twice.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): restore it from git.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    tables = settings.read_toml(path)
     records: list[Record] = []
     for variant, groups in tables.items():
         if variant != ALL:
             variants.find(variant)
-        for group in groups:
+        for group in groups if isinstance(groups, list) else [None]:
             match group:
                 case {"reason": str(reason), "keys": [*keys], **others} if reason.strip() and keys and not others:
                     records += [Record(variant=variant, key=str(key), reason=reason.strip()) for key in keys]

@@ -229,7 +229,7 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
         text = clone.commit(commit).tree["pyproject.toml"].data_stream.read().decode()
         pin = tomllib.loads(text)["tool"]["base-images"]["llama-cpp"]
         return LlamaCpp(repository=pin["repository"], tag=pin["tag"], commit=pin["commit"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RepositoryError(
             f"The pyproject.toml of {commit[:9]} says no llama.cpp pin ({error}): that is no release of base images."
         ) from error

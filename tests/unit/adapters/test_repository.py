@@ -30,6 +30,12 @@ def commit(made: git.Repo, name: str, date: str) -> str:
     return made.head.commit.hexsha
 
 
+def test_a_commit_of_the_year_36812_is_an_error(checkout: git.Repo) -> None:
+    commit(checkout, "late", "@1099511627776 +0000")
+    with pytest.raises(RepositoryError, match="is dated 1099511627776 seconds after 1970, which the two digits"):
+        repository.head(checkout)
+
+
 def test_head(checkout: git.Repo) -> None:
     head = repository.head(checkout)
     assert head.commit == checkout.head.commit.hexsha
