@@ -67,7 +67,7 @@ def test_a_year_outside_this_century_is_an_error(year: int) -> None:
 
 @pytest.mark.parametrize("seconds", [2**40, 2**63, -(2**70), 10**400])
 def test_a_time_that_no_calendar_has_is_an_error(seconds: int) -> None:
-    with pytest.raises(RepositoryError, match="abc1234 is dated -?[0-9]+ seconds after 1970"):
+    with pytest.raises(RepositoryError, match=r"abc1234 is dated -?[0-9]+ seconds after 1970"):
         versions.of_commit(COMMIT, seconds, dirty=False)
 
 

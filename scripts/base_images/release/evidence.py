@@ -9,6 +9,7 @@ is one tag that all reports share, which two jobs that attach at the same time w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from base_images import variants
 from base_images.adapters.engine import Image
 from base_images.adapters.registry import OCI_MANIFEST, Manifest, Repository
 from base_images.contract.judge import ContractReport
@@ -94,18 +96,19 @@ class Attached:
 
 
 def of_contract(image: Image, repository: str, report: ContractReport) -> Evidence | None:
-    """Returns a contract report as evidence; None for an image that the registry does not have."""
+    """Returns a contract report as evidence; None for an image that the registry does not have, or of no variant."""
     return _of(image, repository, Kind.CONTRACT, ok=report.ok, report=report.as_dict())
 
 
 def of_smoke(image: Image, repository: str, report: SmokeReport) -> Evidence | None:
-    """Returns a smoke report as evidence; None for an image that the registry does not have."""
+    """Returns a smoke report as evidence; None for an image that the registry does not have, or of no variant."""
     return _of(image, repository, KIND_OF_DEVICE[report.device], ok=report.ok, report=report.as_dict())
 
 
 def _of(image: Image, repository: str, kind: Kind, *, ok: bool, report: Mapping[str, Any]) -> Evidence | None:
     subject = next((name for name in image.repo_digests if name.partition("@")[0] == repository), None)
-    if subject is None:
+    is_known = image.labels.get(Label.VARIANT, "") in {variant.name for variant in variants.VARIANTS}
+    if subject is None or not is_known or variants.Platform.of_architecture(image.architecture) is None:
         return None
     return Evidence(
         kind=kind,
@@ -123,10 +126,13 @@ def write(evidence: Evidence, directory: Path) -> Path:
     """Writes `<kind>-<variant>-<architecture>.evidence.json` and returns its path.
 
     Raises:
-        UsageError: the directory cannot be written.
+        UsageError: the directory cannot be written, or the image's own words would name a file elsewhere.
     """
     architecture = evidence.platform.rpartition("/")[2]
-    path = directory / f"{evidence.kind}-{evidence.variant}-{architecture}{FILE_SUFFIX}"
+    name = f"{evidence.kind}-{evidence.variant}-{architecture}{FILE_SUFFIX}"
+    if not re.fullmatch(r"[a-z0-9_.-]+", name):
+        raise UsageError(f"{name!r} cannot be a file's name: the image's variant or architecture is malformed.")
+    path = directory / name
     smoke_report.write_json(asdict(evidence), path)
     return path
 
