@@ -50,10 +50,13 @@ def load(root: Path = ROOT) -> Settings:
     def text(*keys: str) -> str:
         value: Any = tables
         for key in ("tool", "base-images", *keys):
-            value = value.get(key) if isinstance(value, dict) else None
+            if not isinstance(value, dict) or key not in value:
+                raise UsageError(f"{path} lacks the key {key!r} under [tool.base-images]: restore it from git.")
+            value = value[key]
         if not isinstance(value, str):
-            key = ".".join(keys)
-            raise UsageError(f"{path} has no text at the key '{key}' under [tool.base-images]: restore it from git.")
+            raise UsageError(
+                f"{path} has no text at the key {keys[-1]!r} under [tool.base-images]: restore it from git."
+            )
         return value
 
     pin = {name: text("llama-cpp", name) for name in ("repository", "tag", "commit", "sdist", "sdist-sha256")}

@@ -171,8 +171,8 @@ def test_mutated_files_end_with_a_result_or_a_sentence(tmp_path: Path, name: str
         (b"[tool]\n# caf\xe9\n", "is not UTF-8"),
         (b"a = " + b"[" * 9000, "is not valid TOML"),
         (b"a = " + b"9" * 5000, "is not valid TOML"),
-        (b"[tool]\nbase-images = 5\n", r"has no text at the key 'llama-cpp.repository'"),
-        (b"[tool.base-images]\nregistry = 5\n", r"has no text at the key"),
+        (b"[tool]\nbase-images = 5\n", r"lacks the key 'llama-cpp'"),
+        (b"[tool.base-images.llama-cpp]\nrepository = 5\n", r"has no text at the key 'repository'"),
     ],
 )
 def test_an_odd_pyproject_is_an_error(tmp_path: Path, content: bytes, reason: str) -> None:
