@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,6 @@ class Settings:
     pin: Pin
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Returns the content of a TOML file of the checkout.
-
-    Raises:
-        UsageError: the file cannot be read or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}): restore it from git, or run this in a checkout of the project."
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
-
-
 def load(root: Path = ROOT) -> Settings:
     """Returns the settings of the checkout at `root`, with the registry of BASE_IMAGES_REGISTRY if that is set.
 
@@ -66,16 +50,45 @@ def load(root: Path = ROOT) -> Settings:
         UsageError: pyproject.toml is missing, is not TOML, or lacks a key, or the registry is none.
     """
     path = root / "pyproject.toml"
+    tables = read_toml(path)
+
+    def text(*keys: str) -> str:
+        value: Any = tables
+        for key in ("tool", "base-images", *keys):
+            if not isinstance(value, dict) or key not in value:
+                raise UsageError(f"{path} lacks the key {key!r} under [tool.base-images]: restore it from git.")
+            value = value[key]
+        if not isinstance(value, str):
+            raise UsageError(
+                f"{path} has no text at the key {keys[-1]!r} under [tool.base-images]: restore it from git."
+            )
+        return value
+
+    pin = {name: text("llama-cpp", name) for name in ("repository", "tag", "commit", "sdist", "sdist-sha256")}
+    return Settings(
+        registry=_registry(os.environ.get(REGISTRY_VARIABLE) or text("registry")),
+        release_branch=text("release-branch"),
+        url=scrub(text("url")),
+        pin=Pin(**{name.replace("-", "_"): value for name, value in pin.items()}),
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the tables of a file of this checkout.
+
+    Raises:
+        UsageError: it cannot be read or is not TOML.
+    """
     try:
-        table = read_toml(path)["tool"]["base-images"]
-        return Settings(
-            pin=Pin(**{entry.name: table["llama-cpp"][entry.name.replace("_", "-")] for entry in fields(Pin)}),
-            registry=_registry(os.environ.get(REGISTRY_VARIABLE) or table["registry"]),
-            release_branch=table["release-branch"],
-            url=scrub(table["url"]),
-        )
-    except KeyError as error:
-        raise UsageError(f"{path} lacks the key {error} under [tool.base-images]: restore it from git.") from error
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): restore it from git, or run this in a checkout of the project."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 (byte {error.start + 1}): restore it from git.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
 
 
 _COMPONENT = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"

@@ -107,10 +107,14 @@ def of_commit(commit: str, seconds: int, *, dirty: bool) -> Version:
     Raises:
         RepositoryError: the commit is not of this century, so that its version would sort wrong.
     """
-    time = datetime.fromtimestamp(seconds, UTC).replace(second=0)
+    try:
+        time = datetime.fromtimestamp(seconds, UTC).replace(second=0)
+        said = f"{time:%Y-%m-%d}"
+    except (ValueError, OverflowError, OSError):
+        time, said = datetime.min.replace(tzinfo=UTC), f"{seconds} seconds after 1970"
     if not _CENTURY <= time.year < _CENTURY + 100:
         raise RepositoryError(
-            f"Commit {commit[:7]} is dated {time:%Y-%m-%d}, which the two digits of a version's year cannot say: "
+            f"Commit {commit[:7]} is dated {said}, which the two digits of a version's year cannot say: "
             "set the clock right and commit again."
         )
     return Version(time=time, commit=commit[:7], dirty=dirty)

@@ -65,6 +65,12 @@ def test_a_year_outside_this_century_is_an_error(year: int) -> None:
         versions.of_commit(COMMIT, seconds, dirty=False)
 
 
+@pytest.mark.parametrize("seconds", [2**40, 2**63, -(2**70), 10**400])
+def test_a_time_that_no_calendar_has_is_an_error(seconds: int) -> None:
+    with pytest.raises(RepositoryError, match=r"abc1234 is dated -?[0-9]+ seconds after 1970"):
+        versions.of_commit(COMMIT, seconds, dirty=False)
+
+
 @pytest.mark.parametrize("name", [PREDECESSORS, "999912312359-fffffff", DIGEST])
 def test_a_foreign_version_is_older_than_every_version(name: str) -> None:
     foreign, oldest = Foreign(name=name), versions.parse("0001010000-0000000")

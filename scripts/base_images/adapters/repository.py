@@ -120,12 +120,13 @@ def head(clone: Clone) -> Head:
     """
     commit, seconds = _newest_commit(clone)
     changes = _changes(clone)
+    version = versions.of_commit(commit, seconds, dirty=bool(changes))
     return Head(
         commit=commit,
         time=datetime.fromtimestamp(seconds, UTC),
         branch=_branch(clone),
         changes=changes,
-        version=versions.of_commit(commit, seconds, dirty=bool(changes)),
+        version=version,
     )
 
 

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from base_images.adapters.engine import not_ignored
+from base_images.errors import UsageError
 
 SOURCE_DIRECTORY = "llama.cpp"
 RECIPE_DIRECTORY = "dockerfiles"
 IGNORE_FILE = ".dockerignore"
 
 
-def write(stream: IO[bytes], *, root: Path, source: Path) -> None:
-    """Writes the context of the checkout `root`, with the tree `source` as `llama.cpp/`.
+def write(stream: IO[bytes], *, root: Path, source: Path, files: frozenset[str] | None = None) -> None:
+    """Writes the context of the checkout `root`, with the tree `source` as `llama.cpp/`, or only its `files`.
 
     The same content gives the same bytes: names are sorted, times and owners fixed, modes reduced to 644 and 755.
     """
+    built = _with_directories(files)
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name, path in sorted(_members(root, source)):
+        for name, path in sorted(_members(root, source, built)):
             entry = archive.gettarinfo(path, arcname=name)
             entry.mtime = 0
             entry.uid = entry.gid = 0
@@ -37,15 +39,42 @@ def write(stream: IO[bytes], *, root: Path, source: Path) -> None:
                 archive.addfile(entry)
 
 
-def _members(root: Path, source: Path) -> Iterator[tuple[str, Path]]:
-    """Yields (name in the context, path on disk) of everything that `.dockerignore` does not exclude."""
+def require_only(files: frozenset[str] | None, *, root: Path, source: Path) -> None:
+    """Checks that a context of the whole tree `source` has only these files of it, as for a builder that reads it.
+
+    Raises:
+        UsageError: there are others, which git ignores.
+    """
+    if files is None:
+        return
+    everything, built = (
+        {name for name, path in _members(root, source, names) if not path.is_dir() or path.is_symlink()}
+        for names in (None, _with_directories(files))
+    )
+    if others := sorted(everything - built):
+        raise UsageError(f"git ignores {others[0]}, and bake would send it to the builder: remove what git ignores.")
+
+
+def _with_directories(files: frozenset[str] | None) -> frozenset[str] | None:
+    if files is None:
+        return None
+    return files | {str(parent) for name in files for parent in PurePosixPath(name).parents}
+
+
+def _members(root: Path, source: Path, built: frozenset[str] | None) -> Iterator[tuple[str, Path]]:
+    """Yields (name in the context, path on disk) of everything that `.dockerignore` does not exclude.
+
+    Of the source, only the paths in `built` unless that is None.
+    """
     patterns = [
         line
         for line in (root / IGNORE_FILE).read_text(encoding="utf-8").splitlines()
         if line.strip() and not line.startswith("#")
     ]
     yield from _selected(root / RECIPE_DIRECTORY, RECIPE_DIRECTORY, patterns)
-    yield from _selected(source, SOURCE_DIRECTORY, patterns)
+    for name, path in _selected(source, SOURCE_DIRECTORY, patterns):
+        if built is None or path == source or path.relative_to(source).as_posix() in built:
+            yield name, path
 
 
 def _selected(directory: Path, name: str, patterns: list[str]) -> Iterator[tuple[str, Path]]:

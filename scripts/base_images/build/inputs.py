@@ -67,6 +67,7 @@ class Source:
         build_number: the number in `tag`, which llama-server reports.
         dirty: whether files may differ from the commit.
         digest: SHA-256 (hexadecimal) over the path, executable bit and content of every file.
+        files: the files of a git checkout that are built: all but those that git ignores; None takes the whole tree.
         notices: messages for the user, such as about a fallback to the sdist.
     """
 
@@ -77,4 +78,5 @@ class Source:
     kind: SourceKind
     dirty: bool
     digest: str
+    files: frozenset[str] | None = None
     notices: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ class Prepared:
     """The inputs of `build`; `notices` are messages for the user, such as about a fallback to packages."""
 
     plan: BuildPlan
-    source: Path
+    source: Source
     notices: tuple[str, ...]
 
 
@@ -77,7 +77,7 @@ def prepare(
     if narrowed:
         _require_architectures(engine, variant, narrowed, bases.build.reference)
     plan = _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
-    return Prepared(plan=plan, source=source.path, notices=bases.notices)
+    return Prepared(plan=plan, source=source, notices=bases.notices)
 
 
 def preview(
@@ -171,7 +171,7 @@ def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[
     plan = prepared.plan
     image_id = ""
     with tempfile.TemporaryFile() as tar:
-        context.write(tar, root=root, source=prepared.source)
+        context.write(tar, root=root, source=prepared.source.path, files=prepared.source.files)
         tar.seek(0)
         stream = engine.build(
             tar,

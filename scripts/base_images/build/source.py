@@ -41,6 +41,7 @@ _MARKS = ("CMakeLists.txt", ".devops", "ggml/CMakeLists.txt", "tools/server/CMak
 
 _SDIST_TREE = ("vendor", "llama.cpp")
 _TAG = re.compile(r"b(\d+)")
+_SHA256_DIGITS = 64
 
 
 def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener: Listener) -> Source:
@@ -104,7 +105,8 @@ def _files(tree: Path) -> Iterator[str]:
         links = [name for name in subdirectories if (below / name).is_symlink()]
         subdirectories[:] = [name for name in subdirectories if name != ".git"]
         for name in (*names, *links):
-            if name not in {".git", STAMP}:
+            # Reading a pipe would wait for ever.
+            if name not in {".git", STAMP} and ((below / name).is_file() or (below / name).is_symlink()):
                 yield (below / name).relative_to(tree).as_posix()
 
 
@@ -139,9 +141,21 @@ def _require_llama_cpp(tree: Path) -> None:
         raise SourceError(f'{tree} is not llama.cpp: its CMakeLists.txt does not say project("llama.cpp").')
 
 
+_NEVER = ("ext", "ssh", "git", "http", "https", "ftp", "ftps", "file")
+_INSPECTING = (
+    *("-c", "core.fsmonitor=false"),
+    # An object that a partial clone lacks would be fetched with programs that its configuration names.
+    *(word for protocol in _NEVER for word in ("-c", f"protocol.{protocol}.allow=never")),
+    "--work-tree=.",
+)
+"""Options of git for a checkout whose configuration must neither start a program nor name another work tree."""
+
+
 def _git_checkout(tree: Path, pin: Pin) -> Source:
+    """Identifies a git checkout by commands that run none of its filters: `git status` would."""
+
     def git(*arguments: str) -> str:
-        outcome = programs.git(*arguments, directory=tree)
+        outcome = programs.git(*_INSPECTING, *arguments, directory=tree)
         if outcome.exit_code:
             raise SourceError(
                 f"git cannot say which commit {tree} is ({outcome.git_reason}): fix that and run it again."
@@ -164,14 +178,28 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
         # llama.cpp's rule: the build number is the number of commits (cmake/build-info.cmake).
         tag = f"b{git('rev-list', '--count', 'HEAD')}"
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    present = [name for name in names if name and ((tree / name).is_file() or (tree / name).is_symlink())]
+    present = {name for name in names if name and ((tree / name).is_file() or (tree / name).is_symlink())}
+    entries = (entry.partition("\t") for entry in git("ls-tree", "-r", "-z", "--full-tree", "HEAD").split("\0"))
+    committed = {name: tuple(entry.split()) for entry, _, name in entries if " blob " in entry}
     return _source(
         tree,
         tag=tag,
         commit=commit,
-        dirty=bool(git("status", "--porcelain", "--untracked-files=normal")),
-        digest=tree_digest(tree, present),
+        dirty=present != committed.keys()
+        or any((mode, identity) != _blob(tree / name, identity) for name, (mode, _, identity) in committed.items()),
+        digest=tree_digest(tree, list(present)),
+        files=frozenset(present),
     )
+
+
+def _blob(file: Path, like: str) -> tuple[str, str]:
+    """Returns git's mode and object id of a file, by the hash algorithm of the id `like`."""
+    if file.is_symlink():
+        mode, content = "120000", os.fsencode(file.readlink())
+    else:
+        mode, content = "100755" if file.stat().st_mode & 0o100 else "100644", file.read_bytes()
+    algorithm = hashlib.sha256 if len(like) == _SHA256_DIGITS else hashlib.sha1
+    return mode, algorithm(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
@@ -179,7 +207,7 @@ def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
     metadata = importlib.metadata.PathDistribution(top).metadata
     version = metadata["Version"] or ""
     try:
-        changelog = (top / "CHANGELOG.md").read_text(encoding="utf-8")
+        changelog = (top / "CHANGELOG.md").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise SourceError(f"{top} is not a llama-cpp-python sdist: CHANGELOG.md is missing.") from error
     commit = _changelog_commit(changelog, version)
@@ -198,7 +226,7 @@ def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
         stamp = json.loads((tree / STAMP).read_text(encoding="utf-8"))
         tag, commit, digest = stamp["tag"], stamp["commit"], stamp["digest"]
         fetched = SourceKind(stamp["kind"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{tree / STAMP} is damaged: remove {tree}, and it will be fetched again.") from error
     actual = tree_digest(tree)
     tag = pin.tag if commit == pin.commit else tag
@@ -206,12 +234,28 @@ def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
 
 
 def _source(
-    tree: Path, *, tag: str, commit: str, dirty: bool, digest: str, kind: SourceKind = SourceKind.PATH
+    tree: Path,
+    *,
+    tag: str,
+    commit: str,
+    dirty: bool,
+    digest: str,
+    kind: SourceKind = SourceKind.PATH,
+    files: frozenset[str] | None = None,
 ) -> Source:
     match = _TAG.fullmatch(tag)
     if not match:
         raise SourceError(f"{tag!r} is not a tag of llama.cpp: tags look like b11312.")
-    return Source(path=tree, tag=tag, commit=commit, build_number=int(match[1]), kind=kind, dirty=dirty, digest=digest)
+    return Source(
+        path=tree,
+        tag=tag,
+        commit=commit,
+        build_number=int(match[1]),
+        kind=kind,
+        dirty=dirty,
+        digest=digest,
+        files=files,
+    )
 
 
 # The managed tree.

@@ -85,10 +85,14 @@ def judge(facts: ImageFacts) -> tuple[RowResult, ...]:
     for number, (title, row) in enumerate(_ROWS, start=1):
         verdict = row(facts)
         status = verdict.status or (Status.FAIL if verdict.findings else Status.PASS)
-        rows.append(
-            RowResult(number=number, title=title, status=status, seen=verdict.seen, findings=tuple(verdict.findings))
-        )
+        findings = tuple(map(_text, verdict.findings))
+        rows.append(RowResult(number=number, title=title, status=status, seen=_text(verdict.seen), findings=findings))
     return tuple(rows)
+
+
+def _text(text: str) -> str:
+    r"""Returns a text with the bytes of a file's name that are not UTF-8 as `\xNN`: no terminal or file takes them."""
+    return text.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")
 
 
 _ROWS: tuple[tuple[str, Callable[[ImageFacts], Verdict]], ...] = (

@@ -3,34 +3,53 @@
 Both layouts are supported: the one of Docker 20.10 (`<id>/layer.tar`) and the OCI layout (`blobs/sha256/…`) of newer
 engines and containerd, where layers may be compressed. Nothing is unpacked to disk, and only the small files that the
 caller asks for stay in memory; ELF files are parsed from a spooled temporary file.
+
+Paths are those of a container: Docker 20.10 and 28.5 (measured) take every name relative to the root, which `..` does
+not leave, and follow symbolic links in the directory of a name only where the same layer has them; over a link of a
+lower layer they make a directory.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import posixpath
+import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import IO, Any
 
 from elftools.elf.elffile import ELFFile
 
+from base_images.contract import tar
 from base_images.errors import EngineError
+
+_UNREADABLE: tuple[type[Exception], ...] = (tar.TarError, gzip.BadGzipFile, EOFError, zlib.error)
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError, ZstdFile
+
+    _UNREADABLE += (ZstdError,)
 
 _PIECE = 1 << 20
 _SPOOL_BYTES = 64 << 20
 _KEPT_FILE_BYTES = 1 << 20
 _DOCUMENT_BYTES = 16 << 20
 _MAX_LINKS = 40  # the limit of Linux
+_MAX_PATH_BYTES = 4095  # the limit of Linux
+_MAX_ELF_COST = 1 << 22  # libLLVM 15 takes 125,000
+_SEEK_COST = 64
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"  # both: the image specification's layer format
-_CAPABILITY = "SCHILY.xattr.security.capability"
+_ELF = b"\x7fELF"
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class Kind(Enum):
@@ -130,10 +149,10 @@ def read(
                 if member.issym():
                     # Docker 20.10 stores a repeated layer once, with symbolic links to it.
                     documents[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-                elif file is not None and file.peek(1)[:1] in (b"{", b"["):  # type: ignore[attr-defined]
+                elif file is not None and _is_document(file):
                     documents[name] = _document(file)
                 elif file is not None and (name.startswith("blobs/") or name.endswith("/layer.tar")):
-                    layers[name] = tuple(_layer(file, name, keep, elf_below))
+                    layers[name] = _layer(file, name, keep, elf_below)
     except tarfile.TarError as error:
         raise EngineError(f"The engine did not send an image's archive: {error}.") from error
     names = _layer_names(documents, diff_ids)
@@ -146,37 +165,74 @@ def read(
         raise EngineError(f"The engine's archive of the image lacks the layer {error}.") from error
 
 
+@dataclass(slots=True)
+class _Node:
+    """A path of the merged file system; without an entry it is a directory that only its contents imply."""
+
+    entry: Entry | None = None
+    children: dict[str, _Node] = field(default_factory=dict)
+
+
 def merge(layers: Sequence[Layer]) -> dict[str, Entry]:
     """Returns the file system that a container sees as path to entry, with whiteouts applied."""
-    files: dict[str, Entry] = {}
+    root = _Node()
     for layer in layers:
-        gone: set[str] = set()  # removed with everything below
-        emptied: set[str] = set()  # only what is below is removed
         added: list[Entry] = []
         for entry in layer:
-            directory, name = posixpath.split(entry.path)
-            if name == _OPAQUE:
-                emptied.add(directory)
-            elif name.startswith(_WHITEOUT):
-                gone.add(posixpath.join(directory, name.removeprefix(_WHITEOUT)))
-            else:
+            path, name = posixpath.split(entry.path)
+            if not name.startswith(_WHITEOUT):
                 added.append(entry)
-                if entry.kind is not Kind.DIRECTORY and entry.path in files:
-                    gone.add(entry.path)
-        emptied |= gone
-        if emptied:
-            files = {
-                path: entry for path, entry in files.items() if path not in gone and emptied.isdisjoint(parents(path))
-            }
-        files.update((entry.path, entry) for entry in added)
+            elif name != _OPAQUE:
+                _directory(root, path).children.pop(name.removeprefix(_WHITEOUT), None)
+            elif path != "/":
+                # In the root it hides nothing: overlayfs does not look there (Docker 20.10 and 28.5).
+                _directory(root, path).children.clear()
+        for entry in added:
+            _put(root, entry)
+    files: dict[str, Entry] = {}
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        if node.entry:
+            files[node.entry.path] = node.entry
+        todo += reversed(node.children.values())
     return files
+
+
+def _directory(root: _Node, path: str) -> _Node:
+    """Returns the directory at a path; it replaces whatever else is there."""
+    node = root
+    for name in _names(path):
+        node = node.children.setdefault(name, _Node())
+        if node.entry and node.entry.kind is not Kind.DIRECTORY:
+            node.entry = None
+    return node
+
+
+def _put(root: _Node, entry: Entry) -> None:
+    """Adds an entry; a directory keeps what is below it."""
+    directory, name = posixpath.split(entry.path)
+    if entry.kind is Kind.DIRECTORY:
+        _directory(root, entry.path).entry = entry
+    elif name:  # the root is a directory
+        _directory(root, directory).children[name] = _Node(entry)
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name]
 
 
 def resolve(files: Mapping[str, Entry], path: str) -> Entry | None:
     """Returns the entry of a path, following symbolic links; None when there is none."""
+    real = _real_path(files, path)
+    return files.get(real) if real else None
+
+
+def _real_path(files: Mapping[str, Entry], path: str) -> str | None:
+    """Returns the path that a path leads to; None after more symbolic links than Linux follows."""
     links = 0
     done = "/"
-    todo = [part for part in path.split("/") if part]
+    todo = _names(path)
     while todo:
         part = todo.pop(0)
         if part in (".", ".."):
@@ -188,9 +244,9 @@ def resolve(files: Mapping[str, Entry], path: str) -> Entry | None:
             links += 1
             if links > _MAX_LINKS:
                 return None
-            todo = [part for part in entry.target.split("/") if part] + todo
+            todo = _names(entry.target) + todo
             done = "/" if entry.target.startswith("/") else posixpath.dirname(done)
-    return files.get(done)
+    return done
 
 
 class _Pieces(io.RawIOBase):
@@ -217,79 +273,161 @@ def parents(path: str) -> Iterator[str]:
         yield path
 
 
+def _is_document(file: IO[bytes]) -> bool:
+    """Returns whether a file of the archive is JSON and not a layer, whose first file may be called `{`."""
+    begin = file.peek(512)[:512]  # type: ignore[attr-defined]
+    return begin[:1] in (b"{", b"[") and not tar.is_header(begin)
+
+
 def _document(file: IO[bytes]) -> Any:
     """Returns a JSON document of the archive; None when it is not JSON."""
     try:
         return json.loads(file.read(_DOCUMENT_BYTES))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _layer_names(documents: Mapping[str, Any], diff_ids: Sequence[str]) -> list[str]:
     """Returns the archive's names of the layers of the image with these diff ids, lowest first."""
     for image in documents.get("manifest.json") or ():
-        config = documents.get(posixpath.normpath(image["Config"]))
-        if config and config["rootfs"]["diff_ids"] == list(diff_ids):
-            return [posixpath.normpath(name) for name in image["Layers"] or ()]
+        match documents.get(posixpath.normpath(image["Config"])):
+            case {"rootfs": {"diff_ids": [*found]}} if found == list(diff_ids):
+                return [posixpath.normpath(name) for name in image["Layers"] or ()]
     raise EngineError("The engine's archive does not hold the image that was asked for: run the check again.")
 
 
-def _layer(file: IO[bytes] | None, name: str, keep: Collection[str], elf_below: str) -> Iterator[Entry]:
-    entries: dict[str, Entry] = {}
+def _layer(file: IO[bytes], name: str, keep: Collection[str], elf_below: str) -> Layer:
+    reader = _LayerReader(keep, elf_below)
     try:
-        with tarfile.open(fileobj=file, mode="r|*", bufsize=_PIECE) as layer:
-            for member in layer:
-                entry = _entry(layer, member, entries, keep, elf_below)
-                entries[entry.path] = entry
-                yield entry
-    except tarfile.TarError as error:
-        raise EngineError(
-            f"The layer {name} cannot be read ({error}): with zstd compression that takes Python 3.14."
-        ) from error
+        for member, content in tar.members(_decompressed(file, name)):
+            reader.add(member, content)
+    except _UNREADABLE as error:
+        raise EngineError(f"The layer {name} cannot be read ({error}): build the image again.") from error
+    return reader.layer()
 
 
-def _entry(
-    layer: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    entries: Mapping[str, Entry],
-    keep: Collection[str],
-    elf_below: str,
-) -> Entry:
-    path = posixpath.normpath("/" + member.name)
-    bare = Entry(path=path, kind=Kind.OTHER, mode=member.mode & 0o7777, uid=member.uid, gid=member.gid)
-    if member.isdir():
-        return replace(bare, kind=Kind.DIRECTORY)
-    if member.issym():
-        return replace(bare, kind=Kind.SYMLINK, target=member.linkname)
-    if member.islnk():
-        linked = entries.get(posixpath.normpath("/" + member.linkname))
-        return replace(linked, path=path) if linked else replace(bare, target=member.linkname)
-    file = layer.extractfile(member) if member.isreg() else None
-    if file is None:
-        return bare
-    digest = hashlib.sha256()
-    begin = file.read(4)
-    wanted = begin == b"\x7fELF" and path.startswith(elf_below)
-    kept = path in keep and member.size <= _KEPT_FILE_BYTES
-    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
-        piece = begin
-        while piece:
-            digest.update(piece)
-            if wanted or kept:
-                spool.write(piece)
-            piece = file.read(_PIECE)
-        spool.seek(0)
-        return replace(
-            bare,
-            kind=Kind.FILE,
-            size=member.size,
-            digest=digest.hexdigest(),
-            inode=path,
-            is_elf=begin == b"\x7fELF",
-            elf=_elf(spool) if wanted else None,
-            capability=_CAPABILITY in member.pax_headers,
-            content=spool.read() if kept and not wanted else None,
-        )
+def _decompressed(file: IO[bytes], name: str) -> IO[bytes]:
+    begin = file.peek(4)[:4]  # type: ignore[attr-defined]
+    if begin.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if begin != _ZSTD:
+        return file
+    if sys.version_info >= (3, 14):
+        return ZstdFile(file)
+    raise EngineError(f"The layer {name} cannot be read: it is compressed with zstd, and that takes Python 3.14.")
+
+
+class _LayerReader:
+    """The entries of one layer, in the order of its archive."""
+
+    def __init__(self, keep: Collection[str], elf_below: str) -> None:
+        self._keep = keep
+        self._elf_below = elf_below
+        self._entries: list[Entry] = []
+        self._latest: dict[str, Entry] = {}
+        self._directories: dict[str, str] = {}
+        self._links: dict[str, Entry] = {}
+
+    def layer(self) -> Layer:
+        """Returns the entries; the names of a file have the attributes that its last hard link was written with."""
+        return tuple(self._with_attributes(entry) for entry in self._entries)
+
+    def add(self, member: tar.Member, content: Iterator[bytes]) -> None:
+        """Adds a member of the archive.
+
+        Raises:
+            TarError: no engine extracts the member.
+        """
+        entry = self._entry(member, content)
+        before = self._latest.get(entry.path)
+        if before and (before.kind is Kind.DIRECTORY) is not (entry.kind is Kind.DIRECTORY):
+            # Docker 20.10 takes no name twice.
+            raise tar.TarError(f"{entry.path} is a directory and something else")
+        if entry.kind is Kind.SYMLINK:
+            self._directories.clear()
+        self._entries.append(entry)
+        self._latest[entry.path] = entry
+
+    def _entry(self, member: tar.Member, content: Iterator[bytes]) -> Entry:
+        path = self._path(member.name)
+        bare = Entry(path=path, kind=Kind.OTHER, mode=member.mode & 0o7777, uid=member.uid, gid=member.gid)
+        match member.type:
+            case tar.DIRECTORY:
+                return replace(bare, kind=Kind.DIRECTORY)
+            case tar.SYMLINK:
+                return replace(bare, kind=Kind.SYMLINK, target=_within_limit(member.link))
+            case tar.LINK:
+                linked = self._latest.get(self._path(member.link))
+                if linked is None or linked.kind is not Kind.FILE:
+                    return replace(linked, path=path) if linked else replace(bare, target=member.link)
+                owner = replace(linked, mode=bare.mode, uid=bare.uid, gid=bare.gid, capability=member.capability)
+                self._links[linked.inode] = owner
+                return replace(owner, path=path)
+            case tar.FILE:
+                self._links.pop(path, None)
+                return self._file(replace(bare, kind=Kind.FILE, capability=member.capability), member.size, content)
+            case _:
+                return bare
+
+    def _path(self, name: str) -> str:
+        """Returns the canonical path of a name in the archive."""
+        directory, base = posixpath.split(posixpath.normpath(f"/./{_within_limit(name)}"))
+        if directory not in self._directories:
+            real = _real_path(self._latest, directory)
+            if real is None:
+                raise tar.TarError(f"{directory} leads through more than {_MAX_LINKS} symbolic links")
+            self._directories[directory] = real
+        return posixpath.join(self._directories[directory], base)
+
+    def _file(self, bare: Entry, size: int, content: Iterator[bytes]) -> Entry:
+        digest = hashlib.sha256()
+        kept = bare.path in self._keep and size <= _KEPT_FILE_BYTES
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+            begin = b""
+            wanted = False
+            for piece in content:
+                if not begin:
+                    begin = piece[:4]
+                    wanted = begin == _ELF and bare.path.startswith(self._elf_below)
+                digest.update(piece)
+                if wanted or kept:
+                    spool.write(piece)
+            spool.seek(0)
+            return replace(
+                bare,
+                size=size,
+                digest=digest.hexdigest(),
+                inode=bare.path,
+                is_elf=begin == _ELF,
+                elf=_elf(spool) if wanted else None,
+                content=spool.read() if kept and not wanted else None,
+            )
+
+    def _with_attributes(self, entry: Entry) -> Entry:
+        owner = self._links.get(entry.inode) if entry.kind is Kind.FILE else None
+        if owner is None:
+            return entry
+        return replace(entry, mode=owner.mode, uid=owner.uid, gid=owner.gid, capability=owner.capability)
+
+
+def _within_limit(name: str) -> str:
+    if len(name) > _MAX_PATH_BYTES:
+        raise tar.TarError(f"a name has {len(name)} characters, more than Linux takes")
+    return name
+
+
+class _Metered:
+    """A file with a limited number of reads and seeks, so that parsing a malformed ELF file ends."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left = _MAX_ELF_COST
+
+    def __getattr__(self, name: str) -> Any:
+        self._left -= _SEEK_COST if name == "seek" else 1
+        if self._left < 0:
+            raise ValueError("the file is read too often")
+        return getattr(self._file, name)
 
 
 def _elf(file: IO[bytes]) -> Elf | None:
@@ -298,7 +436,7 @@ def _elf(file: IO[bytes]) -> Elf | None:
     paths: dict[str, str] = {}
     program = dynamic = False
     try:
-        elf: Any = ELFFile(file)
+        elf: Any = ELFFile(_Metered(file))  # type: ignore[arg-type]
         for segment in elf.iter_segments():
             kind = segment["p_type"]
             program = program or kind == "PT_INTERP"

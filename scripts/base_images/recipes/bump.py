@@ -10,6 +10,7 @@ from base_images import variants
 from base_images.adapters import programs
 from base_images.errors import SourceError, UsageError
 from base_images.recipes import consumer, mirror
+from base_images.recipes.instructions import read_text
 from base_images.recipes.markdown import bullets, code
 from base_images.recipes.markdown import text as escaped
 from base_images.settings import Pin
@@ -18,7 +19,7 @@ from base_images.settings import Pin
 def pinned_texts(root: Path) -> dict[str, str]:
     """Returns the files of the checkout at `root` that hold the pin, by path: pyproject.toml and the recipes."""
     paths = ["pyproject.toml", *(variants.find(name).dockerfile for name in mirror.our_texts(root))]
-    return {path: (root / path).read_text(encoding="utf-8") for path in paths}
+    return {path: read_text(root / path) for path in paths}
 
 
 def bump(texts: Mapping[str, str], pin: Pin, *, tag: str, commit: str) -> dict[str, str]:

@@ -185,16 +185,19 @@ def load(root: Path = settings.ROOT) -> Consumer:
                 for entry in table["refusals"]
             ),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        consumer.command(alias="", model="", port=1)
+        unpassed = [
+            (refusal.argument, name)
+            for refusal in consumer.refusals
+            for name in refusal.variants
+            if not any(refusal.argument in arguments for _, arguments in consumer.starts(name))
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{path} lacks something, or has it in another form ({error!r}): see git's version."
         ) from error
-    for refusal in consumer.refusals:
-        for name in refusal.variants:
-            if not any(refusal.argument in arguments for _, arguments in consumer.starts(name)):
-                raise UsageError(
-                    f"{path}: {refusal.argument} is refused for {name}, whose Dockerfile does not pass it."
-                )
+    for argument, name in unpassed:
+        raise UsageError(f"{path}: {argument} is refused for {name}, whose Dockerfile does not pass it.")
     return consumer
 
 

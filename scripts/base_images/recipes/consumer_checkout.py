@@ -14,7 +14,7 @@ from base_images.errors import SourceError
 from base_images.recipes import consumer
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.consumer import NAME, Answer, Consumer, Dockerfile, Words
-from base_images.recipes.instructions import instructions, stage_name
+from base_images.recipes.instructions import from_arguments, instructions
 from base_images.recipes.markdown import bullets, code
 from base_images.recipes.markdown import text as escaped
 from base_images.variants import Variant
@@ -97,7 +97,9 @@ def read(path: Path, known: Consumer) -> Checkout:
 def _dockerfile(text: str, name: str) -> Dockerfile:
     facts = recipe_facts.read(text, name)
     stages = [value for instruction, value, _ in instructions(text, name) if instruction == "FROM"]
-    last = stage_name(stages[-1], len(stages) - 1)
+    if not stages:
+        raise SourceError(f"{name} has no FROM.")
+    _, last = from_arguments(stages[-1], len(stages) - 1)
     image, lines, values = "", [], {}
     for fact in (fact for fact in facts if fact.stage == last):
         file, _, setting = fact.name.partition(" ")

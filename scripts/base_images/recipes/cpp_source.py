@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,6 +39,11 @@ class Code:
         """Whether this is a parameter that the header lacks."""
         return re.fullmatch(r"params(\.\w+)+", self.text) is not None
 
+
+_EVALUATIONS = 100_000
+"""Of one file, so that tables that name each other end; llama.cpp b10454 takes 3,000."""
+
+_INTEGER_BITS = 64
 
 Value: TypeAlias = "str | int | float | tuple[Value, ...] | Code"
 
@@ -89,7 +95,11 @@ def children(node: Node | None) -> list[Node]:
 
 def code(node: Node | None) -> str:
     """Returns the source of a node on one line; empty for None."""
-    return " ".join((node.text or b"").decode().split()) if node else ""
+    return " ".join(_decoded(node).split()) if node else ""
+
+
+def _decoded(node: Node) -> str:
+    return (node.text or b"").decode(errors="replace")
 
 
 def part(node: Node, field: str) -> str:
@@ -162,6 +172,17 @@ class Scope:
         }
         self._names = names
         self._assigned: dict[tuple[str, ...], Value] = {}
+        self._evaluations = 0
+
+    def count(self, node: Node) -> None:
+        """Counts an evaluation.
+
+        Raises:
+            RecursionError: there are too many, as in tables that name each other.
+        """
+        self._evaluations += 1
+        if self._evaluations > _EVALUATIONS:
+            raise RecursionError(f"more than {_EVALUATIONS} expressions, the last at line {node.start_point.row + 1}")
 
     def assign(self, assignment: Node) -> None:
         """Sets the initial value of a parameter from an assignment."""
@@ -217,6 +238,7 @@ def _type(declared: Node) -> str:
 
 def value_of(node: Node, scope: Scope) -> Value:
     """Evaluates an expression; returns its `Code` if it cannot be evaluated."""
+    scope.count(node)
     inner = children(node)
     value: Value | None = None
     match node.type:
@@ -269,7 +291,7 @@ def _calculated(sign: str, values: list[Value]) -> Value | None:
             return values[0] == values[1]
         case "/", [int() as left, int() as right] if right:
             return left // right
-        case "*", [int() as left, int() as right]:
+        case "*", [int() as left, int() as right] if (left * right).bit_length() <= _INTEGER_BITS:
             return left * right
         case _:
             return None
@@ -326,8 +348,14 @@ def _truth(value: Value) -> bool | None:
 
 def _piece(node: Node) -> str:
     """Returns a part of a string literal; Python evaluates the escapes as C++ does."""
-    text = (node.text or b"").decode()
-    return str(ast.literal_eval(f'"{text}"')) if node.type == "escape_sequence" else text
+    text = _decoded(node)
+    if node.type != "escape_sequence":
+        return text
+    try:
+        with warnings.catch_warnings(action="error"):
+            return str(ast.literal_eval(f'"{text}"')).encode().decode()
+    except (SyntaxError, ValueError, Warning):
+        return text
 
 
 def _number(text: str) -> Value | None:

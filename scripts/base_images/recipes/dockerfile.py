@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from base_images.errors import SourceError, UsageError
-from base_images.recipes.instructions import assignments, instructions
+from base_images.recipes.instructions import MAX_CHARACTERS, assignments, instructions, located, read_text
 
 BASE_ARGUMENTS = {"web": "WEB_BASE_IMAGE", "build": "BUILD_BASE_IMAGE", "runtime": "RUNTIME_BASE_IMAGE"}
 """The global ARG that names the base image of each role; the same in every recipe."""
@@ -25,23 +25,21 @@ def global_arguments(dockerfile: Path, overrides: Mapping[str, str]) -> dict[str
     is left out.
 
     Raises:
-        SourceError: the file cannot be read, or a default uses an unsupported form of substitution.
+        SourceError: the file cannot be read or parsed, or a default uses an unsupported form of substitution.
     """
-    try:
-        text = dockerfile.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SourceError(f"The recipe {dockerfile} cannot be read: {error.strerror}.") from error
+    text = read_text(dockerfile)
     values: dict[str, str] = {}
-    for instruction, rest, _ in instructions(text, str(dockerfile)):
+    for instruction, rest, line in instructions(text, str(dockerfile)):
         if instruction == "FROM":
             break
         if instruction != "ARG":
             continue
-        for name, default in assignments(rest):
-            if name in overrides:
-                values[name] = overrides[name]
-            elif default is not None:
-                values[name] = _expand(default, values, dockerfile)
+        with located(f"{dockerfile} line {line}"):
+            for name, default in assignments(rest):
+                if name in overrides:
+                    values[name] = overrides[name]
+                elif default is not None:
+                    values[name] = _expand(default, values, dockerfile)
     return values
 
 
@@ -80,9 +78,12 @@ def slim_argument(dockerfile: Path) -> dict[str, str]:
 
 def _expand(default: str, values: Mapping[str, str], dockerfile: Path) -> str:
     try:
-        return Template(default).substitute(values)
+        expanded = Template(default).substitute(values)
     except (KeyError, ValueError) as error:
         raise SourceError(
             f"{dockerfile}: the default {default!r} uses an ARG that is not declared above it, or another form than "
             "$NAME and ${NAME}."
         ) from error
+    if len(expanded) > MAX_CHARACTERS:
+        raise SourceError(f"{dockerfile}: the default {default!r} is longer than {MAX_CHARACTERS} characters.")
+    return expanded

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -76,39 +77,47 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
     for instruction, value, line in syntax.instructions(text, name):
         where = f"{name} line {line}"
         stage = stages[-1] if stages else GLOBAL
-        if instruction == "FROM":
-            stages.append(syntax.stage_name(value, len(stages)))
-            found.append(Fact(stage=stages[-1], kind="from", name="", value=_base(value, arguments)))
-        elif instruction == "RUN":
-            _run(stage, value, where, found, installs)
-        else:
-            found += _facts(stage, instruction, value, where)
-        if instruction == "ARG" and stage == GLOBAL:
-            for key, default in syntax.assignments(value):
-                if default is not None:
-                    expanded, used = _expanded(default, arguments)
-                    arguments[key] = (expanded, used or frozenset({key}))
+        with syntax.located(where):
+            if instruction == "FROM":
+                image, name_of_stage = syntax.from_arguments(value, len(stages))
+                stages.append(name_of_stage)
+                found.append(Fact(stage=name_of_stage, kind="from", name="", value=_base(image, arguments)))
+            elif instruction == "RUN":
+                _run(stage, value, where, found, installs)
+            else:
+                found += _facts(stage, instruction, value, where)
+            if instruction == "ARG" and stage == GLOBAL:
+                for key, default in syntax.assignments(value):
+                    if default is not None:
+                        expanded, used = _expanded(default, arguments)
+                        arguments[key] = (expanded, used or frozenset({key}))
     found += _install_facts(installs)
     subjects = groupby(sorted(found, key=lambda fact: fact.subject), key=lambda fact: fact.subject)
-    return tuple(sorted(_without_other_names([_merged(tuple(facts)) for _, facts in subjects])))
+    return tuple(sorted(_without_other_names([_merged(tuple(facts)) for _, facts in subjects], stages)))
 
 
-def _without_other_names(facts: list[Fact]) -> list[Fact]:
+def _without_other_names(facts: list[Fact], stages: list[str]) -> list[Fact]:
     """Removes the stages that only name a base for other stages, and puts the base in their place.
 
-    With such a name an ARG can choose a stage's base: `FROM image AS a`, `FROM $CHOICE AS b`.
+    With such a name an ARG can choose a stage's base: `FROM image AS a`, `FROM $CHOICE AS b`. FROM knows the stages
+    above it; the same name below it, or its own, is an image.
     """
-    stages = [fact.stage for fact in facts]
-    names = {fact.stage: fact.value for fact in facts if fact.kind == "from" and stages.count(fact.stage) == 1}
-    started = {fact.value.split()[0] for fact in facts if fact.kind == "from"} & names.keys()
-    resolved = []
-    for fact in facts:
-        value = fact.value
-        while fact.kind == "from" and value.split()[0] in names:
-            value = names[value.split()[0]]
-        if fact.stage not in started:
-            resolved.append(replace(fact, value=value))
-    return resolved
+    counts = Counter(fact.stage for fact in facts)
+    bases = {fact.stage: fact.value for fact in facts if fact.kind == "from"}
+    names: dict[str, str] = {}
+    started: set[str] = set()
+    for stage in dict.fromkeys(stages):
+        name = bases[stage].split()[0]
+        if name in names:
+            started.add(name)
+            bases[stage] = names[name]
+        if counts[stage] == 1:
+            names[stage] = bases[stage]
+    return [
+        replace(fact, value=bases[fact.stage]) if fact.kind == "from" else fact
+        for fact in facts
+        if fact.stage not in started
+    ]
 
 
 def _merged(facts: tuple[Fact, ...]) -> Fact:
@@ -121,15 +130,26 @@ def _merged(facts: tuple[Fact, ...]) -> Fact:
 # Instructions.
 
 
-_SETTING = re.compile(r"""([\w.-]+)\s*[:=]\s*("[^"]*"|'[^']*'|.*?)\s*(?:\s#.*)?""")
+_SETTING = re.compile(r"([\w.-]+)\s*[:=]\s*")
+_QUOTED = re.compile(r"""("[^"]*"|'[^']*')(?:\s+#.*|\s*)""")
+
+
+def _setting(line: str) -> tuple[str, str] | None:
+    """Returns the name and the value of `name: value` or `name = value`, without a comment; None for another line."""
+    found = _SETTING.match(line)
+    if not found:
+        return None
+    rest = line[found.end() :]
+    quoted = _QUOTED.fullmatch(rest)
+    return found[1], quoted[1] if quoted else re.split(r"\s#", rest, maxsplit=1)[0].rstrip()
 
 
 def _file(stage: str, path: str, body: str) -> Iterator[Fact]:
     """Yields the lines of a file that a Dockerfile writes; settings, `name: value` or `name = value`, by name."""
     for line in body.split("\n"):
-        setting = _SETTING.fullmatch(line.strip())
+        setting = _setting(line.strip())
         if setting and not syntax.is_blank(line):
-            yield Fact(stage=stage, kind="file", name=f"{path} {setting[1]}", value=setting[2].strip("'\"") or '""')
+            yield Fact(stage=stage, kind="file", name=f"{path} {setting[0]}", value=setting[1].strip("'\"") or '""')
         elif not syntax.is_blank(line):
             yield Fact(stage=stage, kind="file", name=path, value=" ".join(line.split()))
 
@@ -142,11 +162,15 @@ def _expanded(text: str, arguments: _Arguments) -> tuple[str, frozenset[str]]:
     """Replaces every known ARG in `text`; also returns the ARGs that the result depends on."""
     names = [name for name in re.findall(r"\$\{(\w+)\}", text) if name in arguments]
     expanded = re.sub(r"\$\{(\w+)\}", lambda match: arguments.get(match[1], (match[0],))[0], text)
+    if len(expanded) > syntax.MAX_CHARACTERS:
+        raise syntax.MalformedError(f"a value with its ARGs replaced has {len(expanded)} characters")
     return expanded, frozenset().union(*(arguments[name][1] for name in names))
 
 
 def _base(value: str, arguments: _Arguments) -> str:
-    image, used = _expanded(syntax.braced(re.sub(r"\s+AS\s+\S+$", "", value, flags=re.IGNORECASE)), arguments)
+    image, used = _expanded(syntax.braced(value), arguments)
+    if not image.strip():
+        raise syntax.MalformedError("FROM names no image")
     return f"{image} by {' '.join(sorted(used))}" if used else image
 
 
@@ -200,6 +224,8 @@ def _copies(stage: str, kind: str, value: str) -> Iterator[Fact]:
     origin = "".join(f"{option.lower()} " for option in options if option.startswith("--from="))
     others = "".join(f" {option}" for option in sorted(options) if not option.startswith("--from="))
     *sources, target = syntax.exec_form(rest) or syntax.split_words(rest)
+    if not sources:
+        raise syntax.MalformedError(f"{kind.upper()} names no source or no target")
     for end, body in bodies:
         yield from _file(stage, posixpath.join(target, end) if target.endswith("/") else target, body)
     for source in sources:

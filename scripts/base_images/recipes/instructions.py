@@ -9,7 +9,9 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
+from pathlib import Path
 
 from dockerfile_parse.parser import DockerfileParser
 
@@ -20,16 +22,67 @@ _INSTRUCTION = re.compile(
     "|WORKDIR"
 )
 
+MAX_CHARACTERS = 64 << 10
+"""Of a Dockerfile, and of a value with its ARGs replaced; upstream's largest Dockerfile has 7,000."""
+
+_SHOWN = 60
+
+
+class MalformedError(ValueError):
+    """An instruction that BuildKit refuses; `located` names its file and line."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Names the file and line of an instruction in the errors of its parts.
+
+    Raises:
+        SourceError: the instruction is malformed.
+    """
+    try:
+        yield
+    except MalformedError as error:
+        raise SourceError(f"{where}: {error}.") from error
+    except RecursionError as error:
+        raise SourceError(f"{where} is nested too deeply to be read here.") from error
+
+
+def decoded(content: bytes, name: str) -> str:
+    """Returns the text of a file that is called `name` in errors.
+
+    Raises:
+        SourceError: it is not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SourceError(f"{name} line {line} is not UTF-8: save the file in that encoding.") from error
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        SourceError: it cannot be read or is not UTF-8.
+    """
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
+
 
 def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
     """Yields each instruction of a Dockerfile with its arguments, continuation lines joined, and its line number.
 
     Raises:
-        SourceError: a line is not a known instruction; the error calls the file `name`.
+        SourceError: a line is not a known instruction, or the text is too long; the error calls the file `name`.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise SourceError(f"{name} has {len(text)} characters, more than are read here: is it a Dockerfile?")
     kept, heredocs = _without_heredocs(text.splitlines())
     # A blank line ends a continued instruction for dockerfile-parse, but not for BuildKit; a comment does for neither.
-    lines = "".join(f"{line if line.strip() else '#'}\n" for line in kept)
+    lines = "".join(f"{line if line.strip() else '#'}\n" for line in _completed(kept))
     parser = DockerfileParser(fileobj=io.BytesIO(lines.encode()))  # type: ignore[no-untyped-call]
     for entry in parser.structure:
         instruction, value = entry["instruction"], entry["value"].strip()
@@ -39,6 +92,14 @@ def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
         if not _INSTRUCTION.fullmatch(instruction):
             raise SourceError(f"{name} line {line}: {instruction} is not a Dockerfile instruction that is read here.")
         yield instruction, value + heredocs.get(entry["endline"], ""), line
+
+
+def _completed(lines: list[str]) -> list[str]:
+    """Returns the lines with the end of the file as the end of its last instruction: dockerfile-parse would drop it."""
+    last = next((number for number in reversed(range(len(lines))) if not is_blank(lines[number])), None)
+    if last is None or not lines[last].rstrip().endswith("\\"):
+        return lines
+    return [*lines[:last], lines[last].rstrip().rstrip("\\"), *lines[last + 1 :]]
 
 
 _HEREDOC = re.compile(r"""(?<![<\w])<<(?P<tabs>-?)\s*(?P<quote>['"]?)(?P<end>[A-Za-z_]\w*)(?P=quote)""")
@@ -52,6 +113,7 @@ def _without_heredocs(lines: list[str]) -> tuple[list[str], dict[int, str]]:
     """
     kept = list(lines)
     heredocs: dict[int, str] = {}
+    last_at = {form: number for number, line in enumerate(lines) for form in (line, line.lstrip("\t"))}
     number = 0
     while number < len(lines):
         first, last = number, number
@@ -63,6 +125,8 @@ def _without_heredocs(lines: list[str]) -> tuple[list[str], dict[int, str]]:
         if not _HEREDOC_INSTRUCTION.match(lines[first]):
             continue
         for marker in _HEREDOC.finditer("\n".join(line for line in lines[first : last + 1] if not is_blank(line))):
+            if last_at.get(marker["end"], -1) < number:
+                continue
             ends = (line.lstrip("\t") if marker["tabs"] else line for line in lines[number:])
             number += next((count for count, line in enumerate(ends, start=1) if line == marker["end"]), 0)
         if number > last + 1:
@@ -94,10 +158,12 @@ def run_script(value: str) -> str:
     return value
 
 
-def stage_name(value: str, number: int) -> str:
-    """Returns the name of the stage that a FROM begins, given the FROM's arguments; else the stage's number from 0."""
-    match = re.search(r"\s+AS\s+(\S+)$", value, re.IGNORECASE)
-    return match[1].lower() if match else str(number)
+def from_arguments(value: str, number: int) -> tuple[str, str]:
+    """Returns the image of a FROM with its options, and the name of the stage; without one its number from 0."""
+    words = value.split()
+    if len(words) > 2 and words[-2].upper() == "AS":  # noqa: PLR2004 - the image, AS and the name
+        return " ".join(words[:-2]), words[-1].lower()
+    return " ".join(words), str(number)
 
 
 def leading_options(value: str) -> tuple[list[str], str]:
@@ -110,12 +176,20 @@ def leading_options(value: str) -> tuple[list[str], str]:
 
 
 def exec_form(value: str) -> list[str]:
-    """Parses the exec form, a JSON list; empty for the shell form, which may begin with `[` as well."""
+    """Parses the exec form, a JSON list; empty for the shell form, which may begin with `[` as well.
+
+    Raises:
+        MalformedError: it is a list of something else than strings.
+    """
     try:
         words = json.loads(value)
-    except json.JSONDecodeError:
+    except ValueError:
         return []
-    return words if isinstance(words, list) else []
+    if not isinstance(words, list):
+        return []
+    if not all(isinstance(word, str) for word in words):
+        raise MalformedError(f"the list {_short(value)} has something else than strings in it")
+    return words
 
 
 def assignments(value: str, *, old_form: bool = False) -> Iterator[tuple[str, str | None]]:
@@ -124,8 +198,13 @@ def assignments(value: str, *, old_form: bool = False) -> Iterator[tuple[str, st
     Args:
         value: the instruction's arguments.
         old_form: whether `NAME any text` is one name with a value, as in ENV and LABEL; in ARG it is three names.
+
+    Raises:
+        MalformedError: as `split_words`, or there is no name.
     """
     words = list(split_words(value))
+    if not words[0]:
+        raise MalformedError("a name is missing")
     if old_form and "=" not in words[0] and len(words) > 1 and "=" not in words[1]:
         name, rest = value.split(maxsplit=1)
         yield name, braced(rest)
@@ -142,13 +221,13 @@ def split_words(value: str) -> Iterator[str]:
     """Splits an instruction into words as BuildKit's lexer does: without globbing or splitting of variables.
 
     Raises:
-        SourceError: a quote or an escape is not complete.
+        MalformedError: a quote or an escape is not complete.
     """
     word, end = "", 0
     for part in _WORD_PART.finditer(value):
         if between := value[end : part.start()]:
             if not between.isspace():
-                raise SourceError(f"A quote is opened and not closed, or nothing follows a backslash, in {value!r}.")
+                raise _incomplete(value)
             yield word
             word = ""
         end = part.end()
@@ -160,8 +239,16 @@ def split_words(value: str) -> Iterator[str]:
         else:
             word += braced(part["plain"])
     if value[end:].strip():
-        raise SourceError(f"A quote is opened and not closed, or nothing follows a backslash, in {value!r}.")
+        raise _incomplete(value)
     yield word
+
+
+def _incomplete(value: str) -> MalformedError:
+    return MalformedError(f"a quote is opened and not closed, or nothing follows a backslash, in {_short(value)}")
+
+
+def _short(value: str) -> str:
+    return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…")
 
 
 def braced(text: str) -> str:

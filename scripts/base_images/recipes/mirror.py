@@ -24,6 +24,7 @@ from base_images.errors import SourceError, UsageError
 from base_images.recipes import argument_changes, dockerfile, server_arguments
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.facts import Fact
+from base_images.recipes.instructions import read_text
 
 DIFFERENCES = "dockerfiles/differences.toml"
 """The records of intended differences, relative to the checkout."""
@@ -210,12 +211,12 @@ def argument_source(clone: Path, ref: str, name: str = "") -> argument_changes.S
 def our_texts(root: Path) -> dict[str, str]:
     """Returns the recipes of the checkout at `root` by variant."""
     recipes = {variant.name: root / variant.dockerfile for variant in variants.VARIANTS}
-    return {name: path.read_text(encoding="utf-8") for name, path in recipes.items() if path.is_file()}
+    return {name: read_text(path) for name, path in recipes.items() if path.is_file()}
 
 
 def _texts_of_directory(directory: Path) -> dict[str, str]:
-    files = sorted(directory.glob(f"*{_SUFFIX}"))
-    return {file.name.removesuffix(_SUFFIX): file.read_text(encoding="utf-8") for file in files}
+    files = sorted(file for file in directory.glob(f"*{_SUFFIX}") if file.is_file())
+    return {file.name.removesuffix(_SUFFIX): read_text(file) for file in files}
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
@@ -236,7 +237,7 @@ def load_records(path: Path) -> tuple[Record, ...]:
     for variant, groups in settings.read_toml(path).items():
         if variant != ALL:
             variants.find(variant)
-        for group in groups:
+        for group in groups if isinstance(groups, list) else [None]:
             match group:
                 case {"reason": str(reason), "keys": [*keys], **others} if reason.strip() and keys and not others:
                     records += [Record(variant=variant, key=str(key), reason=reason.strip()) for key in keys]

@@ -105,6 +105,15 @@ def read(arg_cpp: str, common_h: str) -> tuple[Argument, ...]:
     Raises:
         SourceError: the source differs from the known form; the error names the line.
     """
+    try:
+        return _read(arg_cpp, common_h)
+    except RecursionError as error:
+        raise SourceError(
+            f"{ARGUMENTS} or {DEFAULTS} is nested too deeply, or refers to itself, to be read here ({error})."
+        ) from error
+
+
+def _read(arg_cpp: str, common_h: str) -> tuple[Argument, ...]:
     header = cpp_source.parse(common_h)
     scope = Scope(cpp_source.parse(arg_cpp), header, names={"ex": _SERVER})
     body = scope.functions.get(_INIT)

@@ -90,7 +90,7 @@ def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator
         yield from _if(command, source, when)
     elif kind == "CaseClause":
         word = _word(command["Word"], source)
-        for item in command["Items"]:
+        for item in command.get("Items", []):
             patterns = "|".join(_word(pattern, source) for pattern in item["Patterns"])
             yield from _commands(item.get("Stmts", []), source, (*when, f"case {word} is {patterns}"))
     elif kind == "Block":
@@ -126,7 +126,7 @@ def _simple(command: Any, source: bytes, when: tuple[str, ...]) -> Command:
     assigned = command.get("Assigns", [])
     if command["Type"] == "DeclClause":
         words, assigned = [command["Variant"]["Value"]], command.get("Args", [])
-        plain = words == ["export"] and assigned and all(assignment.get("Value") for assignment in assigned)
+        plain = words == ["export"] and assigned and all({"Name", "Value"} <= each.keys() for each in assigned)
     else:
         words = [_word(word, source) for word in command.get("Args", ())]
         plain = True

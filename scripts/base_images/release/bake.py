@@ -8,7 +8,7 @@ from pathlib import Path
 from base_images import versions
 from base_images.adapters import buildkit
 from base_images.adapters.registry import Repository
-from base_images.build import bakefile, local
+from base_images.build import bakefile, context, local
 from base_images.build.inputs import Source
 from base_images.errors import UsageError
 from base_images.release import publish
@@ -63,6 +63,7 @@ def bake(
         return
     tree = source()
     bakefile.require_own_source(tree.path, root)
+    context.require_only(tree.files, root=root, source=tree.path)
     plans = local.preview(variant, missing, settings=settings, root=root, source=tree)
     if repository and any(plan.version != str(version) for plan in plans):
         raise UsageError(f"{tree.path} is not the pin as it was fetched, and only that is published: move it away.")

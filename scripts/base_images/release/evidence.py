@@ -11,6 +11,7 @@ A report counts for the image that it names alone: by digest, platform, variant,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from base_images import variants
 from base_images.adapters import files
 from base_images.adapters.engine import Image
 from base_images.adapters.manifest import OCI_MANIFEST, Manifest, OddDocumentError, parse_object
@@ -105,18 +107,19 @@ class Attached:
 
 
 def of_contract(image: Image, repository: str, report: ContractReport) -> Evidence | None:
-    """Returns a contract report as evidence; None for an image that the registry does not have."""
+    """Returns a contract report as evidence; None for an image that the registry does not have, or of no variant."""
     return _of(image, repository, Kind.CONTRACT, ok=report.ok, report=report.as_dict())
 
 
 def of_smoke(image: Image, repository: str, report: SmokeReport) -> Evidence | None:
-    """Returns a smoke report as evidence; None for an image that the registry does not have."""
+    """Returns a smoke report as evidence; None for an image that the registry does not have, or of no variant."""
     return _of(image, repository, KIND_OF_DEVICE[report.device], ok=report.ok, report=report.as_dict())
 
 
 def _of(image: Image, repository: str, kind: Kind, *, ok: bool, report: Mapping[str, Any]) -> Evidence | None:
     subject = next((name for name in image.repo_digests if name.partition("@")[0] == repository), None)
-    if subject is None:
+    is_known = image.labels.get(Label.VARIANT, "") in {variant.name for variant in variants.VARIANTS}
+    if subject is None or not is_known or variants.Platform.of_architecture(image.architecture) is None:
         return None
     return Evidence(
         kind=kind,
@@ -135,10 +138,13 @@ def write(evidence: Evidence, directory: Path) -> Path:
     """Writes `<kind>-<variant>-<architecture>.evidence.json` and returns its path.
 
     Raises:
-        UsageError: the directory cannot be written.
+        UsageError: the directory cannot be written, or the image's own words would name a file elsewhere.
     """
     architecture = evidence.platform.rpartition("/")[2]
-    path = directory / f"{evidence.kind}-{evidence.variant}-{architecture}{FILE_SUFFIX}"
+    name = f"{evidence.kind}-{evidence.variant}-{architecture}{FILE_SUFFIX}"
+    if not re.fullmatch(r"[a-z0-9_.-]+", name):
+        raise UsageError(f"{name!r} cannot be a file's name: the image's variant or architecture is malformed.")
+    path = directory / name
     files.write_json(path, asdict(evidence))
     return path
 

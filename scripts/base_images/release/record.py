@@ -229,7 +229,7 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
         text = repository.texts(clone, commit, "pyproject.toml")["pyproject.toml"]
         pin = tomllib.loads(text)["tool"]["base-images"]["llama-cpp"]
         return LlamaCpp(repository=pin["repository"], tag=pin["tag"], commit=pin["commit"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RepositoryError(
             f"pyproject.toml at {commit[:9]} has no llama.cpp pin ({error}): it is not a release of base images."
         ) from error

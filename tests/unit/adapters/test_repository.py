@@ -22,6 +22,12 @@ def checkout(tmp_path: Path) -> Iterator[git.Repo]:
         yield made
 
 
+def test_a_commit_of_the_year_36812_is_an_error(checkout: git.Repo) -> None:
+    commit(checkout, "late", "@1099511627776 +0000")
+    with pytest.raises(RepositoryError, match="is dated 1099511627776 seconds after 1970, which the two digits"):
+        repository.head(checkout.git)
+
+
 def test_head(checkout: git.Repo) -> None:
     head = repository.head(checkout.git)
     assert head.commit == checkout.head.commit.hexsha

@@ -9,6 +9,7 @@ import pytest
 
 from base_images import settings
 from base_images.build import context
+from base_images.errors import UsageError
 
 
 @pytest.fixture
@@ -55,6 +56,54 @@ def test_the_context_is_recipes_and_source_only(root: Path, source: Path) -> Non
     assert files["dockerfiles/cpu.Dockerfile"].mode == 0o644
     assert files["llama.cpp/link"].linkname == "run.sh"
     assert {member.uid for member in files.values()} == {0}
+
+
+SECRETS = (
+    ".git/config",
+    ".env",
+    ".env.local",
+    ".netrc",
+    ".git-credentials",
+    ".ssh/config",
+    ".aws/credentials",
+    "id_rsa",
+)
+
+
+@pytest.mark.parametrize("directory", ["", "tools/", "a/b/c/"])
+def test_secrets_are_not_in_the_context(root: Path, source: Path, directory: str) -> None:
+    for name in (*SECRETS, ".env.example"):
+        (source / directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / directory / name).write_text("secret")
+    with tarfile.open(fileobj=io.BytesIO(written(root, source))) as archive:
+        names = archive.getnames()
+    assert not [name for name in names if name.endswith(SECRETS)]
+    assert f"llama.cpp/{directory}.env.example" in names
+
+
+def test_of_a_checkout_only_its_files_are_in_the_context(root: Path, source: Path) -> None:
+    files = frozenset({"link", "tools/server/main.cpp", "models/big.gguf"})
+    stream = io.BytesIO()
+    context.write(stream, root=root, source=source, files=files)
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as archive:
+        names = set(archive.getnames())
+    below = {
+        "llama.cpp",
+        "llama.cpp/link",
+        "llama.cpp/tools",
+        "llama.cpp/tools/server",
+        "llama.cpp/tools/server/main.cpp",
+    }
+    assert names == {"dockerfiles", "dockerfiles/cpu.Dockerfile", *below}
+
+
+def test_a_builder_that_reads_the_directory_must_not_get_other_files(root: Path, source: Path) -> None:
+    files = frozenset({"link", "tools/server/main.cpp"})
+    with pytest.raises(UsageError, match=r"git ignores llama\.cpp/run\.sh, and bake would send it"):
+        context.require_only(files, root=root, source=source)
+    context.require_only(files | {"run.sh"}, root=root, source=source)
+    context.require_only(None, root=root, source=source)
 
 
 def test_the_same_content_gives_the_same_bytes(root: Path, source: Path) -> None:

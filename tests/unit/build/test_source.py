@@ -547,3 +547,74 @@ def test_the_digest_covers_names_content_and_the_executable_bit(tmp_path: Path) 
         change()
         digests.add(tree_digest(tree))
         assert len(digests) == number
+
+
+# A checkout that somebody else made.
+
+
+def test_a_checkout_runs_no_program_of_its_configuration(pin: Pin, upstream: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran-$1\ncat\n", encoding="utf-8")
+    program.chmod(0o755)
+    for setting in ("fsmonitor", "sshCommand", "pager", "editor"):
+        git(upstream, "config", f"core.{setting}", f"{program} {setting}")
+    for setting in ("clean", "smudge"):
+        git(upstream, "config", f"filter.x=y.{setting}", f"{program} {setting}")
+    git(upstream, "config", "diff.external", f"{program} diff")
+    git(upstream, "config", "core.hooksPath", str(tmp_path / "hooks"))
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "post-index-change").symlink_to(program)
+    (upstream / ".git/info/attributes").write_text("* filter=x=y\n", encoding="utf-8")
+    os.utime(upstream / "tools/server/server.cpp", (1, 1))
+
+    assert not given(pin, upstream).dirty
+    assert not list(tmp_path.glob("ran-*"))
+
+
+def test_a_work_tree_elsewhere_is_not_the_one_that_is_looked_at(pin: Pin, upstream: Path, tmp_path: Path) -> None:
+    shutil.copytree(upstream, tmp_path / "clean")
+    git(upstream, "config", "core.worktree", str(tmp_path / "clean"))
+    assert not given(pin, upstream).dirty
+    (upstream / "tools/server/server.cpp").write_text("changed", encoding="utf-8")
+    assert given(pin, upstream).dirty
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_a_change_that_git_is_told_to_overlook_is_one(pin: Pin, upstream: Path, flag: str) -> None:
+    git(upstream, "update-index", flag, "tools/server/server.cpp")
+    (upstream / "tools/server/server.cpp").write_text("changed", encoding="utf-8")
+    assert given(pin, upstream).dirty
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: (tree / "new").write_text("new"),
+        lambda tree: (tree / "build.sh").chmod(0o644),
+        lambda tree: (tree / "build.sh").unlink(),
+        lambda tree: git(tree, "rm", "--quiet", "--cached", "build.sh"),
+    ],
+    ids=["new", "mode", "gone", "staged"],
+)
+def test_any_other_difference_from_the_commit_is_a_change(
+    pin: Pin, upstream: Path, change: Callable[[Path], object]
+) -> None:
+    assert not given(pin, upstream).dirty
+    change(upstream)
+    (upstream / ".git/info/exclude").write_text("/build.sh\n", encoding="utf-8")
+    assert given(pin, upstream).dirty
+
+
+def test_what_git_ignores_is_not_built(pin: Pin, upstream: Path) -> None:
+    before = given(pin, upstream)
+    (upstream / ".git/info/exclude").write_text("*.key\n", encoding="utf-8")
+    (upstream / "tools/my.key").write_text("secret", encoding="utf-8")
+    after = given(pin, upstream)
+    assert after == before
+    assert after.files == frozenset(FILES)
+
+
+def test_a_named_pipe_in_a_tree_is_not_read(pin: Pin, root: Path) -> None:
+    tree = managed(pin, root).path
+    os.mkfifo(tree / "pipe")
+    assert not given(pin, tree).dirty

@@ -362,6 +362,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (10, "Setuid .*: /usr/bin/x", lambda: adding(file("/usr/bin/x", mode=0o4755))),
     (10, "Setuid .*: /usr/bin/su", lambda: adding(file("/usr/bin/su", mode=0o6755))),
     (10, "File capabilities .*: /usr/bin/ping", lambda: adding(replace(file("/usr/bin/ping"), capability=True))),
+    (10, r"Setuid .*: /usr/bin/caf\\xe9", lambda: adding(file("/usr/bin/caf\udce9", mode=0o4755))),
     (10, "Files that everyone may write: /etc/x", lambda: adding(file("/etc/x", mode=0o666))),
     (10, "Directories .*: /var/x", lambda: adding(directory("/var/x", 0o777))),
     (11, "did not start to listen, exit code 127: boom", lambda: started(ready=False, exit_code=127, log="a\nboom\n")),

@@ -1,54 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
-import io
 import json
+import posixpath
 import struct
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from base_images.contract import layers as archive
 from base_images.contract.layers import Entry, Kind
 from base_images.errors import EngineError
-
-Member = tuple[tarfile.TarInfo, bytes]
-
-
-def member(
-    name: str,
-    content: bytes = b"",
-    *,
-    kind: bytes = tarfile.REGTYPE,
-    link: str = "",
-    mode: int = 0o644,
-    uid: int = 0,
-    pax: Mapping[str, str] | None = None,
-) -> Member:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.mode, info.uid, info.size = kind, link, mode, uid, len(content)
-    info.pax_headers = dict(pax or {})
-    return info, content
-
-
-def directory(name: str, mode: int = 0o755) -> Member:
-    return member(name, kind=tarfile.DIRTYPE, mode=mode)
-
-
-def tar(*members: Member) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as file:
-        for info, content in members:
-            file.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def manifest(config: str, layers: Sequence[str], diff_ids: Sequence[str]) -> tuple[Member, Member]:
-    return (
-        member(config, json.dumps({"rootfs": {"diff_ids": list(diff_ids)}}).encode()),
-        member("manifest.json", json.dumps([{"Config": config, "Layers": list(layers)}]).encode()),
-    )
+from tests.support import mutations, odd_layers
+from tests.support.archives import END, directory, hard_link, header, manifest, member, records, symlink, tar
 
 
 def docker_archive(*layers: bytes) -> bytes:
@@ -131,7 +96,7 @@ def test_a_repeated_layer_that_docker_stores_as_a_link() -> None:
     ids = ["sha256:0", "sha256:0"]
     data = tar(
         member("one/layer.tar", tar(member("a", b"1"))),
-        member("two/layer.tar", kind=tarfile.SYMTYPE, link="../one/layer.tar"),
+        symlink("two/layer.tar", "../one/layer.tar"),
         *manifest("config.json", ["one/layer.tar", "two/layer.tar"], ids),
     )
     assert [[entry.path for entry in layer] for layer in archive.read(pieces(data), diff_ids=ids)] == [["/a"], ["/a"]]
@@ -142,7 +107,7 @@ def test_an_empty_layer() -> None:
 
 
 def test_a_hard_link_shares_its_content_and_stores_nothing() -> None:
-    (layer,) = read(tar(member("a", b"abc"), member("b", kind=tarfile.LNKTYPE, link="a")))
+    (layer,) = read(tar(member("a", b"abc"), hard_link("b", "a")))
     assert (layer[1].kind, layer[1].size, layer[1].digest) == (Kind.FILE, 3, layer[0].digest)
     assert layer[1].inode == layer[0].inode == "/a"
     assert (layer[0].stored, layer[1].stored) == (3, 0)
@@ -207,19 +172,16 @@ def test_a_file_replaces_a_directory() -> None:
 
 
 def test_resolve_follows_links() -> None:
-    def link(name: str, target: str) -> Member:
-        return member(name, kind=tarfile.SYMTYPE, link=target)
-
     files = merged(
         tar(
             directory("usr"),
             directory("usr/bin"),
             member("usr/bin/dash", b"1"),
-            link("usr/bin/sh", "dash"),
-            link("bin", "usr/bin"),
-            link("etc-sh", "/bin/../bin/sh"),
-            link("loop", "loop"),
-            link("nowhere", "/no/where"),
+            symlink("usr/bin/sh", "dash"),
+            symlink("bin", "usr/bin"),
+            symlink("etc-sh", "/bin/../bin/sh"),
+            symlink("loop", "loop"),
+            symlink("nowhere", "/no/where"),
         )
     )
     for path in ("/bin/sh", "/etc-sh", "/usr/bin/dash", "/usr/../bin/./sh"):
@@ -228,6 +190,84 @@ def test_resolve_follows_links() -> None:
         assert found.path == "/usr/bin/dash"
     assert archive.resolve(files, "/loop") is None
     assert archive.resolve(files, "/nowhere") is None
+
+
+@pytest.mark.parametrize("name", odd_layers.LAYERS)
+def test_odd_names_are_read_as_engines_extract_them(name: str) -> None:
+    entries = merged(odd_layers.BASE, odd_layers.LAYERS[name][0])
+    found = {
+        path: f"-> {entry.target}" if entry.kind is Kind.SYMLINK else f"{entry.mode:o}"
+        for path, entry in entries.items()
+        if entry.kind is not Kind.DIRECTORY
+    }
+    assert found == odd_layers.files(name)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (header(b"a", b"1", checksum=b"%06o1 ") + header(b"gcc", b"1") + END, "checksum is wrong"),
+        (header(b"a", b"1") + bytes(512) + header(b"gcc", b"1") + END, "a header is empty"),
+        (header(b"a", b"1" * 600)[:700], "ends within a file"),
+        (header(b"a", b"1") + header(b"b")[:300], "ends within a header"),
+        (header(b"a", b"1", size=b"0000000000x\0") + END, "a number is malformed"),
+        (header(b"a", b"1", size=b"\xff" * 12) + END, "a number is negative"),
+        (records(("size", b"-1")) + header(b"a", b"1") + END, "a number is malformed"),
+        (records(("path", b"gcc\0x")) + header(b"a", b"1") + END, "a name has a null byte"),
+        (header(b"x", b"+17 path=bin/gcc\n", kind=b"x") + header(b"a", b"1") + END, "header is malformed"),
+        (header(b"x", b"99 path=bin/gcc\n", kind=b"x") + header(b"a", b"1") + END, "header is malformed"),
+        (header(b"x", b"x" * (2 << 20), kind=b"x") + END, "larger than 1 MiB"),
+        (records(("GNU.sparse.name", b"decoy")) + header(b"gcc", b"1") + END, "stored as sparse"),
+        (header(b"gcc", b"1", magic=b"ustar  \0", prefix=b"14763520000") + END, "access times"),
+        (header(b"gcc", b"1", kind=b"S") + END, "has the type 'S'"),
+        (tar(symlink("s", "t"), symlink("t", "s"), member("s/x")), "/s leads through more than 40 symbolic links"),
+        (tar(member("a/" * 2100)), "a name has 420"),
+        (tar(directory("d"), member("d/x"), member("d", b"1")), "/d is a directory and something else"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_layer_that_engines_refuse_or_read_differently_is_an_error(layer: bytes, reason: str) -> None:
+    with pytest.raises(EngineError, match=f"The layer 0/layer.tar cannot be read.*{reason}"):
+        read(layer)
+
+
+def test_a_layer_of_several_gzip_members_is_read_to_its_end() -> None:
+    first, second = header(b"a", b"1"), header(b"usr/bin/gcc", b"1") + END
+    assert set(merged(gzip.compress(first) + gzip.compress(second))) == {"/a", "/usr/bin/gcc"}
+
+
+@pytest.mark.parametrize("config", [{}, {"rootfs": None}, {"rootfs": {"diff_ids": 5}}, [], [[[]]], "x", None])
+def test_an_odd_configuration_is_an_error(config: object) -> None:
+    stored = [member("c", json.dumps(config).encode()), member("0/layer.tar", tar(member("a")))]
+    data = tar(*stored, member("manifest.json", json.dumps([{"Config": "c", "Layers": ["0/layer.tar"]}]).encode()))
+    with pytest.raises(EngineError, match="does not hold the image"):
+        archive.read(pieces(data), diff_ids=["sha256:0"])
+
+
+def test_deeply_nested_json_beside_the_layers_is_ignored() -> None:
+    stored = [member("deep", b"[" * 100_000), member("0/layer.tar", tar(member("a")))]
+    data = tar(*stored, *manifest("config.json", ["0/layer.tar"], ["sha256:0"]))
+    (layer,) = archive.read(pieces(data), diff_ids=["sha256:0"])
+    assert [entry.path for entry in layer] == ["/a"]
+
+
+def test_an_elf_file_with_65534_tables_is_damaged() -> None:
+    library = bytearray(elf(needed=["x"] * 1000))
+    library[32:40] = struct.pack("<Q", len(library))
+    library[56:58] = struct.pack("<H", 0xFFFE)
+    load, dynamic = library[64:120], library[120:176]
+    (layer,) = read(tar(member("app/lib.so", bytes(library + load + dynamic * 0xFFFD))))
+    assert (layer[0].is_elf, layer[0].elf) == (True, None)
+
+
+def test_mutated_layers_and_images_end_with_a_result_or_an_error() -> None:
+    layers = [layer for layer, _ in odd_layers.LAYERS.values()]
+    archives = [docker_archive(odd_layers.BASE, layer) for layer in mutations.of_bytes(layers, 300)]
+    archives += mutations.of_bytes([docker_archive(odd_layers.BASE, layer) for layer in layers], 300)
+    for data in archives:
+        with contextlib.suppress(EngineError):
+            files = archive.merge(archive.read(pieces(data), diff_ids=["sha256:0", "sha256:1"]))
+            assert all(path == posixpath.normpath(path) and path.startswith("/") for path in files)
 
 
 @pytest.mark.parametrize(

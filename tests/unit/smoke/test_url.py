@@ -115,7 +115,7 @@ def test_neither_a_redirect_nor_a_script_leads_to_another_host() -> None:
     with serving(like_llama_server) as (elsewhere, others):
 
         def redirects(path: str, headers: Any) -> tuple[int, dict[str, str], bytes]:
-            if path in ("/", "/health", "/v1/models"):
+            if path in ("/", "/health", "/v1/models", "/tokenize"):
                 code, headers, body = like_llama_server(path, headers)
                 return code, headers, body.replace(b"http://localhost:1", elsewhere.encode())
             return 307, {"Location": f"{elsewhere}{path}"}, b""
