@@ -133,9 +133,7 @@ def _client(target: Target) -> Iterator[openai.OpenAI]:
             api_key=target.key or "none",  # required by the client, also where the server needs none
             timeout=target.patience,
             max_retries=0,
-            # A router closes its connections without saying so (b10454): one in four second requests on one fails.
-            default_headers=None if target.ours else {"Connection": "close"},
-            http_client=openai.DefaultHttpxClient(transport=_Transport(target.patience), follow_redirects=False),
+            http_client=openai.DefaultHttpxClient(transport=_Transport(target.patience)),
         ) as client:
             yield client
     except openai.OpenAIError as error:
@@ -143,7 +141,10 @@ def _client(target: Target) -> Iterator[openai.OpenAI]:
 
 
 class _Transport(httpx2.BaseTransport):
-    """Sends the client's requests with the limits of the other checks, which httpx2 does not have."""
+    """Sends the client's requests with the limits of the other checks, which httpx2 does not have.
+
+    Each on a connection of its own: a router (b10454) closes its connections without saying so.
+    """
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
@@ -160,6 +161,7 @@ class _Transport(httpx2.BaseTransport):
                 headers=dict(request.headers),
                 data=request.read(),
                 timeout=(CONNECT_SECONDS, self._patience),
+                allow_redirects=False,
             )
         kind = {"Content-Type": answer.headers.get("Content-Type", "")}
         return httpx2.Response(answer.status_code, headers=kind, content=answer.content)

@@ -233,7 +233,7 @@ def test_neither_a_hook_nor_the_user_s_settings_change_an_answer(checkout: git.R
         expected = answers(checkout)
     assert expected["changes"] == ("Gerät", "first", "moved", "sub/")
     assert answers(checkout) == expected
-    assert expected["subjects"] == repository.Commits(count=3, subjects=("zwölf", "Gerät", "first"))
+    assert expected["subjects"] == repository.Commits(count=3, subjects=("Add zwölf", "Add Gerät", "Add first"))
     assert Path(checkout.git_dir, "index").read_bytes() == index
 
 

@@ -41,7 +41,7 @@ def test_the_speeds_of_device_and_cpu_are_printed_with_their_ratio(capsys: pytes
         {"PYTHONIOENCODING": "ascii"},
         {"PYTHONIOENCODING": "latin-1:strict"},
         {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "utf-8"},  # which has no character for a byte of a file's name
+        {"PYTHONIOENCODING": "utf-8"},
     ],
 )
 def test_characters_that_the_output_lacks_do_not_end_a_command(environment: dict[str, str]) -> None:
@@ -65,4 +65,4 @@ views.complain("\u2502 \udcff")
     )
     assert done.returncode == 0, done.stderr
     assert "cached  RUN xxx" in done.stdout
-    assert done.stderr.endswith("?\n")
+    assert done.stderr.endswith(("?\n", "\ufffd\n"))
