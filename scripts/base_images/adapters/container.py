@@ -26,6 +26,15 @@ from base_images.adapters.tunnel import STDOUT, Tunnel, frames
 from base_images.errors import EngineError
 from base_images.labels import OWNER, RESOURCE
 
+LOG_BYTES = 16 << 20
+"""Of a container's log, and of the output of one command in it; llama-server writes 50 kB at verbosity 4."""
+
+PROCESSES = 4096
+"""Processes and threads of a container; llama-server has some for each core."""
+
+EXECUTION_SECONDS = 600.0
+"""For a command in a container."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerSpec:
@@ -44,6 +53,7 @@ class ContainerSpec:
         gpus: whether the engine passes all GPUs, like `docker run --gpus all`.
         runtime: the container runtime; empty for the engine's default.
         mounts: files or directories of the engine's host, mounted read-only at the same path.
+        memory: bytes that its processes may use; None does not limit them, such as for a model of the user's.
         resource: the purpose of the container, the value of its `bodhi.resource` label.
     """
 
@@ -61,6 +71,7 @@ class ContainerSpec:
     gpus: bool = False
     runtime: str = ""
     mounts: tuple[str, ...] = ()
+    memory: int | None = 16 << 30
     read_only: bool = True
     resource: str = "probe"
 
@@ -195,12 +206,12 @@ class Container:
             execution = api.exec_create(self.id, list(command), user=user or "")["Id"]
             # Not by docker-py's exec_start, which loses output that comes together with the headers.
             url = f"{api.base_url}/v{api.api_version}/exec/{execution}/start"
-            with api.post(url, json={"Detach": False}, timeout=api.timeout) as answer:
+            with api.post(url, json={"Detach": False}, timeout=api.timeout, stream=True) as answer:
                 try:
                     answer.raise_for_status()
                 except requests.HTTPError as error:
                     raise docker.errors.create_api_error_from_http_exception(error) from error
-                output = list(frames(bytearray(answer.content)))
+                output = list(frames(_bounded(answer, started + EXECUTION_SECONDS)))
             code = api.exec_inspect(execution)["ExitCode"]
         return ProbeResult(
             exit_code=code,
@@ -249,6 +260,12 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "read_only": spec.read_only,
+        # What a hostile image can take of the host.
+        "pids_limit": PROCESSES,
+        "mem_limit": spec.memory,
+        "log_config": docker.types.LogConfig(type="json-file", config={"max-size": str(LOG_BYTES), "max-file": "1"}),
+        # A proxy's password would be in every environment and log; nothing in these containers needs a network.
+        "use_config_proxy": False,
         "tmpfs": dict(spec.tmpfs),
         "volumes": {name: {"bind": path, "mode": "rw"} for name, path in spec.volumes.items()},
         "devices": [f"{node}:{node}:rwm" for node in spec.devices],
@@ -259,6 +276,23 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
         "mounts": [docker.types.Mount(path, path, type="bind", read_only=True) for path in spec.mounts],
         **network,
     }
+
+
+def _bounded(answer: requests.Response, deadline: float) -> bytearray:
+    """Returns an answer of the engine.
+
+    Raises:
+        EngineError: it is larger than a container's log may be, or not complete at the deadline.
+    """
+    content = bytearray()
+    for chunk in answer.iter_content(1 << 16):
+        content += chunk
+        if len(content) > LOG_BYTES or time.monotonic() > deadline:
+            raise EngineError(
+                f"A command in the container printed more than {LOG_BYTES >> 20} MiB, or for more than "
+                f"{EXECUTION_SECONDS:.0f} s: find out what its image runs."
+            )
+    return content
 
 
 def _listens(port: int) -> bool:

@@ -124,7 +124,7 @@ def with_arguments(way: Way, arguments: tuple[str, ...], model_file: Path | None
     command = spec.command
     if model_file:
         command = tuple(str(model_file) if word == way.model_path else word for word in command)
-        spec = dataclasses.replace(spec, mounts=(*spec.mounts, *map(str, model_files.shards(model_file))))
+        spec = dataclasses.replace(spec, mounts=(*spec.mounts, *map(str, model_files.shards(model_file))), memory=None)
     return dataclasses.replace(way, container=dataclasses.replace(spec, command=(*command, *arguments)))
 
 
