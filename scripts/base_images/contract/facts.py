@@ -470,4 +470,7 @@ def _has_logged(container: Container) -> bool:
 
 def _has_port(container: Container) -> bool:
     """Whether a process listens on PORT: llama-server does so before it loads the model, and logs it afterwards."""
-    return f":{PORT:04X} 00000000:0000 0A" in container.execute(("cat", "/proc/net/tcp")).stdout
+    try:
+        return f":{PORT:04X} 00000000:0000 0A" in container.execute(("cat", "/proc/net/tcp")).stdout
+    except EngineError:  # it has ended since; the next look at its state says so
+        return False
