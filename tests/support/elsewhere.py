@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from base_images.adapters import engine as engines
 from base_images.adapters.engine import Engine
 from base_images.smoke import containers, model
@@ -102,3 +104,10 @@ def ask(engine: Engine, image: str) -> bool:
 
 if __name__ == "__main__":
     sys.stdout.write("by a tunnel\n" if ask(engines.connect(), sys.argv[1]) else "by the published port\n")
+
+
+def without_configuration(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes docker's configuration an empty one: no context, no credentials, no TLS."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(directory / "docker"))
+    for name in ("DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name, raising=False)

@@ -34,9 +34,7 @@ NAMESPACE = "ip link set lo up && exec"
 
 @pytest.fixture(autouse=True)
 def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    for name in ("DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
-        monkeypatch.delenv(name, raising=False)
+    elsewhere.without_configuration(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

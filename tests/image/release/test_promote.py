@@ -146,8 +146,8 @@ def test_a_report_counts_for_the_image_that_it_names_alone(
 @pytest.mark.parametrize(
     ("ok", "inner", "told"),
     [
-        ("no", {"ok": True}, "is no report that this version can read"),
-        (1, {"ok": True}, "is no report that this version can read"),
+        ("no", {"ok": True}, "is not a report that this version can read"),
+        (1, {"ok": True}, "is not a report that this version can read"),
         (True, {"ok": False}, "says that it failed"),
         (True, {}, "says that it failed"),
         (True, {"ok": True, "rows": [{"status": "fail", "number": 7, "findings": ["x"]}]}, "it failed: row 7, x"),

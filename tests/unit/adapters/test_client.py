@@ -19,15 +19,14 @@ from base_images.adapters import client, ssh
 from base_images.adapters.docker_errors import engine_errors
 from base_images.errors import EngineError
 from base_images.smoke.process import free_port
+from tests.support import elsewhere
 from tests.support.registries import Authority, make_authority
 from tests.support.servers import running
 
 
 @pytest.fixture(autouse=True)
 def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "none"))
-    for name in ("DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
-        monkeypatch.delenv(name, raising=False)
+    elsewhere.without_configuration(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +213,8 @@ def test_the_command_is_that_of_docker(address: str, words: str) -> None:
 def test_a_credential_helper_that_fails_is_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "config.json").write_text('{"credsStore": "broken"}')
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "config.json").write_text('{"credsStore": "broken"}')
     if installed:
         program = tmp_path / "docker-credential-broken"
         program.write_text("#!/bin/sh\necho the secret is hunter2; exit 1\n")
