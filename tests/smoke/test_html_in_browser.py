@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from base_images.smoke.html import as_html
+from base_images.untrusted import printable
 from tests.support import smoke_reports
 from tests.support.programs import need
 from tests.support.servers import Handler, serving
@@ -155,7 +156,7 @@ def test_a_log_is_folded_until_it_is_opened(browser: Browser) -> None:
     summary.send_keys(Keys.ENTER)
     assert log.is_displayed()
     # Line by line, including an empty first line.
-    assert browser.ask("return document.querySelector('details pre').textContent") == smoke_reports.HOSTILE
+    assert browser.ask("return document.querySelector('details pre').textContent") == printable(smoke_reports.HOSTILE)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

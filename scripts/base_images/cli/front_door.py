@@ -52,8 +52,11 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
             except OSError as error:
                 if error.errno not in _MACHINE_REFUSES:
                     raise
+                from base_images.cli import views
+
                 where = f"{error.filename}: " if error.filename else ""
-                raise Exit(f"error: {where}{error.strerror}: fix that and run the same command again.", 1) from error
+                told = BaseImagesError(f"{where}{error.strerror}: fix that and run the same command again.")
+                raise Exit(views.failure(told), told.exit_code) from error
 
         return task(*arguments, **options)(run)
 

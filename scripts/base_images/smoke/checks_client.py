@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import httpx2
 import openai
+import requests
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 
@@ -155,14 +156,17 @@ class _Transport(httpx2.BaseTransport):
             http_session.limited(size=ANSWER_BYTES, seconds=WHOLE_ANSWER * self._patience),
         ):
             session.trust_env = False  # a proxy from the environment cannot reach a server on this machine
-            answer = session.request(
-                request.method,
-                str(request.url),
-                headers=dict(request.headers),
-                data=request.read(),
-                timeout=(CONNECT_SECONDS, self._patience),
-                allow_redirects=False,
-            )
+            try:
+                answer = session.request(
+                    request.method,
+                    str(request.url),
+                    headers=dict(request.headers),
+                    data=request.read(),
+                    timeout=(CONNECT_SECONDS, self._patience),
+                    allow_redirects=False,
+                )
+            except requests.RequestException as error:
+                raise httpx2.TransportError(str(error), request=request) from error
         kind = {"Content-Type": answer.headers.get("Content-Type", "")}
         return httpx2.Response(answer.status_code, headers=kind, content=answer.content)
 
