@@ -165,7 +165,7 @@ class _Transport(httpx2.BaseTransport):
                     timeout=(CONNECT_SECONDS, self._patience),
                     allow_redirects=False,
                 )
-            except requests.RequestException as error:
+            except requests.ConnectionError as error:  # not an exceeded limit, which is told as it is
                 raise httpx2.TransportError(str(error), request=request) from error
         kind = {"Content-Type": answer.headers.get("Content-Type", "")}
         return httpx2.Response(answer.status_code, headers=kind, content=answer.content)
