@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +30,7 @@ DIFFERENCES = "dockerfiles/differences.toml"
 """The records of intended differences, relative to the checkout."""
 
 ALL = "all"
-"""In `DIFFERENCES` in place of a variant's name: the record covers every variant that has the difference."""
+"""In `DIFFERENCES` in place of a variant's name: the record is for every variant, or for those that it names."""
 
 UPSTREAM_DIRECTORY = ".devops"
 _SUFFIX = ".Dockerfile"
@@ -76,6 +76,7 @@ class Status(StrEnum):
     INTENDED = "intended"
     NOT_PORTED = "not ported"
     NOT_INTENDED = "not intended"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +90,34 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """An intended difference of `DIFFERENCES`."""
+    """An intended difference of `DIFFERENCES`.
+
+    Attributes:
+        variant: the variant that it is for, or `ALL`.
+        only: the variants that a record for `ALL` is for; empty means every variant.
+    """
 
     variant: str
     key: str
     reason: str
+    only: tuple[str, ...] = ()
+
+    def covers(self, variant: str) -> bool:
+        """Whether the variant must have the difference."""
+        return variant in self.only if self.only else self.variant in {ALL, variant}
+
+    @property
+    def stage(self) -> str:
+        """The stage that the difference is in."""
+        return self.key[2:].partition(":")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A record that matches no difference any more in some of the variants that it is for."""
+
+    record: Record
+    variants: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +136,7 @@ class Report:
     Attributes:
         comparisons: one for each recipe that has a file at upstream.
         stale: records that match no difference.
+        lost: records that match a difference in some of their variants only.
         gone: recipes without a file at upstream.
         upstream_only: upstream's variants that our table lacks.
         without_recipe: variants of our table without a recipe.
@@ -122,6 +147,14 @@ class Report:
     gone: tuple[str, ...]
     upstream_only: tuple[str, ...]
     without_recipe: tuple[str, ...]
+    lost: tuple[Lost, ...] = ()
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether something in a file of upstream's cannot be read."""
+        return any(
+            finding.status is Status.UNREADABLE for comparison in self.comparisons for finding in comparison.findings
+        )
 
     @property
     def ok(self) -> bool:
@@ -129,7 +162,7 @@ class Report:
         unexplained = any(
             finding.status is not Status.INTENDED for comparison in self.comparisons for finding in comparison.findings
         )
-        return not (unexplained or self.stale or self.gone)
+        return not (unexplained or self.stale or self.lost or self.gone)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""
@@ -146,6 +179,7 @@ class Report:
                 for comparison in self.comparisons
             },
             "stale": [asdict(record) for record in self.stale],
+            "lost": [{**asdict(lost.record), "lost_in": list(lost.variants)} for lost in self.lost],
             "gone": list(self.gone),
             "upstream_only": list(self.upstream_only),
             "without_recipe": list(self.without_recipe),
@@ -161,12 +195,14 @@ class RefsReport:
         appeared: variants that only the newer ref has.
         disappeared: variants that only the older ref has.
         arguments: changes of llama-server's arguments; None if they were not compared.
+        unreadable: why something in a variant's file at the newer ref cannot be read, by variant.
     """
 
     changes: Mapping[str, tuple[Difference, ...]]
     appeared: tuple[str, ...]
     disappeared: tuple[str, ...]
     arguments: argument_changes.Report | None = None
+    unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""
@@ -239,38 +275,75 @@ def load_records(path: Path) -> tuple[Record, ...]:
             variants.find(variant)
         for group in groups if isinstance(groups, list) else [None]:
             match group:
-                case {"reason": str(reason), "keys": [*keys], **others} if reason.strip() and keys and not others:
-                    records += [Record(variant=variant, key=str(key), reason=reason.strip()) for key in keys]
+                case {"reason": str(reason), **keys} if reason.strip() and keys:
+                    lists = {str(name): value for name, value in keys.items()}
+                    records += _records(path, variant, reason.strip(), lists)
                 case _:
-                    raise UsageError(f"{path}: each [[{variant}]] needs a reason and a list of keys, nothing else.")
+                    raise UsageError(f"{path}: each [[{variant}]] needs a reason and {_KEYS}.")
     for earlier, record in itertools.combinations(records, 2):
-        if earlier.key == record.key and (
-            earlier.variant == record.variant or ALL in {earlier.variant, record.variant}
+        if earlier.key == record.key and any(
+            earlier.covers(variant.name) and record.covers(variant.name) for variant in variants.VARIANTS
         ):
             raise UsageError(f"{path} has the key {record.key!r} twice for {record.variant}: remove one.")
     return tuple(records)
+
+
+_KEYS = "a list of keys, [[all]] also lists by variants in `some`, nothing else"
+
+
+def _records(path: Path, variant: str, reason: str, keys: Mapping[str, Any]) -> Iterable[Record]:
+    """Yields the records of one group; `some` has keys that only the variants named before them have."""
+    some = keys.get("some", {}) if variant == ALL else None
+    lists = {**({"": keys["keys"]} if "keys" in keys else {}), **(some if isinstance(some, dict) else {})}
+    known = {"keys"} if some is None else {"keys", "some"}
+    if keys.keys() - known or not lists or not isinstance(some, dict | None):
+        raise UsageError(f"{path}: each [[{variant}]] needs a reason and {_KEYS}.")
+    for names, listed in lists.items():
+        if not isinstance(listed, list) or not listed:
+            raise UsageError(f"{path}: each [[{variant}]] needs a reason and {_KEYS}.")
+        only = tuple(variants.find(name).name for name in names.split())
+        yield from (Record(variant=variant, key=str(key), reason=reason, only=only) for key in listed)
 
 
 # Comparing.
 
 
 def differences(before: Iterable[Fact], after: Iterable[Fact]) -> tuple[Difference, ...]:
-    """Returns the differences between the facts of two files, in the order of stages and kinds."""
+    """Returns the differences between the facts of two files, in the order of stages and kinds.
+
+    What a file lacks in a stage of which not all can be read is no difference: it may be in that part.
+    """
     old, new = ({fact.subject: fact for fact in facts} for facts in (before, after))
+    unread_old, unread_new = (_unread_stages(facts.values()) for facts in (old, new))
     return tuple(
         Difference(before=old.get(subject), after=new.get(subject))
         for subject in sorted(old.keys() | new.keys())
         if old.get(subject) != new.get(subject)
+        and (subject in old or _is_unreadable(new[subject]) or not _in(unread_old, new[subject].stage))
+        and (subject in new or _is_unreadable(old[subject]) or not _in(unread_new, old[subject].stage))
     )
+
+
+def _is_unreadable(fact: Fact | None) -> bool:
+    return fact is not None and fact.kind == recipe_facts.UNREADABLE
+
+
+def _unread_stages(facts: Iterable[Fact]) -> frozenset[str]:
+    """Returns the stages of which not all can be read."""
+    return frozenset(fact.stage for fact in facts if _is_unreadable(fact))
+
+
+def _in(stages: frozenset[str], stage: str) -> bool:
+    return stage in stages or recipe_facts.WHOLE_FILE in stages
 
 
 def upstream_facts(text: str, name: str) -> tuple[Fact, ...]:
     """Returns the facts of upstream's file for the comparison: with our names, without other programs.
 
     Raises:
-        SourceError: as `recipe_facts.read`.
+        SourceError: as `recipe_facts.read_tolerantly`.
     """
-    facts = recipe_facts.read(text, name)
+    facts = recipe_facts.read_tolerantly(text, name)
     return tuple(_as_ours(fact) for fact in facts if fact.stage not in _OTHER_PROGRAMS or fact.kind == "from")
 
 
@@ -312,20 +385,26 @@ def check(
         chosen: the variants to report on; empty means all.
 
     Raises:
-        SourceError: a file cannot be parsed.
+        SourceError: a recipe of ours cannot be parsed.
         UsageError: a chosen variant has no recipe.
     """
     for name in chosen:
         if name not in ours:
             raise UsageError(f"There is no recipe {variants.find(name).dockerfile} yet: nothing can be compared.")
     comparisons = []
-    used: set[tuple[str, str]] = set()
+    matched: dict[Record, list[str]] = {record: [] for record in records}
+    missed: dict[Record, list[str]] = {record: [] for record in records}
     for name in (name for name in ours if name in upstream):
         theirs = upstream_facts(upstream[name], f"{UPSTREAM_DIRECTORY}/{name}{_SUFFIX}")
         mine = our_facts(ours[name], variants.find(name).dockerfile)
         found = differences(theirs, mine)
-        reasons = {record.key: record for record in records if record.variant in {ALL, name}}
-        used |= {(reasons[each.key].variant, each.key) for each in found if each.key in reasons}
+        reasons = {record.key: record for record in records if record.covers(name)}
+        keys, unread = {each.key for each in found}, _unread_stages(theirs)
+        for record in reasons.values():
+            if record.key in keys or _in(unread, record.stage):
+                matched[record].append(name)
+            else:
+                missed[record].append(name)
         findings = tuple(_judge(difference, reasons.get(difference.key)) for difference in found)
         comparisons.append(Comparison(variant=name, same=len(set(theirs) & set(mine)), findings=findings))
     gone = tuple(name for name in ours if name not in upstream)
@@ -333,13 +412,20 @@ def check(
     stale = tuple(
         record
         for record in records
-        if (record.variant, record.key) not in used
+        if not matched[record]
         and record.variant not in gone
         and (record.variant in {ALL, *shown} or not chosen)
+        and (not record.only or not shown.isdisjoint({*record.only} - {*gone}))
+    )
+    lost = (
+        Lost(record=record, variants=tuple(name for name in missed[record] if name in shown))
+        for record in records
+        if matched[record]
     )
     return Report(
         comparisons=tuple(comparison for comparison in comparisons if comparison.variant in shown),
         stale=stale,
+        lost=tuple(each for each in lost if each.variants),
         gone=tuple(name for name in gone if name in shown),
         upstream_only=tuple(
             name for name in sorted(_servers(upstream)) if name not in {variant.name for variant in variants.VARIANTS}
@@ -366,7 +452,6 @@ def compare_refs(
         used: the arguments and variables that the consumer uses, which are listed first.
 
     Raises:
-        SourceError: a file cannot be parsed.
         UsageError: neither ref has a chosen variant.
     """
     for name in chosen:
@@ -375,22 +460,32 @@ def compare_refs(
     old, new = (
         {name: texts[name] for name in _servers(texts) if not chosen or name in chosen} for texts in (before, after)
     )
-    changes = {
-        name: differences(upstream_facts(old[name], f"{name}, before"), upstream_facts(new[name], f"{name}, after"))
+    facts = {
+        name: tuple(upstream_facts(texts[name], f"{UPSTREAM_DIRECTORY}/{name}{_SUFFIX}") for texts in (old, new))
         for name in sorted(old.keys() & new.keys())
+    }
+    changes = {name: differences(*pair) for name, pair in facts.items()}
+    unreadable = {
+        name: sentences
+        for name, (_, after_facts) in facts.items()
+        if (sentences := tuple(fact.value for fact in after_facts if _is_unreadable(fact)))
     }
     return RefsReport(
         changes=changes,
         appeared=tuple(sorted(new.keys() - old.keys())),
         disappeared=tuple(sorted(old.keys() - new.keys())),
         arguments=argument_changes.compare(*sources, used) if sources else None,
+        unreadable=unreadable,
     )
 
 
 def _judge(difference: Difference, record: Record | None) -> Finding:
     if record:
         return Finding(difference=difference, status=Status.INTENDED, reason=record.reason)
-    status = Status.NOT_INTENDED if difference.after else Status.NOT_PORTED
+    # A value that both have and that differs is upstream's to port as well: their newer one, most often.
+    status = Status.NOT_PORTED if difference.before else Status.NOT_INTENDED
+    if _is_unreadable(difference.before):
+        status = Status.UNREADABLE
     return Finding(difference=difference, status=status, reason="")
 
 
