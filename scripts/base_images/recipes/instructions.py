@@ -68,14 +68,15 @@ def decoded(content: bytes, name: str) -> str:
         raise SourceError(f"{name} line {line} is not UTF-8: save the file in that encoding.") from error
 
 
-def read_text(path: Path) -> str:
-    """Returns the text of a file.
+def read_text(path: Path, *, tolerant: bool = False) -> str:
+    """Returns the text of a file; `tolerant`: bytes that are not UTF-8 are replaced.
 
     Raises:
-        SourceError: it cannot be read or is not UTF-8.
+        SourceError: it cannot be read, or is not UTF-8.
     """
     try:
-        return decoded(path.read_bytes(), str(path))
+        content = path.read_bytes()
+        return content.decode(errors="replace") if tolerant else decoded(content, str(path))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
 

@@ -1,19 +1,11 @@
-"""Compares our recipes with upstream's `.devops/<variant>.Dockerfile`: differences, and the recorded reasons for them.
-
-Three rules make the two comparable:
-- Upstream's stage `server` is our `runtime`. Its stages `full` and `light` hold other programs: their existence and
-  their base are compared, their contents are not.
-- Our build context is the checkout, with the source in `llama.cpp/`: our `llama.cpp/x` is upstream's `x`.
-- Base images are compared with every ARG in FROM expanded, so ARGs of ours that only name a base or hold the pin are
-  not differences.
-"""
+"""Judges how our recipes differ from upstream's `.devops/<variant>.Dockerfile`, by the recorded reasons for it."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,9 +13,17 @@ from typing import Any
 from base_images import settings, variants
 from base_images.adapters import repository
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import argument_changes, dockerfile, server_arguments
-from base_images.recipes import facts as recipe_facts
-from base_images.recipes.facts import Fact
+from base_images.recipes import argument_changes, server_arguments
+from base_images.recipes.differences import (
+    SERVER,
+    Difference,
+    differences,
+    is_in,
+    is_unreadable,
+    our_facts,
+    unread_stages,
+    upstream_facts,
+)
 from base_images.recipes.instructions import read_text
 
 DIFFERENCES = "dockerfiles/differences.toml"
@@ -34,40 +34,6 @@ ALL = "all"
 
 UPSTREAM_DIRECTORY = ".devops"
 _SUFFIX = ".Dockerfile"
-
-_SERVER = "server"
-_STAGES = {_SERVER: "runtime", "runtime": "upstream's runtime"}
-"""The names that upstream's stages are compared by; a stage of upstream's with our name must not pass for ours."""
-
-_OTHER_PROGRAMS = frozenset({"full", "light"})
-
-_CONTEXT = "llama.cpp"
-
-_PIN_ARGUMENTS = ("LLAMA_CPP_TAG", "LLAMA_CPP_COMMIT")
-_OUR_ARGUMENTS = frozenset({*dockerfile.BASE_ARGUMENTS.values(), *_PIN_ARGUMENTS})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A fact that only one of two Dockerfiles has, or that has different values.
-
-    Attributes:
-        before: upstream's fact, or the older ref's; None if it has none.
-        after: our fact, or the newer ref's; None if it has none.
-    """
-
-    before: Fact | None
-    after: Fact | None
-
-    @property
-    def key(self) -> str:
-        """The difference as text: `-` is only before, `+` only after, `!` has both values.
-
-        It includes the values, so that a record does not excuse the next change.
-        """
-        if self.before and self.after:
-            return f"! {self.after.subject}: {self.before.value or 'no value'} -> {self.after.value or 'no value'}"
-        return f"- {self.before}" if self.before else f"+ {self.after}"
 
 
 class Status(StrEnum):
@@ -252,7 +218,7 @@ def our_texts(root: Path) -> dict[str, str]:
 
 def _texts_of_directory(directory: Path) -> dict[str, str]:
     files = sorted(file for file in directory.glob(f"*{_SUFFIX}") if file.is_file())
-    return {file.name.removesuffix(_SUFFIX): read_text(file) for file in files}
+    return {file.name.removesuffix(_SUFFIX): read_text(file, tolerant=True) for file in files}
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
@@ -308,71 +274,6 @@ def _records(path: Path, variant: str, reason: str, keys: Mapping[str, Any]) -> 
 # Comparing.
 
 
-def differences(before: Iterable[Fact], after: Iterable[Fact]) -> tuple[Difference, ...]:
-    """Returns the differences between the facts of two files, in the order of stages and kinds.
-
-    What a file lacks in a stage of which not all can be read is no difference: it may be in that part.
-    """
-    old, new = ({fact.subject: fact for fact in facts} for facts in (before, after))
-    unread_old, unread_new = (_unread_stages(facts.values()) for facts in (old, new))
-    return tuple(
-        Difference(before=old.get(subject), after=new.get(subject))
-        for subject in sorted(old.keys() | new.keys())
-        if old.get(subject) != new.get(subject)
-        and (subject in old or _is_unreadable(new[subject]) or not _in(unread_old, new[subject].stage))
-        and (subject in new or _is_unreadable(old[subject]) or not _in(unread_new, old[subject].stage))
-    )
-
-
-def _is_unreadable(fact: Fact | None) -> bool:
-    return fact is not None and fact.kind == recipe_facts.UNREADABLE
-
-
-def _unread_stages(facts: Iterable[Fact]) -> frozenset[str]:
-    """Returns the stages of which not all can be read."""
-    return frozenset(fact.stage for fact in facts if _is_unreadable(fact))
-
-
-def _in(stages: frozenset[str], stage: str) -> bool:
-    return stage in stages or recipe_facts.WHOLE_FILE in stages
-
-
-def upstream_facts(text: str, name: str) -> tuple[Fact, ...]:
-    """Returns the facts of upstream's file for the comparison: with our names, without other programs.
-
-    Raises:
-        SourceError: as `recipe_facts.read_tolerantly`.
-    """
-    facts = recipe_facts.read_tolerantly(text, name)
-    return tuple(_as_ours(fact) for fact in facts if fact.stage not in _OTHER_PROGRAMS or fact.kind == "from")
-
-
-def our_facts(text: str, name: str) -> tuple[Fact, ...]:
-    """Returns the facts of our recipe for the comparison: with upstream's paths, without our own ARGs.
-
-    Raises:
-        SourceError: as `recipe_facts.read`.
-    """
-    facts = recipe_facts.read(text, name)
-    return tuple(_in_upstream_context(fact) for fact in facts if fact.kind != "arg" or fact.name not in _OUR_ARGUMENTS)
-
-
-def _as_ours(fact: Fact) -> Fact:
-    name, value = fact.name, fact.value
-    for theirs, ours in _STAGES.items():
-        if fact.name.startswith(f"--from={theirs} "):
-            name = fact.name.replace(theirs, ours, 1)
-        if fact.kind == "from" and fact.value == theirs:
-            value = ours
-    return replace(fact, stage=_STAGES.get(fact.stage, fact.stage), name=name, value=value)
-
-
-def _in_upstream_context(fact: Fact) -> Fact:
-    if fact.kind not in {"copy", "add"}:
-        return fact
-    return replace(fact, name="." if fact.name == _CONTEXT else fact.name.removeprefix(f"{_CONTEXT}/"))
-
-
 def check(
     upstream: Mapping[str, str], ours: Mapping[str, str], records: Sequence[Record], chosen: Sequence[str] = ()
 ) -> Report:
@@ -399,9 +300,9 @@ def check(
         mine = our_facts(ours[name], variants.find(name).dockerfile)
         found = differences(theirs, mine)
         reasons = {record.key: record for record in records if record.covers(name)}
-        keys, unread = {each.key for each in found}, _unread_stages(theirs)
+        keys, unread = {each.key for each in found}, unread_stages(theirs)
         for record in reasons.values():
-            if record.key in keys or _in(unread, record.stage):
+            if record.key in keys or is_in(unread, record.stage):
                 matched[record].append(name)
             else:
                 missed[record].append(name)
@@ -468,7 +369,7 @@ def compare_refs(
     unreadable = {
         name: sentences
         for name, (_, after_facts) in facts.items()
-        if (sentences := tuple(fact.value for fact in after_facts if _is_unreadable(fact)))
+        if (sentences := tuple(fact.value for fact in after_facts if is_unreadable(fact)))
     }
     return RefsReport(
         changes=changes,
@@ -484,12 +385,12 @@ def _judge(difference: Difference, record: Record | None) -> Finding:
         return Finding(difference=difference, status=Status.INTENDED, reason=record.reason)
     # A value that both have and that differs is upstream's to port as well: their newer one, most often.
     status = Status.NOT_PORTED if difference.before else Status.NOT_INTENDED
-    if _is_unreadable(difference.before):
+    if is_unreadable(difference.before):
         status = Status.UNREADABLE
     return Finding(difference=difference, status=status, reason="")
 
 
 def _servers(texts: Mapping[str, str]) -> list[str]:
     """Returns the variants with a server stage; some of upstream's images hold only another program."""
-    stage = re.compile(rf"^\s*FROM\s.*\sAS\s+{_SERVER}\s*$", re.IGNORECASE | re.MULTILINE)
+    stage = re.compile(rf"^\s*FROM\s.*\sAS\s+{SERVER}\s*$", re.IGNORECASE | re.MULTILINE)
     return [name for name, text in texts.items() if stage.search(text)]

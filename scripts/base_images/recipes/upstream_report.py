@@ -14,8 +14,9 @@ from typing import Any
 
 from base_images import variants
 from base_images.recipes import argument_changes, consumer, markdown, mirror
+from base_images.recipes.differences import Difference
 from base_images.recipes.facts import GLOBAL, UNREADABLE, Fact
-from base_images.recipes.mirror import Difference, Finding, RefsReport, Report, Status
+from base_images.recipes.mirror import Finding, RefsReport, Report, Status
 
 
 class Kind(StrEnum):
