@@ -70,7 +70,7 @@ def check_upstream(
     if json:
         views.print_json({**(changed or result).as_dict(), **telling.as_dict()})
     else:
-        views.print_telling(telling, result if all_ else None)
+        views.print_telling(telling, result if all_ else None, where="--all or --json")
     if result.unreadable or not (to or result.ok):
         raise Exit(code=1)
 
@@ -127,7 +127,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         files.write(written, told)
     for path, text in bump.bump(bump.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
         files.write(ROOT / path, text)
-    views.print_telling(telling)
+    views.print_telling(telling, where="--report")
     views.say(said)
 
 

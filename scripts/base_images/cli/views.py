@@ -343,12 +343,13 @@ MAX_INFORMATION = 10
 """Lines for information that are shown unless all are asked for."""
 
 
-def print_telling(telling: Telling, everything: MirrorReport | None = None) -> None:
+def print_telling(telling: Telling, everything: MirrorReport | None = None, *, where: str) -> None:
     """Prints the verdict, what to act on, the rest, and what to do next.
 
     Args:
         telling: what there is to tell.
         everything: to print all of the rest, and the differences of these; default: the beginning of the rest.
+        where: the options that show all of the rest.
     """
     from base_images.recipes.upstream_report import Kind
 
@@ -361,7 +362,7 @@ def print_telling(telling: Telling, everything: MirrorReport | None = None) -> N
         line = f"{item.kind.value}: {item.place}: {item.text}"
         say(line if everything else _short(line, PLAIN_WIDTH))
     if more := len(rest) - len(shown):
-        say(f"for information: {more} more, which --all and --json show")
+        say(f"for information: {more} more: {where}")
     if everything:
         print_differences(everything)
     say(telling.conclusion)

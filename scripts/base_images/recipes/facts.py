@@ -328,7 +328,11 @@ def _run(stage: str, value: str, found: list[Fact], installs: list[_Install]) ->
     if words := syntax.exec_form(text):
         found.append(Fact(stage=stage, kind="run", name=json.dumps(words), value=""))
         return
-    for command in shell.commands(syntax.run_script(text)):
+    script = syntax.run_script(text)
+    if other := syntax.other_interpreter(script):
+        found.append(Fact(stage=stage, kind="run", name=other, value=" ".join(script.split())))
+        return
+    for command in shell.commands(script):
         if command.written:
             found += _file(stage, *command.written)
         install = _install(stage, command)

@@ -173,6 +173,12 @@ def run_script(value: str) -> str:
     return value
 
 
+def other_interpreter(script: str) -> str:
+    """Returns the first line of a script that names a program other than a shell; empty if there is none."""
+    first = script.split("\n", maxsplit=1)[0].strip()
+    return first if first.startswith("#!") and not re.search(r"[/ ](ba|da|k|z)?sh( |$)", first) else ""
+
+
 def from_arguments(value: str, number: int) -> tuple[str, str]:
     """Returns the image of a FROM with its options, and the name of the stage; without one its number from 0."""
     words = value.split()

@@ -45,7 +45,7 @@ def commands(text: str) -> Iterator[Command]:
         MalformedError: the text is not shell.
         SourceError: shfmt is not installed.
     """
-    return _commands(_parse(text), text.encode(), ())
+    return _commands(_parse(text), text.encode(), (), whole=True)
 
 
 def one_line(text: str) -> str:
@@ -57,12 +57,19 @@ def one_line(text: str) -> str:
     return "; ".join(_text(statement, text.encode()) for statement in _parse(text))
 
 
-def _commands(statements: list[Any], source: bytes, when: tuple[str, ...]) -> Iterator[Command]:
-    """Yields the simple commands of a list of statements; without `set -e` only the status of the last one counts."""
+def _commands(statements: list[Any], source: bytes, when: tuple[str, ...], *, whole: bool = False) -> Iterator[Command]:
+    """Yields the simple commands of a list of statements; without `set -e` only the status of the last one counts.
+
+    Args:
+        statements: shfmt's nodes.
+        source: the text that shfmt parsed.
+        when: the conditions of all of them.
+        whole: whether they are all of a RUN, where a `set` is for everything below it.
+    """
     ends = False
     for number, statement in enumerate(statements, start=1):
-        options = _set_options(statement)
-        ends = ends or "e" in options
+        options = _set_options(statement) if whole else frozenset()
+        ends = ends or "-e" in options
         if options:
             yield from _without_tracing(options, when)
         elif number == len(statements):
@@ -86,20 +93,32 @@ def _before_others(statement: Any, source: bytes, when: tuple[str, ...]) -> Iter
         yield from _statement(statement, source, when)
 
 
-def _set_options(statement: Any) -> str:
-    """Returns the letters of a `set -eux`; empty for any other statement."""
+_LONG_OPTIONS = {"errexit": "-e", "nounset": "-u", "xtrace": "-x", "verbose": "-v"}
+
+
+def _set_options(statement: Any) -> frozenset[str]:
+    """Returns the options of a `set -eux` or `set -euo pipefail`; none for any other statement."""
     command = statement.get("Cmd") or {}
     if command.get("Type") != "CallExpr" or command.get("Assigns") or statement.get("Redirs"):
-        return ""
-    words = ["".join(part.get("Value", "?") for part in word["Parts"]) for word in command.get("Args", ())]
-    plain = words[:1] == ["set"] and len(words) > 1 and all(re.fullmatch(r"-[a-z]+", word) for word in words[1:])
-    return "".join(word[1:] for word in words[1:]) if plain and "o" not in "".join(words[1:]) else ""
+        return frozenset()
+    words = iter("".join(part.get("Value", "?") for part in word["Parts"]) for word in command.get("Args", ()))
+    found: set[str] = set()
+    if next(words, "") != "set":
+        return frozenset()
+    for word in words:
+        if not re.fullmatch(r"-[a-z]*[a-z]", word):
+            return frozenset()
+        found |= {f"-{letter}" for letter in word[1:] if letter != "o"}
+        if "o" in word:
+            name = next(words, "")
+            found.add(_LONG_OPTIONS.get(name, f"-o {name}"))
+    return frozenset(found)
 
 
-def _without_tracing(options: str, when: tuple[str, ...]) -> Iterator[Command]:
+def _without_tracing(options: frozenset[str], when: tuple[str, ...]) -> Iterator[Command]:
     """Yields the `set` for what is left beside -e, which the other commands show, and -x and -v, which only print."""
-    if left := "".join(sorted({*options} - {*"evx"})):
-        yield Command(words=("set", f"-{left}"), variables=(), when=_when(when))
+    if left := sorted(options - {"-e", "-x", "-v"}):
+        yield Command(words=("set", *left), variables=(), when=_when(when))
 
 
 def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator[Command]:
