@@ -389,6 +389,20 @@ def print_refs(result: RefsReport, before: str, after: str) -> None:
         print_table(f"llama.cpp {before} to {after}", ["variant", "- gone, + new, ! changed"], rows)
     else:
         say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")
+    if result.beyond:
+        others = [
+            (
+                change.area.value,
+                ", ".join(change.variants) or "none",
+                change.what,
+                change.before or "none",
+                change.after or "none",
+            )
+            for change in result.beyond
+        ]
+        print_table("outside of the Dockerfiles", ["where", "variants", "what", before, after], others)
+    else:
+        say(f"Nothing that counts changed outside of the Dockerfiles from {before} to {after}.")
     if result.arguments and result.arguments.changes:
         listed = [
             (consumer.NAME if change.used else "", change.kind.value, "\n".join(change.names), change.detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,6 +134,10 @@ def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, 
         )
         listed = bullets(f"used by {consumer.NAME}", used) + bullets("others", others)
         lines += listed or [code(arguments.not_compared) if arguments.not_compared else "Nothing.", ""]
+    if changed.beyond:
+        lines += ["## What upstream changed besides", ""]
+        for area, found in itertools.groupby(changed.beyond, lambda change: change.area):
+            lines += bullets(area, (code(change.told) for change in found))
     lines += ["## What our recipes need for it", ""]
     if result.ok:
         return "\n".join([*lines, "Nothing: every difference is intended (`invoke check-upstream`).", ""])

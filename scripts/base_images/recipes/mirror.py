@@ -21,7 +21,7 @@ from typing import Any
 from base_images import settings, variants
 from base_images.adapters import repository
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import argument_changes, dockerfile, server_arguments
+from base_images.recipes import argument_changes, beyond, dockerfile, server_arguments, upstream_server
 from base_images.recipes import facts as recipe_facts
 from base_images.recipes.facts import Fact
 from base_images.recipes.instructions import read_text
@@ -161,12 +161,14 @@ class RefsReport:
         appeared: variants that only the newer ref has.
         disappeared: variants that only the older ref has.
         arguments: changes of llama-server's arguments; None if they were not compared.
+        beyond: changes outside of the Dockerfiles.
     """
 
     changes: Mapping[str, tuple[Difference, ...]]
     appeared: tuple[str, ...]
     disappeared: tuple[str, ...]
     arguments: argument_changes.Report | None = None
+    beyond: tuple[beyond.Change, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""
@@ -175,6 +177,7 @@ class RefsReport:
             "appeared": list(self.appeared),
             "disappeared": list(self.disappeared),
             **({"arguments": self.arguments.as_dict()} if self.arguments else {}),
+            "beyond": [change.as_dict() for change in self.beyond],
         }
 
 
@@ -187,7 +190,7 @@ def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
     Raises:
         SourceError: there are none, or the tree is not a git clone or lacks the ref.
     """
-    texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree / UPSTREAM_DIRECTORY)
+    texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree)
     if not texts:
         raise SourceError(f"{tree} has no {UPSTREAM_DIRECTORY}/*{_SUFFIX}: give --source a tree of llama.cpp.")
     return texts
@@ -214,17 +217,49 @@ def our_texts(root: Path) -> dict[str, str]:
     return {name: read_text(path) for name, path in recipes.items() if path.is_file()}
 
 
-def _texts_of_directory(directory: Path) -> dict[str, str]:
-    files = sorted(file for file in directory.glob(f"*{_SUFFIX}") if file.is_file())
-    return {file.name.removesuffix(_SUFFIX): read_text(file) for file in files}
+def following(texts: Mapping[str, str], moved: Mapping[str, str]) -> dict[str, str]:
+    """Returns upstream's Dockerfiles by the variant that they were the file of before they were renamed.
+
+    Args:
+        texts: the Dockerfiles of the newer version by variant.
+        moved: the new path of each file that moved, by its old path.
+    """
+    names = {_variant(new): _variant(old) for old, new in moved.items() if new.endswith(_SUFFIX)}
+    return {names.get(name, name): text for name, text in texts.items()}
+
+
+def _variant(path: str) -> str:
+    return PurePosixPath(path).name.removesuffix(_SUFFIX)
+
+
+def _texts_of_directory(tree: Path) -> dict[str, str]:
+    files = [*(tree / UPSTREAM_DIRECTORY).glob(f"*{_SUFFIX}")]
+    if not files and (tree / server_arguments.ARGUMENTS).is_file():
+        files = [*tree.rglob(f"*{_SUFFIX}")]
+    paths = (file.relative_to(tree).as_posix() for file in sorted(files) if file.is_file())
+    return {_variant(path): read_text(tree / path) for path in _recipes(paths)}
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
-    files = repository.texts(repository.source_clone(clone, ref), ref, f"{UPSTREAM_DIRECTORY}/")
-    if not files:
-        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?")
-    names = {PurePosixPath(path).name: text for path, text in files.items()}
-    return {name.removesuffix(_SUFFIX): text for name, text in names.items() if name.endswith(_SUFFIX)}
+    opened = repository.source_clone(clone, ref)
+    listed = repository.paths(opened, ref)
+    # Elsewhere only in what is llama.cpp: other projects have recipes too, and ours are called the same.
+    within = "" if server_arguments.ARGUMENTS in listed else f"{UPSTREAM_DIRECTORY}/"
+    paths = _recipes(path for path in listed if path.endswith(_SUFFIX) and path.startswith(within))
+    if not paths:
+        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}/*{_SUFFIX}: is it a clone of llama.cpp?")
+    return {_variant(path): text for path, text in repository.texts(opened, ref, *paths).items()}
+
+
+def _recipes(paths: Iterable[str]) -> list[str]:
+    """Returns the Dockerfiles of upstream's directory, or if it moved of the one that has most of our variants'."""
+    directories: dict[str, list[str]] = {}
+    for path in paths:
+        directories.setdefault(str(PurePosixPath(path).parent), []).append(path)
+    ours = {variant.name for variant in variants.VARIANTS}
+    known = {name: len(ours & {*map(_variant, found)}) for name, found in directories.items()}
+    moved = max(known, key=lambda name: known[name], default="")
+    return directories.get(UPSTREAM_DIRECTORY) or (directories[moved] if known.get(moved) else [])
 
 
 def load_records(path: Path) -> tuple[Record, ...]:
@@ -335,6 +370,7 @@ def check(
         for record in records
         if (record.variant, record.key) not in used
         and record.variant not in gone
+        and not (gone and record.variant == ALL)  # what upstream has no file for may be what it matched
         and (record.variant in {ALL, *shown} or not chosen)
     )
     return Report(
@@ -355,6 +391,7 @@ def compare_refs(
     *,
     sources: tuple[argument_changes.Source, argument_changes.Source] | None = None,
     used: Collection[str] = (),
+    others: Sequence[beyond.Change] = (),
 ) -> RefsReport:
     """Compares two refs of upstream.
 
@@ -364,6 +401,7 @@ def compare_refs(
         chosen: the variants to compare; empty means all.
         sources: the sources of llama-server's arguments at the older and the newer ref, to compare them too.
         used: the arguments and variables that the consumer uses, which are listed first.
+        others: the changes outside of the Dockerfiles; those that `sources` tell, or of other variants, are left out.
 
     Raises:
         SourceError: a file cannot be parsed.
@@ -379,11 +417,18 @@ def compare_refs(
         name: differences(upstream_facts(old[name], f"{name}, before"), upstream_facts(new[name], f"{name}, after"))
         for name in sorted(old.keys() & new.keys())
     }
+    arguments = argument_changes.compare(*sources, used) if sources else None
+    told = {name for change in arguments.changes for name in change.names} if arguments else set()
     return RefsReport(
         changes=changes,
         appeared=tuple(sorted(new.keys() - old.keys())),
         disappeared=tuple(sorted(old.keys() - new.keys())),
-        arguments=argument_changes.compare(*sources, used) if sources else None,
+        arguments=arguments,
+        beyond=tuple(
+            change
+            for change in others
+            if upstream_server.ARGUMENTS.get(change.what) not in told and (not chosen or {*chosen} & {*change.variants})
+        ),
     )
 
 

@@ -24,6 +24,7 @@ def test_comparing_two_refs_of_a_clone(clone: Path) -> None:
         "variants": {"cuda": ["! build: cmake build -DGGML_NATIVE: OFF -> ON"]},
         "appeared": ["zendnn"],
         "disappeared": ["s390x"],
+        "beyond": [],
     }
 
 
