@@ -111,7 +111,9 @@ def compare(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Change
         upstream_cmake.option_names(text for path, text in texts.items() if _matches(path, upstream_cmake.FILES))
         for texts in (before, newer)
     ]
-    cmake = [partial(upstream_cmake.cmake, names=each) for each in names]
+    # Of both versions, so that an option whose file cannot be read on one side is one on the other side too.
+    options, defaults = (names[0].options | names[1].options, names[0].defaults | names[1].defaults)
+    cmake = [partial(upstream_cmake.cmake, names=replace(each, options=options, defaults=defaults)) for each in names]
     changes += _stated(before, newer, Area.OPTION, upstream_cmake.FILES, cmake)
     changes += _stated(before, newer, Area.SERVER, upstream_server.FILES, [upstream_server.server] * 2)
     order = list(Area)
@@ -165,14 +167,16 @@ def renamed(after: Mapping[str, str], moved: Mapping[str, str]) -> dict[str, str
 
 
 def _moved(moved: Mapping[str, str]) -> Iterator[Change]:
-    """Yields the moves; a directory whose files all moved to one other directory under their names is one move."""
-    directories: dict[tuple[str, str], list[str]] = {}
+    """Yields the moves; files that went together from one directory to another under their names are one move."""
+    together: dict[tuple[str, str], list[str]] = {}
     for old, new in moved.items():
-        same = PurePosixPath(old).name == PurePosixPath(new).name
-        key = (f"{PurePosixPath(old).parent}/", f"{PurePosixPath(new).parent}/") if same else (old, new)
-        directories.setdefault(key, []).append(old)
-    for (old, new), paths in directories.items():
-        pair = (old, new) if len(paths) > 1 or not old.endswith("/") else (paths[0], moved[paths[0]])
+        here, there = PurePosixPath(old), PurePosixPath(new)
+        while here.name and here.name == there.name:
+            here, there = here.parent, there.parent
+        pair = (old, new) if old == str(here) else (f"{here}/", f"{there}/")
+        together.setdefault(pair, []).append(old)
+    for (old, new), paths in together.items():
+        pair = (old, new) if len(paths) > 1 else (paths[0], moved[paths[0]])
         stems = {PurePosixPath(path).name.removesuffix(".Dockerfile") for path in paths}
         concerned = tuple(name for name in ALL if name in stems)
         yield Change(area=Area.MOVED, variants=concerned, what=pair[0], before=pair[0], after=pair[1])
@@ -223,8 +227,11 @@ def _helpers(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Ch
 
 
 def _uses(recipe: str, path: str) -> bool:
+    """Returns whether an instruction names a file, a directory that it is in, or a pattern that it matches."""
     instructions = re.sub(r"^\s*#.*$", "", recipe, flags=re.MULTILINE)
-    return re.search(rf"(?<![\w./-])(?:\./)?{re.escape(path)}(?![\w.-])", instructions) is not None
+    words = {word.removeprefix("./").rstrip("/") for word in re.findall(r"[^\s\"',\[\]=;&|()]+", instructions)}
+    directories = {str(parent) for parent in PurePosixPath(path).parents} - {"."}
+    return bool(words & {path, *directories}) or any("*" in word and _matches(path, (word,)) for word in words)
 
 
 def _lines(text: str) -> list[str]:

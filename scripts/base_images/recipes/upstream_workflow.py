@@ -22,6 +22,8 @@ _RUNNER_KEYS = frozenset({"tag", "platforms", "runs_on", "free_disk_space", "pre
 
 _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
 _BUILD_ARGUMENT = re.compile(r"--build-arg[ =]\"?(\w+)=([^\s\"]+)")
+_DECIDES = re.compile(r"VERSION|ARCH|TARGETS")
+"""In the name of a variable of the workflow: what its steps may pass to a build."""
 _EXPRESSION_ARGUMENT = re.compile(r"\b([A-Z][A-Z0-9_]*)=")
 
 Images = dict[tuple[str, str], dict[str, str]]
@@ -35,7 +37,7 @@ def images(text: str) -> tuple[Images, dict[str, str]]:
 
     Returns:
         The keys of the matrix by tag and platform, as far as they decide about llama-server's image; and the value of
-        each build argument by its name.
+        each build argument, and of each variable that may decide one.
 
     Raises:
         SourceError: it is not YAML, or the matrix within it is not JSON.
@@ -57,8 +59,12 @@ def images(text: str) -> tuple[Images, dict[str, str]]:
         if isinstance(inputs, dict) and inputs.get("target", "server") == "server":
             for line in str(inputs.get("build-args", "")).splitlines():
                 if (name := _EXPRESSION_ARGUMENT.search(line)) and not line.lstrip().startswith("#"):
-                    arguments[name[1]] = " ".join(line.split()).removeprefix(f"{name[1]}=")
-        arguments |= dict(_BUILD_ARGUMENT.findall(run))
+                    arguments[f"build argument {name[1]}"] = " ".join(line.split()).removeprefix(f"{name[1]}=")
+        arguments |= {f"build argument {name}": value for name, value in _BUILD_ARGUMENT.findall(run)}
+        if isinstance(variables := node.get("env"), dict):
+            arguments |= {
+                f"variable {name}": _word(value) for name, value in variables.items() if _DECIDES.search(str(name))
+            }
     return found, arguments
 
 
@@ -130,7 +136,7 @@ def published(before: str, after: str) -> Iterator[tuple[Subject, str | None, st
     for name in sorted(old_arguments.keys() | new_arguments.keys()):
         pair = old_arguments.get(name), new_arguments.get(name)
         if pair[0] != pair[1]:
-            yield Subject(area=Area.PUBLISHED, variants=ALL, what=f"build argument {name}"), *pair
+            yield Subject(area=Area.PUBLISHED, variants=ALL, what=name), *pair
 
 
 def _named(which: Iterable[tuple[str, str]]) -> str:
