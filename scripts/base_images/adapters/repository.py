@@ -379,6 +379,16 @@ def _linked(clone: Clone, commit: str, name: str, target: str) -> str | None:
     return None
 
 
+def paths(clone: Clone, commit: str) -> tuple[str, ...]:
+    """Returns the paths of all files in a commit.
+
+    Raises:
+        RepositoryError: git cannot read it.
+    """
+    listed = _answer(clone, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit)
+    return tuple(path for path in listed.split("\0") if path)
+
+
 def source_clone(path: Path, ref: str) -> Clone:
     """Returns the clone of llama.cpp at `path`, which has the ref.
 

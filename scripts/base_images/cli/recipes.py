@@ -45,7 +45,7 @@ def check_upstream(
     Example: invoke check-upstream --variant cuda
     """
     from base_images.cli import views
-    from base_images.recipes import consumer, mirror, upstream_report
+    from base_images.recipes import beyond, consumer, mirror, upstream_report
 
     if bool(from_) != bool(to) or (ref and to):
         raise UsageError("--from and --to name two refs of upstream and go together, without --ref.")
@@ -55,10 +55,13 @@ def check_upstream(
     subject = ref or (str(tree) if source else settings.load(ROOT).pin.tag)
     chosen = variant
     if to:
+        texts = beyond.read(tree, from_, to)
+        theirs = mirror.following(theirs, beyond.moves(*texts))
         changed = mirror.compare_refs(
             mirror.upstream_texts(tree, from_),
             theirs,
             variant,
+            others=beyond.compare(*texts),
             sources=(mirror.argument_source(tree, from_), mirror.argument_source(tree, to)),
             used=consumer.load(ROOT).options,
         )
@@ -89,7 +92,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     """
     from base_images.adapters import files, ownership, repository
     from base_images.cli import views
-    from base_images.recipes import bump, consumer, markdown, mirror, upstream_report
+    from base_images.recipes import beyond, bump, consumer, markdown, mirror, upstream_report
 
     pin = settings.load(ROOT).pin
     if repository.head(repository.open_clone(ROOT)).changes:
@@ -108,10 +111,12 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         if not clone:
             clone = directory
             bump.fetch_refs(pin.repository, [pin.commit, to], clone)
-        newer = mirror.upstream_texts(clone, to)
+        texts = beyond.read(clone, pin.commit, to)
+        newer = mirror.following(mirror.upstream_texts(clone, to), beyond.moves(*texts))
         changed = mirror.compare_refs(
             mirror.upstream_texts(clone, pin.commit),
             newer,
+            others=beyond.compare(*texts),
             sources=(mirror.argument_source(clone, pin.commit, pin.tag), mirror.argument_source(clone, to)),
             used=consumer.load(ROOT).options,
         )

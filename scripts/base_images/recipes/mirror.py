@@ -13,7 +13,7 @@ from typing import Any
 from base_images import settings, variants
 from base_images.adapters import repository
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import argument_changes, server_arguments
+from base_images.recipes import argument_changes, beyond, server_arguments, upstream_server
 from base_images.recipes.differences import (
     SERVER,
     Difference,
@@ -162,6 +162,7 @@ class RefsReport:
         disappeared: variants that only the older ref has.
         arguments: changes of llama-server's arguments; None if they were not compared.
         unreadable: why something in a variant's file at the newer ref cannot be read, by variant.
+        beyond: changes outside of the Dockerfiles.
     """
 
     changes: Mapping[str, tuple[Difference, ...]]
@@ -169,6 +170,7 @@ class RefsReport:
     disappeared: tuple[str, ...]
     arguments: argument_changes.Report | None = None
     unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beyond: tuple[beyond.Change, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""
@@ -177,6 +179,7 @@ class RefsReport:
             "appeared": list(self.appeared),
             "disappeared": list(self.disappeared),
             **({"arguments": self.arguments.as_dict()} if self.arguments else {}),
+            "beyond": [change.as_dict() for change in self.beyond],
         }
 
 
@@ -189,7 +192,7 @@ def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
     Raises:
         SourceError: there are none, or the tree is not a git clone or lacks the ref.
     """
-    texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree / UPSTREAM_DIRECTORY)
+    texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree)
     if not texts:
         raise SourceError(f"{tree} has no {UPSTREAM_DIRECTORY}/*{_SUFFIX}: give --source a tree of llama.cpp.")
     return texts
@@ -216,17 +219,49 @@ def our_texts(root: Path) -> dict[str, str]:
     return {name: read_text(path) for name, path in recipes.items() if path.is_file()}
 
 
-def _texts_of_directory(directory: Path) -> dict[str, str]:
-    files = sorted(file for file in directory.glob(f"*{_SUFFIX}") if file.is_file())
-    return {file.name.removesuffix(_SUFFIX): read_text(file, tolerant=True) for file in files}
+def following(texts: Mapping[str, str], moved: Mapping[str, str]) -> dict[str, str]:
+    """Returns upstream's Dockerfiles by the variant that they were the file of before they were renamed.
+
+    Args:
+        texts: the Dockerfiles of the newer version by variant.
+        moved: the new path of each file that moved, by its old path.
+    """
+    names = {_variant(new): _variant(old) for old, new in moved.items() if new.endswith(_SUFFIX)}
+    return {names.get(name, name): text for name, text in texts.items()}
+
+
+def _variant(path: str) -> str:
+    return PurePosixPath(path).name.removesuffix(_SUFFIX)
+
+
+def _texts_of_directory(tree: Path) -> dict[str, str]:
+    files = [*(tree / UPSTREAM_DIRECTORY).glob(f"*{_SUFFIX}")]
+    if not files and (tree / server_arguments.ARGUMENTS).is_file():
+        files = [*tree.rglob(f"*{_SUFFIX}")]
+    paths = (file.relative_to(tree).as_posix() for file in sorted(files) if file.is_file())
+    return {_variant(path): read_text(tree / path, tolerant=True) for path in _recipes(paths)}
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
-    files = repository.texts(repository.source_clone(clone, ref), ref, f"{UPSTREAM_DIRECTORY}/")
-    if not files:
-        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?")
-    names = {PurePosixPath(path).name: text for path, text in files.items()}
-    return {name.removesuffix(_SUFFIX): text for name, text in names.items() if name.endswith(_SUFFIX)}
+    opened = repository.source_clone(clone, ref)
+    listed = repository.paths(opened, ref)
+    # Elsewhere only in what is llama.cpp: other projects have recipes too, and ours are called the same.
+    within = "" if server_arguments.ARGUMENTS in listed else f"{UPSTREAM_DIRECTORY}/"
+    paths = _recipes(path for path in listed if path.endswith(_SUFFIX) and path.startswith(within))
+    if not paths:
+        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}/*{_SUFFIX}: is it a clone of llama.cpp?")
+    return {_variant(path): text for path, text in repository.texts(opened, ref, *paths).items()}
+
+
+def _recipes(paths: Iterable[str]) -> list[str]:
+    """Returns the Dockerfiles of upstream's directory, or if it moved of the one that has most of our variants'."""
+    directories: dict[str, list[str]] = {}
+    for path in paths:
+        directories.setdefault(str(PurePosixPath(path).parent), []).append(path)
+    ours = {variant.name for variant in variants.VARIANTS}
+    known = {name: len(ours & {*map(_variant, found)}) for name, found in directories.items()}
+    moved = max(known, key=lambda name: known[name], default="")
+    return directories.get(UPSTREAM_DIRECTORY) or (directories[moved] if known.get(moved) else [])
 
 
 def load_records(path: Path) -> tuple[Record, ...]:
@@ -315,6 +350,7 @@ def check(
         for record in records
         if not matched[record]
         and record.variant not in gone
+        and not (gone and record.variant == ALL)  # what upstream has no file for may be what it matched
         and (record.variant in {ALL, *shown} or not chosen)
         and (not record.only or not shown.isdisjoint({*record.only} - {*gone}))
     )
@@ -342,6 +378,7 @@ def compare_refs(
     *,
     sources: tuple[argument_changes.Source, argument_changes.Source] | None = None,
     used: Collection[str] = (),
+    others: Sequence[beyond.Change] = (),
 ) -> RefsReport:
     """Compares two refs of upstream.
 
@@ -351,6 +388,7 @@ def compare_refs(
         chosen: the variants to compare; empty means all.
         sources: the sources of llama-server's arguments at the older and the newer ref, to compare them too.
         used: the arguments and variables that the consumer uses, which are listed first.
+        others: the changes outside of the Dockerfiles; those that `sources` tell, or of other variants, are left out.
 
     Raises:
         UsageError: neither ref has a chosen variant.
@@ -371,12 +409,19 @@ def compare_refs(
         for name, (_, after_facts) in facts.items()
         if (sentences := tuple(fact.value for fact in after_facts if is_unreadable(fact)))
     }
+    arguments = argument_changes.compare(*sources, used) if sources else None
+    told = {name for change in arguments.changes for name in change.names} if arguments else set()
     return RefsReport(
         changes=changes,
         appeared=tuple(sorted(new.keys() - old.keys())),
         disappeared=tuple(sorted(old.keys() - new.keys())),
-        arguments=argument_changes.compare(*sources, used) if sources else None,
         unreadable=unreadable,
+        arguments=arguments,
+        beyond=tuple(
+            change
+            for change in others
+            if upstream_server.ARGUMENTS.get(change.what) not in told and (not chosen or {*chosen} & {*change.variants})
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from base_images import variants
-from base_images.recipes import argument_changes, consumer, markdown, mirror
+from base_images.recipes import argument_changes, beyond, consumer, markdown, mirror
 from base_images.recipes.differences import Difference
 from base_images.recipes.facts import GLOBAL, UNREADABLE, Fact
 from base_images.recipes.mirror import Finding, RefsReport, Report, Status
@@ -120,7 +120,7 @@ def tell(subject: str, result: Report, changed: RefsReport | None = None) -> Tel
     """
     items = [*_to_port(result, changed)]
     if changed:
-        items += [*_arguments(changed.arguments), *_changes(changed, result)]
+        items += [*_arguments(changed.arguments), *_beyond(changed.beyond), *_changes(changed, result)]
     else:
         items += _one_sided(result)
     intended = sum(
@@ -218,6 +218,14 @@ def _changes(changed: RefsReport, result: Report) -> Iterator[Item]:
         for name in names:
             if name not in result.gone:
                 yield Item(kind=Kind.INFORMATION, where=(_place(name, shipped),), text=text)
+
+
+def _beyond(changes: Iterable[beyond.Change]) -> Iterator[Item]:
+    """Yields what upstream changed outside of its Dockerfiles."""
+    for change in changes:
+        values = (f"`{_quoted(value)}`" if value else "none" for value in (change.before, change.after))
+        text = f"{change.area}: `{_quoted(change.what)}`: {' → '.join(values)}"
+        yield Item(kind=Kind.INFORMATION, where=change.variants or ("no variant of ours",), text=text)
 
 
 def _place(name: str, shipped: Iterable[str]) -> str:
