@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -342,13 +343,50 @@ def _run(clone: Clone, *arguments: str) -> programs.Outcome:
 def texts(clone: Clone, commit: str, *paths: str) -> dict[str, str]:
     """Returns the texts of files in a commit by path: of each path that is a file, of the files in each that ends in /.
 
+    A symbolic link has the text of the file that it leads to in the commit, and is left out if there is none.
+
     Raises:
         RepositoryError: git cannot read them.
     """
+    found: dict[str, str] = {}
     listed = _answer(clone, "ls-tree", "-z", "--full-tree", commit, "--", *paths).split("\0")
-    entries = (entry.split("\t", 1) for entry in listed if entry)
-    files = {name: fields.split()[2] for fields, name in entries if fields.split()[1] == "blob"}
-    return {name: _answer(clone, "cat-file", "blob", blob) for name, blob in files.items()}
+    for fields, name in (entry.split("\t", 1) for entry in listed if entry):
+        mode, kind, blob = fields.split()
+        if kind == "blob":
+            text = _answer(clone, "cat-file", "blob", blob)
+            linked = _linked(clone, commit, name, text) if mode == _LINK else text
+            found |= {name: linked} if linked is not None else {}
+    return found
+
+
+_LINK = "120000"
+_MAX_LINKS = 8
+
+
+def _linked(clone: Clone, commit: str, name: str, target: str) -> str | None:
+    """Returns the text of the file that a symbolic link leads to; None if there is none in the commit."""
+    for _ in range(_MAX_LINKS):
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+        if name.startswith(("/", "..")):
+            return None
+        listed = _answer(clone, "ls-tree", "-z", "--full-tree", commit, "--", name).rstrip("\0")
+        mode, kind, blob = listed.partition("\t")[0].split() if listed else ("", "", "")
+        if kind != "blob":
+            return None
+        target = _answer(clone, "cat-file", "blob", blob)
+        if mode != _LINK:
+            return target
+    return None
+
+
+def paths(clone: Clone, commit: str) -> tuple[str, ...]:
+    """Returns the paths of all files in a commit.
+
+    Raises:
+        RepositoryError: git cannot read it.
+    """
+    listed = _answer(clone, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit)
+    return tuple(path for path in listed.split("\0") if path)
 
 
 def source_clone(path: Path, ref: str) -> Clone:

@@ -23,6 +23,7 @@ from base_images.settings import ROOT
         "ref": "compare with this ref of the clone",
         "from": "the older of two refs of the clone, to see what upstream changed",
         "to": "the newer one",
+        "all": "print all that is for information, and the keys of all differences, for dockerfiles/differences.toml",
         "json": "print JSON",
     },
 )
@@ -33,37 +34,47 @@ def check_upstream(
     ref: str = "",
     from_: str = "",
     to: str = "",
+    all_: bool = False,
     json: bool = False,
 ) -> None:
     """Compares our recipes with upstream's.
 
-    Exit code 1 on a difference that is not intended.
+    Exit code 1 on a difference that is not intended, or a file of a variant of ours that cannot be read; with --from
+    and --to, which show what upstream changed, only on the latter.
 
     Example: invoke check-upstream --variant cuda
     """
     from base_images.cli import views
-    from base_images.recipes import consumer, mirror
+    from base_images.recipes import beyond, consumer, mirror, upstream_report
 
     if bool(from_) != bool(to) or (ref and to):
         raise UsageError("--from and --to name two refs of upstream and go together, without --ref.")
     tree = caller_path(source) or _pinned_tree()
+    theirs, ours = mirror.upstream_texts(tree, to or ref), mirror.our_texts(ROOT)
+    changed = None
+    subject = ref or (str(tree) if source else settings.load(ROOT).pin.tag)
+    chosen = variant
     if to:
+        texts = beyond.read(tree, from_, to)
+        theirs = mirror.following(theirs, beyond.moves(*texts))
         changed = mirror.compare_refs(
             mirror.upstream_texts(tree, from_),
-            mirror.upstream_texts(tree, to),
+            theirs,
             variant,
+            others=beyond.compare(*texts),
             sources=(mirror.argument_source(tree, from_), mirror.argument_source(tree, to)),
             used=consumer.load(ROOT).options,
         )
-        views.print_json(changed.as_dict()) if json else views.print_refs(changed, from_, to)
-        return
-    records = mirror.load_records(ROOT / mirror.DIFFERENCES)
-    result = mirror.check(mirror.upstream_texts(tree, ref), mirror.our_texts(ROOT), records, variant)
+        subject = f"{from_} → {to}"
+        chosen = [name for name in variant if name in ours]
+        ours = {} if variant and not chosen else ours
+    result = mirror.check(theirs, ours, mirror.load_records(ROOT / mirror.DIFFERENCES) if ours else (), chosen)
+    telling = upstream_report.tell(subject, result, changed)
     if json:
-        views.print_json(result.as_dict())
+        views.print_json({**(changed or result).as_dict(), **telling.as_dict()})
     else:
-        views.print_mirror(result)
-    if not result.ok:
+        views.print_telling(telling, result if all_ else None, where="--all or --json")
+    if result.unreadable or not (to or result.ok):
         raise Exit(code=1)
 
 
@@ -81,7 +92,7 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
     """
     from base_images.adapters import files, ownership, repository
     from base_images.cli import views
-    from base_images.recipes import bump, consumer, mirror
+    from base_images.recipes import beyond, bump, consumer, markdown, mirror, upstream_report
 
     pin = settings.load(ROOT).pin
     if repository.head(repository.open_clone(ROOT)).changes:
@@ -100,10 +111,12 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         if not clone:
             clone = directory
             bump.fetch_refs(pin.repository, [pin.commit, to], clone)
-        newer = mirror.upstream_texts(clone, to)
+        texts = beyond.read(clone, pin.commit, to)
+        newer = mirror.following(mirror.upstream_texts(clone, to), beyond.moves(*texts))
         changed = mirror.compare_refs(
             mirror.upstream_texts(clone, pin.commit),
             newer,
+            others=beyond.compare(*texts),
             sources=(mirror.argument_source(clone, pin.commit, pin.tag), mirror.argument_source(clone, to)),
             used=consumer.load(ROOT).options,
         )
@@ -112,13 +125,14 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
         f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "
         "with its hash, in pyproject.toml, or only git has the source."
     )
-    told = f"{said}\n\n{bump.markdown(changed, lacking, before=pin.tag, after=to)}"
+    telling = upstream_report.tell(f"{pin.tag} → {to}", lacking, changed)
+    told = upstream_report.as_markdown(telling, [markdown.text(said)])
     github.summarise(told)
     if written:
         files.write(written, told)
     for path, text in bump.bump(bump.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
         files.write(ROOT / path, text)
-    views.print_refs(changed, pin.tag, to)
+    views.print_telling(telling, where="--report")
     views.say(said)
 
 

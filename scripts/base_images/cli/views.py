@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # some of these import docker, which most output does not nee
     from base_images.doctor.doctor import Report as DoctorReport
     from base_images.doctor.doctor import VariantReport
     from base_images.recipes.consumer_checkout import Report as ConsumerReport
-    from base_images.recipes.mirror import RefsReport
     from base_images.recipes.mirror import Report as MirrorReport
+    from base_images.recipes.upstream_report import Telling
     from base_images.release.actions import Action
     from base_images.release.tag import Plan as ReleasePlan
     from base_images.smoke.report import SmokeReport
@@ -339,23 +339,43 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
 
 
-def print_mirror(result: MirrorReport) -> None:
-    """Prints one line per difference, those that need action first, and what only one side has."""
+MAX_INFORMATION = 10
+"""Lines for information that are shown unless all are asked for."""
+
+
+def print_telling(telling: Telling, everything: MirrorReport | None = None, *, where: str) -> None:
+    """Prints the verdict, what to act on, the rest, and what to do next.
+
+    Args:
+        telling: what there is to tell.
+        everything: to print all of the rest, and the differences of these; default: the beginning of the rest.
+        where: the options that show all of the rest.
+    """
+    from base_images.recipes.upstream_report import Kind
+
+    say(telling.verdict)
+    for item in telling.findings:
+        say(f"{item.kind.value}: {item.place}: {item.text}")
+    rest = telling.of(Kind.INFORMATION)
+    shown = rest if everything else rest[:MAX_INFORMATION]
+    for item in shown:
+        line = f"{item.kind.value}: {item.place}: {item.text}"
+        say(line if everything else _short(line, PLAIN_WIDTH))
+    if more := len(rest) - len(shown):
+        say(f"for information: {more} more: {where}")
+    if everything:
+        print_differences(everything)
+    say(telling.conclusion)
+
+
+def print_differences(result: MirrorReport) -> None:
+    """Prints the differences of each variant by their keys, with the reasons of those that are intended."""
     for comparison in result.comparisons:
         keys: dict[tuple[str, str], list[str]] = {}
         for finding in sorted(comparison.findings, key=lambda finding: finding.reason):
             keys.setdefault((finding.status.value, finding.reason), []).append(finding.difference.key)
         rows = [(status, "\n".join(same), reason) for (status, reason), same in keys.items()]
         print_table(f"{comparison.variant}: {comparison.same} facts the same", ["is", "difference", "because"], rows)
-    for record in result.stale:
-        say(f"stale: the record {record.key!r} of {record.variant} matches no difference any more: remove it")
-    for what, names in (
-        ("recipes that upstream has no file for (any more)", result.gone),
-        ("upstream also has", result.upstream_only),
-        ("without a recipe here yet", result.without_recipe),
-    ):
-        if names:
-            say(f"{what}: {', '.join(names)}")
 
 
 def print_consumer(result: ConsumerReport) -> None:
@@ -378,24 +398,3 @@ def print_consumer(result: ConsumerReport) -> None:
                 say(f"{what}: {sentence}")
         if not result.findings and not result.known:
             say("it takes all of them")
-
-
-def print_refs(result: RefsReport, before: str, after: str) -> None:
-    """Prints what upstream changed in each variant's Dockerfile, and of llama-server's arguments."""
-    rows = [(variant, change.key) for variant, differences in result.changes.items() for change in differences]
-    rows += [(variant, "new at upstream") for variant in result.appeared]
-    rows += [(variant, "gone at upstream") for variant in result.disappeared]
-    if rows:
-        print_table(f"llama.cpp {before} to {after}", ["variant", "- gone, + new, ! changed"], rows)
-    else:
-        say(f"llama.cpp's Dockerfiles say the same in {before} and {after}.")
-    if result.arguments and result.arguments.changes:
-        listed = [
-            (consumer.NAME if change.used else "", change.kind.value, "\n".join(change.names), change.detail)
-            for change in result.arguments.changes
-        ]
-        print_table("llama-server's arguments and variables", ["used by", "is", "what", "how"], listed)
-        if result.arguments.warning:
-            complain(f"warning: {result.arguments.warning}")
-    elif result.arguments:
-        say(result.arguments.not_compared or f"llama-server takes the same in {before} and {after}.")

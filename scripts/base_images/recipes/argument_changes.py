@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from base_images.errors import SourceError
-from base_images.recipes import consumer, server_arguments
+from base_images.recipes import server_arguments
 from base_images.recipes.server_arguments import Argument
 
 _SAME_WORDS = {"true": "enabled", "false": "disabled"}
@@ -69,17 +69,6 @@ class Report:
     changes: tuple[Change, ...] = ()
     breaks: tuple[str, ...] = ()
     not_compared: str = ""
-
-    @property
-    def warning(self) -> str:
-        """A sentence on what a pin on the newer tree breaks for the consumer; empty if nothing."""
-        if not self.breaks:
-            return ""
-        names = ", ".join(f"`{name}`" for name in self.breaks)
-        return (
-            f"{consumer.NAME} passes {names}, which llama-server refuses now: its servers do not start, contract and "
-            "smoke test fail, and no image of this becomes latest."
-        )
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""

@@ -1,4 +1,4 @@
-"""Moving the pin to another tag of llama.cpp, and the text of the pull request that does it."""
+"""Moving the pin to another tag of llama.cpp."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from base_images import variants
 from base_images.adapters import programs
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import consumer, mirror
+from base_images.recipes import mirror
 from base_images.recipes.instructions import read_text
-from base_images.recipes.markdown import bullets, code
-from base_images.recipes.markdown import text as escaped
 from base_images.settings import Pin
 
 
@@ -97,51 +95,3 @@ def fetch_refs(repository: str, refs: Sequence[str], directory: Path) -> None:
         done = programs.git(*arguments, directory=directory)
         if done.exit_code:
             raise SourceError(f"{' and '.join(refs)} cannot be fetched from {repository} ({done.git_reason}).")
-
-
-def markdown(changed: mirror.RefsReport, result: mirror.Report, *, before: str, after: str) -> str:
-    """Returns the text of a pull request that moves the pin: what upstream changed, and what our recipes lack.
-
-    Args:
-        changed: the changes between the two tags.
-        result: our recipes compared with the newer tag.
-        before: the older tag.
-        after: the newer tag.
-    """
-    dockerfiles = [
-        line
-        for variant, found in changed.changes.items()
-        for line in bullets(variant, (code(difference.key) for difference in found))
-    ]
-    dockerfiles += bullets("new at upstream", map(escaped, changed.appeared))
-    dockerfiles += bullets("gone at upstream", map(escaped, changed.disappeared))
-    warning = (
-        [f"**{escaped(changed.arguments.warning)}**", ""] if changed.arguments and changed.arguments.warning else []
-    )
-    lines = [
-        f"llama.cpp {escaped(before)} → {escaped(after)}.",
-        "",
-        *warning,
-        "## What upstream changed in its Dockerfiles",
-        "",
-    ]
-    lines += dockerfiles or ["Nothing.", ""]
-    if arguments := changed.arguments:
-        lines += ["## What changed in llama-server's arguments", ""]
-        used, others = (
-            [code(str(each)) for each in arguments.changes if each.used is wanted] for wanted in (True, False)
-        )
-        listed = bullets(f"used by {consumer.NAME}", used) + bullets("others", others)
-        lines += listed or [code(arguments.not_compared) if arguments.not_compared else "Nothing.", ""]
-    lines += ["## What our recipes need for it", ""]
-    if result.ok:
-        return "\n".join([*lines, "Nothing: every difference is intended (`invoke check-upstream`).", ""])
-    lines += ["`invoke check-upstream` fails until each of these is ported, or recorded with its reason.", ""]
-    for comparison in result.comparisons:
-        unexplained = [finding for finding in comparison.findings if finding.status is not mirror.Status.INTENDED]
-        lines += bullets(
-            comparison.variant, (f"{finding.status}: {code(finding.difference.key)}" for finding in unexplained)
-        )
-    for record in result.stale:
-        lines += bullets(f"{record.variant}: a record that matches nothing any more", [code(record.key)])
-    return "\n".join(lines + bullets("our recipes that upstream has no file for", map(escaped, result.gone)))

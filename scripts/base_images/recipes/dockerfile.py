@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from base_images.errors import SourceError, UsageError
-from base_images.recipes.instructions import MAX_CHARACTERS, assignments, instructions, located, read_text
+from base_images.recipes.instructions import MAX_CHARACTERS, assignments, instructions, known, located, read_text
 
 BASE_ARGUMENTS = {"web": "WEB_BASE_IMAGE", "build": "BUILD_BASE_IMAGE", "runtime": "RUNTIME_BASE_IMAGE"}
 """The global ARG that names the base image of each role; the same in every recipe."""
@@ -32,9 +32,10 @@ def global_arguments(dockerfile: Path, overrides: Mapping[str, str]) -> dict[str
     for instruction, rest, line in instructions(text, str(dockerfile)):
         if instruction == "FROM":
             break
-        if instruction != "ARG":
-            continue
         with located(f"{dockerfile} line {line}"):
+            known(instruction)
+            if instruction != "ARG":
+                continue
             for name, default in assignments(rest):
                 if name in overrides:
                     values[name] = overrides[name]

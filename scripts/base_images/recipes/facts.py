@@ -22,6 +22,12 @@ from base_images.recipes.shell import Command
 GLOBAL = "global"
 """The stage of instructions before the first FROM."""
 
+UNREADABLE = "unreadable"
+"""The kind of a fact that stands for an instruction that cannot be read."""
+
+WHOLE_FILE = "file"
+"""The stage of an `UNREADABLE` fact that stands for all of a file."""
+
 _EXEC = {"ENTRYPOINT", "CMD", "SHELL"}
 
 _MANAGERS = {"apt": "apt", "apt-get": "apt", "yum": "yum", "dnf": "dnf", "pip": "pip", "pip3": "pip", "npm": "npm"}
@@ -29,7 +35,7 @@ _MANAGERS = {"apt": "apt", "apt-get": "apt", "yum": "yum", "dnf": "dnf", "pip": 
 
 _MANAGER_PREFIXES = (("python3", "-m"), ("python", "-m"), ("uv",))
 _MANAGER_VALUE_OPTIONS = {"-o", "-t", "-r", "-c", "-i", "--python", "--index-url", "--extra-index-url"}
-_CMAKE_VALUE_OPTIONS = {"-S", "-B", "-D", "-U", "-G", "-A", "-T", "-C"}
+_CMAKE_VALUE_OPTIONS = {"-S", "-B", "-D", "-U", "-G", "-A", "-T", "-C", "--preset", "--toolchain"}
 _CMAKE_BUILD_SYNONYMS = {"--parallel": "-j", "-t": "--target"}
 
 
@@ -70,30 +76,69 @@ def read(text: str, name: str) -> tuple[Fact, ...]:
     Raises:
         SourceError: an instruction or its shell cannot be parsed, or shfmt is not installed.
     """
+    return _read(text, name, tolerant=False)
+
+
+def read_tolerantly(text: str, name: str) -> tuple[Fact, ...]:
+    """As `read`, but what cannot be read is a fact of the kind `UNREADABLE`, whose value says why.
+
+    Its stage is `WHOLE_FILE` where nothing of the file can be read.
+
+    Raises:
+        SourceError: shfmt is not installed.
+    """
+    try:
+        return _read(text, name, tolerant=True)
+    except syntax.TooLongError as error:
+        return (Fact(stage=WHOLE_FILE, kind=UNREADABLE, name="", value=str(error)),)
+
+
+def _read(text: str, name: str, *, tolerant: bool) -> tuple[Fact, ...]:
     found: list[Fact] = []
     installs: list[_Install] = []
     arguments: _Arguments = {}
     stages: list[str] = []
     for instruction, value, line in syntax.instructions(text, name):
-        where = f"{name} line {line}"
-        stage = stages[-1] if stages else GLOBAL
-        with syntax.located(where):
-            if instruction == "FROM":
-                image, name_of_stage = syntax.from_arguments(value, len(stages))
-                stages.append(name_of_stage)
-                found.append(Fact(stage=name_of_stage, kind="from", name="", value=_base(image, arguments)))
-            elif instruction == "RUN":
-                _run(stage, value, where, found, installs)
-            else:
-                found += _facts(stage, instruction, value, where)
-            if instruction == "ARG" and stage == GLOBAL:
-                for key, default in syntax.assignments(value):
-                    if default is not None:
-                        expanded, used = _expanded(default, arguments)
-                        arguments[key] = (expanded, used or frozenset({key}))
+        try:
+            with syntax.located(f"{name} line {line}"):
+                _instruction(instruction, value, stages, arguments, found, installs)
+        except syntax.UnreadableError as error:
+            if not tolerant:
+                raise
+            words = " ".join(f"{instruction} {value}".split())
+            stage = stages[-1] if stages else GLOBAL
+            found.append(Fact(stage=stage, kind=UNREADABLE, name=words, value=str(error)))
     found += _install_facts(installs)
     subjects = groupby(sorted(found, key=lambda fact: fact.subject), key=lambda fact: fact.subject)
     return tuple(sorted(_without_other_names([_merged(tuple(facts)) for _, facts in subjects], stages)))
+
+
+def _instruction(
+    instruction: str,
+    value: str,
+    stages: list[str],
+    arguments: _Arguments,
+    found: list[Fact],
+    installs: list[_Install],
+) -> None:
+    """Adds what an instruction says to `stages`, `arguments`, `found` and `installs`."""
+    syntax.known(instruction)
+    stage = stages[-1] if stages else GLOBAL
+    if instruction in {"COPY", "ADD", "RUN"}:
+        value = syntax.named_stages(value, stages)
+    if instruction == "FROM":
+        image, stage = syntax.from_arguments(value, len(stages))
+        stages.append(stage)
+        found.append(Fact(stage=stage, kind="from", name="", value=_base(image, arguments)))
+    elif instruction == "RUN":
+        _run(stage, value, found, installs)
+    else:
+        found += _facts(stage, instruction, value)
+    if instruction == "ARG" and stage == GLOBAL:
+        for key, default in syntax.assignments(value):
+            if default is not None:
+                expanded, used = _expanded(default, arguments)
+                arguments[key] = (expanded, used or frozenset({key}))
 
 
 def _without_other_names(facts: list[Fact], stages: list[str]) -> list[Fact]:
@@ -130,7 +175,7 @@ def _merged(facts: tuple[Fact, ...]) -> Fact:
 # Instructions.
 
 
-_SETTING = re.compile(r"([\w.-]+)\s*[:=]\s*")
+_SETTING = re.compile(r"([\w.-]+)\s*[:=](?!//)\s*")
 _QUOTED = re.compile(r"""("[^"]*"|'[^']*')(?:\s+#.*|\s*)""")
 
 
@@ -174,10 +219,10 @@ def _base(value: str, arguments: _Arguments) -> str:
     return f"{image} by {' '.join(sorted(used))}" if used else image
 
 
-def _facts(stage: str, instruction: str, value: str, where: str) -> Iterable[Fact]:
+def _facts(stage: str, instruction: str, value: str) -> Iterable[Fact]:
     if instruction in _PARSERS:
         return _PARSERS[instruction](stage, instruction.lower(), value)
-    text = _exec_or_shell(value, where) if instruction in _EXEC else syntax.braced(" ".join(value.split()))
+    text = _exec_or_shell(value) if instruction in _EXEC else syntax.braced(" ".join(value.split()))
     return [Fact(stage=stage, kind=instruction.lower(), name="", value=text)]
 
 
@@ -231,14 +276,19 @@ def _copies(stage: str, kind: str, value: str) -> Iterator[Fact]:
     for source in sources:
         # A heredoc's end mark is the file's name only where the target is a directory.
         written = source.startswith("<<") and not target.endswith("/")
-        name = "<<" if written else origin + posixpath.normpath(source)
+        name = "<<" if written else origin + _path(source)
         yield Fact(stage=stage, kind=kind, name=name, value=posixpath.normpath(target) + others)
+
+
+def _path(source: str) -> str:
+    """Returns a path without what changes nothing in it; a URL is none."""
+    return source if "://" in source else posixpath.normpath(source)
 
 
 def _health(stage: str, kind: str, value: str) -> Iterator[Fact]:
     options, rest = syntax.leading_options(value)
     instruction, _, command = rest.partition(" ")
-    words = [*sorted(options), instruction.upper(), _exec_or_shell(command.strip(), stage) if command else ""]
+    words = [*sorted(options), instruction.upper(), _exec_or_shell(command.strip()) if command else ""]
     yield Fact(stage=stage, kind=kind, name="", value=" ".join(words).strip())
 
 
@@ -253,10 +303,10 @@ _PARSERS = {
 }
 
 
-def _exec_or_shell(value: str, where: str) -> str:
+def _exec_or_shell(value: str) -> str:
     if words := syntax.exec_form(value):
         return json.dumps(words)
-    return shell.one_line(value, where)
+    return shell.one_line(value)
 
 
 # RUN.
@@ -271,14 +321,18 @@ class _Install:
     when: str
 
 
-def _run(stage: str, value: str, where: str, found: list[Fact], installs: list[_Install]) -> None:
+def _run(stage: str, value: str, found: list[Fact], installs: list[_Install]) -> None:
     """Adds the facts of a RUN to `found`, and its installs to `installs`."""
     options, text = syntax.leading_options(value)
     found += [Fact(stage=stage, kind="run option", name=option, value="") for option in options]
     if words := syntax.exec_form(text):
         found.append(Fact(stage=stage, kind="run", name=json.dumps(words), value=""))
         return
-    for command in shell.commands(syntax.run_script(text), where):
+    script = syntax.run_script(text)
+    if other := syntax.other_interpreter(script):
+        found.append(Fact(stage=stage, kind="run", name=other, value=" ".join(script.split())))
+        return
+    for command in shell.commands(script):
         if command.written:
             found += _file(stage, *command.written)
         install = _install(stage, command)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -32,19 +32,27 @@ class MalformedError(ValueError):
     """An instruction that BuildKit refuses; `located` names its file and line."""
 
 
+class UnreadableError(SourceError):
+    """An instruction that cannot be read, with its file and line."""
+
+
+class TooLongError(SourceError):
+    """A file that is no Dockerfile by its length."""
+
+
 @contextmanager
 def located(where: str) -> Iterator[None]:
     """Names the file and line of an instruction in the errors of its parts.
 
     Raises:
-        SourceError: the instruction is malformed.
+        UnreadableError: the instruction is malformed.
     """
     try:
         yield
     except MalformedError as error:
-        raise SourceError(f"{where}: {error}.") from error
+        raise UnreadableError(f"{where}: {error}.") from error
     except RecursionError as error:
-        raise SourceError(f"{where} is nested too deeply to be read here.") from error
+        raise UnreadableError(f"{where} is nested too deeply to be read here.") from error
 
 
 def decoded(content: bytes, name: str) -> str:
@@ -60,14 +68,15 @@ def decoded(content: bytes, name: str) -> str:
         raise SourceError(f"{name} line {line} is not UTF-8: save the file in that encoding.") from error
 
 
-def read_text(path: Path) -> str:
-    """Returns the text of a file.
+def read_text(path: Path, *, tolerant: bool = False) -> str:
+    """Returns the text of a file; `tolerant`: bytes that are not UTF-8 are replaced.
 
     Raises:
-        SourceError: it cannot be read or is not UTF-8.
+        SourceError: it cannot be read, or is not UTF-8.
     """
     try:
-        return decoded(path.read_bytes(), str(path))
+        content = path.read_bytes()
+        return content.decode(errors="replace") if tolerant else decoded(content, str(path))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -75,11 +84,13 @@ def read_text(path: Path) -> str:
 def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
     """Yields each instruction of a Dockerfile with its arguments, continuation lines joined, and its line number.
 
+    Whether the instruction is known is for `known` to say.
+
     Raises:
-        SourceError: a line is not a known instruction, or the text is too long; the error calls the file `name`.
+        TooLongError: the text is too long; the error calls the file `name`.
     """
     if len(text) > MAX_CHARACTERS:
-        raise SourceError(f"{name} has {len(text)} characters, more than are read here: is it a Dockerfile?")
+        raise TooLongError(f"{name} has {len(text)} characters, more than are read here: is it a Dockerfile?")
     kept, heredocs = _without_heredocs(text.splitlines())
     # A blank line ends a continued instruction for dockerfile-parse, but not for BuildKit; a comment does for neither.
     lines = "".join(f"{line if line.strip() else '#'}\n" for line in _completed(kept))
@@ -89,9 +100,13 @@ def instructions(text: str, name: str) -> Iterator[tuple[str, str, int]]:
         line = entry["startline"] + 1
         if instruction == "COMMENT":
             continue
-        if not _INSTRUCTION.fullmatch(instruction):
-            raise SourceError(f"{name} line {line}: {instruction} is not a Dockerfile instruction that is read here.")
         yield instruction, value + heredocs.get(entry["endline"], ""), line
+
+
+def known(instruction: str) -> None:
+    """Raises MalformedError unless Dockerfiles have the instruction."""
+    if not _INSTRUCTION.fullmatch(instruction):
+        raise MalformedError(f"{instruction} is not a Dockerfile instruction that is read here")
 
 
 def _completed(lines: list[str]) -> list[str]:
@@ -102,7 +117,7 @@ def _completed(lines: list[str]) -> list[str]:
     return [*lines[:last], lines[last].rstrip().rstrip("\\"), *lines[last + 1 :]]
 
 
-_HEREDOC = re.compile(r"""(?<![<\w])<<(?P<tabs>-?)\s*(?P<quote>['"]?)(?P<end>[A-Za-z_]\w*)(?P=quote)""")
+_HEREDOC = re.compile(r"""(?<![<\w])<<(?P<tabs>-?)\s*(?P<quote>['"]?)(?P<end>[A-Za-z_](?:[\w.-]*\w)?)(?P=quote)""")
 _HEREDOC_INSTRUCTION = re.compile(r"\s*(RUN|COPY|ADD)\s", re.IGNORECASE)
 
 
@@ -158,6 +173,12 @@ def run_script(value: str) -> str:
     return value
 
 
+def other_interpreter(script: str) -> str:
+    """Returns the first line of a script that names a program other than a shell; empty if there is none."""
+    first = script.split("\n", maxsplit=1)[0].strip()
+    return first if first.startswith("#!") and not re.search(r"[/ ](ba|da|k|z)?sh( |$)", first) else ""
+
+
 def from_arguments(value: str, number: int) -> tuple[str, str]:
     """Returns the image of a FROM with its options, and the name of the stage; without one its number from 0."""
     words = value.split()
@@ -173,6 +194,21 @@ def leading_options(value: str) -> tuple[list[str], str]:
     for option in options:
         rest = rest.lstrip().removeprefix(option)
     return [braced(option) for option in options], rest.strip()
+
+
+_STAGE_NUMBER = re.compile(r"(--from=|--mount=\S*?\bfrom=)(\d+)(?=[\s,]|$)")
+
+
+def named_stages(value: str, stages: Sequence[str]) -> str:
+    """Returns the arguments of COPY, ADD or RUN with the names of stages that its options have by number."""
+    options, rest = leading_options(value)
+    if not any(_STAGE_NUMBER.search(option) for option in options):
+        return value
+
+    def name(match: re.Match[str]) -> str:
+        return match[1] + (stages[int(match[2])] if int(match[2]) < len(stages) else match[2])
+
+    return " ".join([*(_STAGE_NUMBER.sub(name, option) for option in options), rest])
 
 
 def exec_form(value: str) -> list[str]:

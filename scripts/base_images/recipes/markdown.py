@@ -17,13 +17,13 @@ Two digits between colons are a time: no emoji has such a name.
 """
 
 
-def text(value: str) -> str:
-    """Returns a value escaped as one line, for a table too; text between backquotes becomes code.
+def text(value: str, *, in_table: bool = True) -> str:
+    """Returns a value escaped as one line, unless told for a table too; text between backquotes becomes code.
 
     Code cannot hold markup, so the value may be anybody's.
     """
     parts = re.split(r"`([^`]+)`", " ".join(printable(value).split()))
-    return "".join(code(part, in_table=True) if number % 2 else _escaped(part) for number, part in enumerate(parts))
+    return "".join(code(part, in_table=in_table) if number % 2 else _escaped(part) for number, part in enumerate(parts))
 
 
 def _escaped(value: str) -> str:

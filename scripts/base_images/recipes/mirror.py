@@ -1,19 +1,11 @@
-"""Compares our recipes with upstream's `.devops/<variant>.Dockerfile`: differences, and the recorded reasons for them.
-
-Three rules make the two comparable:
-- Upstream's stage `server` is our `runtime`. Its stages `full` and `light` hold other programs: their existence and
-  their base are compared, their contents are not.
-- Our build context is the checkout, with the source in `llama.cpp/`: our `llama.cpp/x` is upstream's `x`.
-- Base images are compared with every ARG in FROM expanded, so ARGs of ours that only name a base or hold the pin are
-  not differences.
-"""
+"""Judges how our recipes differ from upstream's `.devops/<variant>.Dockerfile`, by the recorded reasons for it."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,53 +13,27 @@ from typing import Any
 from base_images import settings, variants
 from base_images.adapters import repository
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import argument_changes, dockerfile, server_arguments
-from base_images.recipes import facts as recipe_facts
-from base_images.recipes.facts import Fact
+from base_images.recipes import argument_changes, beyond, server_arguments, upstream_server
+from base_images.recipes.differences import (
+    SERVER,
+    Difference,
+    differences,
+    is_in,
+    is_unreadable,
+    our_facts,
+    unread_stages,
+    upstream_facts,
+)
 from base_images.recipes.instructions import read_text
 
 DIFFERENCES = "dockerfiles/differences.toml"
 """The records of intended differences, relative to the checkout."""
 
 ALL = "all"
-"""In `DIFFERENCES` in place of a variant's name: the record covers every variant that has the difference."""
+"""In `DIFFERENCES` in place of a variant's name: the record is for every variant, or for those that it names."""
 
 UPSTREAM_DIRECTORY = ".devops"
 _SUFFIX = ".Dockerfile"
-
-_SERVER = "server"
-_STAGES = {_SERVER: "runtime", "runtime": "upstream's runtime"}
-"""The names that upstream's stages are compared by; a stage of upstream's with our name must not pass for ours."""
-
-_OTHER_PROGRAMS = frozenset({"full", "light"})
-
-_CONTEXT = "llama.cpp"
-
-_PIN_ARGUMENTS = ("LLAMA_CPP_TAG", "LLAMA_CPP_COMMIT")
-_OUR_ARGUMENTS = frozenset({*dockerfile.BASE_ARGUMENTS.values(), *_PIN_ARGUMENTS})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A fact that only one of two Dockerfiles has, or that has different values.
-
-    Attributes:
-        before: upstream's fact, or the older ref's; None if it has none.
-        after: our fact, or the newer ref's; None if it has none.
-    """
-
-    before: Fact | None
-    after: Fact | None
-
-    @property
-    def key(self) -> str:
-        """The difference as text: `-` is only before, `+` only after, `!` has both values.
-
-        It includes the values, so that a record does not excuse the next change.
-        """
-        if self.before and self.after:
-            return f"! {self.after.subject}: {self.before.value or 'no value'} -> {self.after.value or 'no value'}"
-        return f"- {self.before}" if self.before else f"+ {self.after}"
 
 
 class Status(StrEnum):
@@ -76,6 +42,7 @@ class Status(StrEnum):
     INTENDED = "intended"
     NOT_PORTED = "not ported"
     NOT_INTENDED = "not intended"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +56,34 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """An intended difference of `DIFFERENCES`."""
+    """An intended difference of `DIFFERENCES`.
+
+    Attributes:
+        variant: the variant that it is for, or `ALL`.
+        only: the variants that a record for `ALL` is for; empty means every variant.
+    """
 
     variant: str
     key: str
     reason: str
+    only: tuple[str, ...] = ()
+
+    def covers(self, variant: str) -> bool:
+        """Whether the variant must have the difference."""
+        return variant in self.only if self.only else self.variant in {ALL, variant}
+
+    @property
+    def stage(self) -> str:
+        """The stage that the difference is in."""
+        return self.key[2:].partition(":")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A record that matches no difference any more in some of the variants that it is for."""
+
+    record: Record
+    variants: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +102,7 @@ class Report:
     Attributes:
         comparisons: one for each recipe that has a file at upstream.
         stale: records that match no difference.
+        lost: records that match a difference in some of their variants only.
         gone: recipes without a file at upstream.
         upstream_only: upstream's variants that our table lacks.
         without_recipe: variants of our table without a recipe.
@@ -122,6 +113,14 @@ class Report:
     gone: tuple[str, ...]
     upstream_only: tuple[str, ...]
     without_recipe: tuple[str, ...]
+    lost: tuple[Lost, ...] = ()
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether something in a file of upstream's cannot be read."""
+        return any(
+            finding.status is Status.UNREADABLE for comparison in self.comparisons for finding in comparison.findings
+        )
 
     @property
     def ok(self) -> bool:
@@ -129,7 +128,7 @@ class Report:
         unexplained = any(
             finding.status is not Status.INTENDED for comparison in self.comparisons for finding in comparison.findings
         )
-        return not (unexplained or self.stale or self.gone)
+        return not (unexplained or self.stale or self.lost or self.gone)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""
@@ -146,6 +145,7 @@ class Report:
                 for comparison in self.comparisons
             },
             "stale": [asdict(record) for record in self.stale],
+            "lost": [{**asdict(lost.record), "lost_in": list(lost.variants)} for lost in self.lost],
             "gone": list(self.gone),
             "upstream_only": list(self.upstream_only),
             "without_recipe": list(self.without_recipe),
@@ -161,12 +161,16 @@ class RefsReport:
         appeared: variants that only the newer ref has.
         disappeared: variants that only the older ref has.
         arguments: changes of llama-server's arguments; None if they were not compared.
+        unreadable: why something in a variant's file at the newer ref cannot be read, by variant.
+        beyond: changes outside of the Dockerfiles.
     """
 
     changes: Mapping[str, tuple[Difference, ...]]
     appeared: tuple[str, ...]
     disappeared: tuple[str, ...]
     arguments: argument_changes.Report | None = None
+    unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beyond: tuple[beyond.Change, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""
@@ -175,6 +179,7 @@ class RefsReport:
             "appeared": list(self.appeared),
             "disappeared": list(self.disappeared),
             **({"arguments": self.arguments.as_dict()} if self.arguments else {}),
+            "beyond": [change.as_dict() for change in self.beyond],
         }
 
 
@@ -187,7 +192,7 @@ def upstream_texts(tree: Path, ref: str = "") -> dict[str, str]:
     Raises:
         SourceError: there are none, or the tree is not a git clone or lacks the ref.
     """
-    texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree / UPSTREAM_DIRECTORY)
+    texts = _texts_of_ref(tree, ref) if ref else _texts_of_directory(tree)
     if not texts:
         raise SourceError(f"{tree} has no {UPSTREAM_DIRECTORY}/*{_SUFFIX}: give --source a tree of llama.cpp.")
     return texts
@@ -214,17 +219,49 @@ def our_texts(root: Path) -> dict[str, str]:
     return {name: read_text(path) for name, path in recipes.items() if path.is_file()}
 
 
-def _texts_of_directory(directory: Path) -> dict[str, str]:
-    files = sorted(file for file in directory.glob(f"*{_SUFFIX}") if file.is_file())
-    return {file.name.removesuffix(_SUFFIX): read_text(file) for file in files}
+def following(texts: Mapping[str, str], moved: Mapping[str, str]) -> dict[str, str]:
+    """Returns upstream's Dockerfiles by the variant that they were the file of before they were renamed.
+
+    Args:
+        texts: the Dockerfiles of the newer version by variant.
+        moved: the new path of each file that moved, by its old path.
+    """
+    names = {_variant(new): _variant(old) for old, new in moved.items() if new.endswith(_SUFFIX)}
+    return {names.get(name, name): text for name, text in texts.items()}
+
+
+def _variant(path: str) -> str:
+    return PurePosixPath(path).name.removesuffix(_SUFFIX)
+
+
+def _texts_of_directory(tree: Path) -> dict[str, str]:
+    files = [*(tree / UPSTREAM_DIRECTORY).glob(f"*{_SUFFIX}")]
+    if not files and (tree / server_arguments.ARGUMENTS).is_file():
+        files = [*tree.rglob(f"*{_SUFFIX}")]
+    paths = (file.relative_to(tree).as_posix() for file in sorted(files) if file.is_file())
+    return {_variant(path): read_text(tree / path, tolerant=True) for path in _recipes(paths)}
 
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
-    files = repository.texts(repository.source_clone(clone, ref), ref, f"{UPSTREAM_DIRECTORY}/")
-    if not files:
-        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}: is it a clone of llama.cpp?")
-    names = {PurePosixPath(path).name: text for path, text in files.items()}
-    return {name.removesuffix(_SUFFIX): text for name, text in names.items() if name.endswith(_SUFFIX)}
+    opened = repository.source_clone(clone, ref)
+    listed = repository.paths(opened, ref)
+    # Elsewhere only in what is llama.cpp: other projects have recipes too, and ours are called the same.
+    within = "" if server_arguments.ARGUMENTS in listed else f"{UPSTREAM_DIRECTORY}/"
+    paths = _recipes(path for path in listed if path.endswith(_SUFFIX) and path.startswith(within))
+    if not paths:
+        raise SourceError(f"{ref} of {clone} has no {UPSTREAM_DIRECTORY}/*{_SUFFIX}: is it a clone of llama.cpp?")
+    return {_variant(path): text for path, text in repository.texts(opened, ref, *paths).items()}
+
+
+def _recipes(paths: Iterable[str]) -> list[str]:
+    """Returns the Dockerfiles of upstream's directory, or if it moved of the one that has most of our variants'."""
+    directories: dict[str, list[str]] = {}
+    for path in paths:
+        directories.setdefault(str(PurePosixPath(path).parent), []).append(path)
+    ours = {variant.name for variant in variants.VARIANTS}
+    known = {name: len(ours & {*map(_variant, found)}) for name, found in directories.items()}
+    moved = max(known, key=lambda name: known[name], default="")
+    return directories.get(UPSTREAM_DIRECTORY) or (directories[moved] if known.get(moved) else [])
 
 
 def load_records(path: Path) -> tuple[Record, ...]:
@@ -239,65 +276,37 @@ def load_records(path: Path) -> tuple[Record, ...]:
             variants.find(variant)
         for group in groups if isinstance(groups, list) else [None]:
             match group:
-                case {"reason": str(reason), "keys": [*keys], **others} if reason.strip() and keys and not others:
-                    records += [Record(variant=variant, key=str(key), reason=reason.strip()) for key in keys]
+                case {"reason": str(reason), **keys} if reason.strip() and keys:
+                    lists = {str(name): value for name, value in keys.items()}
+                    records += _records(path, variant, reason.strip(), lists)
                 case _:
-                    raise UsageError(f"{path}: each [[{variant}]] needs a reason and a list of keys, nothing else.")
+                    raise UsageError(f"{path}: each [[{variant}]] needs a reason and {_KEYS}.")
     for earlier, record in itertools.combinations(records, 2):
-        if earlier.key == record.key and (
-            earlier.variant == record.variant or ALL in {earlier.variant, record.variant}
+        if earlier.key == record.key and any(
+            earlier.covers(variant.name) and record.covers(variant.name) for variant in variants.VARIANTS
         ):
             raise UsageError(f"{path} has the key {record.key!r} twice for {record.variant}: remove one.")
     return tuple(records)
 
 
+_KEYS = "a list of keys, [[all]] also lists by variants in `some`, nothing else"
+
+
+def _records(path: Path, variant: str, reason: str, keys: Mapping[str, Any]) -> Iterable[Record]:
+    """Yields the records of one group; `some` has keys that only the variants named before them have."""
+    some = keys.get("some", {}) if variant == ALL else None
+    lists = {**({"": keys["keys"]} if "keys" in keys else {}), **(some if isinstance(some, dict) else {})}
+    known = {"keys"} if some is None else {"keys", "some"}
+    if keys.keys() - known or not lists or not isinstance(some, dict | None):
+        raise UsageError(f"{path}: each [[{variant}]] needs a reason and {_KEYS}.")
+    for names, listed in lists.items():
+        if not isinstance(listed, list) or not listed:
+            raise UsageError(f"{path}: each [[{variant}]] needs a reason and {_KEYS}.")
+        only = tuple(variants.find(name).name for name in names.split())
+        yield from (Record(variant=variant, key=str(key), reason=reason, only=only) for key in listed)
+
+
 # Comparing.
-
-
-def differences(before: Iterable[Fact], after: Iterable[Fact]) -> tuple[Difference, ...]:
-    """Returns the differences between the facts of two files, in the order of stages and kinds."""
-    old, new = ({fact.subject: fact for fact in facts} for facts in (before, after))
-    return tuple(
-        Difference(before=old.get(subject), after=new.get(subject))
-        for subject in sorted(old.keys() | new.keys())
-        if old.get(subject) != new.get(subject)
-    )
-
-
-def upstream_facts(text: str, name: str) -> tuple[Fact, ...]:
-    """Returns the facts of upstream's file for the comparison: with our names, without other programs.
-
-    Raises:
-        SourceError: as `recipe_facts.read`.
-    """
-    facts = recipe_facts.read(text, name)
-    return tuple(_as_ours(fact) for fact in facts if fact.stage not in _OTHER_PROGRAMS or fact.kind == "from")
-
-
-def our_facts(text: str, name: str) -> tuple[Fact, ...]:
-    """Returns the facts of our recipe for the comparison: with upstream's paths, without our own ARGs.
-
-    Raises:
-        SourceError: as `recipe_facts.read`.
-    """
-    facts = recipe_facts.read(text, name)
-    return tuple(_in_upstream_context(fact) for fact in facts if fact.kind != "arg" or fact.name not in _OUR_ARGUMENTS)
-
-
-def _as_ours(fact: Fact) -> Fact:
-    name, value = fact.name, fact.value
-    for theirs, ours in _STAGES.items():
-        if fact.name.startswith(f"--from={theirs} "):
-            name = fact.name.replace(theirs, ours, 1)
-        if fact.kind == "from" and fact.value == theirs:
-            value = ours
-    return replace(fact, stage=_STAGES.get(fact.stage, fact.stage), name=name, value=value)
-
-
-def _in_upstream_context(fact: Fact) -> Fact:
-    if fact.kind not in {"copy", "add"}:
-        return fact
-    return replace(fact, name="." if fact.name == _CONTEXT else fact.name.removeprefix(f"{_CONTEXT}/"))
 
 
 def check(
@@ -312,20 +321,26 @@ def check(
         chosen: the variants to report on; empty means all.
 
     Raises:
-        SourceError: a file cannot be parsed.
+        SourceError: a recipe of ours cannot be parsed.
         UsageError: a chosen variant has no recipe.
     """
     for name in chosen:
         if name not in ours:
             raise UsageError(f"There is no recipe {variants.find(name).dockerfile} yet: nothing can be compared.")
     comparisons = []
-    used: set[tuple[str, str]] = set()
+    matched: dict[Record, list[str]] = {record: [] for record in records}
+    missed: dict[Record, list[str]] = {record: [] for record in records}
     for name in (name for name in ours if name in upstream):
         theirs = upstream_facts(upstream[name], f"{UPSTREAM_DIRECTORY}/{name}{_SUFFIX}")
         mine = our_facts(ours[name], variants.find(name).dockerfile)
         found = differences(theirs, mine)
-        reasons = {record.key: record for record in records if record.variant in {ALL, name}}
-        used |= {(reasons[each.key].variant, each.key) for each in found if each.key in reasons}
+        reasons = {record.key: record for record in records if record.covers(name)}
+        keys, unread = {each.key for each in found}, unread_stages(theirs)
+        for record in reasons.values():
+            if record.key in keys or is_in(unread, record.stage):
+                matched[record].append(name)
+            else:
+                missed[record].append(name)
         findings = tuple(_judge(difference, reasons.get(difference.key)) for difference in found)
         comparisons.append(Comparison(variant=name, same=len(set(theirs) & set(mine)), findings=findings))
     gone = tuple(name for name in ours if name not in upstream)
@@ -333,13 +348,21 @@ def check(
     stale = tuple(
         record
         for record in records
-        if (record.variant, record.key) not in used
+        if not matched[record]
         and record.variant not in gone
+        and not (gone and record.variant == ALL)  # what upstream has no file for may be what it matched
         and (record.variant in {ALL, *shown} or not chosen)
+        and (not record.only or not shown.isdisjoint({*record.only} - {*gone}))
+    )
+    lost = (
+        Lost(record=record, variants=tuple(name for name in missed[record] if name in shown))
+        for record in records
+        if matched[record]
     )
     return Report(
         comparisons=tuple(comparison for comparison in comparisons if comparison.variant in shown),
         stale=stale,
+        lost=tuple(each for each in lost if each.variants),
         gone=tuple(name for name in gone if name in shown),
         upstream_only=tuple(
             name for name in sorted(_servers(upstream)) if name not in {variant.name for variant in variants.VARIANTS}
@@ -355,6 +378,7 @@ def compare_refs(
     *,
     sources: tuple[argument_changes.Source, argument_changes.Source] | None = None,
     used: Collection[str] = (),
+    others: Sequence[beyond.Change] = (),
 ) -> RefsReport:
     """Compares two refs of upstream.
 
@@ -364,9 +388,9 @@ def compare_refs(
         chosen: the variants to compare; empty means all.
         sources: the sources of llama-server's arguments at the older and the newer ref, to compare them too.
         used: the arguments and variables that the consumer uses, which are listed first.
+        others: the changes outside of the Dockerfiles; those that `sources` tell, or of other variants, are left out.
 
     Raises:
-        SourceError: a file cannot be parsed.
         UsageError: neither ref has a chosen variant.
     """
     for name in chosen:
@@ -375,26 +399,43 @@ def compare_refs(
     old, new = (
         {name: texts[name] for name in _servers(texts) if not chosen or name in chosen} for texts in (before, after)
     )
-    changes = {
-        name: differences(upstream_facts(old[name], f"{name}, before"), upstream_facts(new[name], f"{name}, after"))
+    facts = {
+        name: tuple(upstream_facts(texts[name], f"{UPSTREAM_DIRECTORY}/{name}{_SUFFIX}") for texts in (old, new))
         for name in sorted(old.keys() & new.keys())
     }
+    changes = {name: differences(*pair) for name, pair in facts.items()}
+    unreadable = {
+        name: sentences
+        for name, (_, after_facts) in facts.items()
+        if (sentences := tuple(fact.value for fact in after_facts if is_unreadable(fact)))
+    }
+    arguments = argument_changes.compare(*sources, used) if sources else None
+    told = {name for change in arguments.changes for name in change.names} if arguments else set()
     return RefsReport(
         changes=changes,
         appeared=tuple(sorted(new.keys() - old.keys())),
         disappeared=tuple(sorted(old.keys() - new.keys())),
-        arguments=argument_changes.compare(*sources, used) if sources else None,
+        unreadable=unreadable,
+        arguments=arguments,
+        beyond=tuple(
+            change
+            for change in others
+            if upstream_server.ARGUMENTS.get(change.what) not in told and (not chosen or {*chosen} & {*change.variants})
+        ),
     )
 
 
 def _judge(difference: Difference, record: Record | None) -> Finding:
     if record:
         return Finding(difference=difference, status=Status.INTENDED, reason=record.reason)
-    status = Status.NOT_INTENDED if difference.after else Status.NOT_PORTED
+    # A value that both have and that differs is upstream's to port as well: their newer one, most often.
+    status = Status.NOT_PORTED if difference.before else Status.NOT_INTENDED
+    if is_unreadable(difference.before):
+        status = Status.UNREADABLE
     return Finding(difference=difference, status=status, reason="")
 
 
 def _servers(texts: Mapping[str, str]) -> list[str]:
     """Returns the variants with a server stage; some of upstream's images hold only another program."""
-    stage = re.compile(rf"^\s*FROM\s.*\sAS\s+{_SERVER}\s*$", re.IGNORECASE | re.MULTILINE)
+    stage = re.compile(rf"^\s*FROM\s.*\sAS\s+{SERVER}\s*$", re.IGNORECASE | re.MULTILINE)
     return [name for name, text in texts.items() if stage.search(text)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from base_images.adapters.programs import find_program
 from base_images.errors import SourceError
-from base_images.recipes.instructions import braced
+from base_images.recipes.instructions import MalformedError, braced
 
 _SPECIAL = frozenset(" \t\n*?[]{}~$;&|<>()'\"\\`#!")
 """Characters whose meaning quotes change; around others quotes are formatting."""
@@ -38,29 +38,87 @@ class Command:
     written: tuple[str, str] | None = None
 
 
-def commands(text: str, where: str) -> Iterator[Command]:
+def commands(text: str) -> Iterator[Command]:
     """Yields the simple commands of a shell text.
 
     Raises:
-        SourceError: the text at `where` is not shell, or shfmt is not installed.
+        MalformedError: the text is not shell.
+        SourceError: shfmt is not installed.
     """
-    return _commands(_parse(text, where), text.encode(), ())
+    return _commands(_parse(text), text.encode(), (), whole=True)
 
 
-def one_line(text: str, where: str) -> str:
+def one_line(text: str) -> str:
     """Returns a shell text on one line, without quotes that change nothing.
 
     Raises:
-        SourceError: as `commands`.
+        MalformedError, SourceError: as `commands`.
     """
-    return "; ".join(_text(statement, text.encode()) for statement in _parse(text, where))
+    return "; ".join(_text(statement, text.encode()) for statement in _parse(text))
 
 
-def _commands(statements: list[Any], source: bytes, when: tuple[str, ...]) -> Iterator[Command]:
-    """Yields the simple commands of a list of statements; only the status of the last one counts."""
+def _commands(statements: list[Any], source: bytes, when: tuple[str, ...], *, whole: bool = False) -> Iterator[Command]:
+    """Yields the simple commands of a list of statements; without `set -e` only the status of the last one counts.
+
+    Args:
+        statements: shfmt's nodes.
+        source: the text that shfmt parsed.
+        when: the conditions of all of them.
+        whole: whether they are all of a RUN, where a `set` is for everything below it.
+    """
+    ends = False
     for number, statement in enumerate(statements, start=1):
-        lost = () if number == len(statements) else ("whether it fails or not",)
-        yield from _statement(statement, source, when + lost)
+        options = _set_options(statement) if whole else frozenset()
+        ends = ends or "-e" in options
+        if options:
+            yield from _without_tracing(options, when)
+        elif number == len(statements):
+            yield from _statement(statement, source, when)
+        elif ends:
+            yield from _before_others(statement, source, when)
+        else:
+            yield from _statement(statement, source, (*when, _LOST))
+
+
+_LOST = "whether it fails or not"
+
+
+def _before_others(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator[Command]:
+    """Yields the commands of a statement below `set -e`, which is not for the first commands of an `&&` list."""
+    command = statement.get("Cmd") or {}
+    if command.get("Type") == "BinaryCmd" and command["Op"] == "&&":
+        yield from _statement(command["X"], source, (*when, _LOST))
+        yield from _before_others(command["Y"], source, when)
+    else:
+        yield from _statement(statement, source, when)
+
+
+_LONG_OPTIONS = {"errexit": "-e", "nounset": "-u", "xtrace": "-x", "verbose": "-v"}
+
+
+def _set_options(statement: Any) -> frozenset[str]:
+    """Returns the options of a `set -eux` or `set -euo pipefail`; none for any other statement."""
+    command = statement.get("Cmd") or {}
+    if command.get("Type") != "CallExpr" or command.get("Assigns") or statement.get("Redirs"):
+        return frozenset()
+    words = iter("".join(part.get("Value", "?") for part in word["Parts"]) for word in command.get("Args", ()))
+    found: set[str] = set()
+    if next(words, "") != "set":
+        return frozenset()
+    for word in words:
+        if not re.fullmatch(r"-[a-z]*[a-z]", word):
+            return frozenset()
+        found |= {f"-{letter}" for letter in word[1:] if letter != "o"}
+        if "o" in word:
+            name = next(words, "")
+            found.add(_LONG_OPTIONS.get(name, f"-o {name}"))
+    return frozenset(found)
+
+
+def _without_tracing(options: frozenset[str], when: tuple[str, ...]) -> Iterator[Command]:
+    """Yields the `set` for what is left beside -e, which the other commands show, and -x and -v, which only print."""
+    if left := sorted(options - {"-e", "-x", "-v"}):
+        yield Command(words=("set", *left), variables=(), when=_when(when))
 
 
 def _statement(statement: Any, source: bytes, when: tuple[str, ...]) -> Iterator[Command]:
@@ -226,11 +284,11 @@ def _units(parts: list[Any], source: bytes, *, quoted: bool) -> Iterator[_Unit]:
             yield _slice(part, source), quoted
 
 
-def _parse(text: str, where: str) -> list[Any]:
+def _parse(text: str) -> list[Any]:
     """Returns shfmt's statements of a shell text."""
     done = _shfmt(text)
     if done.returncode:
-        raise SourceError(f"{where}: the shell cannot be parsed: {done.stderr.strip()}.")
+        raise MalformedError(f"the shell cannot be parsed: {done.stderr.strip()}")
     return list(json.loads(done.stdout).get("Stmts", []))
 
 

@@ -12,8 +12,8 @@ from base_images.build import source
 from base_images.build.inputs import Origin
 from base_images.errors import SourceError
 from base_images.progress import silent
+from base_images.recipes import differences, mirror
 from base_images.recipes import facts as recipe_facts
-from base_images.recipes import mirror
 from tests.unit.recipes.test_facts import lost_words
 from tests.unit.recipes.test_mirror import unexplained
 
@@ -154,7 +154,7 @@ def test_facts_of_each_upstream_file(tree: Path, name: str, facts: tuple[str, ..
 def test_every_line_of_upstreams_files_matters(tree: Path, name: str) -> None:
     """A file without any one of its compared lines has other facts, or cannot be read."""
     text = mirror.upstream_texts(tree)[name]
-    whole = mirror.upstream_facts(text, name)
+    whole = differences.upstream_facts(text, name)
     lines = text.splitlines()
     other_program = False
     unseen = []
@@ -164,7 +164,7 @@ def test_every_line_of_upstreams_files_matters(tree: Path, name: str) -> None:
         if not line.strip() or line.strip().startswith("#") or other_program:
             continue
         try:
-            without = mirror.upstream_facts("\n".join(lines[:number] + lines[number + 1 :]), name)
+            without = differences.upstream_facts("\n".join(lines[:number] + lines[number + 1 :]), name)
         except SourceError:
             continue
         if without == whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,10 +12,9 @@ import pytest
 
 from base_images import settings
 from base_images.errors import SourceError, UsageError
-from base_images.recipes import bump, consumer, markdown, mirror
+from base_images.recipes import bump, consumer, mirror, upstream_report
 from tests.support import clones
 from tests.support.commands import invoke
-from tests.unit.recipes.conftest import UPSTREAM
 from tests.unit.recipes.test_server_arguments import ARG_CPP, COMMON_H
 
 
@@ -24,6 +24,7 @@ def test_comparing_two_refs_of_a_clone(clone: Path) -> None:
         "variants": {"cuda": ["! build: cmake build -DGGML_NATIVE: OFF -> ON"]},
         "appeared": ["zendnn"],
         "disappeared": ["s390x"],
+        "beyond": [],
     }
 
 
@@ -77,13 +78,6 @@ def test_comparing_arguments_of_two_refs(clone_with_source: Path) -> None:
     assert [(str(change), change.used) for change in changed.arguments.changes] == [(line, True)]
     expected = {"change": "changed", "names": ["--port"], "detail": "default 8080 -> 9931", "used": True}
     assert changed.as_dict()["arguments"] == {"changes": [expected], "breaks": [], "not_compared": ""}
-    nothing = mirror.check({}, {}, ())
-    text = bump.markdown(changed, nothing, before="b3", after="b4")
-    assert f"## What changed in llama-server's arguments\n\n**used by BodhiApp**\n\n- `{line}`\n\n## What our" in text
-    others = mirror.compare_refs(texts, texts, sources=(sources[0], sources[1]))
-    assert f"arguments\n\n**others**\n\n- `{line}`\n" in bump.markdown(others, nothing, before="b3", after="b4")
-    same = mirror.compare_refs(texts, texts, sources=(sources[1], sources[1]))
-    assert "arguments\n\nNothing.\n" in bump.markdown(same, nothing, before="b3", after="b4")
 
 
 def test_removed_arguments_of_the_consumer_are_reported_first(clone_with_source: Path) -> None:
@@ -96,11 +90,11 @@ def test_removed_arguments_of_the_consumer_are_reported_first(clone_with_source:
     sources = (mirror.argument_source(clone_with_source, "b4"), mirror.argument_source(clone_with_source, "b5"))
     changed = mirror.compare_refs(texts, texts, sources=sources, used=consumer.load().options)
     assert changed.as_dict()["arguments"]["breaks"] == ["--port"]
-    text = bump.markdown(changed, mirror.check({}, {}, ()), before="b4", after="b5")
-    assert text.startswith("llama.cpp b4 → b5.\n\n**BodhiApp passes `--port`, which llama-server refuses now: ")
+    telling = upstream_report.tell("b4 → b5", mirror.check({}, {}, ()), changed)
+    assert telling.findings[0].text.endswith("; BodhiApp passes `--port`: its servers do not start")
     unused = mirror.compare_refs(texts, texts, sources=sources)
     assert unused.as_dict()["arguments"]["breaks"] == []
-    assert "BodhiApp passes" not in bump.markdown(unused, mirror.check({}, {}, ()), before="b4", after="b5")
+    assert upstream_report.tell("b4 → b5", mirror.check({}, {}, ()), unused).findings == ()
 
 
 def test_a_ref_without_the_source_keeps_its_given_name(clone_with_source: Path) -> None:
@@ -120,10 +114,55 @@ def test_check_upstream_shows_changed_arguments(clone_with_source: Path) -> None
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "│ changed │ --port │ default 8080 -> 9931│" in run("b3", "b4")
-    assert "llama-server takes the same in b4 and b4." in run("b4", "b4")
-    assert "llama-server's arguments cannot be compared: b2 has no common/arg.cpp." in run("b2", "b3")
-    assert [change["names"] for change in json.loads(run("b3", "b4", "--json"))["arguments"]["changes"]] == [["--port"]]
+    shown = run("b3", "b4").splitlines()
+    assert re.fullmatch(r"b3 → b4: \d+ to port, 0 break the consumer, 1 for information", shown[0])
+    assert shown[-2] == "for information: llama-server: `--port` (BodhiApp uses it): default 8080 -> 9931"
+    assert shown[-1].startswith("Port what is to port to dockerfiles/, or record its key, ")
+    assert "0 for information" in run("b4", "b4").splitlines()[0]
+    assert "llama-server's arguments cannot be compared: b2 has no common/arg.cpp" in run("b2", "b3")
+    answer = json.loads(run("b3", "b4", "--json"))
+    assert [change["names"] for change in answer["arguments"]["changes"]] == [["--port"]]
+    assert answer["verdict"]["text"] == shown[0]
+    assert len(answer["items"]) == answer["verdict"]["to_port"] + 1
+    assert "│intended" in run("b3", "b4", "--all")
+    assert run("b3", "b4", "--variant", "zendnn").splitlines()[0].startswith("b3 → b4: 0 to port, ")
+
+
+def test_a_shipped_variant_that_cannot_be_read_fails(clone: Path) -> None:
+    def commit(variant: str, tag: str) -> None:
+        path = clone / ".devops" / f"{variant}.Dockerfile"
+        path.write_text(path.read_text().replace("FROM base AS server", "FROM base AS server\nRUN echo 'x"))
+        with git.Repo(clone) as repository:
+            repository.git.commit("--quiet", "--all", f"--message={tag}")
+            repository.create_tag(tag)
+
+    def run(before: str, after: str) -> tuple[int, str]:
+        done = invoke("check-upstream", "--source", str(clone), "--from", before, "--to", after)
+        return done.returncode, done.stdout
+
+    commit("zendnn", "b3")
+    code, shown = run("b2", "b3")
+    assert code == 0
+    assert "for information: zendnn (not shipped): unreadable: .devops/zendnn.Dockerfile line " in shown
+    commit("cuda", "b4")
+    code, shown = run("b3", "b4")
+    assert code == 1
+    assert "to port: cuda: unreadable: .devops/cuda.Dockerfile line " in shown
+
+
+def test_a_linked_dockerfile_is_the_file_that_it_leads_to(clone: Path) -> None:
+    directory = clone / ".devops"
+    (directory / "server").mkdir()
+    (directory / "cuda.Dockerfile").rename(directory / "server" / "Dockerfile")
+    (directory / "cuda.Dockerfile").symlink_to("again.Dockerfile")
+    (directory / "again.Dockerfile").symlink_to("server/Dockerfile")
+    (directory / "away.Dockerfile").symlink_to("../../nowhere")
+    (directory / "self.Dockerfile").symlink_to("self.Dockerfile")
+    clones.commit_all(clone).create_tag("b3")
+    found = mirror.upstream_texts(clone, "b3")
+    assert found["cuda"] == found["again"] == mirror.upstream_texts(clone, "b2")["cuda"]
+    assert {"away", "self"}.isdisjoint(found)
+    assert mirror.upstream_texts(clone)["cuda"] == found["cuda"]
 
 
 # Moving the pin.
@@ -182,29 +221,6 @@ def test_the_newest_tag_has_the_highest_number(clone: Path, tmp_path: Path) -> N
         bump.newest_tag(str(tmp_path / "nowhere"))
 
 
-def test_the_pull_request_lists_changes_and_missing_ports(clone: Path) -> None:
-    changed = mirror.compare_refs(mirror.upstream_texts(clone, "b1"), mirror.upstream_texts(clone, "b2"))
-    lacking = mirror.check(mirror.upstream_texts(clone, "b2"), {"cuda": UPSTREAM.replace("server", "runtime")}, ())
-    text = bump.markdown(changed, lacking, before="b1", after="b2")
-    assert text.startswith(
-        "llama.cpp b1 → b2.\n\n## What upstream changed in its Dockerfiles\n\n**cuda**\n\n- `! build:"
-    )
-    assert "**new at upstream**\n\n- zendnn\n" in text
-    assert "**gone at upstream**\n\n- s390x\n" in text
-    needed = text.partition("## What our recipes need for it\n")[2]
-    assert "**cuda**" in needed
-    assert "- not intended: `" in needed
-    assert "GGML_NATIVE" in needed
-    assert "Nothing" not in text
-    assert "llama-server's arguments" not in text
-
-    same = mirror.compare_refs(mirror.upstream_texts(clone, "b2"), mirror.upstream_texts(clone, "b2"))
-    nothing = mirror.check({}, {}, ())
-    text = bump.markdown(same, nothing, before="b2", after="b3")
-    assert text.count("Nothing") == 2
-    assert markdown.code("a `b`\n  c") == "`` a `b` c ``"
-
-
 @pytest.fixture
 def checkout(clone: Path, tmp_path: Path) -> Path:
     """A checkout with its pin at b1 of the clone."""
@@ -229,12 +245,14 @@ def test_bump_moves_to_the_newest_tag_once(checkout: Path, clone: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert settings.load(checkout).pin.tag == "b2"
     written = (checkout / "build" / "upstream.md").read_text()
-    assert written.startswith("The pin is b2 (")
-    assert "## What upstream changed in its Dockerfiles" in written
-    cannot = "llama-server's arguments cannot be compared: b1 has no common/arg.cpp."
-    assert f"## What changed in llama-server's arguments\n\n`{cannot}`\n" in written
-    assert cannot in done.stdout
-    assert "## What our recipes need for it" in written
+    verdict = r"b1 → b2: \d+ to port, 0 break the consumer, 2 for information"
+    assert re.fullmatch(rf"\*\*{verdict}\*\*", written.splitlines()[0])
+    assert "-DGGML_NATIVE`: upstream had `OFF` and now has `ON`, ours has `OFF`\n" in written
+    assert "\n\nThe pin is b2 (" in written
+    assert "llama-server's arguments cannot be compared: b1 has no common/arg.cpp\n" in written
+    assert written.endswith("\n</details>\n")
+    assert re.fullmatch(verdict, done.stdout.splitlines()[0])
+    assert done.stdout.splitlines()[-1].startswith("The pin is b2 (")
 
     with git.Repo(checkout) as repository:
         repository.git.commit("--quiet", "--all", "--message=two")

@@ -64,6 +64,15 @@ def test_subjects_are_unique() -> None:
         ("export A='-DX=$O'", "x: variable A -DX = \\$O"),
         ('export A="-DX=$O"', "x: variable A -DX = ${O}"),
         ("A+=b", "x: run A+=b"),
+        ("set -euo pipefail; a", "x: run set -o pipefail -u"),
+        ("set -euo pipefail; a; b", "x: run a"),
+        ("set -o errexit; a; b", "x: run a"),
+        ("set -f; a; b", "x: run a = [whether it fails or not]"),
+        ("set -e; a && b; c", "x: run a = [whether it fails or not]"),
+        ("set -e; a && b; c", "x: run b"),
+        ("if a; then set -e; fi; b; c", "x: run b = [whether it fails or not]"),
+        ("if a; then set -e; fi", "x: run set -e = [if a]"),
+        ("set -- a; b", "x: run set -- a = [whether it fails or not]"),
         ("A=", 'x: variable A = ""'),
         ("a || b && c || d", "x: run d = [if `c` fails]"),
         ("echo $'a' \"b\\\"c\" '' d\\ e", "x: run echo $'a' 'b\"c' '' 'd e'"),
@@ -91,8 +100,13 @@ def test_forms_of_shell_commands(run: str, fact: str) -> None:
             ["file /a A = 1", "run cat = [<<, >> /a]", "run x", "run y"],
         ),
         (
+            "RUN <<EOF\n#!/usr/bin/env python3\nif True:\n    print(1)\nEOF\n",
+            ["run #!/usr/bin/env python3 = #!/usr/bin/env python3 if True: print(1)"],
+        ),
+        ("RUN <<EOF\n#!/bin/bash -e\nx\nEOF\n", ["run x"]),
+        (
             "RUN <<EOF\nset -e\napt-get install -y a\nEOF\n",
-            ["apt a", "apt option -y", "run set -e = [whether it fails or not]"],
+            ["apt a", "apt option -y"],
         ),
         ("RUN python3 <<EOF\nprint(1)\nEOF\nRUN z\n", ["run python3 = [<< print(1)]", "run z"]),
         (
@@ -100,7 +114,7 @@ def test_forms_of_shell_commands(run: str, fact: str) -> None:
             ["run cat = [<<< b]", "run echo 'a << b'", "run echo $((1<<2))"],
         ),
     ],
-    ids=["copied", "two to a directory", "cat", "tabs", "a script", "to a program", "none"],
+    ids=["copied", "two to a directory", "cat", "tabs", "another program", "bash", "a script", "to a program", "none"],
 )
 def test_heredocs(text: str, facts: list[str]) -> None:
     found = [str(fact).removeprefix("x: ") for fact in recipe_facts.read(f"FROM scratch AS x\n{text}USER u\n", "x")]

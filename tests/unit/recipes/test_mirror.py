@@ -61,7 +61,8 @@ def unexplained(report: Report) -> list[str]:
     """Returns the keys that need action: unrecorded differences, and records without a difference."""
     findings = [finding for comparison in report.comparisons for finding in comparison.findings]
     keys = [finding.difference.key for finding in findings if finding.status is not Status.INTENDED]
-    return sorted([*keys, *(f"stale {record.key}" for record in report.stale)])
+    outdated = [*report.stale, *(lost.record for lost in report.lost)]
+    return sorted([*keys, *(f"stale {record.key}" for record in outdated)])
 
 
 def test_intended_differences_have_their_reason() -> None:
@@ -455,6 +456,12 @@ def test_equivalent_forms_are_not_reported(name: str) -> None:
 def test_a_flag_that_our_recipe_lacks_is_not_ported() -> None:
     report = check(ours=our_recipe().replace(" -DGGML_CUDA=ON", ""))
     assert unexplained(report) == ["- build: cmake build -DGGML_CUDA = ON"]
+
+
+def test_a_value_that_upstream_moved_is_not_ported() -> None:
+    newer = replaced(UPSTREAM, "ARG NODE_VERSION=24", "ARG NODE_VERSION=26")
+    [comparison] = check(newer).comparisons
+    assert {finding.status for finding in comparison.findings if not finding.reason} == {Status.NOT_PORTED}
 
 
 def test_an_option_of_one_of_two_installs() -> None:

@@ -66,9 +66,28 @@ def test_records_are_read_from_toml(tmp_path: Path) -> None:
     )
 
 
+def test_records_of_all_may_name_their_variants(tmp_path: Path) -> None:
+    path = tmp_path / "differences.toml"
+    path.write_text(
+        '[[all]]\nreason = "r"\nkeys = ["- a"]\n[all.some]\n"cpu cuda" = ["- b"]\nmusa = ["- b"]\n'
+        '[[rocm]]\nreason = "r"\nkeys = ["- b"]\n'
+    )
+    assert mirror.load_records(path) == (
+        Record(variant="all", key="- a", reason="r"),
+        Record(variant="all", key="- b", reason="r", only=("cpu", "cuda")),
+        Record(variant="all", key="- b", reason="r", only=("musa",)),
+        Record(variant="rocm", key="- b", reason="r"),
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('[[all]]\nreason = "r"\n[all.some]\ncuba = ["k"]', "did you mean cuda"),
+        ('[[all]]\nreason = "r"\n[all.some]\ncuda = []', "list of keys"),
+        ('[[all]]\nreason = "r"\nkeys = ["k"]\nsome = ["k"]', "nothing else"),
+        ('[[cuda]]\nreason = "r"\nkeys = ["k"]\n[cuda.some]\ncuda = ["k"]', "nothing else"),
+        ('[[all]]\nreason = "r"\nkeys = ["k"]\n[all.some]\ncuda = ["k"]', "twice for all"),
         ("[[all", "not valid TOML"),
         ('[[cuba]]\nreason = "r"\nkeys = ["k"]', "did you mean cuda"),
         ('[[all]]\nkeys = ["k"]', "needs a reason"),
