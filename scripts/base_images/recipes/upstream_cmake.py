@@ -115,10 +115,10 @@ def option_names(texts: Iterable[str]) -> Names:
     """Returns the names that these CMake files, all of one version, share."""
     files = "\n".join(re.sub(r"#[^\n]*", "", text) for text in texts)
     plain = r"\(\s*(\w+)\s+"
-    calls = re.findall(rf'\boption\s*{plain}(?:"(?:[^"\\]|\\.)*")?([^()]*)', files)
-    calls += re.findall(rf"\bset\s*{plain}([^()]*?)\sCACHE\b", files)
+    calls = re.findall(rf'(?i)\boption\s*{plain}(?:"(?:[^"\\]|\\.)*")?([^()]*)', files)
+    calls += re.findall(rf"(?i)\bset\s*{plain}([^()]*?)\sCACHE\b", files)
     defaults = (name for _, value in calls for name in re.findall(r"\$\{([A-Za-z]\w*)\}", value))
-    majors = dict(re.findall(r"\bset\s*\(\s*(\w+_VERSION_MAJOR)\s+(\d+)", files))
+    majors = dict(re.findall(r"(?i)\bset\s*\(\s*(\w+_VERSION_MAJOR)\s+(\d+)", files))
     return Names(options=frozenset(name for name, _ in calls), defaults=frozenset(defaults), majors=majors)
 
 

@@ -379,6 +379,7 @@ def test_a_change_is_told_once(path: str, old: str, new: str, expected: str | li
         (WORKFLOW, "build-push-action@v7", "build-push-action@v8"),
         (WORKFLOW, "'JSON'\n", "JSON\n"),
         (ROOT_CMAKE, " # for targets", '\n#[[ option(LLAMA_BUILD_UI "no" OFF)\n]]\n# option(LLAMA_OLD "no" ON)'),
+        (ROOT_CMAKE, "set(", "SET ("),
         (ROOT_CMAKE, "option(LLAMA_BUILD_UI   ", "OPTION( LLAMA_BUILD_UI\n    "),
         (ROOT_CMAKE, '"llama: build the UI"   ON', '"llama: build the (embedded) \\"UI\\"" "on"'),
         (ROOT_CMAKE, "else()", 'else(CMAKE_SYSTEM_NAME STREQUAL "iOS")'),
@@ -404,6 +405,7 @@ def test_a_change_is_told_once(path: str, old: str, new: str, expected: str | li
             '    // listening on\n    SRV_INF("server is "\n        "listening on %s\\n", text);',
         ),
         (MODEL, "__func__, a, b", "__func__,\n        one, two"),
+        (MODEL, "%12s model buffer size = ", "%16s model  buffer size =  "),
         (".devops/tools.sh", "# runs a program\nset -e", "\n# runs one of the programs\n    set   -e"),
         (".devops/unused.sh", "true", "false"),
     ],
@@ -655,5 +657,9 @@ def test_the_paths_and_log_lines_are_those_that_our_checks_read() -> None:
     for path in upstream_server.PATHS:
         assert f'"{path}' in sources, path
     for line in (*upstream_server.LOG_LINES, upstream_server.VERSION):
-        read = re.sub(r" ?%d?$", "", line).replace("model buffer", "buffer").replace("KV buffer", "buffer")
+        read = (
+            re.sub(r"%s | %s but| = %s| ?%d?$", "", line)
+            .replace("model buffer", "buffer")
+            .replace("KV buffer", "buffer")
+        )
         assert read in sources, line
