@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from signal import Signals
 from typing import Any
 
 import pytest
@@ -76,9 +77,15 @@ def test_a_server_with_a_loaded_model_stops_cleanly(engine: Engine, cpu_image: I
 
 
 def test_a_server_stops_before_it_has_begun_to_load(cpu_image: Image) -> None:
-    """As soon as the engine has started the container."""
+    """As soon as process 1 handles signals: what comes before its first line, the kernel drops (signal(7), kill(2))."""
+
+    def handles_sigterm() -> bool:
+        caught = container.exec_run(["sed", "-n", "s/^SigCgt://p", "/proc/1/status"]).output
+        return bool(int(caught, 16) & 1 << Signals.SIGTERM - 1)
+
     with created(cpu_image, ("--port", "18141")) as container:
         container.start()
+        wait(container, handles_sigterm)
         container.stop(timeout=PATIENCE)
         container.reload()
         assert container.attrs["State"]["ExitCode"] in {0, 143}
