@@ -154,7 +154,7 @@ def parse_configuration(content: bytes) -> dict[str, Any]:
     """Returns the configuration of an image.
 
     Raises:
-        OddDocumentError: it has a platform or labels of another type than text.
+        OddDocumentError: it has a platform, labels or layers of another type than text.
     """
     configuration = parse_object(content)
     _require_platform(configuration)
@@ -162,7 +162,22 @@ def parse_configuration(content: bytes) -> dict[str, Any]:
     if not isinstance(config, dict):
         _odd("its configuration")
     _require_texts(config.get("Labels") or {}, "its labels")
+    layers = configuration.get("rootfs") or {}
+    if not isinstance(layers, dict) or not isinstance(layers.get("diff_ids") or [], list):
+        _odd("its layers")
+    for diff_id in diff_ids_of(configuration):
+        _text(diff_id, "a layer")
     return configuration
+
+
+def labels_of(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the labels in the configuration of an image."""
+    return dict((configuration.get("config") or {}).get("Labels") or {})
+
+
+def diff_ids_of(configuration: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the digests of the uncompressed layers in the configuration of an image, lowest first."""
+    return tuple((configuration.get("rootfs") or {}).get("diff_ids") or ())
 
 
 def _require_descriptor(value: object, what: str) -> None:

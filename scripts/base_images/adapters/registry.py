@@ -30,6 +30,7 @@ from base_images.adapters.manifest import (
     Manifest,
     OddDocumentError,
     digest_of,
+    labels_of,
     parse_configuration,
     parse_manifest,
     platform,
@@ -179,7 +180,7 @@ class Repository:
 
     def labels(self, manifest: Manifest) -> dict[str, str]:
         """Returns the labels of an image (not of an index)."""
-        return dict((self.configuration(manifest).get("config") or {}).get("Labels") or {})
+        return labels_of(self.configuration(manifest))
 
     def platform_manifests(self, reference: str) -> dict[str, Manifest]:
         """Returns the image of each platform of a tag or a digest; empty when the repository does not have it.

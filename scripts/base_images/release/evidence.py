@@ -22,7 +22,14 @@ from typing import Any
 from base_images import variants
 from base_images.adapters import files
 from base_images.adapters.engine import Image
-from base_images.adapters.manifest import OCI_MANIFEST, Manifest, OddDocumentError, parse_object
+from base_images.adapters.manifest import (
+    OCI_MANIFEST,
+    Manifest,
+    OddDocumentError,
+    diff_ids_of,
+    labels_of,
+    parse_object,
+)
 from base_images.adapters.registry import Repository
 from base_images.contract.judge import ContractReport
 from base_images.errors import RegistryError, UsageError
@@ -181,7 +188,7 @@ def attach(repository: Repository, evidence: Evidence) -> Attached:
     if subject is None:
         raise RegistryError(f"{evidence.subject} has no image for {evidence.platform}: publish it first.")
     evidence = replace(evidence, subject=f"{name}@{subject.digest}")
-    if differs := _differs(repository, subject, evidence):
+    if differs := _differs(subject.digest, repository.configuration(subject), evidence):
         raise RegistryError(
             f"The {evidence.kind} report is not of {evidence.subject}: {differs}. Make it of that image."
         )
@@ -223,6 +230,7 @@ def attached(repository: Repository, image: Manifest) -> dict[Kind, Attached]:
         RegistryError: a report is not of this image, or cannot be read.
     """
     found = {}
+    configuration = repository.configuration(image)
     for kind in Kind:
         manifest = repository.manifest(_tag(image.digest, kind))
         if manifest is None:
@@ -237,17 +245,17 @@ def attached(repository: Repository, image: Manifest) -> dict[Kind, Attached]:
             raise RegistryError(f"{tag} is not a report that this version can read: attach it again.") from error
         if manifest.subject != image.digest or evidence.kind is not kind:
             raise RegistryError(f"{tag} is of another image, or of another kind: attach the right report.")
-        if differs := _differs(repository, image, evidence):
+        if differs := _differs(image.digest, configuration, evidence):
             raise RegistryError(f"{tag} is of another image: {differs}. Attach the right report.")
         found[kind] = Attached(evidence=evidence, digest=manifest.digest)
     return found
 
 
-def _differs(repository: Repository, image: Manifest, evidence: Evidence) -> str:
+def _differs(digest: str, configuration: Mapping[str, Any], evidence: Evidence) -> str:
     """Returns what a report says of its image that is not true of this one, in words; empty where all of it is."""
-    configuration, labels = repository.configuration(image), repository.labels(image)
+    labels = labels_of(configuration)
     pairs = {
-        "digest": (evidence.subject.rpartition("@")[2], image.digest),
+        "digest": (evidence.subject.rpartition("@")[2], digest),
         "platform": (evidence.platform, f"{configuration.get('os')}/{configuration.get('architecture')}"),
         "variant": (evidence.variant, labels.get(Label.VARIANT, "")),
         "version": (evidence.version, labels.get(Label.VERSION, "")),
@@ -257,7 +265,7 @@ def _differs(repository: Repository, image: Manifest, evidence: Evidence) -> str
         for name, (said, actual) in pairs.items()
         if said != actual
     ]
-    if list(evidence.diff_ids) != configuration.get("rootfs", {}).get("diff_ids", []):
+    if evidence.diff_ids != diff_ids_of(configuration):
         found.append("its layers are others than the report's")
     return ", ".join(found)
 

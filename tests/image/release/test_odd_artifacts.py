@@ -74,6 +74,8 @@ ODD: dict[str, Callable[[Repository], dict[str, Any]]] = {
     "configuration of a list": lambda repository: manifest(repository, []),
     "labels of a list": lambda repository: manifest(repository, {"config": {"Labels": [1]}}),
     "labels of numbers": lambda repository: manifest(repository, {"config": {"Labels": {"a": 1}}}),
+    "rootfs of a list": lambda repository: manifest(repository, {"rootfs": [1]}),
+    "layers of numbers": lambda repository: manifest(repository, {"rootfs": {"diff_ids": [1]}}),
     "configuration nested deeply": lambda repository: manifest(repository, _deep()),
     "index of docker without platforms": lambda repository: index(repository, DOCKER_LIST, platform={}),
     "no type": lambda repository: {name: value for name, value in index(repository).items() if name != "mediaType"},

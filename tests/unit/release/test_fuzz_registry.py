@@ -67,8 +67,13 @@ CONFIGURATION = {
     "architecture": "amd64",
     "created": "2025-08-20T14:20:00Z",
     "config": {"Labels": {**labels(CPU, RELEASE), "org.llama.cpp.x": "y"}},
+    "rootfs": {"type": "layers", "diff_ids": ["sha256:" + "2" * 64]},
 }
-REPORT = asdict(report("x@y", "linux/amd64", Kind.CONTRACT, variant="cpu", version=RELEASE.version))
+REPORT = asdict(
+    report(
+        "x@y", "linux/amd64", Kind.CONTRACT, variant="cpu", version=RELEASE.version, diff_ids=("sha256:" + "2" * 64,)
+    )
+)
 
 
 def nodes(value: Any) -> Iterator[tuple[Any, Any]]:
