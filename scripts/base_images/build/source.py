@@ -143,7 +143,6 @@ def _require_llama_cpp(tree: Path) -> None:
 
 _NEVER = ("ext", "ssh", "git", "http", "https", "ftp", "ftps", "file")
 _INSPECTING = (
-    *("-c", "core.fsmonitor=false"),
     # An object that a partial clone lacks would be fetched with programs that its configuration names.
     *(word for protocol in _NEVER for word in ("-c", f"protocol.{protocol}.allow=never")),
     "--work-tree=.",
