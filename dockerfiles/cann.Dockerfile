@@ -79,13 +79,15 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     ccache --show-stats
 
 # What both builds made alike is stored once.
-RUN case "$TARGETARCH" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; esac && \
+RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licenses \
+    case "$TARGETARCH" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; esac && \
     directory="/payload/app/bin/$machine-unknown-linux-gnu/cann" && \
     mkdir -p "$directory" "${directory%/*}/cpu" /payload/usr/local/bin && \
     cp build/bin/llama-server "$directory" && \
     find build/bin -name "*.so*" -exec cp -P {} "$directory" \; && \
     cp build-cpu/bin/llama-server "${directory%/*}/cpu" && \
     find build-cpu/bin -name "*.so*" -exec cp -P {} "${directory%/*}/cpu" \; && \
+    sh /mnt/llama-licenses /payload && \
     for file in "$directory"/*; do \
         other="${directory%/*}/cpu/${file##*/}"; \
         if [ ! -L "$file" ] && cmp -s "$file" "$other"; then ln -f "$file" "$other"; fi; \

@@ -66,11 +66,13 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     ccache --show-stats
 
 # cpu/ is the same files by hard links, without the accelerator's backend: BodhiApp falls back to it in every image.
-RUN case "$TARGETARCH" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; esac && \
+RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licenses \
+    case "$TARGETARCH" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; esac && \
     directory="/payload/app/bin/$machine-unknown-linux-gnu/musa" && \
     mkdir -p "$directory" /payload/usr/local/bin && \
     cp build/bin/llama-server "$directory" && \
     find build/bin -name "*.so*" -exec cp -P {} "$directory" \; && \
+    sh /mnt/llama-licenses /payload && \
     cp -al "$directory" "${directory%/*}/cpu" && \
     rm "${directory%/*}/cpu/libggml-musa.so" && \
     ln -s "${directory#/payload}/llama-server" /payload/usr/local/bin/llama-server

@@ -1,4 +1,4 @@
-"""Checks an image against the 20 rows of the contract (docs/contract.md). Never prints.
+"""Checks an image against the 21 rows of the contract (docs/contract.md). Never prints.
 
 Each row is a pure function of `ImageFacts` that returns what it observed and a sentence for each defect. A row that
 needs more than the image, such as a device, names the test that covers it.
@@ -23,7 +23,7 @@ class RowResult:
     """One row of the contract.
 
     Attributes:
-        number: 1 to 20.
+        number: 1 to 21.
         seen: the observed state in a few words.
         findings: a sentence for each defect; with status `exception`, the reason of the exception.
     """
@@ -37,7 +37,7 @@ class RowResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractReport:
-    """All 20 rows of one image, in order.
+    """All 21 rows of one image, in order.
 
     Attributes:
         variant: the variant's name; None when unknown.
@@ -116,4 +116,5 @@ _ROWS: tuple[tuple[str, Callable[[ImageFacts], Verdict]], ...] = (
     (f"takes the arguments that {consumer.NAME} passes", rows_behaviour.arguments),
     ("volumes that any user can write", rows_behaviour.volumes),
     ("SIGTERM ends it at once, loading included", rows_behaviour.stops_at_once),
+    ("license texts, and a package note for the SBOM", rows_contents.licenses),
 )

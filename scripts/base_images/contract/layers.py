@@ -47,6 +47,7 @@ _SEEK_COST = 64
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"  # both: the image specification's layer format
+_MAX_NOTE_BYTES = 4096
 _ELF = b"\x7fELF"
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -63,7 +64,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Elf:
-    """The fields of an ELF file that the dynamic loader reads.
+    """The fields of an ELF file that the dynamic loader reads, and its package note.
 
     Attributes:
         machine: the architecture, such as `EM_X86_64`.
@@ -72,6 +73,7 @@ class Elf:
         needed: its NEEDED entries.
         runpath: its RUNPATH, if any.
         rpath: its RPATH, if any; no file should have one, since it applies to the libraries of other files too.
+        package: the JSON of its note of the package that it belongs to; empty without one.
     """
 
     machine: str
@@ -80,6 +82,7 @@ class Elf:
     needed: tuple[str, ...]
     runpath: str | None
     rpath: str | None
+    package: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -454,6 +457,18 @@ def _elf(file: IO[bytes]) -> Elf | None:
             needed=tuple(needed),
             runpath=paths.get("DT_RUNPATH"),
             rpath=paths.get("DT_RPATH"),
+            package=_package_note(elf),
         )
     except Exception:  # noqa: BLE001 - pyelftools raises various errors for damaged files
         return None
+
+
+def _package_note(elf: Any) -> str:
+    """Reads the section, since a note that is added to a linked file is in no segment."""
+    try:
+        section = elf.get_section_by_name(".note.package")
+        if section is None or section["sh_size"] > _MAX_NOTE_BYTES:
+            return ""
+        return next((note["n_descdata"].decode().rstrip("\0 ") for note in section.iter_notes()), "")
+    except Exception:  # noqa: BLE001 - as in `_elf`; the loader reads no section headers
+        return ""

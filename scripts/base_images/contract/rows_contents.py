@@ -1,7 +1,8 @@
-"""Contract rows 9, 10, 12 and 17: unwanted files, permissions, duplicates and the size."""
+"""Contract rows 9, 10, 12, 17 and 21: unwanted files, permissions, duplicates, the size and the license texts."""
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections import defaultdict
@@ -10,10 +11,15 @@ from base_images.contract import layers
 from base_images.contract.facts import ImageFacts
 from base_images.contract.layers import Entry, Kind
 from base_images.contract.verdict import Status, Verdict, some
+from base_images.labels import Label
 from base_images.variants import megabytes
 
 DUPLICATE_BYTES = 64 << 10
 """Equal files below this size do not count as duplicates of the payload."""
+
+DOCUMENTATION = "/usr/share/doc/llama.cpp"
+_LICENSE_TEXTS = ("LICENSE", "NOTICES", "vendor/cpp-httplib/LICENSE")
+"""What dockerfiles/llama-licenses makes at least."""
 
 _CACHES = (
     *("/var/lib/apt/lists/", "/var/cache/apt/", "/var/cache/yum/", "/var/cache/dnf/", "/var/cache/apk/"),
@@ -149,3 +155,24 @@ def size(facts: ImageFacts) -> Verdict:
     if added <= budget:
         return Verdict(f"{seen}; budget {megabytes(budget)}")
     return Verdict(seen, [f"The image adds {megabytes(added)} to its base, over the budget of {megabytes(budget)}."])
+
+
+def licenses(facts: ImageFacts) -> Verdict:
+    """Row 21: the license texts are in the image, and each llama-server's ELF note names llama.cpp and its version."""
+    texts = [path for path in facts.files if path.startswith(f"{DOCUMENTATION}/")]
+    missing = [
+        name for name in _LICENSE_TEXTS if not (entry := facts.files.get(f"{DOCUMENTATION}/{name}")) or not entry.size
+    ]
+    findings = [f"{DOCUMENTATION} lacks {', '.join(missing)}."] if missing else []
+    tag = facts.image.labels.get(Label.LLAMA_CPP_TAG, "")
+    for server in facts.servers:
+        entry = facts.files.get(server.path)
+        note = entry.elf.package if entry and entry.elf else ""
+        try:
+            package = json.loads(note)
+            named = (package["name"], package["version"]) == ("llama.cpp", tag)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            named = False
+        if not named:
+            findings.append(f"The package note of {server.path} does not name llama.cpp {tag}: {note or 'there is none'}.")
+    return Verdict(f"{len(texts)} paths in {DOCUMENTATION}", findings)

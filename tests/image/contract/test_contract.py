@@ -143,6 +143,9 @@ DEFECTS = {
         rows={20},
         reason="still runs 10 s after SIGTERM while it loads a model",
     ),
+    "no license texts": Defect(
+        dockerfile="RUN rm -r /usr/share/doc/llama.cpp", rows={21}, reason="lacks LICENSE, NOTICES, vendor/cpp-httplib"
+    ),
     "no shell": Defect(dockerfile='RUN ["rm", "/bin/sh"]', rows={2, 3, 8, 19, 20}, reason="no POSIX shell"),
 }
 

@@ -76,6 +76,12 @@ def elf(path: str, *needed: str, program: bool = False) -> Entry:
     return replace(file(path, mode=0o755, size=100_000), is_elf=True, elf=dynamic)
 
 
+def server_program(path: str) -> Entry:
+    entry = elf(path, "libllama.so.0", program=True)
+    assert entry.elf
+    return replace(entry, elf=replace(entry.elf, package='{"name": "llama.cpp", "version": "b11312"}'))
+
+
 BASE = [
     *(directory(path) for path in ("/etc", "/usr", "/usr/bin", "/usr/lib", "/app")),
     directory("/tmp", 0o1777),
@@ -91,7 +97,7 @@ def top(name: str = "cpu", /, *extra: Entry, **version: Any) -> list[Entry]:
     home = f"{BIN}/{name}"
     own = [
         directory(home),
-        elf(f"{home}/llama-server", "libllama.so.0", program=True),
+        server_program(f"{home}/llama-server"),
         elf(f"{home}/libllama.so.0.5.0"),
         link(f"{home}/libllama.so.0", "libllama.so.0.5.0"),
         *(elf(f"{home}/libggml-cpu-{kind}.so") for kind in CPU_BACKENDS[Platform.AMD64]),
@@ -108,6 +114,7 @@ def top(name: str = "cpu", /, *extra: Entry, **version: Any) -> list[Entry]:
         file("/etc/group", b"root:x:0:\nllama:x:999:\n"),
         file(ENTRYPOINT, mode=0o755),
         file(HEALTH, mode=0o755),
+        *(file(f"/usr/share/doc/llama.cpp/{name}") for name in ("LICENSE", "NOTICES", "vendor/cpp-httplib/LICENSE")),
     ]
 
 
@@ -267,11 +274,12 @@ def row(facts: ImageFacts, number: int) -> RowResult:
 
 def test_a_good_image_passes_all_rows_in_order() -> None:
     rows = judge.judge(GOOD)
-    assert [row.number for row in rows] == list(range(1, 21))
+    assert [row.number for row in rows] == list(range(1, 22))
     assert [(row.number, row.findings) for row in rows if row.status is not Status.PASS] == []
 
 
 ELF = f"{HOME}/libllama.so.0.5.0"
+LICENSES = "/usr/share/doc/llama.cpp"
 
 DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (1, "There is no .*/cpu/llama-server", lambda: without(SERVER.path)),
@@ -402,6 +410,12 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (20, "takes 1.5 s to stop while it loads a model", lambda: stopped(seconds=1.5)),
     (20, "as it ended before: boom", lambda: stopped(reached=False, exit_code=1, log="a\nboom\n")),
     (20, "There is no llama-server", lambda: replace(GOOD, servers=(), stops=())),
+    (21, "llama.cpp lacks LICENSE.", lambda: without(f"{LICENSES}/LICENSE")),
+    (21, "llama.cpp lacks NOTICES.", lambda: changing(f"{LICENSES}/NOTICES", size=0)),
+    (21, "does not name llama.cpp b11312: there is none", lambda: linked(SERVER.path, package="")),
+    (21, "does not name llama.cpp b11312: {", lambda: linked(SERVER.path, package='{"name": "llama.cpp"}')),
+    (21, "does not name llama.cpp b11312: 7", lambda: linked(SERVER.path, package="7")),
+    (21, "does not name llama.cpp b10454", lambda: label(Label.LLAMA_CPP_TAG, "b10454")),
     (17, "over the budget of 76.0 MB", lambda: adding(file("/usr/lib/ffmpeg", size=76_000_000))),
 ]
 
@@ -533,7 +547,7 @@ def test_an_empty_image_gets_all_rows() -> None:
         image=replace(GOOD.image, labels={}, user="", working_directory="/", entrypoint=(), healthcheck=()),
     )
     rows = judge.judge(empty)
-    assert [row.number for row in rows] == list(range(1, 21))
+    assert [row.number for row in rows] == list(range(1, 22))
     assert {row.number for row in rows if row.status is not Status.FAIL} == {9, 10, 12, 17}
 
 
@@ -541,7 +555,7 @@ def test_a_report_is_json_with_an_overall_result() -> None:
     good = judge.ContractReport(reference="image", image_id="sha256:1", variant="cpu", rows=judge.judge(GOOD))
     assert good.ok
     said = json.loads(json.dumps(good.as_dict()))
-    assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 20)
+    assert (said["ok"], said["variant"], len(said["rows"])) == (True, "cpu", 21)
     assert set(said["rows"][0]) == {"number", "title", "status", "seen", "findings"}
     bad = replace(good, rows=judge.judge(without(SERVER.path)))
     assert not bad.ok
