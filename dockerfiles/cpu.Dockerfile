@@ -24,7 +24,10 @@ COPY llama.cpp/tools/ui/package.json llama.cpp/tools/ui/package-lock.json ./
 RUN npm ci
 
 COPY llama.cpp/tools/ui/ ./
-RUN LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
+# SvelteKit would name the page's version by the time, and each build would make another page.
+RUN sed -i 's/^\tkit: {$/&version: { name: process.env.LLAMA_BUILD_NUMBER },/' svelte.config.js && \
+    grep -q 'kit: {version' svelte.config.js && \
+    LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
 
 FROM ${BUILD_BASE_IMAGE} AS build
 
@@ -62,6 +65,7 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     ccache --show-stats
 
 # Everything that was built for the server, whatever the libraries are called today, links and versioned names included.
+# Without the time of the build: the same files make the same layer.
 RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licenses \
     case "$TARGETARCH" in amd64) machine=x86_64 ;; arm64) machine=aarch64 ;; esac && \
     directory="/payload/app/bin/$machine-unknown-linux-gnu/cpu" && \
@@ -69,7 +73,8 @@ RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licens
     cp build/bin/llama-server "$directory" && \
     find build/bin -name "*.so*" -exec cp -P {} "$directory" \; && \
     sh /mnt/llama-licenses /payload && \
-    ln -s "${directory#/payload}/llama-server" /payload/usr/local/bin/llama-server
+    ln -s "${directory#/payload}/llama-server" /payload/usr/local/bin/llama-server && \
+    find /payload -exec touch -h -d @0 {} +
 
 ## Base image
 FROM ${RUNTIME_BASE_IMAGE} AS base
@@ -89,13 +94,12 @@ RUN apt-get update \
 RUN --mount=type=bind,source=dockerfiles/llama-user,target=/mnt/llama-user \
     sh /mnt/llama-user
 
-### Runtime: the server alone
-FROM base AS runtime
+### What this repository adds, in a stage of its own: a RUN in the published one would leave its time in the layer
+FROM base AS additions
 
-COPY --from=build /payload/ /
-COPY dockerfiles/llama-entrypoint dockerfiles/llama-threads dockerfiles/llama-healthcheck /usr/local/bin/
+WORKDIR /additions
 
-WORKDIR /app
+COPY dockerfiles/llama-entrypoint dockerfiles/llama-threads dockerfiles/llama-healthcheck usr/local/bin/
 
 ARG TARGETPLATFORM
 ARG LLAMA_CPP_TAG
@@ -107,7 +111,20 @@ ARG BUILD_BRANCH=unknown
 ARG BUILD_TIMESTAMP=""
 
 RUN --mount=type=bind,source=dockerfiles/version-json,target=/mnt/version-json \
-    sh /mnt/version-json variant=cpu variants=cpu > version.json
+    mkdir app && \
+    sh /mnt/version-json variant=cpu variants=cpu > app/version.json && \
+    find . -exec touch -d @0 {} +
+
+### Runtime: the server alone
+FROM base AS runtime
+
+COPY --from=build /payload/ /
+COPY --from=additions /additions/ /
+
+WORKDIR /app
+
+ARG BUILD_VERSION=0000000000-0000000
+ARG BUILD_COMMIT=0000000000000000000000000000000000000000
 
 # The rest of the labels is the plan's (scripts/base_images/build/plan.py); these are upstream's.
 LABEL org.opencontainers.image.version=$BUILD_VERSION \

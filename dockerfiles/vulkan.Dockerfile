@@ -21,7 +21,9 @@ COPY llama.cpp/tools/ui/package.json llama.cpp/tools/ui/package-lock.json ./
 RUN npm ci
 
 COPY llama.cpp/tools/ui/ ./
-RUN LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
+RUN sed -i 's/^\tkit: {$/&version: { name: process.env.LLAMA_BUILD_NUMBER },/' svelte.config.js && \
+    grep -q 'kit: {version' svelte.config.js && \
+    LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
 
 FROM ${BUILD_BASE_IMAGE} AS build
 
@@ -63,7 +65,8 @@ RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licens
     sh /mnt/llama-licenses /payload && \
     cp -al "$directory" "${directory%/*}/cpu" && \
     rm "${directory%/*}/cpu/libggml-vulkan.so" && \
-    ln -s "${directory#/payload}/llama-server" /payload/usr/local/bin/llama-server
+    ln -s "${directory#/payload}/llama-server" /payload/usr/local/bin/llama-server && \
+    find /payload -exec touch -h -d @0 {} +
 
 ## Base image
 FROM ${RUNTIME_BASE_IMAGE} AS base
@@ -82,13 +85,12 @@ RUN apt-get update \
 RUN --mount=type=bind,source=dockerfiles/llama-user,target=/mnt/llama-user \
     sh /mnt/llama-user
 
-### Runtime: the server alone
-FROM base AS runtime
+### What this repository adds
+FROM base AS additions
 
-COPY --from=build /payload/ /
-COPY dockerfiles/llama-entrypoint dockerfiles/llama-threads dockerfiles/llama-healthcheck /usr/local/bin/
+WORKDIR /additions
 
-WORKDIR /app
+COPY dockerfiles/llama-entrypoint dockerfiles/llama-threads dockerfiles/llama-healthcheck usr/local/bin/
 
 ARG TARGETPLATFORM
 ARG LLAMA_CPP_TAG
@@ -99,7 +101,20 @@ ARG BUILD_BRANCH=unknown
 ARG BUILD_TIMESTAMP=""
 
 RUN --mount=type=bind,source=dockerfiles/version-json,target=/mnt/version-json \
-    sh /mnt/version-json variant=vulkan variants=vulkan,cpu > version.json
+    mkdir app && \
+    sh /mnt/version-json variant=vulkan variants=vulkan,cpu > app/version.json && \
+    find . -exec touch -d @0 {} +
+
+### Runtime: the server alone
+FROM base AS runtime
+
+COPY --from=build /payload/ /
+COPY --from=additions /additions/ /
+
+WORKDIR /app
+
+ARG BUILD_VERSION=0000000000-0000000
+ARG BUILD_COMMIT=0000000000000000000000000000000000000000
 
 LABEL org.opencontainers.image.version=$BUILD_VERSION \
       org.opencontainers.image.revision=$BUILD_COMMIT \
