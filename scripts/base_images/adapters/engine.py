@@ -258,8 +258,11 @@ class Engine:
         arguments: Mapping[str, str],
         labels: Mapping[str, str],
         platform: str,
+        fresh: bool = False,
     ) -> Generator[Mapping[str, Any], None, None]:
         """Builds with BuildKit and yields the engine's messages for `buildkit.events`; closing it cancels the build.
+
+        `fresh` runs every step again. Cache mounts, such as the compiler's cache, are kept.
 
         docker-py does not support BuildKit, but its session adds `params` to every request, and `version=2` selects
         BuildKit (Engine API, POST /build).
@@ -278,6 +281,7 @@ class Engine:
                     buildargs=dict(arguments),
                     labels=dict(labels),
                     platform=platform,
+                    nocache=fresh,
                     network_mode=None if self.info().has_bridge else "host",
                     decode=True,
                 )

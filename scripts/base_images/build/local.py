@@ -160,8 +160,15 @@ def _require_architectures(engine: Engine, variant: Variant, narrowed: Mapping[s
     toolkit.require_known(variant.name, architectures, narrowed[architectures.argument].split(";"), known)
 
 
-def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[[buildkit.Event], None]) -> Built:
-    """Builds the plan and tags the image.
+def build(
+    engine: Engine,
+    prepared: Prepared,
+    *,
+    root: Path,
+    on_event: Callable[[buildkit.Event], None],
+    fresh: bool = False,
+) -> Built:
+    """Builds the plan and tags the image; `fresh` runs steps again that the engine has cached.
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
@@ -180,6 +187,7 @@ def build(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[
             arguments=plan.arguments,
             labels=plan.labels,
             platform=plan.platform,
+            fresh=fresh,
         )
         try:
             for event in buildkit.events(stream):

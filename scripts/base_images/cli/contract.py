@@ -1,4 +1,4 @@
-"""The task that checks an image against the contract."""
+"""The tasks that check an image: against the contract, and against another build of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from invoke.context import Context
+from invoke.exceptions import Exit
 
 from base_images import settings, variants
 from base_images.cli.front_door import command, conclude
@@ -64,3 +65,44 @@ def check(
     else:
         views.print_contract(result)
     conclude(writes, ok=result.ok)
+
+
+@command(
+    positional=["image"],
+    help={
+        "image": "reference or id, pulled if the engine does not have it; built from the commit that is checked out",
+        "record": "directory for the result",
+        "quiet": "print only the result",
+    },
+)
+def verify_reproducible(_: Context, image: str, record: str = "", quiet: bool = False) -> None:
+    """Builds an image again and compares the two.
+
+    Every step runs again. Exit code 1 on a difference in what this project puts into the image.
+    """
+    from base_images.adapters import engine, files, repository
+    from base_images.build import local
+    from base_images.build.inputs import Origin
+    from base_images.cli import views
+    from base_images.cli.options import resolve_source
+    from base_images.release import reproduce
+    from base_images.smoke import command as smoke_command
+
+    connected = engine.connect()
+    how = views.mode(quiet=quiet)
+    with views.Display(how, f"build {image} again") as display:
+        first = smoke_command.pulled(connected, image, listener=display.progress)
+        plan = reproduce.plan_of(first, repository.head(repository.open_clone(ROOT)))
+        source = resolve_source("", Origin.AUTO, display)
+        reproduce.fetch_bases(connected, plan)
+        prepared = local.Prepared(plan=plan, source=source, notices=())
+        built = local.build(connected, prepared, root=ROOT, on_event=display.event, fresh=True)
+        found = list(reproduce.differences(connected, first, connected.image(built.image_id)))
+    if directory := caller_path(record):
+        result = {"image": first.id, "rebuilt": built.image_id, "version": plan.version, "differences": found}
+        files.write_json(directory / f"reproducible-{plan.variant}.json", result)
+    for sentence in found:
+        views.say(sentence)
+    if found:
+        raise Exit(code=1)
+    views.say(f"{image} and {built.image_id}, built again in {built.seconds:.0f} s: the same files and layers.")

@@ -174,5 +174,7 @@ def licenses(facts: ImageFacts) -> Verdict:
         except (ValueError, TypeError, KeyError, RecursionError):
             named = False
         if not named:
-            findings.append(f"The package note of {server.path} does not name llama.cpp {tag}: {note or 'there is none'}.")
+            findings.append(
+                f"The package note of {server.path} does not name llama.cpp {tag}: {note or 'there is none'}."
+            )
     return Verdict(f"{len(texts)} paths in {DOCUMENTATION}", findings)

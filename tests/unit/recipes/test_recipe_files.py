@@ -73,8 +73,8 @@ def test_a_recipe_passes_on_the_toolkit_of_the_table(variant: variants.Variant) 
     }
     for argument in variant.toolkit.values():
         assert defaults[argument]
-        assert facts["runtime", "arg", argument] == ""
-    handed = [name for stage, kind, name in facts if (stage, kind) == ("runtime", "run") and "version-json" in name]
+        assert facts["additions", "arg", argument] == ""
+    handed = [name for stage, kind, name in facts if (stage, kind) == ("additions", "run") and "version-json" in name]
     directories = ",".join(variant.directories)
     toolkit = "".join(f' {key}="${{{argument}}}"' for key, argument in variant.toolkit.items())
     assert handed == [f"sh /mnt/version-json variant={variant.name} variants={directories}{toolkit}"]
