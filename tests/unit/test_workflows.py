@@ -42,6 +42,7 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "build": BUILD,
         "merge": BUILD,
         "check": PULL,
+        "reproduce": PULL,
         "scan": PULL,
         "attach": BUILD,
         "sign": SIGN,
