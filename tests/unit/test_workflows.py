@@ -42,7 +42,6 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "build": BUILD,
         "merge": BUILD,
         "check": PULL,
-        "reproduce": PULL,
         "scan": PULL,
         "attach": BUILD,
         "sign": SIGN,
