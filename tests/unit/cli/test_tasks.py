@@ -146,7 +146,7 @@ def test_a_usage_error_says_what_to_write(command: str, said: str) -> None:
 
 def test_a_missing_device_is_reported_before_the_slow_imports() -> None:
     for variant in variants.VARIANTS:
-        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
+        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", "/dev/nvidiactl", "/dev/dxg")):
             continue
         if variant.device.runtime:  # only an engine knows it
             continue
