@@ -191,7 +191,7 @@ class Variant:
         directories: the directories below `/app/bin/<triple>/`, the variant's own first (contract row 1).
         size_budget: bytes that the image may add to its base (contract row 17, docs/contract.md); None until measured.
         size_measured: bytes that it added when last measured; None until measured.
-        proven: what was tested and where, for the README's table; None for nothing.
+        proven: what was tested without a device, for the README's table; kept reports say what on a device.
         toolkit: names in version.json of the toolkit's versions and settings, and the ARG of the recipe for each.
         architectures: the device architectures to compile for; None when there is no choice.
         device: access to the accelerator's device; None when it needs none.
@@ -297,7 +297,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="nvidia-cuda",
         platforms=_AMD64,  # _BOTH for arm64 too: the recipe and its bases have it
         directories=("cuda", "cpu"),
-        proven="amd64, for capability 9.0 by Debian's CUDA 12.4.1: contract, fall-back to the CPU; a GPU: not yet",
+        proven="amd64, for capability 9.0 by Debian's CUDA 12.4.1: contract, fall-back to the CPU",
         toolkit={"cuda": "CUDA_VERSION", "cuda_arch": "CUDA_DOCKER_ARCH"},
         architectures=Architectures(
             argument="CUDA_DOCKER_ARCH",
@@ -331,7 +331,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="amd-rocm",
         platforms=_AMD64,
         directories=("rocm", "cpu"),
-        proven="amd64, for gfx1100 by Debian's HIP 6.4.3: contract, fall-back to the CPU; a GPU: not yet",
+        proven="amd64, for gfx1100 by Debian's HIP 6.4.3: contract, fall-back to the CPU",
         toolkit={"rocm": "ROCM_VERSION", "rocm_arch": "ROCM_DOCKER_ARCH"},
         architectures=Architectures(
             argument="ROCM_DOCKER_ARCH",
@@ -368,7 +368,7 @@ VARIANTS: tuple[Variant, ...] = (
         directories=("vulkan", "cpu"),
         size_budget=420 * MEGABYTE,
         size_measured=405_800_000,
-        proven="amd64: contract, fall-back to the CPU, and the known answer on a device in software; arm64: not yet",
+        proven="amd64: contract, fall-back to the CPU; arm64: not yet",
         device=DeviceAccess(
             name="Vulkan",
             check="vulkaninfo --summary",

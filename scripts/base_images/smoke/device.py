@@ -377,6 +377,8 @@ def compose(registry: str) -> str:
 # MODELS is the directory of the models, MODEL a file in it, PORT the port on this machine.
 # The volume `cache` keeps what `-hf` downloads:
 #   docker compose run --service-ports cpu {" ".join(SERVER_ARGUMENTS[:-1])} -hf REPOSITORY
+# cuda needs NVIDIA's driver and container toolkit on the host, vulkan a device of AMD or Intel, for which the image
+# has Mesa's drivers. docs/child-images.md has the ways without the toolkit, and Vulkan on NVIDIA.
 # A device that belongs to a group of the host is used by that group's number:
 {exports}
 {yaml.safe_dump(everything, sort_keys=False, default_flow_style=None, width=math.inf)}"""

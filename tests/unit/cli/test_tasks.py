@@ -156,6 +156,12 @@ def test_a_missing_device_is_reported_before_the_slow_imports() -> None:
         assert not imported & {"gguf", "git", "jinja2", "numpy", "openai"}
 
 
+def test_a_program_is_started_whatever_nodes_the_host_has() -> None:
+    done = invoke("smoke", "--variant", "vulkan", "--binary", "/nowhere/llama-server", environment=NO_ENGINE)
+    assert done.returncode == 2  # and not 9, for want of /dev/dri
+    assert "/nowhere/llama-server is not a program" in sentence(done)
+
+
 def test_the_known_answer_model_is_written_to_the_output(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     done = invoke(
