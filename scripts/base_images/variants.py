@@ -96,6 +96,7 @@ class Gpus:
         runtime: the toolkit's container runtime.
         cdi: the name of all the GPUs in the engine's device descriptions (CDI).
         chosen_by: environment variables by which the runtime is told which GPUs, and which capabilities.
+        driver: the driver of the host.
     """
 
     capabilities: tuple[str, ...]
@@ -109,6 +110,7 @@ class Gpus:
     runtime: str = "nvidia"
     cdi: str = "nvidia.com/gpu=all"
     chosen_by: tuple[str, str] = ("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES")
+    driver: Driver = Driver(modules=("nvidia",), version_files=("/proc/driver/nvidia/version",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -332,7 +332,8 @@ def judge(
     access = variant.device
     toolkit = labels.toolkit(image.labels if image else {})
     nodes = host.nodes(access, seen.root) if access else ()
-    driver = host.installed(access.driver, nodes, seen.root) if access else None
+    drivers = (access.driver, *([access.gpus.driver] if access.gpus else [])) if access else ()
+    driver = next(filter(None, (host.installed(one, nodes, seen.root) for one in drivers)), None)
     needed = host.of_toolkit(access.driver.oldest, toolkit.get(access.driver.toolkit, "")) if access else ""
     origin, no_build = _build(variant, references, seen, pulled=pulled)
     no_device, notes, given_by = _device(variant, driver, toolkit, seen)

@@ -182,7 +182,6 @@ def test_how_an_engine_gives_gpus(tmp_path: Path) -> None:
 def test_nvidias_own_driver_for_vulkan(tmp_path: Path) -> None:
     machines.nvidia(tmp_path)
     machines.nvidia_files(tmp_path)
-    machines.render_node(tmp_path, "renderD128", "nvidia")
     no_toolkit = seen(tmp_path, programs=without(EVERYTHING, "nvidia-container-runtime-hook"))
     report = judge("vulkan", no_toolkit)
     assert report.smokes
