@@ -190,6 +190,7 @@ def look(engine: Engine, image: Image, granted: device.Granted, script: str) -> 
     return engine.probe(device.grant(spec, granted)).output
 
 
+@pytest.mark.usefixtures("models")
 def test_gpus_are_requested_with_the_capabilities(
     engine: Engine, tagged: str, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
