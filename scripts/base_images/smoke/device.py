@@ -176,7 +176,7 @@ def _by_vendor(variant: Variant, access: DeviceAccess, host: Host) -> Granted | 
         # NVIDIA's runtime gives (NVIDIA/nvidia-container-toolkit issues 16 and 191).
         return dataclasses.replace(
             granted,
-            how=f"--gpus all of the vendor's container toolkit ({capabilities})",
+            how=f"--gpus all{f' and --runtime {gpus.runtime}' if has_runtime else ''} ({capabilities})",
             gpus=gpus.capabilities,
             runtime=gpus.runtime if has_runtime else "",
             placed={} if has_runtime else _manifest(gpus, host),

@@ -161,7 +161,7 @@ def test_a_gpu_that_mesa_has_no_driver_for(tmp_path: Path) -> None:
 
 def test_how_an_engine_gives_gpus(tmp_path: Path) -> None:
     machines.nvidia(tmp_path)
-    assert judge("cuda", seen(tmp_path)).given_by == "--gpus all of the vendor's container toolkit (compute,utility)"
+    assert judge("cuda", seen(tmp_path)).given_by == "--gpus all (compute,utility)"
     no_toolkit = without(EVERYTHING, "nvidia-container-runtime-hook")
     described = dataclasses.replace(ENGINE, cdi=("nvidia.com/gpu=all",))
     by_cdi = judge("cuda", seen(tmp_path, programs=no_toolkit, engine=described))

@@ -123,10 +123,12 @@ def test_the_toolkit_comes_first() -> None:
     granted = device.choose(CUDA, nvidia(toolkit=True, engine=CDI))
     assert granted == device.Granted(
         name="CUDA",
-        how="--gpus all of the vendor's container toolkit (compute,utility)",
+        how="--gpus all (compute,utility)",
         gpus=("compute", "utility"),
     )
-    assert device.choose(CUDA, nvidia(toolkit=True, engine=RUNTIME)) == dataclasses.replace(granted, runtime="nvidia")
+    assert device.choose(CUDA, nvidia(toolkit=True, engine=RUNTIME)) == dataclasses.replace(
+        granted, how="--gpus all and --runtime nvidia (compute,utility)", runtime="nvidia"
+    )
 
 
 def test_vulkan_asks_the_toolkit_for_graphics_and_the_loaders_file() -> None:
