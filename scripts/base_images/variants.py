@@ -81,6 +81,39 @@ class Driver:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gpus:
+    """A vendor's GPUs, which a container uses with the libraries of the host's driver, not with its own.
+
+    Attributes:
+        capabilities: the parts of the driver that are needed, as the vendor's container toolkit names them.
+        library: the driver's library that the backend loads.
+        nodes: patterns of the nodes that are needed where neither the toolkit nor CDI gives them; each matches one.
+        optional: patterns of further nodes that are given if they exist.
+        control: nodes, one of which exists where the driver is installed: natively, and on WSL.
+        manifests: patterns of the file by which Vulkan's loader finds the driver; empty when Vulkan is not used.
+        libraries: a pattern that the names of the driver's libraries match.
+        helpers: programs of the toolkit; the engine runs the first for `--gpus`.
+        runtime: the toolkit's container runtime.
+        cdi: the name of all the GPUs in the engine's device descriptions (CDI).
+        chosen_by: environment variables by which the runtime is told which GPUs, and which capabilities.
+        driver: the driver of the host.
+    """
+
+    capabilities: tuple[str, ...]
+    library: str
+    nodes: tuple[str, ...] = ("/dev/nvidiactl", "/dev/nvidia[0-9]*", "/dev/nvidia-uvm")
+    optional: tuple[str, ...] = ("/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/nvidia-caps/*")
+    control: tuple[str, ...] = ("/dev/nvidiactl", "/dev/dxg")
+    manifests: tuple[str, ...] = ()
+    libraries: str = r"lib(cuda|cudadebugger|nvoptix|nvidia-(?!container)[\w.-]+|\w+_nvidia)\.so\.[\d.]+"
+    helpers: tuple[str, ...] = ("nvidia-container-runtime-hook", "nvidia-ctk")
+    runtime: str = "nvidia"
+    cdi: str = "nvidia.com/gpu=all"
+    chosen_by: tuple[str, str] = ("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES")
+    driver: Driver = Driver(modules=("nvidia",), version_files=("/proc/driver/nvidia/version",))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceAccess:
     """How a container gets access to the device.
 
@@ -90,9 +123,7 @@ class DeviceAccess:
         driver: the driver that the host needs.
         nodes: device nodes or directories of device nodes.
         group_nodes: nodes whose group the process joins, by GID, since the image may not have the group's name.
-        gpus: whether the engine passes the devices itself (`--gpus all`).
-        helpers: programs of the vendor's container toolkit, one of which the engine needs for `gpus`.
-        driver_nodes: nodes that are not passed, one of which exists where the driver is installed.
+        gpus: the vendor's GPUs; beside `nodes`, either is enough.
         runtime: the container runtime that passes the device; empty for the engine's default.
         mounts: the driver's files on the host, mounted read-only at the same path.
         environment: environment variables for the runtime or the backend.
@@ -105,9 +136,7 @@ class DeviceAccess:
     driver: Driver = Driver()
     nodes: tuple[str, ...] = ()
     group_nodes: tuple[str, ...] = ()
-    gpus: bool = False
-    helpers: tuple[str, ...] = ()
-    driver_nodes: tuple[str, ...] = ()
+    gpus: Gpus | None = None
     runtime: str = ""
     mounts: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -164,7 +193,7 @@ class Variant:
         directories: the directories below `/app/bin/<triple>/`, the variant's own first (contract row 1).
         size_budget: bytes that the image may add to its base (contract row 17, docs/contract.md); None until measured.
         size_measured: bytes that it added when last measured; None until measured.
-        proven: what was tested and where, for the README's table; None for nothing.
+        proven: what was tested without a device, for the README's table; kept reports say what on a device.
         toolkit: names in version.json of the toolkit's versions and settings, and the ARG of the recipe for each.
         architectures: the device architectures to compile for; None when there is no choice.
         device: access to the accelerator's device; None when it needs none.
@@ -270,7 +299,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="nvidia-cuda",
         platforms=_AMD64,  # _BOTH for arm64 too: the recipe and its bases have it
         directories=("cuda", "cpu"),
-        proven="amd64, for capability 9.0 by Debian's CUDA 12.4.1: contract, fall-back to the CPU; a GPU: not yet",
+        proven="amd64, for capability 9.0 by Debian's CUDA 12.4.1: contract, fall-back to the CPU",
         toolkit={"cuda": "CUDA_VERSION", "cuda_arch": "CUDA_DOCKER_ARCH"},
         architectures=Architectures(
             argument="CUDA_DOCKER_ARCH",
@@ -283,10 +312,7 @@ VARIANTS: tuple[Variant, ...] = (
             name="CUDA",
             check="nvidia-smi",
             driver=_NVIDIA,
-            gpus=True,
-            # NVIDIA's container toolkit: Docker runs the first, or uses the device descriptions (CDI) of the second.
-            helpers=("nvidia-container-runtime-hook", "nvidia-ctk"),
-            driver_nodes=("/dev/nvidiactl", "/dev/dxg"),  # the driver's control node, natively and on WSL
+            gpus=Gpus(capabilities=("compute", "utility"), library="libcuda.so.1"),
         ),
         device_waiver=_NO_RUNNER,
         toolkit_size=13 * GIGABYTE,
@@ -307,7 +333,7 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="amd-rocm",
         platforms=_AMD64,
         directories=("rocm", "cpu"),
-        proven="amd64, for gfx1100 by Debian's HIP 6.4.3: contract, fall-back to the CPU; a GPU: not yet",
+        proven="amd64, for gfx1100 by Debian's HIP 6.4.3: contract, fall-back to the CPU",
         toolkit={"rocm": "ROCM_VERSION", "rocm_arch": "ROCM_DOCKER_ARCH"},
         architectures=Architectures(
             argument="ROCM_DOCKER_ARCH",
@@ -344,13 +370,19 @@ VARIANTS: tuple[Variant, ...] = (
         directories=("vulkan", "cpu"),
         size_budget=420 * MEGABYTE,
         size_measured=405_800_000,
-        proven="amd64: contract, fall-back to the CPU, and the known answer on a device in software; arm64: not yet",
+        proven="amd64: contract, fall-back to the CPU; arm64: not yet",
         device=DeviceAccess(
             name="Vulkan",
             check="vulkaninfo --summary",
             driver=Driver(unusable=("nvidia",)),  # the image's drivers are Mesa's
             nodes=("/dev/dri",),
             group_nodes=(_RENDER_NODE,),
+            # NVIDIA's own driver for Vulkan, of the host.
+            gpus=Gpus(
+                capabilities=("graphics", "compute", "utility"),
+                library="libGLX_nvidia.so.0",
+                manifests=("/usr/share/vulkan/icd.d/nvidia_icd*.json", "/etc/vulkan/icd.d/nvidia_icd*.json"),
+            ),
             # Mesa's lavapipe: llama.cpp b11312 selects a device of type CPU only by its index. Without a cache
             # directory, every process compiles the shaders again.
             software={"GGML_VK_VISIBLE_DEVICES": "0", "XDG_CACHE_HOME": "/var/tmp"},  # noqa: S108 - in the container

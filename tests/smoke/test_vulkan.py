@@ -5,19 +5,28 @@ That they pass is for `nox -s smoke-lavapipe`, which runs the smoke test on it f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import json
+import tarfile
+from pathlib import Path
 
+import docker
 import pytest
 
 from base_images import variants
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.devices import EngineDevices
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import checks_http, checks_server, containers, device, model
+from base_images.smoke import checks_http, checks_server, containers, device, host, model
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.containers import Way
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Status
 from tests.smoke.conftest import started
+from tests.support.programs import engine_sees
 
 pytestmark = pytest.mark.lavapipe
 VULKAN = variants.find("vulkan")
@@ -98,3 +107,38 @@ def test_without_a_device_the_report_says_that_the_cpu_answered(engine: Engine, 
         assert "the Vulkan backend has found no device, THE CPU GAVE THE ANSWERS" in said[server]
     assert said["as BodhiApp, from cpu/"].startswith("loaded libggml-cpu-")
     assert {row.status for row in report.rows if row.server == "as BodhiApp, from cpu/"} == {Status.PASS}
+
+
+def test_the_driver_of_the_host_is_used(
+    engine: Engine, vulkan_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lavapipe's library in the place of NVIDIA's driver: found by its file and its libraries alone."""
+    driver = tmp_path / "driver"
+    driver.mkdir()
+    if not engine_sees(vulkan_image.id, driver):
+        pytest.skip("the engine does not see this machine's files")
+    with (
+        contextlib.closing(docker.from_env()) as client,
+        engine.container(ContainerSpec(image=vulkan_image.id)) as made,
+    ):
+        stream, _ = client.api.get_archive(made.id, "/usr/lib/x86_64-linux-gnu/libvulkan_lvp.so")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+            archive.extractall(driver, filter="data")
+    (driver / "libvulkan_lvp.so").rename(driver / "libGLX_nvidia.so.0")
+    manifest = {"file_format_version": "1.0.0", "ICD": {"library_path": "libGLX_nvidia.so.0", "api_version": "1.3.0"}}
+    (driver / "nvidia_icd.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(host, "LIBRARY_DIRECTORIES", (str(driver),))
+    access = VULKAN.device
+    assert access
+    assert access.gpus
+    gpus = dataclasses.replace(
+        access.gpus, control=("/dev/null",), nodes=("/dev/null",), manifests=(f"{driver}/nvidia_icd*.json",)
+    )
+    nvidia = dataclasses.replace(VULKAN, device=dataclasses.replace(access, nodes=(), group_nodes=(), gpus=gpus))
+    granted = device.choose(nvidia, host.look(nvidia.device or access, EngineDevices()))
+    only = {"VK_LOADER_DRIVERS_SELECT": "*nvidia*", **LAVAPIPE.environment}
+    spec = ContainerSpec(
+        image=vulkan_image.id, entrypoint=(SERVER, "--list-devices"), user="54321:54321", environment=only
+    )
+    assert "Vulkan0: llvmpipe" in engine.probe(device.grant(spec, granted)).output
+    assert "Vulkan0" not in engine.probe(spec).output

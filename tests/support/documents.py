@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from base_images import settings
 from base_images.recipes import consumer, markdown
-from base_images.variants import VARIANTS, megabytes
+from base_images.variants import VARIANTS, Variant, megabytes
+from tests.support import kept_reports
 
 PATHS = [
     *(settings.ROOT / name for name in ("README.md", "scripts/README.md")),
-    *sorted((settings.ROOT / "docs").glob("*.md")),
+    *sorted((settings.ROOT / "docs").rglob("*.md")),
     *(settings.ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
 ]
 TEXTS = {path.relative_to(settings.ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
@@ -25,8 +26,17 @@ def images_table() -> str:
         platforms = ", ".join(platform.docker for platform in variant.platforms)
         tags = f"`{settings.load().registry}:latest-{variant.name}`, `{variant.name}-<version>`"
         size = megabytes(variant.size_measured) if variant.size_measured else "not measured yet"
-        rows.append((variant.title, platforms, tags, size, variant.proven or "not yet"))
+        rows.append((variant.title, platforms, tags, size, proven(variant)))
     return markdown.table(rows)
+
+
+def proven(variant: Variant) -> str:
+    """Returns the README's column: what was proven without a device, and, from the kept reports, on which."""
+    of_variant = [kept for kept in kept_reports.newest() if kept.variant == variant.name]
+    on_devices = [f"[{kept.device}]({kept.link}): {kept.verdict}" for kept in of_variant]
+    if variant.device and not any(kept.is_hardware for kept in of_variant):
+        on_devices.append("a device: not yet")
+    return "; ".join((variant.proven or "not yet", *on_devices))
 
 
 def arguments_table() -> str:

@@ -47,6 +47,15 @@ def nvidia(root: Path, version: str = "550.54.14") -> None:
     put(root, "/sys/module/nvidia/version", f"{version}\n")
 
 
+def nvidia_files(root: Path) -> None:
+    """Adds what a container gets of NVIDIA's driver where the engine cannot give its GPUs."""
+    for name in ("nvidia0", "nvidia-uvm"):
+        put(root, f"/dev/{name}", group=0)
+    for name in ("libcuda.so.1", "libGLX_nvidia.so.0", "libnvidia-glcore.so.550.54.14", "libnvidia-container.so.1"):
+        put(root, f"/usr/lib64/{name}")
+    put(root, "/usr/share/vulkan/icd.d/nvidia_icd.json")
+
+
 def amd(root: Path, version: str = "6.12.12") -> None:
     """Adds the files of AMD's driver; the kernel's own driver has no version."""
     put(root, "/dev/kfd", group=RENDER)

@@ -11,7 +11,7 @@ import io
 import socket
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,11 @@ class ContainerSpec:
         publish: a TCP port, published on the engine's 127.0.0.1 at a port that it chooses; None: no network at all.
         devices: device nodes of the engine's host, or directories of them.
         groups: numeric ids of supplementary groups of the first process.
-        gpus: whether the engine passes all GPUs, like `docker run --gpus all`.
+        gpus: the driver's capabilities that are wanted of all GPUs, like `docker run --gpus all,capabilities=…`.
+        cdi: devices of the engine's device descriptions (CDI), such as `nvidia.com/gpu=all`.
         runtime: the container runtime; empty for the engine's default.
         mounts: files or directories of the engine's host, mounted read-only at the same path.
+        placed: path in the container to a file of the engine's host, mounted read-only there.
         memory: bytes that its processes may use; None does not limit them, such as for a model of the user's.
         resource: the purpose of the container, the value of its `bodhi.resource` label.
     """
@@ -68,9 +70,11 @@ class ContainerSpec:
     publish: int | None = None
     devices: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
-    gpus: bool = False
+    gpus: tuple[str, ...] = ()
+    cdi: tuple[str, ...] = ()
     runtime: str = ""
     mounts: tuple[str, ...] = ()
+    placed: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = 16 << 30
     read_only: bool = True
     resource: str = "probe"
@@ -269,13 +273,23 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
         "tmpfs": dict(spec.tmpfs),
         "volumes": {name: {"bind": path, "mode": "rw"} for name, path in spec.volumes.items()},
         "devices": [f"{node}:{node}:rwm" for node in spec.devices],
-        "device_requests": [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])] if spec.gpus else None,
+        "device_requests": list(_device_requests(spec)) or None,
         "runtime": spec.runtime or None,
         "group_add": list(spec.groups),
         # Unlike a volume, a mount of a missing path is an error.
-        "mounts": [docker.types.Mount(path, path, type="bind", read_only=True) for path in spec.mounts],
+        "mounts": [
+            docker.types.Mount(target, source, type="bind", read_only=True)
+            for target, source in {**{path: path for path in spec.mounts}, **spec.placed}.items()
+        ],
         **network,
     }
+
+
+def _device_requests(spec: ContainerSpec) -> Iterator[docker.types.DeviceRequest]:
+    if spec.gpus:
+        yield docker.types.DeviceRequest(count=-1, capabilities=[["gpu", *spec.gpus]])
+    if spec.cdi:
+        yield docker.types.DeviceRequest(driver="cdi", device_ids=list(spec.cdi))
 
 
 def _bounded(answer: requests.Response, deadline: float) -> bytearray:

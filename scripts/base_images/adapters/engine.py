@@ -22,9 +22,10 @@ import docker
 import docker.utils.build
 import requests
 
-from base_images.adapters import client, ownership
+from base_images.adapters import client, devices, ownership
 from base_images.adapters.client import REACH_SECONDS
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult, create_arguments, resource_labels
+from base_images.adapters.devices import EngineDevices
 from base_images.adapters.docker_errors import NotFoundError, engine_errors, uninterrupted
 from base_images.adapters.endpoint import Endpoint
 from base_images.errors import EngineError, ImageNotFoundError
@@ -133,10 +134,12 @@ class Engine:
         with engine_errors("ask the engine for its storage driver"):
             return str(self._client.info()["Driver"])
 
-    def runtimes(self) -> frozenset[str]:
-        """Returns the names of the configured container runtimes."""
-        with engine_errors("ask the engine for its runtimes"):
-            return frozenset(self._client.info()["Runtimes"])
+    def devices(self) -> EngineDevices:
+        """Returns how the engine can give devices to containers."""
+        with engine_errors("ask the engine how it gives devices"):
+            info = self._client.info()
+        where = "" if self.is_local else self._endpoint.where
+        return devices.of_info(info, api_version=self._client.api.api_version, where=where)
 
     def image(self, reference: str) -> Image:
         """Returns the image that a tag, a digest or an id currently refers to.

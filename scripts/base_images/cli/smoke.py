@@ -52,7 +52,7 @@ def test_local_images(
 
     def grant(tested: variants.Variant) -> devices.Granted | None:
         if device:
-            return devices.of_host(tested, connected.runtimes())
+            return devices.of_host(tested, connected.devices())
         return devices.in_software(tested) if software_device else None
 
     named = [variants.find(name) for name in variant]
@@ -135,7 +135,7 @@ def smoke(
 
     # Reports what the host lacks before looking for an image, and before the slow imports.
     where = devices.where(on or ("software" if software_device else "host"))
-    granted = None if url else devices.to_test(tested_variant, where)
+    granted = None if url else devices.to_test(tested_variant, where, by_itself=bool(binary))
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
@@ -229,7 +229,7 @@ def _smoke_image(
     from base_images.smoke import device as devices
 
     connected = engine.connect()
-    granted = devices.to_test(variant, where, runtimes=connected.runtimes())
+    granted = devices.to_test(variant, where, engine=connected.devices())
     found = smoke_command.image_under_test(
         connected,
         variant,

@@ -271,6 +271,8 @@ def print_smoke(result: SmokeReport) -> None:
         ]
         print_table("speed, measured and not judged", ["measured", "in", "device", "cpu/", "device ÷ cpu/"], rows)
     access = variants.find(result.variant).device
+    if access and result.given_by:
+        say(f"how the servers got the {access.name} device: {result.given_by}")
     if access and result.device is Device.NONE:
         say(f"note: no device was given, so nothing here shows that the {access.name} backend computes right.")
     elif access and result.device is Device.UNKNOWN:
@@ -308,6 +310,7 @@ def _machine(result: DoctorReport) -> dict[str, str]:
             "engine": f"{engine.name} {engine.version}{where}, API {engine.api_version}, {engine.architecture}",
             "images": f"kept by {engine.storage_driver}; disk: {free}",
             "runtimes": ", ".join(engine.runtimes),
+            "devices by CDI": ", ".join(engine.cdi) or "none",
             "BuildKit": "yes" if engine.buildkit else "no",
         }
     reached = (f"{answer.host} {'answers' if answer.reached else f'({answer.seen})'}" for answer in result.registries)
@@ -321,7 +324,7 @@ def _machine(result: DoctorReport) -> dict[str, str]:
 
 def _variant(variant: VariantReport) -> tuple[str, ...]:
     nodes = (f"{node.path} ({', '.join(filter(None, (node.module, str(node.group))))})" for node in variant.nodes)
-    devices = [*nodes, *([f"by the runtime {variant.runtime}"] if variant.runtime else [])]
+    devices = [*nodes, *([f"by {variant.given_by}"] if variant.given_by else [])]
     driver = " ".join(filter(None, (variant.driver.module, variant.driver.version))) if variant.driver else "-"
     toolkit = "".join(f"\n{name} {value}" for name, value in variant.toolkit.items())
     return (

@@ -16,6 +16,7 @@ from typing import Any
 
 from base_images import labels, versions
 from base_images.adapters import client, endpoint, engine
+from base_images.adapters.devices import EngineDevices
 from base_images.adapters.engine import Engine, Image
 from base_images.build.inputs import Origin
 from base_images.doctor import machine as host
@@ -24,6 +25,8 @@ from base_images.errors import DeviceError, EngineError, ImageNotFoundError
 from base_images.labels import Label
 from base_images.recipes import dockerfile
 from base_images.smoke import device
+from base_images.smoke import host as hosts
+from base_images.smoke.host import Host
 from base_images.variants import DeviceAccess, Platform, Variant, gigabytes
 
 NO_ENGINE = EngineError.exit_code
@@ -42,6 +45,9 @@ class EngineFacts:
         is_local: whether it uses this machine's devices and disk.
         free_disk: free bytes on the disk of its images; None when unknown.
         buildkit: whether it has BuildKit, which the recipes need.
+        runtimes: its container runtimes.
+        cdi: devices that it can give by device descriptions (CDI).
+        machine: the name of its machine, if it is not this one's; else empty.
     """
 
     name: str
@@ -54,6 +60,8 @@ class EngineFacts:
     free_disk: int | None
     buildkit: bool
     runtimes: tuple[str, ...]
+    cdi: tuple[str, ...] = ()
+    machine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,7 @@ class VariantReport:
         driver: the installed driver of the device.
         driver_needed: the oldest driver that the image's toolkit runs on; empty when unknown.
         runtime: the container runtime that passes the device; empty for the engine's default.
+        given_by: how a container gets the device; empty when it cannot be used, or there is none.
         image: the reference of the examined image; empty without one.
         image_version: the version of the image.
         toolkit: the toolkit versions of the image.
@@ -79,6 +88,7 @@ class VariantReport:
     driver: Installed | None
     driver_needed: str
     runtime: str
+    given_by: str
     image: str
     image_version: str
     toolkit: Mapping[str, str]
@@ -163,7 +173,7 @@ class Seen:
 
 
 def examine(
-    chosen: Sequence[Variant], *, checkout: Path, registry: str, by_name: bool, image: str = "", root: Path = host.ROOT
+    chosen: Sequence[Variant], *, checkout: Path, registry: str, by_name: bool, image: str = "", root: Path = hosts.ROOT
 ) -> Report:
     """Examines the machine, its engine and its network, within 2 s when none of them answers.
 
@@ -183,7 +193,9 @@ def examine(
     named = (registry, *(reference for bases in references.values() for reference in bases.values()))
     answers = host.asking(tuple(dict.fromkeys(map(host.registry, named))))  # continues in the background
     buildx = host.buildx()
-    helpers = tuple(helper for variant in chosen if variant.device for helper in variant.device.helpers)
+    helpers = tuple(
+        name for variant in chosen if variant.device and variant.device.gpus for name in variant.device.gpus.helpers
+    )
     facts, no_engine = None, ""
     images: dict[str, Image | None] = {}
     pulled: dict[str, bool] = {}
@@ -271,7 +283,7 @@ def engine_facts(connected: Engine) -> EngineFacts:
     Raises:
         EngineError: the engine stopped answering.
     """
-    info = connected.info()
+    info, devices = connected.info(), connected.devices()
     return EngineFacts(
         name=info.name,
         version=info.version,
@@ -282,7 +294,9 @@ def engine_facts(connected: Engine) -> EngineFacts:
         storage_driver=connected.storage_driver(),
         free_disk=connected.free_disk(),
         buildkit=_has_buildkit(connected),
-        runtimes=tuple(sorted(connected.runtimes())),
+        runtimes=tuple(sorted(devices.runtimes)),
+        cdi=tuple(sorted(devices.cdi)),
+        machine=devices.machine,
     )
 
 
@@ -318,16 +332,18 @@ def judge(
     access = variant.device
     toolkit = labels.toolkit(image.labels if image else {})
     nodes = host.nodes(access, seen.root) if access else ()
-    driver = host.installed(access.driver, nodes, seen.root) if access else None
+    drivers = (access.driver, *([access.gpus.driver] if access.gpus else [])) if access else ()
+    driver = next(filter(None, (host.installed(one, nodes, seen.root) for one in drivers)), None)
     needed = host.of_toolkit(access.driver.oldest, toolkit.get(access.driver.toolkit, "")) if access else ""
     origin, no_build = _build(variant, references, seen, pulled=pulled)
-    no_device, notes = _device(variant, nodes, driver, toolkit, seen)
+    no_device, notes, given_by = _device(variant, driver, toolkit, seen)
     return VariantReport(
         variant=variant.name,
         nodes=nodes,
         driver=driver,
         driver_needed=needed,
         runtime=access.runtime if access else "",
+        given_by=given_by,
         image=(image.tags or (image.id,))[0] if image else "",
         image_version=image.labels.get(Label.VERSION, "") if image else "",
         toolkit=toolkit,
@@ -395,54 +411,45 @@ def _no_packages(variant: Variant, seen: Seen) -> str:
 
 
 def _device(
-    variant: Variant, nodes: Sequence[Node], driver: Installed | None, toolkit: Mapping[str, str], seen: Seen
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the reasons why the device cannot be used, and notes on it."""
-    if variant.device is None:
-        return (), ()
-    if seen.engine and not seen.engine.is_local:
-        return (f"The engine is at {seen.engine.where}, and its devices cannot be seen from here: ask there.",), ()
-    problems = tuple(_no_device(variant, variant.device, nodes, driver, seen))
+    variant: Variant, driver: Installed | None, toolkit: Mapping[str, str], seen: Seen
+) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Returns the reasons why the device cannot be used, notes on it, and how a container gets it."""
+    access = variant.device
+    if access is None:
+        return (), (), ""
+    given_by, problems = "", []
+    try:
+        given_by = device.choose(variant, _host(access, seen)).how
+    except DeviceError as error:
+        problems.append(str(error))
+    modules = " or ".join(access.driver.modules)
+    is_here = seen.engine is None or seen.engine.is_local
+    if driver is None and modules and is_here and not (access.nodes or access.gpus):
+        problems.append(
+            f"The kernel has not loaded {modules}: install the driver until `{access.check}` shows a device."
+        )
     if problems:
         emulated = f"The CPU emulates it: `invoke smoke --variant {variant.name} --on software`."
-        return problems, (emulated,) if variant.device.software else ()
-    version = toolkit.get(variant.device.driver.toolkit, "")
-    return against_toolkit(variant.device, f"{variant.title} {version}", version, driver.version if driver else "")
+        return tuple(problems), (emulated,) if access.software else (), ""
+    version = toolkit.get(access.driver.toolkit, "")
+    if not is_here:
+        return (), (), given_by
+    too_old, notes = against_toolkit(access, f"{variant.title} {version}", version, driver.version if driver else "")
+    return too_old, notes, "" if too_old else given_by
 
 
-def _no_device(
-    variant: Variant, access: DeviceAccess, nodes: Sequence[Node], driver: Installed | None, seen: Seen
-) -> Iterator[str]:
-    yield from _refused(variant, access, seen)
-    modules = " or ".join(access.driver.modules)
-    if driver is None and modules and not (access.nodes or access.driver_nodes):
-        yield f"The kernel has not loaded {modules}: install the driver until `{access.check}` shows a device."
-    made = dict.fromkeys(node.module for node in nodes if node.module)
-    usable = (set(access.driver.modules) or set(made)) - set(access.driver.unusable)
-    if made and not usable & set(made):
-        wanted = f"one of {modules}" if modules else "another"
-        yield (
-            f"The render nodes here are of {', '.join(made)}, and {variant.name} needs {wanted}: `ls -l "
-            "/sys/class/drm/renderD*/device/driver` shows their drivers."
-        )
-    if seen.engine and access.helpers and not any(seen.programs[helper] for helper in access.helpers):
-        yield (
-            f"The engine cannot pass the device: install the vendor's container toolkit until {access.helpers[0]} is "
-            "there, and restart the engine."
-        )
-
-
-def _refused(variant: Variant, access: DeviceAccess, seen: Seen) -> Iterator[str]:
-    """Yields the errors of `device.of_host` for the nodes and, if an engine answers, for the runtime."""
-    questions = [(host.rooted(variant, seen.root), {access.runtime})]
-    if seen.engine:
-        runtime_alone = dataclasses.replace(access, nodes=(), group_nodes=(), driver_nodes=(), mounts=())
-        questions.append((dataclasses.replace(variant, device=runtime_alone), set(seen.engine.runtimes)))
-    for asked, runtimes in questions:
-        try:
-            device.of_host(asked, runtimes)
-        except DeviceError as error:
-            yield str(error)
+def _host(access: DeviceAccess, seen: Seen) -> Host:
+    """Returns what was observed for the device; without an engine, one is assumed that can give it."""
+    facts = seen.engine
+    engine = EngineDevices(
+        runtimes=frozenset(facts.runtimes if facts else (access.runtime,)),
+        cdi=frozenset(facts.cdi if facts else ()),
+        where="" if facts is None or facts.is_local else facts.where,
+        machine=facts.machine if facts else "",
+    )
+    has_toolkit = bool(access.gpus and seen.programs.get(access.gpus.helpers[0]))
+    is_given = facts is None or (facts.is_local and has_toolkit)
+    return dataclasses.replace(hosts.look(access, engine, seen.root), toolkit=is_given)
 
 
 def against_toolkit(

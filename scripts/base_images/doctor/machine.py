@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,8 @@ import requests
 
 from base_images.adapters import http_session
 from base_images.adapters import programs as command
-from base_images.variants import DeviceAccess, Driver, Variant
-
-ROOT = Path("/")
+from base_images.smoke import host as hosts
+from base_images.variants import DeviceAccess, Driver
 
 ANSWER_SECONDS = 1.2
 """The time limit for all registries together: `invoke doctor` ends within 2 s also without a network."""
@@ -72,7 +70,7 @@ class Answer:
     seen: str
 
 
-def machine(root: Path = ROOT) -> Machine:
+def machine(root: Path = hosts.ROOT) -> Machine:
     """Returns the machine; unknown sizes are 0 and unknown names are empty."""
     kibibytes = dict(re.findall(r"(?m)^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo")))
     return Machine(
@@ -101,53 +99,18 @@ def buildx_version(said: str) -> str:
     return words[1] if len(words) > 1 else said.strip()
 
 
-def rooted(variant: Variant, root: Path) -> Variant:
-    """Returns the variant with its device's paths below `root`."""
-    if variant.device is None or root == ROOT:
-        return variant
-
-    def below(paths: Sequence[str]) -> tuple[str, ...]:
-        return tuple(str(_below(root, path)) for path in paths)
-
-    access = dataclasses.replace(
-        variant.device,
-        nodes=below(variant.device.nodes),
-        group_nodes=below(variant.device.group_nodes),
-        driver_nodes=below(variant.device.driver_nodes),
-        mounts=below(variant.device.mounts),
-    )
-    return dataclasses.replace(variant, device=access)
-
-
-def nodes(access: DeviceAccess, root: Path = ROOT) -> tuple[Node, ...]:
+def nodes(access: DeviceAccess, root: Path = hosts.ROOT) -> tuple[Node, ...]:
     """Returns the existing nodes of a variant's device; for a directory, its render nodes."""
-    found = dict.fromkeys(
-        path
-        for named in (*access.nodes, *access.group_nodes, *access.driver_nodes)
-        for path in (_render_nodes(named, root) if _below(root, named).is_dir() else (named,))
-    )
+    control = access.gpus.control if access.gpus else ()
+    found = dict.fromkeys(hosts.render_nodes((*access.nodes, *access.group_nodes, *control), root))
     return tuple(
-        Node(path=path, group=_below(root, path).stat().st_gid, module=_module(path, root))
+        Node(path=path, group=hosts.below(root, path).stat().st_gid, module=hosts.module(path, root))
         for path in found
-        if _below(root, path).exists()
+        if hosts.below(root, path).exists()
     )
 
 
-def _render_nodes(directory: str, root: Path) -> Iterator[str]:
-    names = sorted(path.name for path in _below(root, directory).glob("renderD*"))
-    return (f"{directory}/{name}" for name in names)
-
-
-def _module(path: str, root: Path) -> str:
-    """Returns the kernel module of a render node, the target of /sys/class/drm/<node>/device/driver."""
-    try:
-        link = os.readlink(root / "sys/class/drm" / Path(path).name / "device/driver")  # noqa: PTH115 - not followed
-    except OSError:
-        return ""
-    return Path(link).name
-
-
-def installed(driver: Driver, found: Sequence[Node], root: Path = ROOT) -> Installed | None:
+def installed(driver: Driver, found: Sequence[Node], root: Path = hosts.ROOT) -> Installed | None:
     """Returns the installed driver of a device, or None.
 
     Args:
@@ -160,7 +123,7 @@ def installed(driver: Driver, found: Sequence[Node], root: Path = ROOT) -> Insta
     # A loaded module may drive nothing, so that one with a node comes first.
     module = next((name for name in (*made, *loaded) if name in (driver.modules or made)), "")
     files = [root / "sys/module" / module / "version"] if module else []
-    said = (_text(path) for path in (*files, *(_below(root, path) for path in driver.version_files)))
+    said = (_text(path) for path in (*files, *(hosts.below(root, path) for path in driver.version_files)))
     version = next((version for version in map(version_in, said) if version), "")
     return Installed(module=module, version=version) if module or version else None
 
@@ -243,10 +206,6 @@ def registry(reference: str) -> str:
     """Returns the registry of an image or repository reference: `node:24` → `docker.io`."""
     head, slash, _ = reference.partition("/")
     return head if slash and ("." in head or ":" in head or head == "localhost") else "docker.io"
-
-
-def _below(root: Path, path: str) -> Path:
-    return root / path.removeprefix("/")
 
 
 def _text(path: Path) -> str:

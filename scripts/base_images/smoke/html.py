@@ -86,7 +86,8 @@ def what_computed(report: SmokeReport) -> str:
         return "This variant computes on the CPU."
     match report.device:
         case Device.HOST:
-            return f"The servers were given the {access.name} device of the host."
+            how = f": {report.given_by}" if report.given_by else ""
+            return f"The servers were given the {access.name} device of the host{how}."
         case Device.SOFTWARE:
             return f"The CPU emulated the {access.name} device: its code is proven, no hardware is."
         case Device.UNKNOWN:

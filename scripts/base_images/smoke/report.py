@@ -146,6 +146,7 @@ class SmokeReport:
         started: RFC 3339, in UTC.
         seconds: wall-clock time in all, including containers and the computation of the models.
         speeds: measurements in display order, which do not affect `ok`.
+        given_by: how the servers were given the device, such as its nodes; empty without one.
     """
 
     image: str
@@ -155,6 +156,7 @@ class SmokeReport:
     seconds: float
     servers: tuple[ServerReport, ...]
     speeds: tuple[Speed, ...] = ()
+    given_by: str = ""
 
     @property
     def name(self) -> str:

@@ -206,6 +206,7 @@ def check_servers(
         seconds=time.monotonic() - clock,
         servers=tuple(servers),
         speeds=speeds,
+        given_by=device.how if device else "",
     )
     listener(Progress(what=title, note="passed" if report.ok else "failed", finished=True))
     return report

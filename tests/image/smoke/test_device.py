@@ -1,10 +1,12 @@
-"""A container's access to a device on a real engine, granted in three ways; no device is needed."""
+"""A container's access to a device on a real engine, granted in every way; no device is needed."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +20,10 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import DeviceError, EngineError
 from base_images.smoke import checks_http, device, model
+from base_images.smoke.host import Host
 from base_images.smoke.model import TensorType
 from base_images.smoke.process import free_port
-from base_images.variants import DeviceAccess
+from base_images.variants import DeviceAccess, Gpus
 from tests.support import commands
 from tests.support.programs import engine_sees, need
 
@@ -52,7 +55,6 @@ def variant(tmp_path: Path) -> variants.Variant:
         check="x",
         nodes=NODES,
         group_nodes=(str(node),),
-        gpus=True,
         runtime="io.containerd.runc.v2",  # not the default
         mounts=("/usr/lib/os-release",),
         environment={"DEVICE_TEST": "yes"},
@@ -89,10 +91,10 @@ def given(container: str) -> dict[str, Any]:
     host = found["HostConfig"]
     return {
         "nodes": sorted(
-            (node["PathOnHost"], node["PathInContainer"], node["CgroupPermissions"]) for node in host["Devices"]
+            (node["PathOnHost"], node["PathInContainer"], node["CgroupPermissions"]) for node in host["Devices"] or ()
         ),
         "groups": host["GroupAdd"],
-        "gpus": [(request["Count"], request["Capabilities"]) for request in host["DeviceRequests"]],
+        "gpus": [(request["Count"], request["Capabilities"]) for request in host["DeviceRequests"] or ()],
         "runtime": host["Runtime"],
         "mounts": [
             (mount["Source"], mount["RW"]) for mount in found["Mounts"] if mount["Destination"] == "/usr/lib/os-release"
@@ -128,14 +130,14 @@ def test_engine_command_line_and_compose_grant_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = f"{tagged}:latest-device-test"
-    spec = device.grant(ContainerSpec(image=image), device.of_host(variant, engine.runtimes()))
+    spec = device.grant(ContainerSpec(image=image), device.of_host(variant, engine.devices()))
     with engine.container(spec) as container:
         ours = given(container.id)
     group = (tmp_path / "node").stat().st_gid
     assert ours == {
         "nodes": [(node, node, "rwm") for node in NODES],
         "groups": [str(group)],
-        "gpus": [(-1, [["gpu"]])],
+        "gpus": [],
         "runtime": "io.containerd.runc.v2",
         "mounts": [("/usr/lib/os-release", False)],
         "environment": ["DEVICE_TEST=yes"],
@@ -159,8 +161,7 @@ def test_engine_command_line_and_compose_grant_the_same(
 def test_a_process_has_the_container_s_groups_nodes_and_mounts(
     engine: Engine, cpu_image: Image, variant: variants.Variant
 ) -> None:
-    # All but the GPUs, which need a driver.
-    granted = dataclasses.replace(device.of_host(variant, engine.runtimes()), gpus=False)
+    granted = device.of_host(variant, engine.devices())
     look = "id -G; ls -d /dev/*; ls /dev/net; grep os-release /proc/self/mounts; env; touch /tmp/x && ls /tmp"
     spec = ContainerSpec(image=cpu_image.id, entrypoint=("/bin/sh", "-c", look), user="54321:54321")
     seen = engine.probe(device.grant(spec, granted)).output
@@ -170,12 +171,101 @@ def test_a_process_has_the_container_s_groups_nodes_and_mounts(
         assert word not in without
 
 
+# --- a vendor's GPUs ---
+
+LOADED = "LD_PRELOAD=libcuda.so.1 ls /dev/null"
+"""Makes the loader look for the library, and say what is wrong with it."""
+
+
+def with_gpus(**changes: Any) -> variants.Variant:
+    """Returns a variant with GPUs whose driver's control node every host has."""
+    gpus = Gpus(capabilities=("compute", "utility"), library="libcuda.so.1", control=("/dev/null",))
+    access = DeviceAccess(name="X", check="x", gpus=dataclasses.replace(gpus, **changes))
+    return dataclasses.replace(variants.find("cuda"), name="device-test", device=access)
+
+
+def look(engine: Engine, image: Image, granted: device.Granted, script: str) -> str:
+    """Returns what a hardened container with the device prints."""
+    spec = ContainerSpec(image=image.id, entrypoint=("/bin/sh", "-c", script), user="54321:54321")
+    return engine.probe(device.grant(spec, granted)).output
+
+
+@pytest.mark.usefixtures("models")
+def test_gpus_are_requested_with_the_capabilities(
+    engine: Engine, tagged: str, tmp_path: Path, compose: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant, image = with_gpus(), f"{tagged}:latest-device-test"
+    granted = device.choose(variant, Host(groups={"/dev/null": 0}, toolkit=True))
+    with engine.container(device.grant(ContainerSpec(image=image), granted)) as container:
+        assert given(container.id)["gpus"] == [(-1, [["gpu", "compute", "utility"]])]
+    done = script(device.run_line(variant, image).replace("docker run -d --rm --name llama", "docker create"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    try:
+        assert given(done.stdout.strip())["gpus"] == [(-1, [["gpu"]])]
+    finally:
+        script(f"docker rm {done.stdout.strip()}", tmp_path)
+    monkeypatch.setattr(device, "VARIANTS", (variant,))
+    with composed(compose, tmp_path, device.compose(tagged)) as words:
+        done = script(f"{words} up --no-start && {words} ps -q -a", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert given(done.stdout.split()[-1])["gpus"] == [(-1, [["gpu"]])]
+
+
+def test_a_container_gets_the_nodes_and_libraries_of_the_host_s_driver(engine: Engine, cpu_image: Image) -> None:
+    variant = with_gpus(nodes=("/dev/kmsg",), optional=())
+    host = Host(groups={"/dev/null": 0, "/dev/kmsg": GROUP}, libraries={"libcuda.so.1": "/usr/lib/os-release"})
+    granted = device.choose(variant, host)
+    seen = look(engine, cpu_image, granted, f"id -G; ls /dev/kmsg; grep nvidia /proc/self/mounts; {LOADED}")
+    assert f"54321 {GROUP}\n/dev/kmsg\n" in seen
+    assert re.search(r" /usr/local/nvidia/lib64/libcuda\.so\.1 \S+ ro,", seen)
+    assert "libcuda.so.1' from LD_PRELOAD cannot be preloaded (invalid ELF header)" in seen
+    without = look(engine, cpu_image, device.Granted(name="X"), LOADED)
+    assert "libcuda.so.1' from LD_PRELOAD cannot be preloaded (cannot open shared object file)" in without
+
+
+@pytest.fixture
+def described(cpu_image: Image) -> Iterator[str]:
+    """Yields the name of a device that the engine's machine describes for a while."""
+    kind = f"example.com/bodhi-test-{os.getpid()}"
+    edits = {"env": ["DESCRIBED=yes"], "deviceNodes": [{"path": "/dev/described", "hostPath": "/dev/null"}]}
+    spec = {"cdiVersion": "0.5.0", "kind": kind, "devices": [{"name": "all", "containerEdits": edits}]}
+    path = f"/cdi/{kind.partition('/')[2]}.json"
+    with contextlib.closing(docker.from_env()) as client:
+        directories = client.info().get("CDISpecDirs")
+        if not directories:
+            pytest.skip("this engine has no device descriptions (CDI): Engine 28 has them by default")
+
+        def run(command: str) -> None:
+            client.containers.run(
+                cpu_image.id, ["-c", command], entrypoint="/bin/sh", user="0", remove=True, network_mode="none",
+                volumes=[f"{directories[-1]}:/cdi"],
+            )  # fmt: skip
+
+        try:
+            run(f"cat >{path} <<'END'\n{json.dumps(spec)}\nEND\n")
+            yield f"{kind}=all"
+        finally:
+            run(f"rm -f {path}")
+
+
+def test_a_container_gets_a_described_device(engine: Engine, cpu_image: Image, described: str) -> None:
+    devices = engine.devices()
+    assert described in devices.cdi
+    granted = device.of_host(with_gpus(cdi=described, helpers=("no-such-program", "no-such-program")), devices)
+    assert granted.how == f"the device description (CDI) {described}"
+    seen = look(engine, cpu_image, granted, "ls /dev/described; env")
+    assert "/dev/described\n" in seen
+    assert "DESCRIBED=yes\n" in seen
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"devices": ("/dev/no-such-node",)}, r"/dev/no-such-node.*no such file"),
         ({"mounts": ("/no-such-directory",)}, "/no-such-directory"),
         ({"runtime": "no-such-runtime"}, "no-such-runtime"),
+        ({"gpus": ("graphics",)}, "could not select device driver|no known GPU vendor"),
+        ({"cdi": ("example.com/no-such=device",)}, "example.com/no-such=device|could not select device driver"),
     ],
 )
 def test_what_the_host_lacks_is_an_engine_error(
@@ -242,7 +332,7 @@ def test_compose_starts_a_server(
 
 def test_a_missing_device_is_reported_before_anything_starts() -> None:
     for variant in variants.VARIANTS:
-        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
+        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", "/dev/nvidiactl", "/dev/dxg")):
             continue
         done = commands.invoke("test-local-images", "--variant", variant.name, "--device", "--image", "not-looked-for")
         assert (done.returncode, done.stdout) == (DeviceError.exit_code, ""), variant.name

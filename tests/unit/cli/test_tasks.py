@@ -146,7 +146,7 @@ def test_a_usage_error_says_what_to_write(command: str, said: str) -> None:
 
 def test_a_missing_device_is_reported_before_the_slow_imports() -> None:
     for variant in variants.VARIANTS:
-        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", *variant.device.driver_nodes)):
+        if variant.device is None or any(Path(node).exists() for node in ("/dev/dri", "/dev/nvidiactl", "/dev/dxg")):
             continue
         if variant.device.runtime:  # only an engine knows it
             continue
@@ -154,6 +154,12 @@ def test_a_missing_device_is_reported_before_the_slow_imports() -> None:
         assert done.returncode == 9
         assert f"until `{variant.device.check}` shows it on the host." in sentence(done)
         assert not imported & {"gguf", "git", "jinja2", "numpy", "openai"}
+
+
+def test_a_program_is_started_whatever_nodes_the_host_has() -> None:
+    done = invoke("smoke", "--variant", "vulkan", "--binary", "/nowhere/llama-server", environment=NO_ENGINE)
+    assert done.returncode == 2  # and not 9, for want of /dev/dri
+    assert "/nowhere/llama-server is not a program" in sentence(done)
 
 
 def test_the_known_answer_model_is_written_to_the_output(tmp_path: Path) -> None:

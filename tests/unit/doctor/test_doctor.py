@@ -113,7 +113,7 @@ def test_nvidias_driver_on_wsl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "missing", "check"),
     [
-        ("cuda", ["/dev/nvidiactl or {root}/dev/dxg"], "nvidia-smi"),
+        ("cuda", ["/dev/nvidiactl or /dev/dxg"], "nvidia-smi"),
         ("rocm", ["/dev/kfd", "/dev/dri", "/dev/dri/renderD128"], "rocminfo"),
         ("vulkan", ["/dev/dri", "/dev/dri/renderD128"], "vulkaninfo --summary"),
         ("intel", ["/dev/dri", "/dev/dri/renderD128"], "sycl-ls"),
@@ -126,7 +126,7 @@ def test_no_device(tmp_path: Path, name: str, missing: list[str], check: str) ->
     assert not report.smokes
     sentence = told(report)
     for path in missing:
-        assert f"no {tmp_path}{path.format(root=tmp_path)}," in sentence
+        assert f"no {path}," in sentence
     assert f"`{check}`" in sentence
 
 
@@ -159,22 +159,49 @@ def test_a_gpu_that_mesa_has_no_driver_for(tmp_path: Path) -> None:
     assert judge("vulkan", seen(tmp_path)).smokes
 
 
-def test_an_engine_that_cannot_pass_gpus(tmp_path: Path) -> None:
+def test_how_an_engine_gives_gpus(tmp_path: Path) -> None:
     machines.nvidia(tmp_path)
-    helpers = ("nvidia-container-runtime-hook", "nvidia-ctk")
-    for helper in helpers:  # either is enough
-        assert judge("cuda", seen(tmp_path, programs=without(EVERYTHING, helper))).smokes
-    sentence = told(judge("cuda", seen(tmp_path, programs=without(EVERYTHING, *helpers))))
-    assert "container toolkit until nvidia-container-runtime-hook is there" in sentence
+    assert judge("cuda", seen(tmp_path)).given_by == "--gpus all (compute,utility)"
+    no_toolkit = without(EVERYTHING, "nvidia-container-runtime-hook")
+    described = dataclasses.replace(ENGINE, cdi=("nvidia.com/gpu=all",))
+    by_cdi = judge("cuda", seen(tmp_path, programs=no_toolkit, engine=described))
+    assert (by_cdi.smokes, by_cdi.given_by) == (True, "the device description (CDI) nvidia.com/gpu=all")
+    report = judge("cuda", seen(tmp_path, programs=no_toolkit))
+    assert report.given_by == ""
+    assert "container toolkit until nvidia-container-runtime-hook is there" in told(report)
+    assert "/dev/nvidia[0-9]*, /dev/nvidia-uvm, libcuda.so.1 are missing" in told(report)
+    machines.nvidia_files(tmp_path)
+    by_files = judge("cuda", seen(tmp_path, programs=no_toolkit))
+    assert by_files.smokes
+    assert by_files.given_by == (
+        "the nodes /dev/nvidiactl and /dev/nvidia0 and /dev/nvidia-uvm, "
+        "3 libraries of the host's driver, mounted read-only"
+    )
+
+
+def test_nvidias_own_driver_for_vulkan(tmp_path: Path) -> None:
+    machines.nvidia(tmp_path)
+    machines.nvidia_files(tmp_path)
+    no_toolkit = seen(tmp_path, programs=without(EVERYTHING, "nvidia-container-runtime-hook"))
+    report = judge("vulkan", no_toolkit)
+    assert report.smokes
+    assert "3 libraries of the host's driver" in report.given_by
+    assert report.driver
+    assert report.driver.version == "550.54.14"
 
 
 def test_a_remote_engine(tmp_path: Path) -> None:
     machines.nvidia(tmp_path)
     engine = dataclasses.replace(ENGINE, is_local=False, where="tcp://gpu:2375", free_disk=None)
     assert told(judge("cuda", seen(tmp_path, engine=engine))) == (
-        "The engine is at tcp://gpu:2375, and its devices cannot be seen from here: ask there."
+        "The engine is at tcp://gpu:2375, and its devices cannot be seen from here: run the same command on that "
+        "machine."
     )
     assert judge("cpu", seen(tmp_path, engine=engine)).smokes
+    # Not compared with the driver of this machine.
+    engine = dataclasses.replace(engine, runtimes=("nvidia", "runc"))
+    report = judge("cuda", seen(tmp_path, engine=engine), {"cuda": "99.0"})
+    assert (report.smokes, report.given_by) == (True, "the container runtime nvidia (compute,utility)")
 
 
 # --- drivers against toolkits ---

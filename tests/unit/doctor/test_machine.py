@@ -78,16 +78,6 @@ def test_nodes_have_a_group_and_a_module(tmp_path: Path) -> None:
     assert machine.nodes(access("cuda"), tmp_path) == ()
 
 
-def test_a_variants_paths_below_a_root(tmp_path: Path) -> None:
-    cann = variants.find("cann")
-    moved = machine.rooted(cann, tmp_path).device
-    assert moved
-    assert moved.nodes[0] == f"{tmp_path}/dev/davinci0"
-    assert moved.group_nodes == (f"{tmp_path}/dev/davinci0",)
-    assert moved.mounts[-1] == f"{tmp_path}/usr/local/dcmi"
-    assert machine.rooted(cann, Path("/")) == cann
-
-
 # --- drivers ---
 
 
