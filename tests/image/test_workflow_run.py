@@ -256,7 +256,8 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
     recipe.write_text(recipe.read_text().replace("-DGGML_NATIVE=OFF", "-DGGML_NATIVE=ON"))
     two = clones.commit_all(upstream).create_tag("b2").commit.hexsha
     pin = settings.load(root).pin
-    for path, text in bump.bump(bump.pinned_texts(root), pin, tag="b1", commit=one).items():
+    names = bump.Names(tag="b1", release="", commit=one)
+    for path, text in bump.bump(bump.pinned_texts(root), pin, names, sdist="", sdist_sha256="").items():
         (root / path).write_text(text.replace(f'"{pin.repository}"', f'"{upstream}"'))
     consumer_checkout = bodhi.checkout(github.directory / "BodhiApp")
     text = (root / consumer.FILE).read_text()

@@ -27,7 +27,7 @@ _OTHER_PROGRAMS = frozenset({"full", "light"})
 
 _CONTEXT = "llama.cpp"
 
-_PIN_ARGUMENTS = ("LLAMA_CPP_TAG", "LLAMA_CPP_COMMIT")
+_PIN_ARGUMENTS = ("LLAMA_CPP_TAG", "LLAMA_CPP_COMMIT", "LLAMA_CPP_RELEASE")
 _OUR_ARGUMENTS = frozenset({*dockerfile.BASE_ARGUMENTS.values(), *_PIN_ARGUMENTS})
 
 

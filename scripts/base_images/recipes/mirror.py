@@ -244,7 +244,7 @@ def _texts_of_directory(tree: Path) -> dict[str, str]:
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
     opened = repository.source_clone(clone, ref)
-    listed = repository.paths(opened, ref)
+    listed = repository.blobs(opened, ref)
     # Elsewhere only in what is llama.cpp: other projects have recipes too, and ours are called the same.
     within = "" if server_arguments.ARGUMENTS in listed else f"{UPSTREAM_DIRECTORY}/"
     paths = _recipes(path for path in listed if path.endswith(_SUFFIX) and path.startswith(within))

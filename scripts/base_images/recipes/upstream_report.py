@@ -372,7 +372,7 @@ def _between_refs(group: Sequence[Difference]) -> str:
 # Markdown.
 
 
-def as_markdown(telling: Telling, actions: Sequence[str] = ()) -> str:
+def as_markdown(telling: Telling, actions: Iterable[str] = ()) -> str:
     """Returns the text of a pull request: the verdict, what to act on, and the rest folded.
 
     Args:
