@@ -144,9 +144,9 @@ def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> No
             f"The tag {pin.tag} is at {known[pin.tag][:9]} now and was pinned at {pin.commit[:9]}: ask llama.cpp why."
         )
     checked = (
-        f"The workflow `ci` builds the cpu image of {names.tag} at this commit on amd64 and arm64, judges it by the contract "
-        "and smoke-tests it. It builds no accelerator's image: a release does, and `nox -s image-<variant>` on a machine "
-        "that has the toolkit's base images."
+        f"The workflow `ci` builds the cpu image of {names.tag} on amd64 and arm64, judges it by the contract and "
+        "smoke-tests it. It builds no accelerator's image: a release does, and `nox -s image-<variant>` on a machine "
+        "that can pull the toolkit's base images."
     )
     telling = upstream_report.tell(f"{pin.names} → {names}", lacking, changed)
     told = upstream_report.as_markdown(telling, map(markdown.text, [*actions, checked]))

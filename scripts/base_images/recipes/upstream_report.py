@@ -241,12 +241,19 @@ def _arguments(report: argument_changes.Report | None) -> Iterator[Item]:
     for change in report.changes:
         names, detail = ", ".join(f"`{name}`" for name in change.names), f": {change.detail}" if change.detail else ""
         what = "" if change.kind is argument_changes.Kind.CHANGED else f" {change.kind.value}"
-        passed = [f"`{name}`" for name in change.names if name in report.breaks]
-        if change.kind is argument_changes.Kind.GONE and passed:
+        passed = [f"`{_quoted(words)}`" for words in change.breaks]
+        if passed:
             text = f"{names}{what}{detail}; {consumer.NAME} passes {', '.join(passed)}: its servers do not start"
             yield Item(kind=Kind.BREAKS, where=where, text=text)
         else:
-            by = f" ({consumer.NAME} uses it)" if change.used else ""
+            by = ""
+            if change.used:
+                only_default = change.detail.startswith("default ")
+                by = (
+                    f" (no change for {consumer.NAME}, which passes it)"
+                    if only_default
+                    else f" ({consumer.NAME} uses it)"
+                )
             yield Item(kind=Kind.INFORMATION, where=where, text=f"{names}{what}{by}{detail}")
 
 

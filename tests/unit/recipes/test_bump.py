@@ -74,7 +74,7 @@ def clone_with_source(clone: Path) -> Path:
 def test_comparing_arguments_of_two_refs(clone_with_source: Path) -> None:
     sources = tuple(mirror.argument_source(clone_with_source, ref) for ref in ("b3", "b4"))
     texts = mirror.upstream_texts(clone_with_source, "b4")
-    changed = mirror.compare_refs(texts, texts, sources=(sources[0], sources[1]), used=["-p"])
+    changed = mirror.compare_refs(texts, texts, sources=(sources[0], sources[1]), used={"-p": ()})
     line = "--port: default 8080 -> 9931"
     assert changed.arguments
     assert [(str(change), change.used) for change in changed.arguments.changes] == [(line, True)]
@@ -118,7 +118,10 @@ def test_check_upstream_shows_changed_arguments(clone_with_source: Path) -> None
 
     shown = run("b3", "b4").splitlines()
     assert re.fullmatch(r"b3 → b4: \d+ to port, 0 break the consumer, 1 for information", shown[0])
-    assert shown[-2] == "for information: llama-server: `--port` (BodhiApp uses it): default 8080 -> 9931"
+    assert (
+        shown[-2]
+        == "for information: llama-server: `--port` (no change for BodhiApp, which passes it): default 8080 -> 9931"
+    )
     assert shown[-1].startswith("Port what is to port to dockerfiles/, or record its key, ")
     assert "0 for information" in run("b4", "b4").splitlines()[0]
     assert "llama-server's arguments cannot be compared: b2 has no common/arg.cpp" in run("b2", "b3")

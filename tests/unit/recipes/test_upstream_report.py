@@ -292,7 +292,18 @@ def test_a_record_that_names_its_variants_is_for_no_other() -> None:
 def breaking() -> Telling:
     changes = (
         argument_changes.Change(
-            kind=argument_changes.Kind.GONE, names=("--mmap", "--no-mmap"), detail="refused", used=True
+            kind=argument_changes.Kind.GONE,
+            names=("--mmap", "--no-mmap"),
+            detail="refused",
+            used=True,
+            breaks=("--no-mmap",),
+        ),
+        argument_changes.Change(
+            kind=argument_changes.Kind.CHANGED,
+            names=("--split-mode",),
+            detail="values no longer row",
+            used=True,
+            breaks=("-sm row",),
         ),
         argument_changes.Change(
             kind=argument_changes.Kind.CHANGED, names=("--port",), detail="default 1 -> 2", used=True
@@ -309,13 +320,17 @@ def breaking() -> Telling:
 
 def test_what_breaks_the_consumer_comes_first() -> None:
     telling = breaking()
-    assert telling.verdict.startswith("b1 → b2: 0 to port, 1 breaks the consumer, ")
-    assert sentences(telling)[:2] == [
+    assert telling.verdict.startswith("b1 → b2: 0 to port, 2 break the consumer, ")
+    assert sentences(telling)[:3] == [
         (
             "breaks the consumer, llama-server: `--mmap`, `--no-mmap` gone: refused; BodhiApp passes `--no-mmap`: its "
             "servers do not start"
         ),
-        "for information, llama-server: `--port` (BodhiApp uses it): default 1 -> 2",
+        (
+            "breaks the consumer, llama-server: `--split-mode`: values no longer row; BodhiApp passes `-sm row`: its "
+            "servers do not start"
+        ),
+        "for information, llama-server: `--port` (no change for BodhiApp, which passes it): default 1 -> 2",
     ]
     assert telling.conclusion == (
         "Until BodhiApp passes other arguments, contract and smoke test of it fail, and no image of it becomes latest. "
@@ -326,10 +341,12 @@ def test_what_breaks_the_consumer_comes_first() -> None:
 def test_the_text_of_a_pull_request() -> None:
     text = upstream_report.as_markdown(breaking(), ["Name the sdist."])
     assert text.startswith(
-        "**b1 → b2: 0 to port, 1 breaks the consumer, 2 for information**\n\n## Breaks the consumer\n\n- "
+        "**b1 → b2: 0 to port, 2 break the consumer, 2 for information**\n\n## Breaks the consumer\n\n- "
     )
     folded = text.partition("<details><summary>2 for information</summary>\n\n")[2]
-    assert folded.startswith("- **llama-server**: `--port` (BodhiApp uses it): default 1 -\\> 2\n")
+    assert folded.startswith(
+        "- **llama-server**: `--port` (no change for BodhiApp, which passes it): default 1 -\\> 2\n"
+    )
     assert folded.endswith("\n</details>\n")
     assert text.index("Name the sdist.") < text.index("<details>")
     assert "Nothing" not in text
@@ -351,7 +368,7 @@ def test_json_has_the_verdict_and_its_counts() -> None:
     assert told_["verdict"] == {
         "text": breaking().verdict,
         "to_port": 0,
-        "breaks_consumer": 1,
+        "breaks_consumer": 2,
         "information": 2,
     }
     assert [item["kind"] for item in told_["items"]] == ["breaks the consumer", "for information", "for information"]
