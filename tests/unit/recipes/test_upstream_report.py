@@ -237,13 +237,15 @@ def test_one_change_of_several_variants_is_one_item() -> None:
         "(by ARG NODE_VERSION)"
     )
     assert sentences(told(zendnn=newer)) == [
-        "for information, zendnn (not shipped): base image of `web`: `docker.io/node:24` → `docker.io/node:26` "
-        "(by ARG NODE_VERSION)"
+        (
+            "for information, zendnn (not shipped): base image of `web`: `docker.io/node:24` → `docker.io/node:26` "
+            "(by ARG NODE_VERSION)"
+        )
     ]
     # Another change of the one that we do not ship is told beside it.
-    other = replaced(newer, "FP16=ON", "FP16=OFF")
+    other = replaced(newer, "CUDA_DOCKER_ARCH=default", "CUDA_DOCKER_ARCH=all")
     assert sentences(told(newer, zendnn=other))[1:] == [
-        "for information, zendnn (not shipped): `build: arg FP16`: `ON` → `OFF`"
+        "for information, zendnn (not shipped): `build: arg CUDA_DOCKER_ARCH`: `default` → `all`"
     ]
 
 
