@@ -204,9 +204,8 @@ def _changes(changed: RefsReport, result: Report) -> Iterator[Item]:
     # What is told of a variant of ours is not told again of one that we do not ship.
     shared = {each.key for name, found in changed.changes.items() for each in found if (name, _subject(each)) in told}
     for name, found in changed.changes.items():
-        if name not in shipped:
-            found = [each for each in found if each.key not in shared]  # noqa: PLW2901 - the rest of them
-        readable = [each for each in found if UNREADABLE not in {_some(each).kind, (each.before or _some(each)).kind}]
+        new = [each for each in found if name in shipped or each.key not in shared]
+        readable = [each for each in new if UNREADABLE not in {_some(each).kind, (each.before or _some(each)).kind}]
         for group in _grouped(readable):
             lost = [each.record for each in result.lost if name in each.variants]
             lost += [record for record in result.stale if record.covers(name)]
