@@ -12,6 +12,7 @@ ARG RUNTIME_BASE_IMAGE=${CANN_BASE_IMAGE}
 
 ARG LLAMA_CPP_TAG=b10454
 ARG LLAMA_CPP_COMMIT=4df29be4f4c3673f428170fda944a5b19f743bb8
+ARG LLAMA_CPP_RELEASE=
 
 FROM ${WEB_BASE_IMAGE} AS web
 
@@ -45,13 +46,14 @@ COPY --from=web /app/tools/ui/dist tools/ui/dist
 
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT
+ARG LLAMA_CPP_RELEASE
 
 # cpu/ is a build of its own, with the flags of cpu.Dockerfile: the other one has no dynamic backends, so its server does
 # not start without the NPU's driver.
 RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     cmake -S . -B build-cpu -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
-        -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" && \
+        -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} && \
     cmake --build build-cpu --target llama-server -j $(nproc)
 
 # The toolkit, and for the linker a stand-in for the driver's library, which only hosts have.
@@ -75,7 +77,7 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
         -DSOC_TYPE=ascend${CHIP_TYPE} \
         -DUSE_ACL_GRAPH=$acl_graph \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
-        -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" \
+        -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} \
         . && \
     cmake --build build --config Release --target llama-server -j$(nproc) && \
     ccache --show-stats
@@ -131,6 +133,7 @@ ARG CANN_BASE_IMAGE
 ARG CHIP_TYPE
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT
+ARG LLAMA_CPP_RELEASE
 ARG BUILD_VERSION=0000000000-0000000
 ARG BUILD_COMMIT=0000000000000000000000000000000000000000
 ARG BUILD_BRANCH=unknown

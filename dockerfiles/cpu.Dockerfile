@@ -13,6 +13,7 @@ ARG RUNTIME_BASE_IMAGE=docker.io/ubuntu:${UBUNTU_VERSION}
 # The pin of pyproject.toml, for builds by hand; invoke passes that of the source it found.
 ARG LLAMA_CPP_TAG=b10454
 ARG LLAMA_CPP_COMMIT=4df29be4f4c3673f428170fda944a5b19f743bb8
+ARG LLAMA_CPP_RELEASE=
 
 FROM ${WEB_BASE_IMAGE} AS web
 
@@ -48,15 +49,17 @@ COPY --from=web /app/tools/ui/dist tools/ui/dist
 
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT
+ARG LLAMA_CPP_RELEASE
 
 # - RUNPATH $ORIGIN everywhere: CMake's build rpath ends in an empty entry, which means the current directory.
 # - Build number and commit: a shallow clone would say 1, a tree without .git 0.
+# - A release says its version without -dev, a build with it.
 # - Only llama-server and what it loads.
 RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     if [ "$TARGETARCH" = "amd64" ] || [ "$TARGETARCH" = "arm64" ]; then \
         cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON \
             -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
-            -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT"; \
+            -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF}; \
     else \
         echo "Unsupported architecture"; \
         exit 1; \
@@ -104,6 +107,7 @@ COPY dockerfiles/llama-entrypoint dockerfiles/llama-threads dockerfiles/llama-he
 ARG TARGETPLATFORM
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT
+ARG LLAMA_CPP_RELEASE
 ARG BUILD_VERSION=0000000000-0000000
 ARG BUILD_COMMIT=0000000000000000000000000000000000000000
 ARG BUILD_BRANCH=unknown

@@ -30,6 +30,7 @@ class Label(StrEnum):
     BUILD_ORIGIN = "bodhi.build.origin"
     BUILD_ARGUMENTS = "bodhi.build.arguments"
     LLAMA_CPP_TAG = "bodhi.llama_cpp.tag"
+    LLAMA_CPP_RELEASE = "bodhi.llama_cpp.release"
     LLAMA_CPP_COMMIT = "bodhi.llama_cpp.commit"
     GLIBC = "bodhi.glibc"
 

@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,23 @@ REGISTRY_VARIABLE = "BASE_IMAGES_REGISTRY"
 DRY_RUN_VARIABLE = "BASE_IMAGES_DRY_RUN"
 
 
+class Follow(StrEnum):
+    """Which of llama.cpp's tags `invoke bump-upstream --to newest` moves to."""
+
+    BUILD = "build"
+    RELEASE = "release"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pin:
     """The llama.cpp commit that every image of this checkout is built from.
 
     Attributes:
         repository: a URL for git alone; it may hold a password, so `errors.scrub` it before it is shown.
+        tag: the commit's build, `b<number>`.
+        release: the commit's release, `vX.Y.Z`; empty where llama.cpp has none at this commit.
+        sdist: the source package that vendors the commit, such as `llama-cpp-python==0.3.35`; empty without one.
+        sdist_sha256: its SHA-256, hexadecimal.
     """
 
     repository: str
@@ -31,6 +43,18 @@ class Pin:
     commit: str
     sdist: str
     sdist_sha256: str
+    release: str = ""
+    follow: Follow = Follow.BUILD
+
+    @property
+    def names(self) -> str:
+        """The build, and the release where there is one."""
+        return names(self.tag, self.release)
+
+
+def names(tag: str, release: str) -> str:
+    """Returns llama.cpp's names of one commit as text, such as `b11549/v0.6.0`."""
+    return f"{tag}/{release}" if release else tag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +88,16 @@ def load(root: Path = ROOT) -> Settings:
             )
         return value
 
-    pin = {name: text("llama-cpp", name) for name in ("repository", "tag", "commit", "sdist", "sdist-sha256")}
+    keys = ("repository", "tag", "release", "commit", "sdist", "sdist-sha256")
+    pin = {name: text("llama-cpp", name) for name in keys}
+    follow = text("llama-cpp", "follow")
+    if follow not in {*Follow}:
+        raise UsageError(f"{path} has {follow!r} at the key 'follow': write {' or '.join(Follow)}.")
     return Settings(
         registry=_registry(os.environ.get(REGISTRY_VARIABLE) or text("registry")),
         release_branch=text("release-branch"),
         url=scrub(text("url")),
-        pin=Pin(**{name.replace("-", "_"): value for name, value in pin.items()}),
+        pin=Pin(**{name.replace("-", "_"): value for name, value in pin.items()}, follow=Follow(follow)),
     )
 
 

@@ -123,6 +123,7 @@ class GitHub:
                 shutil.copytree((here / step.inputs["body_path"]).parent, self.directory / "page", dirs_exist_ok=True)
             case "peter-evans/create-pull-request":
                 self.opened = (here / step.inputs["body-path"]).read_text()
+                step.outputs["pull-request-operation"] = "created"
             case "anchore/scan-action":
                 self._scan(step)
             case "actions/attest":
@@ -157,8 +158,9 @@ def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFa
     repository = f"{host.address}/bodhisearch/llama.cpp"
     programs = tmp_path / "bin"
     programs.mkdir()
-    (programs / "cosign").write_text(COSIGN)
-    (programs / "cosign").chmod(0o755)
+    for program in ("cosign", "gh"):
+        (programs / program).write_text(COSIGN)
+        (programs / program).chmod(0o755)
     environment = {
         **clones.environment(),
         settings.REGISTRY_VARIABLE: repository,
@@ -256,7 +258,8 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
     recipe.write_text(recipe.read_text().replace("-DGGML_NATIVE=OFF", "-DGGML_NATIVE=ON"))
     two = clones.commit_all(upstream).create_tag("b2").commit.hexsha
     pin = settings.load(root).pin
-    for path, text in bump.bump(bump.pinned_texts(root), pin, tag="b1", commit=one).items():
+    names = bump.Names(tag="b1", release="", commit=one)
+    for path, text in bump.bump(bump.pinned_texts(root), pin, names, sdist="", sdist_sha256="").items():
         (root / path).write_text(text.replace(f'"{pin.repository}"', f'"{upstream}"'))
     consumer_checkout = bodhi.checkout(github.directory / "BodhiApp")
     text = (root / consumer.FILE).read_text()
@@ -270,6 +273,7 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
 
     [failed] = github.failed
     assert "invoke check-consumer" in failed
+    assert "gh workflow run ci.yml" in github.ran[-1]
     assert "cpu: `BODHI_LLAMACPP_ARGS_CPU`: `--threads 4 --no-mmap` → `--threads 6 --no-mmap`" in github.opened
     assert (settings.load(root).pin.tag, settings.load(root).pin.commit) == ("b2", two)
     changed = github.opened.partition("## What our recipes need")[0]

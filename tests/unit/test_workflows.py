@@ -48,7 +48,7 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     },
     "scan.yml": {"scan": PULL},
     "nightly.yml": {"plan": READ, "scan": PULL},
-    "upstream.yml": {"bump": {"contents": "write", "pull-requests": "write"}},
+    "upstream.yml": {"bump": {"contents": "write", "pull-requests": "write", "actions": "write"}},
 }
 """The most that a job may have; a new permission needs a line here too."""
 
@@ -60,6 +60,7 @@ FORMS = (
     INVOKE,
     rf"(?P<name>\w+)=\$\({INVOKE}\)\necho \"(?P=name)=\$(?P=name)\" >> \"\$GITHUB_OUTPUT\"",
     r"sh scripts/bootstrap\.sh nox",
+    r"gh workflow run (?P<started>\w+\.yml) --ref [\w-]+",
     r'cosign sign --yes "\$REPOSITORY@\$DIGEST"',
 )
 """The only forms of a `run` step: decisions are made in Python, where they are tested."""
@@ -91,7 +92,12 @@ def commands() -> list[Any]:
 
 
 def walk(
-    file: str, *, ref: str = TAGGED, dry_run: bool | None = None, fails: Callable[[Step], bool] = lambda _: False
+    file: str,
+    *,
+    ref: str = TAGGED,
+    dry_run: bool | None = None,
+    fails: Callable[[Step], bool] = lambda _: False,
+    operation: str = "created",
 ) -> list[Step]:
     """Returns the steps that GitHub runs of a workflow for two variants; `fails` chooses those that fail."""
     contexts = {
@@ -116,6 +122,8 @@ def walk(
             step.outputs["matrix"] = json.dumps(plan)
         elif "image-digest" in step.run:
             step.outputs["digest"] = DIGEST
+        elif "create-pull-request" in step.uses:
+            step.outputs["pull-request-operation"] = operation
     return run
 
 
@@ -224,6 +232,18 @@ def test_ci_runs_the_readmes_command_on_both_architectures() -> None:
     assert [step.runner for step in steps] == ["ubuntu-24.04", "ubuntu-24.04-arm"]
     readme = (settings.ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"```sh\n{step.run}\n```" in readme for step in steps)
+
+
+@pytest.mark.parametrize(("operation", "starts"), [("created", True), ("updated", True), ("none", False), ("", False)])
+def test_the_pull_request_on_upstream_is_tested(operation: str, starts: bool) -> None:
+    # Also where BodhiApp has changed, which fails the step before.
+    *_, opened, last = walk("upstream.yml", operation=operation, fails=lambda step: "check-consumer" in step.run)
+    opened, started = (opened, last) if starts else (last, None)
+    assert opened.inputs["branch"] == "follow-upstream"
+    assert (started is not None) is starts
+    if started:
+        assert started.run == "gh workflow run ci.yml --ref follow-upstream"
+    assert "workflow_dispatch" in PARSED["ci.yml"]["on"]
 
 
 def test_the_steps_of_a_release_in_order() -> None:

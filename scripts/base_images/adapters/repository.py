@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ DETACHED = "detached"
 
 NETWORK_SECONDS = 60.0
 """Time-out of one request to a remote."""
+
+_SHA256_DIGITS = 64
 
 _NO_REPOSITORY = "not a git repository (or any"
 """How git says that a directory is none; without the bracket, it names what a work tree or submodule lacks."""
@@ -379,14 +382,30 @@ def _linked(clone: Clone, commit: str, name: str, target: str) -> str | None:
     return None
 
 
-def paths(clone: Clone, commit: str) -> tuple[str, ...]:
-    """Returns the paths of all files in a commit.
+def blobs(clone: Clone, commit: str) -> dict[str, str]:
+    """Returns the ids of all files in a commit by path.
 
     Raises:
         RepositoryError: git cannot read it.
     """
-    listed = _answer(clone, "ls-tree", "-r", "-z", "--name-only", "--full-tree", commit)
-    return tuple(path for path in listed.split("\0") if path)
+    listed = _answer(clone, "ls-tree", "-r", "-z", "--full-tree", commit).split("\0")
+    entries = (entry.partition("\t") for entry in listed if entry)
+    return {path: fields.split()[2] for fields, _, path in entries if " blob " in fields}
+
+
+def blob_id(content: bytes, like: str) -> str:
+    """Returns git's id of a file with this content, by the hash algorithm of the id `like`."""
+    algorithm = hashlib.sha256 if len(like) == _SHA256_DIGITS else hashlib.sha1
+    return algorithm(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def commit_time(clone: Clone, commit: str) -> datetime:
+    """Returns the time of a commit, UTC.
+
+    Raises:
+        RepositoryError: git cannot read it.
+    """
+    return datetime.fromtimestamp(int(_answer(clone, "log", "--max-count=1", "--format=%ct", commit)), UTC)
 
 
 def source_clone(path: Path, ref: str) -> Clone:

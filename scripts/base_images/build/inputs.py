@@ -64,6 +64,7 @@ class Source:
 
     Attributes:
         tag: llama.cpp's tag of the commit, such as `b11312`.
+        release: llama.cpp's release of the commit, such as `v0.6.0`; empty where there is none.
         build_number: the number in `tag`, which llama-server reports.
         dirty: whether files may differ from the commit.
         digest: SHA-256 (hexadecimal) over the path, executable bit and content of every file.
@@ -78,5 +79,6 @@ class Source:
     kind: SourceKind
     dirty: bool
     digest: str
+    release: str = ""
     files: frozenset[str] | None = None
     notices: tuple[str, ...] = ()

@@ -76,6 +76,7 @@ def build_plan(
         **{argument: recipe_arguments[argument] for argument in variant.toolkit.values()},
         "LLAMA_CPP_TAG": source.tag,
         "LLAMA_CPP_COMMIT": source.commit,
+        "LLAMA_CPP_RELEASE": source.release,
         "BUILD_VERSION": str(version),
         "BUILD_COMMIT": head.commit,
         "BUILD_BRANCH": head.branch,
@@ -165,6 +166,7 @@ def _labels(
         Label.BUILD_ORIGIN: bases.origin.value,
         Label.LLAMA_CPP_TAG: source.tag,
         Label.LLAMA_CPP_COMMIT: source.commit,
+        **({Label.LLAMA_CPP_RELEASE: source.release} if source.release else {}),
         **({Label.GLIBC: bases.glibc} if bases.glibc else {}),
     }
     return {label.value: value for label, value in labels.items()}

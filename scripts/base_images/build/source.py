@@ -14,22 +14,19 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 import packaging.requirements
-import pypi_simple
-import requests
 
-from base_images.adapters import pip_settings, programs
-from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked
-from base_images.adapters.http_session import Session
+from base_images.adapters import package_index, pip_settings, programs, repository
+from base_images.adapters.download import download, is_valid, locked
 from base_images.build.bases import REACH_SECONDS
 from base_images.build.inputs import Origin, Source, SourceKind
 from base_images.errors import SourceError, scrub
 from base_images.progress import Listener, Progress
+from base_images.recipes import sdists
 from base_images.settings import Pin
 
 SOURCE_VARIABLE = "LLAMA_CPP_DIR"
@@ -39,9 +36,8 @@ STAMP = ".base-images-source.json"
 _MARKS = ("CMakeLists.txt", ".devops", "ggml/CMakeLists.txt", "tools/server/CMakeLists.txt", "tools/ui/package.json")
 """Files that a build needs; with CMake's project name they identify llama.cpp."""
 
-_SDIST_TREE = ("vendor", "llama.cpp")
 _TAG = re.compile(r"b(\d+)")
-_SHA256_DIGITS = 64
+_RELEASE = re.compile(r"v\d+\.\d+\.\d+")
 
 
 def resolve(pin: Pin, *, path: Path | None, origin: Origin, root: Path, listener: Listener) -> Source:
@@ -76,7 +72,9 @@ def expected(pin: Pin, *, path: Path | None, root: Path) -> Source:
         found = _stamped(tree, pin) if (tree / STAMP).exists() else _inspect(tree, pin)
         if found.commit == pin.commit:
             return found
-    return _source(tree, tag=pin.tag, commit=pin.commit, dirty=False, digest="", kind=SourceKind.GIT)
+    return _source(
+        tree, tag=pin.tag, release=pin.release, commit=pin.commit, dirty=False, digest="", kind=SourceKind.GIT
+    )
 
 
 def _given(path: Path | None) -> Path | None:
@@ -120,11 +118,12 @@ def _inspect(tree: Path, pin: Pin) -> Source:
         return _stamped(tree, pin, SourceKind.PATH)
     if (tree / ".git").exists():
         return _git_checkout(tree, pin)
-    if tree.parts[-2:] == _SDIST_TREE and (tree.parents[1] / "PKG-INFO").is_file():
+    if tree.parts[-2:] in sdists.TREES.values() and (tree.parents[1] / "PKG-INFO").is_file():
         return _unpacked_sdist(tree, pin)
     raise SourceError(
         f"{tree} is llama.cpp, but its commit is unknown: it is neither a git checkout nor in an unpacked "
-        "llama-cpp-python sdist. Use a git clone of llama.cpp, or leave out --source to build the pin."
+        f"{' or '.join(reversed(sdists.TREES))} sdist. Use a git clone of llama.cpp, or leave out --source to build "
+        "the pin."
     )
 
 
@@ -133,8 +132,8 @@ def _require_llama_cpp(tree: Path) -> None:
         raise SourceError(f"{tree} is not a directory: give the path of a llama.cpp source tree.")
     missing = [mark for mark in _MARKS if not (tree / mark).exists()]
     if missing:
-        inner = tree.joinpath(*_SDIST_TREE)
-        hint = f" Did you mean {inner}?" if inner.is_dir() else ""
+        inner = [below for parts in sdists.TREES.values() if (below := tree.joinpath(*parts)).is_dir()]
+        hint = f" Did you mean {inner[0]}?" if inner else ""
         raise SourceError(f"{tree} is not llama.cpp's source tree: it has no {', '.join(missing)}.{hint}")
     cmake = (tree / "CMakeLists.txt").read_text(encoding="utf-8", errors="replace")
     if not re.search(r'^\s*project\(\s*"?llama\.cpp"?[\s)]', cmake, re.MULTILINE):
@@ -162,10 +161,11 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
         return outcome.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    listed = git("for-each-ref", "--points-at=HEAD", "--format=%(refname:strip=2)", "refs/tags/b*")
-    tags = [tag for tag in listed.split() if _TAG.fullmatch(tag)]
+    listed = git("for-each-ref", "--points-at=HEAD", "--format=%(refname:strip=2)", "refs/tags/b*", "refs/tags/v*")
+    tags, releases = ([name for name in listed.split() if form.fullmatch(name)] for form in (_TAG, _RELEASE))
+    release = releases[-1] if releases else ""
     if commit == pin.commit:
-        tag = pin.tag
+        tag, release = pin.tag, pin.release
     elif tags:
         tag = tags[0]
     elif git("rev-parse", "--is-shallow-repository") == "true":
@@ -183,6 +183,7 @@ def _git_checkout(tree: Path, pin: Pin) -> Source:
     return _source(
         tree,
         tag=tag,
+        release=release,
         commit=commit,
         dirty=present != committed.keys()
         or any((mode, identity) != _blob(tree / name, identity) for name, (mode, _, identity) in committed.items()),
@@ -197,26 +198,25 @@ def _blob(file: Path, like: str) -> tuple[str, str]:
         mode, content = "120000", os.fsencode(file.readlink())
     else:
         mode, content = "100755" if file.stat().st_mode & 0o100 else "100644", file.read_bytes()
-    algorithm = hashlib.sha256 if len(like) == _SHA256_DIGITS else hashlib.sha1
-    return mode, algorithm(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return mode, repository.blob_id(content, like)
 
 
 def _unpacked_sdist(tree: Path, pin: Pin) -> Source:
     top = tree.parents[1]
     metadata = importlib.metadata.PathDistribution(top).metadata
-    version = metadata["Version"] or ""
+    name, version = (metadata["Name"] or "").replace("_", "-"), metadata["Version"] or ""
     try:
-        changelog = (top / "CHANGELOG.md").read_text(encoding="utf-8", errors="replace")
+        changelog = "" if name == "xllamacpp" else (top / "CHANGELOG.md").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise SourceError(f"{top} is not a llama-cpp-python sdist: CHANGELOG.md is missing.") from error
-    commit = _changelog_commit(changelog, version)
-    if not commit or not pin.commit.startswith(commit):
+        raise SourceError(f"{top} is not a {name} sdist: CHANGELOG.md is missing.") from error
+    said = sdists.stated(name, version, changelog)
+    if not sdists.agrees(name, said, tag=pin.tag, commit=pin.commit):
         raise SourceError(
-            f"The llama-cpp-python {version} at {top} vendors llama.cpp {commit or 'of an unknown commit'}, not the "
-            f"pin {pin.commit[:9]}: an sdist of another commit does not say its build number; use a git clone."
+            f"The {name} {version} at {top} vendors llama.cpp {said or 'of an unknown commit'}, not the pin "
+            f"{pin.commit[:9]} ({pin.tag}): what it is cannot be told; use a git clone."
         )
     # Dirty, because nothing shows that the files are unchanged: there is neither git nor a stamp.
-    return _source(tree, tag=pin.tag, commit=pin.commit, dirty=True, digest=tree_digest(tree))
+    return _source(tree, tag=pin.tag, release=pin.release, commit=pin.commit, dirty=True, digest=tree_digest(tree))
 
 
 def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
@@ -224,18 +224,21 @@ def _stamped(tree: Path, pin: Pin, kind: SourceKind | None = None) -> Source:
     try:
         stamp = json.loads((tree / STAMP).read_text(encoding="utf-8"))
         tag, commit, digest = stamp["tag"], stamp["commit"], stamp["digest"]
-        fetched = SourceKind(stamp["kind"])
+        fetched, release = SourceKind(stamp["kind"]), str(stamp.get("release", ""))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{tree / STAMP} is damaged: remove {tree}, and it will be fetched again.") from error
     actual = tree_digest(tree)
-    tag = pin.tag if commit == pin.commit else tag
-    return _source(tree, tag=tag, commit=commit, dirty=actual != digest, digest=actual, kind=kind or fetched)
+    tag, release = (pin.tag, pin.release) if commit == pin.commit else (tag, release)
+    return _source(
+        tree, tag=tag, release=release, commit=commit, dirty=actual != digest, digest=actual, kind=kind or fetched
+    )
 
 
 def _source(
     tree: Path,
     *,
     tag: str,
+    release: str,
     commit: str,
     dirty: bool,
     digest: str,
@@ -248,6 +251,7 @@ def _source(
     return Source(
         path=tree,
         tag=tag,
+        release=release,
         commit=commit,
         build_number=int(match[1]),
         kind=kind,
@@ -283,7 +287,8 @@ def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source
         kind, notices = _fetch(pin, origin, partial, listener)
         _require_llama_cpp(partial)
         digest = tree_digest(partial)
-        stamp = {"tag": pin.tag, "commit": pin.commit, "kind": kind.value, "digest": digest}
+        named = {"tag": pin.tag, "release": pin.release, "commit": pin.commit}
+        stamp = {**named, "kind": kind.value, "digest": digest}
         (partial / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
         if tree.exists():
             tree.rename(old)
@@ -291,7 +296,7 @@ def _managed(pin: Pin, origin: Origin, tree: Path, listener: Listener) -> Source
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
-    fetched = _source(tree, tag=pin.tag, commit=pin.commit, dirty=False, digest=digest, kind=kind)
+    fetched = _source(tree, tag=pin.tag, release=pin.release, commit=pin.commit, dirty=False, digest=digest, kind=kind)
     return replace(fetched, notices=notices)
 
 
@@ -308,7 +313,8 @@ def _fetch(pin: Pin, origin: Origin, target: Path, listener: Listener) -> tuple[
         except _UnreachableError as error:
             if origin is Origin.REGISTRIES:
                 raise
-            notices = (f"{error} The source comes from the sdist {pin.sdist} of the package index instead.",)
+            instead = f" The source comes from the sdist {pin.sdist} of the package index instead." if pin.sdist else ""
+            notices = (f"{error}{instead}",)
             shutil.rmtree(target, ignore_errors=True)
         else:
             return SourceKind.GIT, notices
@@ -363,25 +369,32 @@ def _fetch_git(pin: Pin, target: Path, listener: Listener) -> None:
 
 def _fetch_sdist(pin: Pin, target: Path, listener: Listener) -> None:
     """Downloads the sdist, unless it is cached, and unpacks the llama.cpp in it."""
+    if not pin.sdist:
+        raise SourceError(
+            f"No sdist vendors llama.cpp {pin.tag}: reach {scrub(pin.repository)}, or give a tree with --source."
+        )
     requirement = packaging.requirements.Requirement(pin.sdist)
-    version = next(iter(requirement.specifier)).version
-    archive = cache_directory() / f"{requirement.name}-{version}.tar.gz"
+    name, version = requirement.name, next(iter(requirement.specifier)).version
+    if name not in sdists.TREES:
+        raise SourceError(f"{pin.sdist} in pyproject.toml is none of {' and '.join(sdists.TREES)}: correct the pin.")
+    archive = sdists.archive_path(name, version)
     if not is_valid(archive, pin.sdist_sha256):
-        url = _sdist_url(requirement.name, version, package_indexes(pip_settings.read("download")))
+        indexes = package_index.package_indexes(pip_settings.read("download"))
+        url = _sdist_url(name, version, indexes)
         download(url, archive, sha256=pin.sdist_sha256, listener=listener)
     try:
-        changelog = _unpack(archive, target, listener)
+        changelog = _unpack(archive, sdists.TREES[name], target, listener)
     except tarfile.TarError as error:
         raise SourceError(f"The sdist {archive} cannot be unpacked safely ({error}): correct the pin.") from error
-    commit = _changelog_commit(changelog, version)
-    if not commit or not pin.commit.startswith(commit):
+    said = sdists.stated(name, version, changelog)
+    if not sdists.agrees(name, said, tag=pin.tag, commit=pin.commit):
         raise SourceError(
-            f"{pin.sdist} vendors llama.cpp {commit or 'of an unknown commit'}, but the pin is {pin.commit[:9]}: "
-            "correct the pin in pyproject.toml."
+            f"{pin.sdist} vendors llama.cpp {said or 'of an unknown commit'}, but the pin is "
+            f"{pin.commit[:9]} ({pin.tag}): correct the pin in pyproject.toml."
         )
 
 
-def _unpack(archive: Path, target: Path, listener: Listener) -> str:
+def _unpack(archive: Path, tree: tuple[str, ...], target: Path, listener: Listener) -> str:
     """Unpacks the vendored tree of an sdist to `target` and returns the sdist's changelog."""
     what = f"unpack {archive.name}"
     changelog, done = "", 0
@@ -391,10 +404,9 @@ def _unpack(archive: Path, target: Path, listener: Listener) -> str:
             inside = PurePosixPath(member.name).parts[1:]
             if inside == ("CHANGELOG.md",) and (stream := members.extractfile(member)):
                 changelog = stream.read().decode("utf-8")
-            # `.git` is a file here, a link into the sdist's own repository.
-            if inside[:2] != _SDIST_TREE or inside[2:] in {(), (".git",)}:
+            relative = sdists.vendored(member.name, tree)
+            if not relative:
                 continue
-            relative = str(PurePosixPath(*inside[2:]))
             members.extract(member.replace(name=relative, deep=False), target, filter="data")
             done += member.size
             listener(Progress(what=what, done=done))
@@ -402,48 +414,12 @@ def _unpack(archive: Path, target: Path, listener: Listener) -> str:
     return changelog
 
 
-def _changelog_commit(changelog: str, version: str) -> str:
-    """Returns the abbreviated llama.cpp commit in llama-cpp-python's changelog for a version.
-
-    The newest entry of a section comes first. Empty when the changelog lacks the version or its commit.
-    """
-    section = re.search(rf"^## \[{re.escape(version)}\]$(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
-    commit = re.search(r"llama\.cpp@([0-9a-f]{7,40})\b", section[1]) if section else None
-    return commit[1] if commit else ""
-
-
-def package_indexes(settings: Mapping[str, str]) -> list[str]:
-    """Returns the package indexes in pip's settings, the main one first."""
-    main = settings.get("index-url", pypi_simple.PYPI_SIMPLE_ENDPOINT)
-    return [main, *settings.get("extra-index-url", "").split()]
-
-
-_NOT_AN_INDEX = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What pypi-simple raises for an answer that is no index."""
-
-
 def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
     """Returns the URL of the sdist on the first index that has it."""
-    problems = []
-    for index in indexes:
-        if not index.startswith(("http://", "https://")):
-            continue
-        host = urlsplit(index).hostname
-        try:
-            with pypi_simple.PyPISimple(index, session=Session()) as client:
-                packages = client.get_project_page(name, timeout=TIMEOUT_SECONDS).packages
-        except (
-            requests.RequestException,
-            pypi_simple.NoSuchProjectError,
-            pypi_simple.UnsupportedRepoVersionError,
-            *_NOT_AN_INDEX,
-        ) as error:
-            problems.append(f"{host}: {type(error).__name__}")
-            continue
-        for package in packages:
-            if package.package_type == "sdist" and package.version == version:
-                return package.url
-        problems.append(f"{host}: no sdist of {version}")
+    listing = package_index.sdists(name, indexes)
+    if sdist := listing.sdists.get(version):
+        return sdist.url
+    problems = [*listing.problems, *(f"{host}: no sdist of {version}" for host in listing.hosts)]
     raise SourceError(
         f"The sdist {name} {version} is on no package index that can be reached ({'; '.join(problems)}): check "
         f"pip's index-url, or give a tree with --source."

@@ -52,7 +52,7 @@ def check_upstream(
     tree = caller_path(source) or _pinned_tree()
     theirs, ours = mirror.upstream_texts(tree, to or ref), mirror.our_texts(ROOT)
     changed = None
-    subject = ref or (str(tree) if source else settings.load(ROOT).pin.tag)
+    subject = ref or (str(tree) if source else settings.load(ROOT).pin.names)
     chosen = variant
     if to:
         texts = beyond.read(tree, from_, to)
@@ -80,7 +80,7 @@ def check_upstream(
 
 @command(
     help={
-        "to": "the tag to move to, such as b11400, or newest",
+        "to": "the tag to move to, such as b11400 or v0.6.0; newest is the one that pyproject.toml follows",
         "source": "a clone that has it; default: fetched",
         "report": "write what upstream changed, and what our recipes lack of it, to this file as Markdown",
     }
@@ -88,52 +88,77 @@ def check_upstream(
 def bump_upstream(_: Context, to: str, source: str = "", report: str = "") -> None:
     """Moves the pin to another tag of llama.cpp.
 
-    Shows what upstream changed in its Dockerfiles and in llama-server's arguments.
+    Shows what upstream changed in its Dockerfiles and in llama-server's arguments. Looks on the package index for an
+    sdist that vendors the commit, and compares its files with the commit's.
     """
     from base_images.adapters import files, ownership, repository
     from base_images.cli import views
-    from base_images.recipes import beyond, bump, consumer, markdown, mirror, upstream_report
+    from base_images.recipes import beyond, bump, consumer, markdown, mirror, sdists, upstream_report
 
     pin = settings.load(ROOT).pin
     if repository.head(repository.open_clone(ROOT)).changes:
         raise UsageError("The tree has changes: commit or stash them first, a bump is a commit of its own.")
     clone, written = caller_path(source), caller_path(report)
-    if to == "newest":
-        to = bump.newest_tag(str(clone or pin.repository))
-        if int(to[1:]) <= int(pin.tag[1:]):
-            said = f"The pin is {pin.tag} and the newest tag of llama.cpp is {to}: nothing to move."
-            if written:
-                files.write(written, f"{said}\n")
-            views.say(said)
-            return
-    commit = bump.tag_commit(str(clone or pin.repository), to)
-    with ownership.temporary_directory() as directory:
+    repository_name = str(clone or pin.repository)
+    known = bump.tags(repository_name)
+    names = bump.named(
+        known, bump.newest(known, pin.follow, repository_name) if to == "newest" else to, repository_name
+    )
+    if to == "newest" and not bump.is_ahead(names, pin):
+        said = f"The pin is {pin.names} and the newest {pin.follow} of llama.cpp is {names}: nothing to move."
+        if written:
+            files.write(written, f"{said}\n")
+        views.say(said)
+        return
+    # The verdict is the first line of a log.
+    shown = views.Mode.LIVE if views.mode(quiet=False) is views.Mode.LIVE else views.Mode.QUIET
+    with ownership.temporary_directory() as directory, views.Display(shown) as display:
         if not clone:
             clone = directory
-            bump.fetch_refs(pin.repository, [pin.commit, to], clone)
-        texts = beyond.read(clone, pin.commit, to)
-        newer = mirror.following(mirror.upstream_texts(clone, to), beyond.moves(*texts))
+            bump.fetch(pin.repository, [pin.commit, names.commit], clone)
+        # By commit: a tag can move between two questions.
+        texts = beyond.read(clone, pin.commit, names.commit)
+        newer = mirror.following(mirror.upstream_texts(clone, names.commit), beyond.moves(*texts))
         changed = mirror.compare_refs(
             mirror.upstream_texts(clone, pin.commit),
             newer,
             others=beyond.compare(*texts),
-            sources=(mirror.argument_source(clone, pin.commit, pin.tag), mirror.argument_source(clone, to)),
+            sources=(
+                mirror.argument_source(clone, pin.commit, pin.tag),
+                mirror.argument_source(clone, names.commit, names.tag),
+            ),
             used=consumer.load(ROOT).options,
         )
+        opened = repository.source_clone(clone, names.commit)
+        sdist = sdists.find(
+            tag=names.tag,
+            commit=names.commit,
+            made=repository.commit_time(opened, names.commit),
+            blobs=repository.blobs(opened, names.commit),
+            listener=display.progress,
+        )
     lacking = mirror.check(newer, mirror.our_texts(ROOT), mirror.load_records(ROOT / mirror.DIFFERENCES))
-    said = (
-        f"The pin is {to} ({commit[:9]}). {pin.sdist} still vendors {pin.tag}: name the sdist that vendors {to}, "
-        "with its hash, in pyproject.toml, or only git has the source."
+    actions = [f"The pin is {names}, commit {names.commit[:9]}. {sdist.told}"]
+    if known.get(pin.tag, pin.commit) != pin.commit:
+        actions.append(
+            f"The tag {pin.tag} is at {known[pin.tag][:9]} now and was pinned at {pin.commit[:9]}: ask llama.cpp why."
+        )
+    checked = (
+        f"The workflow `ci` builds the cpu image of {names.tag} on amd64 and arm64, judges it by the contract and "
+        "smoke-tests it. It builds no accelerator's image: a release does, and `nox -s image-<variant>` on a machine "
+        "that can pull the toolkit's base images."
     )
-    telling = upstream_report.tell(f"{pin.tag} → {to}", lacking, changed)
-    told = upstream_report.as_markdown(telling, [markdown.text(said)])
+    telling = upstream_report.tell(f"{pin.names} → {names}", lacking, changed)
+    told = upstream_report.as_markdown(telling, map(markdown.text, [*actions, checked]))
     github.summarise(told)
     if written:
         files.write(written, told)
-    for path, text in bump.bump(bump.pinned_texts(ROOT), pin, tag=to, commit=commit).items():
+    moved = bump.bump(bump.pinned_texts(ROOT), pin, names, sdist=sdist.requirement, sdist_sha256=sdist.sha256)
+    for path, text in moved.items():
         files.write(ROOT / path, text)
     views.print_telling(telling, where="--report")
-    views.say(said)
+    for sentence in actions:
+        views.say(sentence)
 
 
 @command(

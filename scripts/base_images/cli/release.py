@@ -64,7 +64,11 @@ def check_version(_: Context, json: bool = False, released: bool = False) -> Non
             "newest_release": str(releases.newest) if releases.newest else None,
             "commits_since_release": releases.commits_since,
             "shallow": releases.shallow,
-            "llama_cpp": {"tag": chosen.pin.tag, "commit": chosen.pin.commit},
+            "llama_cpp": {
+                "tag": chosen.pin.tag,
+                "release": chosen.pin.release or None,
+                "commit": chosen.pin.commit,
+            },
             "registry": {"name": chosen.registry, "error": unreachable, "variants": [row.as_dict() for row in found]},
         }
         views.print_json(facts)
@@ -80,7 +84,7 @@ def check_version(_: Context, json: bool = False, released: bool = False) -> Non
             "released": "yes" if releases.head else "no",
             "newest release": newest,
             "commits since": since if releases.newest else "-",
-            "llama.cpp": f"{chosen.pin.tag} ({chosen.pin.commit[:9]})",
+            "llama.cpp": f"{chosen.pin.names} ({chosen.pin.commit[:9]})",
         }
     )
     if unreachable:

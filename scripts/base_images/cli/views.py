@@ -221,7 +221,7 @@ def print_release(planned: ReleasePlan) -> None:
     pairs = {
         "version": str(planned.version),
         "git tag": f"{planned.tag} on {planned.commit}",
-        "llama.cpp": f"{planned.pin.tag} ({planned.pin.commit[:9]})",
+        "llama.cpp": f"{planned.pin.names} ({planned.pin.commit[:9]})",
         "images": "\n".join(planned.images),
     }
     if planned.commits is None:

@@ -87,6 +87,7 @@ def portable(facts: ImageFacts) -> Verdict:
     findings = []
     tag = facts.image.labels.get(Label.LLAMA_CPP_TAG, "")
     commit = facts.image.labels.get(Label.LLAMA_CPP_COMMIT, "")
+    release = facts.image.labels.get(Label.LLAMA_CPP_RELEASE, "")
     if not tag or not commit:
         findings.append(f"The labels {Label.LLAMA_CPP_TAG} and {Label.LLAMA_CPP_COMMIT} do not say what was built.")
     said = ""
@@ -99,6 +100,11 @@ def portable(facts: ImageFacts) -> Verdict:
         said = f"build {match[1]}, commit {match[2]}"
         if tag and match[1] != tag.removeprefix("b"):
             findings.append(f"{server.path} reports build {match[1]}, but the label {Label.LLAMA_CPP_TAG} is {tag!r}.")
+        if release and f"version: {release.removeprefix('v')} (" not in output:
+            findings.append(
+                f"{server.path} does not report the version {release.removeprefix('v')} that the label "
+                f"{Label.LLAMA_CPP_RELEASE} names: {match[0]}"
+            )
         if commit and not commit.startswith(match[2]):
             findings.append(
                 f"{server.path} reports commit {match[2]}, but the label {Label.LLAMA_CPP_COMMIT} is {commit!r}."

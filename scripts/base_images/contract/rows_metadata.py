@@ -33,7 +33,8 @@ def version_json(facts: ImageFacts) -> Verdict:
 def labels(facts: ImageFacts) -> Verdict:
     """Row 7: every label is present, well-formed and equal to what version.json says."""
     labels = facts.image.labels
-    wanted = [label.value for label in Label if label is not Label.GLIBC]
+    # Row 16 judges glibc's, and not every commit of llama.cpp is a release.
+    wanted = [label.value for label in Label if label not in {Label.GLIBC, Label.LLAMA_CPP_RELEASE}]
     missing = [name for name in wanted if name not in labels]
     findings = [f"Missing labels: {some(missing, limit=len(wanted))}."] if missing else []
     findings += [f"The label {name} is empty." for name, value in labels.items() if not value.strip()]
@@ -55,10 +56,14 @@ def labels(facts: ImageFacts) -> Verdict:
             if labels.get(name, "").strip() and labels[name] != value
         ]
         findings += [
-            f"The label {name}, which version.json's toolkit calls for, is missing."
+            f"The label {name}, which version.json calls for, is missing."
             for name, _ in _repeated_labels(content)
-            if name.startswith(TOOLKIT_PREFIX) and name not in labels
+            if name.startswith((TOOLKIT_PREFIX, Label.LLAMA_CPP_RELEASE)) and name not in labels
         ]
+        if Label.LLAMA_CPP_RELEASE in labels and Label.LLAMA_CPP_RELEASE not in dict(_repeated_labels(content)):
+            findings.append(
+                f"The label {Label.LLAMA_CPP_RELEASE} is there, but version.json's llama_cpp has no release."
+            )
     present = sum(bool(labels.get(name, "").strip()) for name in wanted)
     return Verdict(f"{present} of {len(wanted)} labels", findings)
 
@@ -129,6 +134,8 @@ def _build_findings(facts: ImageFacts, content: Mapping[str, Any]) -> Iterator[s
         value = llama_cpp.get(key) if isinstance(llama_cpp, dict) else None
         if not isinstance(value, str) or not re.fullmatch(form, value):
             yield f"version.json's llama_cpp has {value!r} as its {key}."
+    if isinstance(llama_cpp, dict) and not re.fullmatch(r"v\d+\.\d+\.\d+", str(llama_cpp.get("release", "v0.0.0"))):
+        yield f"version.json's llama_cpp has {llama_cpp['release']!r} as its release: without one it has no such key."
     toolkit = content.get("toolkit")
     if not isinstance(toolkit, dict) or not all(isinstance(value, str) and value for value in toolkit.values()):
         yield f"version.json's toolkit is {toolkit!r}, not names with versions."
@@ -155,6 +162,8 @@ def _repeated_labels(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(llama_cpp, dict):
         yield Label.LLAMA_CPP_TAG.value, str(llama_cpp.get("tag"))
         yield Label.LLAMA_CPP_COMMIT.value, str(llama_cpp.get("commit"))
+        if "release" in llama_cpp:
+            yield Label.LLAMA_CPP_RELEASE.value, str(llama_cpp["release"])
     toolkit = content.get("toolkit")
     if isinstance(toolkit, dict):
         for name, value in toolkit.items():

@@ -33,12 +33,14 @@ class Change:
         names: the spellings and variables that are gone or appeared; for a changed argument its main name.
         detail: the change itself and its context; may be empty.
         used: whether the consumer uses one of `names`, or any name of a changed argument.
+        breaks: what the consumer passes and llama-server refuses since, such as `--split-mode row`.
     """
 
     kind: Kind
     names: tuple[str, ...]
     detail: str
     used: bool
+    breaks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         kind = [] if self.kind is Kind.CHANGED else [self.kind.value]
@@ -62,7 +64,7 @@ class Report:
     """The changes between two trees.
 
     Attributes:
-        breaks: the consumer's arguments and variables that are gone.
+        breaks: the consumer's arguments and variables that are gone, or refuse what he passes to them.
         not_compared: a sentence that says why the trees cannot be compared; empty if they were.
     """
 
@@ -76,7 +78,13 @@ class Report:
         return {"changes": changes, "breaks": list(self.breaks), "not_compared": self.not_compared}
 
 
-def compare(before: Source, after: Source, used: Collection[str] = ()) -> Report:
+Used = Mapping[str, Collection[tuple[str, ...]]]
+"""The consumer's arguments and variables, each with the values that he passes to it: one tuple for each use."""
+
+_NOTHING: Used = {}
+
+
+def compare(before: Source, after: Source, used: Used = _NOTHING) -> Report:
     """Compares two trees; a tree that cannot be read is reported in `not_compared`, not raised.
 
     Args:
@@ -88,7 +96,7 @@ def compare(before: Source, after: Source, used: Collection[str] = ()) -> Report
         found = changes(_read(before), _read(after), used)
     except SourceError as error:
         return Report(not_compared=f"llama-server's arguments cannot be compared: {error}")
-    breaks = tuple(name for change in found if change.kind is Kind.GONE for name in change.names if name in used)
+    breaks = tuple(passed.split()[0] for change in found for passed in change.breaks)
     return Report(changes=found, breaks=breaks)
 
 
@@ -102,7 +110,7 @@ def _read(source: Source) -> tuple[Argument, ...]:
         raise SourceError(f"of {source.name} {error}") from error
 
 
-def changes(before: Iterable[Argument], after: Iterable[Argument], used: Collection[str] = ()) -> tuple[Change, ...]:
+def changes(before: Iterable[Argument], after: Iterable[Argument], used: Used = _NOTHING) -> tuple[Change, ...]:
     """Returns the arguments that appeared, are gone, or changed their values or default; those in `used` come first.
 
     - An argument with any name or variable in both trees stayed; its names that appeared, are gone or moved to another
@@ -144,15 +152,30 @@ def changes(before: Iterable[Argument], after: Iterable[Argument], used: Collect
     for first, second in pairs:
         detail = "; ".join(_differences(first, second))
         names = (_main(second),) if detail else ()
-        found += _change(Kind.CHANGED, names, detail, {*first.things, *second.things} & {*used} and names)
+        if names:
+            is_used = not used.keys().isdisjoint({*first.things, *second.things})
+            refused_now = tuple(_refused(first, second, used))
+            found.append(Change(kind=Kind.CHANGED, names=names, detail=detail, used=is_used, breaks=refused_now))
     order = list(Kind)
     found = list(dict.fromkeys(found))
     found.sort(key=lambda change: (not change.used, order.index(change.kind), change.names[0].lstrip("-")))
     return tuple(found)
 
 
-def _change(kind: Kind, names: tuple[str, ...], detail: str, used: Collection[str]) -> list[Change]:
-    return [Change(kind=kind, names=names, detail=detail, used=not {*names}.isdisjoint(used))] if names else []
+def _change(kind: Kind, names: tuple[str, ...], detail: str, used: Used) -> list[Change]:
+    passed = tuple(name for name in names if name in used)
+    breaks = passed if kind is Kind.GONE else ()
+    return [Change(kind=kind, names=names, detail=detail, used=bool(passed), breaks=breaks)] if names else []
+
+
+def _refused(before: Argument, after: Argument, used: Used) -> Iterator[str]:
+    """Yields what the consumer passes of an argument, and llama-server took before and takes no more."""
+    for name in after.things:
+        for values in used.get(name, ()) if name in before.things else ():
+            fitted, fits = (len(values) == len(argument.hints) for argument in (before, after))
+            lost = any(value in before.values and value not in after.values for value in values if after.values)
+            if fitted and (not fits or lost):
+                yield " ".join((name, *values))
 
 
 def _by_thing(arguments: Iterable[Argument]) -> dict[str, list[Argument]]:

@@ -76,7 +76,7 @@ def read(clone: Path, before: str, after: str) -> tuple[dict[str, str], dict[str
     Raises:
         SourceError: there is no clone, or it lacks a ref.
     """
-    old, new = ({*repository.paths(repository.source_clone(clone, ref), ref)} for ref in (before, after))
+    old, new = ({*repository.blobs(repository.source_clone(clone, ref), ref)} for ref in (before, after))
     gone = {PurePosixPath(path) for path in old - new if _matches(path, FILES)}
     places = {(path.parent, path.suffix) for path in gone} | {("", path.name) for path in gone}
     became = {

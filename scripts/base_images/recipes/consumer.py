@@ -109,14 +109,18 @@ class Consumer:
     refusals: tuple[Refusal, ...]
 
     @property
-    def options(self) -> frozenset[str]:
-        """Every option of llama-server that BodhiApp passes."""
+    def options(self) -> dict[str, set[Words]]:
+        """Every option of llama-server that BodhiApp passes, with the values that it passes to it."""
         passed = [
             dockerfile.arguments(directory)
             for dockerfile in self.dockerfiles.values()
             for directory in dockerfile.directories
         ]
-        return frozenset(group[0] for words in (self.server.arguments, *passed) for group in grouped(words))
+        found: dict[str, set[Words]] = {}
+        for words in (self.server.arguments, *passed):
+            for option, *values in grouped(words):
+                found.setdefault(option, set()).add(tuple(values))
+        return found
 
     def refusals_of(self, variant: str) -> tuple[Refusal, ...]:
         """Returns the known refusals of a variant."""

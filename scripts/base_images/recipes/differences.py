@@ -10,7 +10,7 @@ Three rules make the two comparable:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from base_images.recipes import dockerfile
@@ -27,7 +27,7 @@ _OTHER_PROGRAMS = frozenset({"full", "light"})
 
 _CONTEXT = "llama.cpp"
 
-_PIN_ARGUMENTS = ("LLAMA_CPP_TAG", "LLAMA_CPP_COMMIT")
+_PIN_ARGUMENTS = ("LLAMA_CPP_TAG", "LLAMA_CPP_COMMIT", "LLAMA_CPP_RELEASE")
 _OUR_ARGUMENTS = frozenset({*dockerfile.BASE_ARGUMENTS.values(), *_PIN_ARGUMENTS})
 
 
@@ -70,6 +70,54 @@ def differences(before: Iterable[Fact], after: Iterable[Fact]) -> tuple[Differen
     )
 
 
+_SIMILAR = 0.5
+"""The share of its facts that a stage keeps when it is renamed, values apart."""
+
+_FEW = 3
+"""The fewest facts that tell a stage from others."""
+
+
+def following(facts: Sequence[Fact], names: Sequence[Fact]) -> tuple[tuple[Fact, ...], dict[str, str]]:
+    """Returns the facts of a file with its stages as the other file, `names`, calls them, and those that it renamed.
+
+    A stage was renamed if only one file has it, and one that only the other has says mostly the same. Both files get a
+    fact of the kind `stage` for it with `renaming`, so that the name is one difference.
+    """
+    here, there = ({fact.stage for fact in each} for each in (facts, names))
+    said = {
+        stage: {(fact.kind, fact.name) for fact in each if fact.stage == stage}
+        for each, stages in ((facts, here - there), (names, there - here))
+        for stage in stages
+    }
+    pairs = sorted(
+        (2 * len(said[new] & said[old]) / (len(said[new]) + len(said[old])), new, old)
+        for new in here - there
+        for old in there - here
+        if min(len(said[new]), len(said[old])) >= _FEW
+    )
+    renamed: dict[str, str] = {}
+    for alike, new, old in reversed(pairs):
+        if alike >= _SIMILAR and new not in renamed and old not in renamed.values():
+            renamed[new] = old
+    return tuple(_renamed(fact, renamed) for fact in facts), renamed
+
+
+def renaming(stage: str, name: str) -> Fact:
+    """Returns the fact that a file calls a stage by a name of its own."""
+    return Fact(stage=stage, kind="stage", name="", value=name)
+
+
+def _renamed(fact: Fact, names: Mapping[str, str]) -> Fact:
+    """Returns a fact with the stages of these names renamed, wherever it names them."""
+    name, value = fact.name, fact.value
+    for old, new in names.items():
+        if fact.name.startswith(f"--from={old} "):
+            name = fact.name.replace(old, new, 1)
+        if fact.kind == "from" and fact.value == old:
+            value = new
+    return replace(fact, stage=names.get(fact.stage, fact.stage), name=name, value=value)
+
+
 def is_unreadable(fact: Fact | None) -> bool:
     """Whether a fact stands for what cannot be read."""
     return fact is not None and fact.kind == recipe_facts.UNREADABLE
@@ -92,7 +140,7 @@ def upstream_facts(text: str, name: str) -> tuple[Fact, ...]:
         SourceError: as `recipe_facts.read_tolerantly`.
     """
     facts = recipe_facts.read_tolerantly(text, name)
-    return tuple(_as_ours(fact) for fact in facts if fact.stage not in _OTHER_PROGRAMS or fact.kind == "from")
+    return tuple(_renamed(fact, _STAGES) for fact in facts if fact.stage not in _OTHER_PROGRAMS or fact.kind == "from")
 
 
 def our_facts(text: str, name: str) -> tuple[Fact, ...]:
@@ -103,16 +151,6 @@ def our_facts(text: str, name: str) -> tuple[Fact, ...]:
     """
     facts = recipe_facts.read(text, name)
     return tuple(_in_upstream_context(fact) for fact in facts if fact.kind != "arg" or fact.name not in _OUR_ARGUMENTS)
-
-
-def _as_ours(fact: Fact) -> Fact:
-    name, value = fact.name, fact.value
-    for theirs, ours in _STAGES.items():
-        if fact.name.startswith(f"--from={theirs} "):
-            name = fact.name.replace(theirs, ours, 1)
-        if fact.kind == "from" and fact.value == theirs:
-            value = ours
-    return replace(fact, stage=_STAGES.get(fact.stage, fact.stage), name=name, value=value)
 
 
 def _in_upstream_context(fact: Fact) -> Fact:

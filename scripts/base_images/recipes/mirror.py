@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -21,9 +21,12 @@ from base_images.recipes.differences import (
     is_in,
     is_unreadable,
     our_facts,
+    renaming,
     unread_stages,
     upstream_facts,
 )
+from base_images.recipes.differences import following as following_stages
+from base_images.recipes.facts import Fact
 from base_images.recipes.instructions import read_text
 
 DIFFERENCES = "dockerfiles/differences.toml"
@@ -244,7 +247,7 @@ def _texts_of_directory(tree: Path) -> dict[str, str]:
 
 def _texts_of_ref(clone: Path, ref: str) -> dict[str, str]:
     opened = repository.source_clone(clone, ref)
-    listed = repository.paths(opened, ref)
+    listed = repository.blobs(opened, ref)
     # Elsewhere only in what is llama.cpp: other projects have recipes too, and ours are called the same.
     within = "" if server_arguments.ARGUMENTS in listed else f"{UPSTREAM_DIRECTORY}/"
     paths = _recipes(path for path in listed if path.endswith(_SUFFIX) and path.startswith(within))
@@ -333,7 +336,11 @@ def check(
     for name in (name for name in ours if name in upstream):
         theirs = upstream_facts(upstream[name], f"{UPSTREAM_DIRECTORY}/{name}{_SUFFIX}")
         mine = our_facts(ours[name], variants.find(name).dockerfile)
-        found = differences(theirs, mine)
+        theirs, renamed = following_stages(theirs, mine)
+        found = differences(
+            [*theirs, *(renaming(ours, upstreams) for upstreams, ours in renamed.items())],
+            [*mine, *(renaming(ours, ours) for ours in renamed.values())],
+        )
         reasons = {record.key: record for record in records if record.covers(name)}
         keys, unread = {each.key for each in found}, unread_stages(theirs)
         for record in reasons.values():
@@ -377,7 +384,7 @@ def compare_refs(
     chosen: Sequence[str] = (),
     *,
     sources: tuple[argument_changes.Source, argument_changes.Source] | None = None,
-    used: Collection[str] = (),
+    used: argument_changes.Used | None = None,
     others: Sequence[beyond.Change] = (),
 ) -> RefsReport:
     """Compares two refs of upstream.
@@ -387,7 +394,7 @@ def compare_refs(
         after: the same at the newer ref.
         chosen: the variants to compare; empty means all.
         sources: the sources of llama-server's arguments at the older and the newer ref, to compare them too.
-        used: the arguments and variables that the consumer uses, which are listed first.
+        used: the arguments and variables that the consumer uses, with the values that he passes; they are listed first.
         others: the changes outside of the Dockerfiles; those that `sources` tell, or of other variants, are left out.
 
     Raises:
@@ -403,13 +410,13 @@ def compare_refs(
         name: tuple(upstream_facts(texts[name], f"{UPSTREAM_DIRECTORY}/{name}{_SUFFIX}") for texts in (old, new))
         for name in sorted(old.keys() & new.keys())
     }
-    changes = {name: differences(*pair) for name, pair in facts.items()}
+    changes = {name: _between(*pair) for name, pair in facts.items()}
     unreadable = {
         name: sentences
         for name, (_, after_facts) in facts.items()
         if (sentences := tuple(fact.value for fact in after_facts if is_unreadable(fact)))
     }
-    arguments = argument_changes.compare(*sources, used) if sources else None
+    arguments = argument_changes.compare(*sources, used or {}) if sources else None
     told = {name for change in arguments.changes for name in change.names} if arguments else set()
     return RefsReport(
         changes=changes,
@@ -422,6 +429,15 @@ def compare_refs(
             for change in others
             if upstream_server.ARGUMENTS.get(change.what) not in told and (not chosen or {*chosen} & {*change.variants})
         ),
+    )
+
+
+def _between(before: Sequence[Fact], after: Sequence[Fact]) -> tuple[Difference, ...]:
+    """Returns the differences between two versions of a file; a stage that was renamed keeps its old name in them."""
+    newer, renamed = following_stages(after, before)
+    return differences(
+        [*before, *(renaming(old, old) for old in renamed.values())],
+        [*newer, *(renaming(old, new) for new, old in renamed.items())],
     )
 
 

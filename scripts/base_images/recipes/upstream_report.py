@@ -201,8 +201,11 @@ def _changes(changed: RefsReport, result: Report) -> Iterator[Item]:
         for comparison in result.comparisons
         for finding in _unexplained(comparison.findings)
     }
+    # What is told of a variant of ours is not told again of one that we do not ship.
+    shared = {each.key for name, found in changed.changes.items() for each in found if (name, _subject(each)) in told}
     for name, found in changed.changes.items():
-        readable = [each for each in found if UNREADABLE not in {_some(each).kind, (each.before or _some(each)).kind}]
+        new = [each for each in found if name in shipped or each.key not in shared]
+        readable = [each for each in new if UNREADABLE not in {_some(each).kind, (each.before or _some(each)).kind}]
         for group in _grouped(readable):
             lost = [each.record for each in result.lost if name in each.variants]
             lost += [record for record in result.stale if record.covers(name)]
@@ -241,12 +244,19 @@ def _arguments(report: argument_changes.Report | None) -> Iterator[Item]:
     for change in report.changes:
         names, detail = ", ".join(f"`{name}`" for name in change.names), f": {change.detail}" if change.detail else ""
         what = "" if change.kind is argument_changes.Kind.CHANGED else f" {change.kind.value}"
-        passed = [f"`{name}`" for name in change.names if name in report.breaks]
-        if change.kind is argument_changes.Kind.GONE and passed:
+        passed = [f"`{_quoted(words)}`" for words in change.breaks]
+        if passed:
             text = f"{names}{what}{detail}; {consumer.NAME} passes {', '.join(passed)}: its servers do not start"
             yield Item(kind=Kind.BREAKS, where=where, text=text)
         else:
-            by = f" ({consumer.NAME} uses it)" if change.used else ""
+            by = ""
+            if change.used:
+                only_default = change.detail.startswith("default ")
+                by = (
+                    f" (no change for {consumer.NAME}, which passes it)"
+                    if only_default
+                    else f" ({consumer.NAME} uses it)"
+                )
             yield Item(kind=Kind.INFORMATION, where=where, text=f"{names}{what}{by}{detail}")
 
 
@@ -372,7 +382,7 @@ def _between_refs(group: Sequence[Difference]) -> str:
 # Markdown.
 
 
-def as_markdown(telling: Telling, actions: Sequence[str] = ()) -> str:
+def as_markdown(telling: Telling, actions: Iterable[str] = ()) -> str:
     """Returns the text of a pull request: the verdict, what to act on, and the rest folded.
 
     Args:

@@ -58,6 +58,7 @@ class LlamaCpp:
 
     repository: str
     tag: str
+    release: str | None = None
     commit: str
 
 
@@ -228,7 +229,9 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
     try:
         text = repository.texts(clone, commit, "pyproject.toml")["pyproject.toml"]
         pin = tomllib.loads(text)["tool"]["base-images"]["llama-cpp"]
-        return LlamaCpp(repository=pin["repository"], tag=pin["tag"], commit=pin["commit"])
+        # Older commits have no such key.
+        release = pin.get("release") or None
+        return LlamaCpp(repository=pin["repository"], tag=pin["tag"], release=release, commit=pin["commit"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RepositoryError(
             f"pyproject.toml at {commit[:9]} has no llama.cpp pin ({error}): it is not a release of base images."

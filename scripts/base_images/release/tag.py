@@ -240,7 +240,7 @@ def plan(remote: Remote, state: State, settings: Settings) -> Plan:
         tag=state.version.git_tag,
         message=(
             f"llama.cpp base images {state.version}\n\n"
-            f"llama.cpp: {pin.tag} ({pin.commit})\nregistry: {settings.registry}\n"
+            f"llama.cpp: {pin.names} ({pin.commit})\nregistry: {settings.registry}\n"
         ),
         pin=pin,
         images=tuple(

@@ -72,9 +72,11 @@ def test_tags() -> None:
 
 
 def test_labels_are_all_there_and_none_is_empty() -> None:
-    labels = made().labels
+    labels = made(source=replace(SOURCE, release="v0.6.0")).labels
     assert set(labels) == {label.value for label in Label}
     assert all(labels.values())
+    assert labels[Label.LLAMA_CPP_RELEASE] == "v0.6.0"
+    assert set(labels) - set(made().labels) == {Label.LLAMA_CPP_RELEASE.value}, "no release, no label"
     assert labels[Label.CREATED] == "2025-08-20T14:20:31Z"
     assert labels[Label.BUILD_TIMESTAMP] == "2508201420"
     assert labels[Label.REVISION] == COMMIT
@@ -88,6 +90,7 @@ def test_arguments_are_those_of_the_recipe() -> None:
     recipe = (settings.ROOT / "dockerfiles" / "cpu.Dockerfile").read_text()
     for name in made().arguments:
         assert f"\nARG {name}" in recipe, name
+    assert made().arguments["LLAMA_CPP_RELEASE"] == ""
     assert made().arguments["BUILD_BASE_IMAGE"] == "build:1@sha256:build"
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import shutil
@@ -12,20 +10,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import pypi_simple
 import pytest
 from git import Git
 
 from base_images.build import source as sources
 from base_images.build.inputs import Origin, Source, SourceKind
-from base_images.build.source import STAMP, package_indexes, resolve, tree_digest
+from base_images.build.source import STAMP, resolve, tree_digest
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
+from base_images.recipes import sdists
 from base_images.settings import Pin
 from tests.support import clones
 from tests.support.hostile import hostile, reply
 from tests.support.registries import connections
+from tests.support.sdists import changelog_of, write
 from tests.support.servers import Files, serving
 
 FILES = {
@@ -227,7 +227,7 @@ def test_an_empty_directory_is_filled(pin: Pin, root: Path) -> None:
     ],
     ids=["a missing commit", "an unreachable host"],
 )
-def test_a_fetch_that_fails_is_reported(pin: Pin, root: Path, wrong: dict[str, str], origin: Origin, said: str) -> None:
+def test_a_fetch_that_fails_is_reported(pin: Pin, root: Path, wrong: dict[str, Any], origin: Origin, said: str) -> None:
     with pytest.raises(SourceError, match=said):
         managed(replace(pin, **wrong), root, origin)
 
@@ -304,18 +304,12 @@ def test_the_repository_of_a_calling_git_hook_is_ignored(
 
 def write_sdist(path: Path, commit: str, *, extra: str = "") -> str:
     """Writes a small sdist like llama-cpp-python's and returns its SHA-256."""
-    changelog = f"# Changelog\n\n## [0.0.2]\n\n- feat: update llama.cpp to ggml-org/llama.cpp@{commit}\n\n## [0.0.1]\n"
+    changelog = changelog_of({"0.0.2": commit, "0.0.1": ""})
     members = {f"vendor/llama.cpp/{name}": text for name, text in FILES.items()}
     members |= {"PKG-INFO": "Name: llama_cpp_python\nVersion: 0.0.2\n", "CHANGELOG.md": changelog}
     members |= {"vendor/llama.cpp/.git": "gitdir: ../../.git/modules/vendor/llama.cpp\n", "setup.py": ""}
     members |= {extra: "evil"} if extra else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as archive:
-        for name, text in members.items():
-            entry = tarfile.TarInfo(f"llama_cpp_python-0.0.2/{name}")
-            entry.size, entry.mode = len(text), 0o755 if name.endswith(".sh") else 0o644
-            archive.addfile(entry, io.BytesIO(text.encode()))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return write(path, "llama_cpp_python-0.0.2", members)
 
 
 @pytest.fixture
@@ -401,11 +395,32 @@ def test_ctrl_c_while_unpacking_leaves_no_tree(pin: Pin, root: Path, index: Path
     interrupted(wanted, root, Origin.PACKAGES, lambda progress: progress.what.startswith("unpack"))
 
 
-def test_the_indexes_are_those_of_pip() -> None:
-    assert package_indexes({"cert": "/x"}) == [pypi_simple.PYPI_SIMPLE_ENDPOINT]
-    extra = {"extra-index-url": "https://c.example https://d.example"}
-    assert package_indexes(extra) == [pypi_simple.PYPI_SIMPLE_ENDPOINT, "https://c.example", "https://d.example"]
-    assert package_indexes({"index-url": "https://a.example"}) == ["https://a.example"]
+def test_a_pin_without_an_sdist_says_so(pin: Pin, root: Path) -> None:
+    without = replace(pin, repository="http://127.0.0.1:1/x", sdist="")
+    with pytest.raises(SourceError, match=r"cannot be reached .*\. No sdist vendors llama\.cpp b2: reach http"):
+        managed(without, root, Origin.AUTO)
+    with pytest.raises(SourceError, match=r"^evil==1 in pyproject\.toml is none of xllamacpp and llama-cpp-python"):
+        managed(replace(pin, sdist="evil==1"), root, Origin.PACKAGES)
+
+
+def test_the_pin_is_unpacked_from_an_sdist_with_its_number(pin: Pin, root: Path, tmp_path: Path) -> None:
+    archive = sdists.archive_path("xllamacpp", "2026.10.2")
+    sha256 = write(
+        archive, "xllamacpp-2026.10.2", {f"thirdparty/llama.cpp/{name}": text for name, text in FILES.items()}
+    )
+    numbered = replace(with_sdist(pin, sha256), sdist="xllamacpp==2026.10.2", release="v0.1.0")
+    found = managed(numbered, root, Origin.PACKAGES)
+    assert (found.kind, found.tag, found.release) == (SourceKind.SDIST, "b2", "v0.1.0")
+    assert json.loads((found.path / STAMP).read_text())["release"] == "v0.1.0"
+    shutil.rmtree(found.path)
+    with pytest.raises(SourceError, match=r"xllamacpp==2026\.10\.2 vendors llama\.cpp b2, but the pin is .* \(b3\)"):
+        managed(replace(numbered, tag="b3"), root, Origin.PACKAGES)
+
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    tree = tmp_path / "xllamacpp-2026.10.2" / "thirdparty" / "llama.cpp"
+    (tree.parents[1] / "PKG-INFO").write_text("Name: xllamacpp\nVersion: 2026.10.2\n")
+    assert given(numbered, tree).tag == "b2"
 
 
 # Trees of the user's.
@@ -432,7 +447,10 @@ def test_a_tag_overrides_the_commit_count(pin: Pin, upstream: Path) -> None:
     git(upstream, "tag", "b11400")
     git(upstream, "tag", "nightly")
 
-    assert given(pin, upstream).build_number == 11400
+    assert (given(pin, upstream).build_number, given(pin, upstream).release) == (11400, "")
+    git(upstream, "tag", "v0.6.0-rc1")
+    git(upstream, "tag", "--annotate", "--message", "Release", "v0.6.0")
+    assert given(pin, upstream).release == "v0.6.0"
 
 
 def test_a_shallow_clone_needs_a_tag(pin: Pin, upstream: Path, tmp_path: Path) -> None:

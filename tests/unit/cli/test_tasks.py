@@ -80,7 +80,8 @@ def test_check_version_prints_the_same_facts_as_its_json() -> None:
     head = git.Repo(settings.ROOT).head.commit.hexsha
     assert facts["commit"] == head
     assert facts["version"].split("-")[1] == head[:7]
-    assert facts["llama_cpp"] == {"tag": settings.load().pin.tag, "commit": settings.load().pin.commit}
+    pin = settings.load().pin
+    assert facts["llama_cpp"] == {"tag": pin.tag, "release": pin.release or None, "commit": pin.commit}
     assert facts["version"] in text
 
 

@@ -41,7 +41,7 @@ VERSION: dict[str, Any] = {
     "glibc": "2.41",
 }
 LABELS = {
-    **dict.fromkeys(map(str, Label), "any text"),
+    **{label.value: "any text" for label in Label if label is not Label.LLAMA_CPP_RELEASE},
     Label.VERSION.value: "2508201420-0123456",
     Label.REVISION.value: COMMIT,
     Label.CREATED.value: "2025-08-20T14:20:00Z",
@@ -226,6 +226,17 @@ def label(label: Label, value: str | None) -> ImageFacts:
     return image(labels=others if value is None else {**others, label.value: value})
 
 
+RELEASED = {"tag": "b11312", "commit": PIN, "release": "v0.6.0"}
+
+
+def released(label: str = "v0.6.0", suffix: str = "") -> ImageFacts:
+    """Returns an image of llama.cpp's v0.6.0 with this label, whose server adds a suffix to its version."""
+    labels = {**GOOD.image.labels, Label.LLAMA_CPP_RELEASE.value: label}
+    said = result(f"version: 0.6.0{suffix} (build 11312, commit {PIN[:9]})")
+    made = replace(version(llama_cpp=RELEASED), servers=(replace(SERVER, version=said),))
+    return replace(made, image=replace(GOOD.image, labels=labels))
+
+
 def version(**changes: Any) -> ImageFacts:
     return with_layers(GOOD, BASE, top("cpu", **changes))
 
@@ -334,6 +345,8 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (6, "'master' as its tag", lambda: version(llama_cpp={"tag": "master", "commit": PIN})),
     (6, "None as its commit", lambda: version(llama_cpp={"tag": "b1"})),
     (6, "None as its tag", lambda: version(llama_cpp="b11312")),
+    (6, "'0.6.0' as its release: without one", lambda: version(llama_cpp={**RELEASED, "release": "0.6.0"})),
+    (6, "'' as its release", lambda: version(llama_cpp={**RELEASED, "release": ""})),
     (6, "toolkit is", lambda: version(toolkit={"cuda": ""})),
     (7, "Missing labels: .*licenses", lambda: label(Label.LICENSES, None)),
     (7, "title is empty", lambda: label(Label.TITLE, " ")),
@@ -344,6 +357,9 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (7, "variants is 'cuda,cpu', but", lambda: label(Label.VARIANTS, "cuda,cpu")),
     (7, "ref.name is 'cpu'", lambda: label(Label.REF_NAME, "cpu")),
     (7, "commit is '0+', but version.json", lambda: label(Label.LLAMA_CPP_COMMIT, "0" * 40)),
+    (7, "release is there, but version.json's", lambda: label(Label.LLAMA_CPP_RELEASE, "v0.6.0")),
+    (7, r"llama_cpp\.release, which .* is missing", lambda: version(llama_cpp=RELEASED)),
+    (7, "'v0.5.0', but version.json says 'v0.6.0'", lambda: released(label="v0.5.0")),
     (7, "bodhi.toolkit.cuda, which", lambda: version(toolkit={"cuda": "12.8.1"})),
     (7, "'cuda' was asked for", lambda: replace(GOOD, asked=find("cuda"))),
     (8, "no POSIX shell", lambda: shell(runs=result("", 127))),
@@ -380,6 +396,7 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (13, "reports commit abcdef0, but", lambda: server(version=result("version: 1.0 (build 11312, commit abcdef0)"))),
     (13, "reports commit unknown", lambda: server(version=result("version: 1.0 (build 11312, commit unknown)"))),
     (13, "names no build", lambda: server(version=result("boom", 127))),
+    (13, r"does not report the version 0\.6\.0 that .*: version: 0\.6\.0-dev", lambda: released(suffix="-dev")),
     (13, "do not say what was built", lambda: label(Label.LLAMA_CPP_TAG, None)),
     (13, "lacks 1 of the 14 .*: haswell", lambda: without(f"{HOME}/libggml-cpu-haswell.so")),
     (13, "lacks 14 of the 14 portable CPU backends", lambda: cann_without("/cpu/libggml-cpu-")),

@@ -55,7 +55,9 @@ def test_the_cpu_arguments_are_those_of_the_user_guide() -> None:
     assert DATA.command(alias="a", model="/m", port=1) == (
         *("--alias", "a", "--model", "/m", "--embeddings", "--port", "1"),
     )
-    assert {"--no-mmap", "--mlock", "--flash-attn", "--alias"} <= DATA.options
+    assert {"--no-mmap", "--mlock", "--flash-attn", "--alias"} <= DATA.options.keys()
+    assert DATA.options["--split-mode"] == {("row",)}
+    assert DATA.options["--jinja"] == {()}
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,9 @@ def test_version_json_has_the_specifications_keys_and_ours() -> None:
         "llama_cpp": {"tag": "b1", "commit": "c" * 40},
         "toolkit": {"cuda": "12.8.1"},
     }
+    released = version_json("variant=cpu", "variants=cpu", LLAMA_CPP_RELEASE="v0.6.0")
+    assert released["llama_cpp"] == {"tag": "b1", "commit": "c" * 40, "release": "v0.6.0"}
+    assert version_json("variant=cpu", "variants=cpu", LLAMA_CPP_RELEASE="")["llama_cpp"] == found["llama_cpp"]
 
 
 @pytest.mark.parametrize("branch", ['say-"hi"', "it's", "a$b`c`", "ü/ß", "50%", "a\\b"])
@@ -93,3 +96,6 @@ def test_recipes_default_to_the_pin() -> None:
         text = path.read_text()
         assert f"\nARG LLAMA_CPP_TAG={pin.tag}\n" in text, path.name
         assert f"\nARG LLAMA_CPP_COMMIT={pin.commit}\n" in text, path.name
+        assert f"\nARG LLAMA_CPP_RELEASE={pin.release}\n" in text, path.name
+        configured = [line for line in text.splitlines() if "-DLLAMA_BUILD_NUMBER" in line]
+        assert all("${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF}" in line for line in configured), path.name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from base_images.errors import SourceError
@@ -271,7 +273,7 @@ def changed(old: str, new: str, used: tuple[str, ...] = ()) -> list[str]:
     assert (old in ARG_CPP) is not (old in COMMON_H), old
     before = Source(name="b1", texts=dict(zip(FILES, (ARG_CPP, COMMON_H), strict=True)))
     after = Source(name="b2", texts={path: text.replace(old, new) for path, text in before.texts.items()})
-    report = argument_changes.compare(before, after, used)
+    report = argument_changes.compare(before, after, dict.fromkeys(used, ()))
     assert not report.not_compared
     return [str(change) for change in report.changes]
 
@@ -404,7 +406,8 @@ def test_an_argument_in_both_branches_of_a_condition() -> None:
 
 def test_changes_that_the_consumer_uses_come_first() -> None:
     new = ARG_CPP.replace(PORT, "").replace('{"--no-mmap"}', "{}").replace("row}", "row,tensor}")
-    found = argument_changes.changes(read().values(), read(new).values(), used={"--no-mmap", "-sm", "--other"})
+    used: argument_changes.Used = dict.fromkeys(("--no-mmap", "-sm", "--other"), ())
+    found = argument_changes.changes(read().values(), read(new).values(), used)
     assert [(str(change), change.used) for change in found] == [
         ("--no-mmap, LLAMA_ARG_NO_MMAP: gone; --mmap stays", True),
         ("--split-mode: values that its hint lists {none,layer,row} -> {none,layer,row,tensor}", True),
@@ -416,6 +419,38 @@ def test_changes_that_the_consumer_uses_come_first() -> None:
         "detail": "--mmap stays",
         "used": True,
     }
+
+
+FLAG = Argument(names=("-fa", "--flash-attn"))
+CHOICE = replace(FLAG, hints=("[on|off|auto]",), values=("on", "off", "auto"))
+MODE = Argument(names=("-sm", "--split-mode"), hints=("MODE",), values=("none", "layer", "row"), default="layer")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "used", "breaks"),
+    [
+        (FLAG, CHOICE, {"--flash-attn": {()}}, ["--flash-attn"]),
+        (CHOICE, FLAG, {"-fa": {("on",)}}, ["-fa on"]),
+        (
+            CHOICE,
+            replace(CHOICE, hints=("[on|off]",), values=("on", "off")),
+            {"-fa": {("on",), ("auto",)}},
+            ["-fa auto"],
+        ),
+        (MODE, replace(MODE, values=("none", "layer")), {"-sm": {("row",)}}, ["-sm row"]),
+        # What he passes is still taken, was refused before too, or is no word that the source lists.
+        (MODE, replace(MODE, values=("none", "layer")), {"-sm": {("layer",)}}, []),
+        (MODE, replace(MODE, default="row"), {"-sm": {("layer",)}}, []),
+        (CHOICE, replace(CHOICE, values=("on", "off")), {"-fa": {()}}, []),
+        (MODE, replace(MODE, values=()), {"-sm": {("row",)}}, []),
+        (FLAG, CHOICE, {"--other": {()}}, []),
+    ],
+)
+def test_what_the_consumer_passes_and_is_refused_now(
+    before: Argument, after: Argument, used: argument_changes.Used, breaks: list[str]
+) -> None:
+    [change] = argument_changes.changes([before], [after], used)
+    assert sorted(change.breaks) == breaks
 
 
 def test_a_changed_initial_value_with_the_same_help() -> None:

@@ -231,15 +231,21 @@ def test_nothing_is_told_of_equivalent_forms(name: str) -> None:
 
 def test_one_change_of_several_variants_is_one_item() -> None:
     newer = replaced(UPSTREAM, "NODE_VERSION=24", "NODE_VERSION=26")
-    assert sentences(told(newer, musa=newer, zendnn=newer)) == [
-        (
-            "to port, cuda, musa: base image of `web`: upstream has `docker.io/node:26`, ours is `docker.io/node:24` "
-            "(by ARG NODE_VERSION)"
-        ),
+    [port] = sentences(told(newer, musa=newer, zendnn=newer))
+    assert port == (
+        "to port, cuda, musa: base image of `web`: upstream has `docker.io/node:26`, ours is `docker.io/node:24` "
+        "(by ARG NODE_VERSION)"
+    )
+    assert sentences(told(zendnn=newer)) == [
         (
             "for information, zendnn (not shipped): base image of `web`: `docker.io/node:24` → `docker.io/node:26` "
             "(by ARG NODE_VERSION)"
-        ),
+        )
+    ]
+    # Another change of the one that we do not ship is told beside it.
+    other = replaced(newer, "CUDA_DOCKER_ARCH=default", "CUDA_DOCKER_ARCH=all")
+    assert sentences(told(newer, zendnn=other))[1:] == [
+        "for information, zendnn (not shipped): `build: arg CUDA_DOCKER_ARCH`: `default` → `all`"
     ]
 
 
@@ -292,7 +298,18 @@ def test_a_record_that_names_its_variants_is_for_no_other() -> None:
 def breaking() -> Telling:
     changes = (
         argument_changes.Change(
-            kind=argument_changes.Kind.GONE, names=("--mmap", "--no-mmap"), detail="refused", used=True
+            kind=argument_changes.Kind.GONE,
+            names=("--mmap", "--no-mmap"),
+            detail="refused",
+            used=True,
+            breaks=("--no-mmap",),
+        ),
+        argument_changes.Change(
+            kind=argument_changes.Kind.CHANGED,
+            names=("--split-mode",),
+            detail="values no longer row",
+            used=True,
+            breaks=("-sm row",),
         ),
         argument_changes.Change(
             kind=argument_changes.Kind.CHANGED, names=("--port",), detail="default 1 -> 2", used=True
@@ -309,13 +326,17 @@ def breaking() -> Telling:
 
 def test_what_breaks_the_consumer_comes_first() -> None:
     telling = breaking()
-    assert telling.verdict.startswith("b1 → b2: 0 to port, 1 breaks the consumer, ")
-    assert sentences(telling)[:2] == [
+    assert telling.verdict.startswith("b1 → b2: 0 to port, 2 break the consumer, ")
+    assert sentences(telling)[:3] == [
         (
             "breaks the consumer, llama-server: `--mmap`, `--no-mmap` gone: refused; BodhiApp passes `--no-mmap`: its "
             "servers do not start"
         ),
-        "for information, llama-server: `--port` (BodhiApp uses it): default 1 -> 2",
+        (
+            "breaks the consumer, llama-server: `--split-mode`: values no longer row; BodhiApp passes `-sm row`: its "
+            "servers do not start"
+        ),
+        "for information, llama-server: `--port` (no change for BodhiApp, which passes it): default 1 -> 2",
     ]
     assert telling.conclusion == (
         "Until BodhiApp passes other arguments, contract and smoke test of it fail, and no image of it becomes latest. "
@@ -326,10 +347,12 @@ def test_what_breaks_the_consumer_comes_first() -> None:
 def test_the_text_of_a_pull_request() -> None:
     text = upstream_report.as_markdown(breaking(), ["Name the sdist."])
     assert text.startswith(
-        "**b1 → b2: 0 to port, 1 breaks the consumer, 2 for information**\n\n## Breaks the consumer\n\n- "
+        "**b1 → b2: 0 to port, 2 break the consumer, 2 for information**\n\n## Breaks the consumer\n\n- "
     )
     folded = text.partition("<details><summary>2 for information</summary>\n\n")[2]
-    assert folded.startswith("- **llama-server**: `--port` (BodhiApp uses it): default 1 -\\> 2\n")
+    assert folded.startswith(
+        "- **llama-server**: `--port` (no change for BodhiApp, which passes it): default 1 -\\> 2\n"
+    )
     assert folded.endswith("\n</details>\n")
     assert text.index("Name the sdist.") < text.index("<details>")
     assert "Nothing" not in text
@@ -351,7 +374,7 @@ def test_json_has_the_verdict_and_its_counts() -> None:
     assert told_["verdict"] == {
         "text": breaking().verdict,
         "to_port": 0,
-        "breaks_consumer": 1,
+        "breaks_consumer": 2,
         "information": 2,
     }
-    assert [item["kind"] for item in told_["items"]] == ["breaks the consumer", "for information", "for information"]
+    assert [item["kind"] for item in told_["items"]] == [*["breaks the consumer"] * 2, *["for information"] * 2]

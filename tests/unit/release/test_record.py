@@ -346,6 +346,14 @@ def problems(document: object) -> list[str]:
     return [error.message for error in Draft202012Validator(SCHEMA).iter_errors(checked)]
 
 
+def test_the_release_of_llama_cpp_is_in_the_record() -> None:
+    release = replace(RELEASED, llama_cpp=replace(RELEASED.llama_cpp, release="v0.6.0"))
+    told = record(seen(), release=release)
+    assert told.as_dict()["llama_cpp"]["release"] == "v0.6.0"
+    assert not problems(told.as_dict())
+    assert "[llama.cpp b11312/v0.6.0](" in release_notes.as_markdown(told, SETTINGS)
+
+
 def test_the_schema_is_valid_and_describes_every_property() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$id"] == f"{settings.load().url}/raw/main/{release_record.SCHEMA.relative_to(settings.ROOT)}"
@@ -456,7 +464,7 @@ def test_the_pin_is_read_at_the_released_commit(clone: git.Repo) -> None:
 
     told = release_record.released(clone.git, VERSION)
     assert told.commit == released
-    assert told.llama_cpp == LlamaCpp(repository="https://example.org/l", tag="b2", commit=f"{2:0>40}")
+    assert told.llama_cpp == LlamaCpp(repository="https://example.org/l", tag="b2", commit=f"{2:0>40}")  # no `release`
     assert told.previous == OLDEST
     assert told.changes == Commits(count=1, subjects=("two",))
 
