@@ -102,7 +102,7 @@ def test_a_server_agrees_with_itself_to_the_last_bit(engine: Engine, cpu_image: 
     assert max(agreement.PROMPT_LENGTHS) > 2 * agreement.BATCH
 
 
-@pytest.mark.parametrize("tensor_type", map(TensorType, AGREEMENT))
+@pytest.mark.parametrize("tensor_type", [*map(TensorType, AGREEMENT)])
 def test_other_kernels_are_within_the_tolerance(engine: Engine, cpu_image: Image, tensor_type: TensorType) -> None:
     on, off = (pair for pair in PAIRS if pair.tensor_type is tensor_type)
     gguf = model.known_answer(tensor_type).gguf
