@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from base_images.adapters import ownership
-from base_images.errors import UsageError
-from base_images.smoke import reference
+from base_images.smoke import reference, tolerances
 from base_images.smoke.reference import Architecture, Array
+from base_images.smoke.tolerances import Limits
 
 STEPS = 16
 """Tokens of the answer, to be requested as `n_predict` or `max_tokens`."""
@@ -75,64 +75,21 @@ class Calibration:
     Attributes:
         weights_seed: of the weights' stream; arbitrary, but with 0 the search for Q4_K takes long.
         seed: of the prompt, the first that `search_seed` accepts with these weights.
-        tolerance: largest accepted difference of a log-probability, in nats.
-        embedding_tolerance: largest accepted cosine distance of the embedding.
     """
 
     weights_seed: int
     seed: int
-    tolerance: float
-    embedding_tolerance: float
 
 
-# The tolerances are about twice the largest differences of llama-server's CPU kernels (the x64, sse42, haswell,
-# skylakex and zen4 builds) for these prompts, one at a time and eight at once: 0.0080, 0.0082, 0.146, 0.133 and 0.255
-# nats, and a cosine distance of 4.2e-8, 8e-8, 2.9e-5, 3.4e-5 and 6.7e-5; over 100 other prompts 0.008, 0.011, 0.25,
-# 0.20 and 0.38 nats. F32 and F16 differ because the KV cache and attention's sums have 16 bits (with 32 bits for both,
-# F32 agrees to four decimals). The quantised types differ because the activations are rounded to 8 bits before they
-# are multiplied, for K-quants with one scale per 256 of them.
 CALIBRATIONS: Mapping[TensorType, Calibration] = MappingProxyType(
     {
-        TensorType.F32: Calibration(weights_seed=0, seed=38, tolerance=0.02, embedding_tolerance=1e-6),
-        TensorType.F16: Calibration(weights_seed=0, seed=38, tolerance=0.02, embedding_tolerance=1e-6),
-        TensorType.Q8_0: Calibration(weights_seed=0, seed=32, tolerance=0.3, embedding_tolerance=1e-4),
-        TensorType.Q4_0: Calibration(weights_seed=0, seed=24, tolerance=0.25, embedding_tolerance=1e-4),
-        TensorType.Q4_K: Calibration(weights_seed=1, seed=1, tolerance=0.4, embedding_tolerance=2.5e-4),
+        TensorType.F32: Calibration(weights_seed=0, seed=38),
+        TensorType.F16: Calibration(weights_seed=0, seed=38),
+        TensorType.Q8_0: Calibration(weights_seed=0, seed=32),
+        TensorType.Q4_0: Calibration(weights_seed=0, seed=24),
+        TensorType.Q4_K: Calibration(weights_seed=1, seed=1),
     }
 )
-
-# Largest differences of llama-server b11312 on lavapipe (Mesa 25.0.7), one at a time and eight at once: 0.0060, 0.0223,
-# 0.0406, 0.0218 and 0.0397 nats, and a cosine distance of 1.2e-7, 3.7e-6, 3.8e-6, 2.8e-6 and 6.3e-6; F16 with other
-# prompts 0.028 nats. F32 has F16's tolerance because a device may round factors to as few bits (CUDA's TF32). The
-# quantised types keep their tolerance on the CPU: other devices may round the activations to 8 bits too, as lavapipe
-# does not.
-DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
-    {
-        TensorType.F32: (0.06, 1e-5),
-        TensorType.F16: (0.06, 1e-5),
-        TensorType.Q8_0: (0.3, 1e-4),
-        TensorType.Q4_0: (0.25, 1e-4),
-        TensorType.Q4_K: (0.4, 2.5e-4),
-    }
-)
-"""`tolerance` and `embedding_tolerance` on an accelerator."""
-
-
-# Largest differences of llama-server's CPU kernels with keys and values cached in 8 bits (q8_0) and flash attention on:
-# 0.0660, 0.0675, 0.160, 0.136 and 0.273 nats for these prompts, 0.111, 0.155, 0.243, 0.250 and 0.389 nats over 100
-# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: on average a tenth more than with 16 bits
-# where the activations are rounded to 8 bits anyway, and ten times as much where not. The tolerances are about twice.
-_Q8_0_CACHE: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
-    {
-        TensorType.F32: (0.15, 5e-5),
-        TensorType.F16: (0.15, 5e-5),
-        TensorType.Q8_0: (0.35, 1.5e-4),
-        TensorType.Q4_0: (0.3, 1.5e-4),
-        TensorType.Q4_K: (0.55, 3.5e-4),
-    }
-)
-CACHE_TOLERANCES: Mapping[str, Mapping[TensorType, tuple[float, float]]] = MappingProxyType({"q8_0": _Q8_0_CACHE})
-"""`tolerance` and `embedding_tolerance` by the type of a key-value cache of fewer than 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +117,7 @@ class KnownAnswer:
         text: the greedy answer of STEPS tokens, with no space at either end and no end token.
         embedding: the right answer of `/v1/embeddings` to `prompt`: the mean over its tokens, of length 1.
         margin: smallest lead of the best token over the second, in nats.
-        tolerance: largest accepted difference of a log-probability, in nats.
-        embedding_tolerance: largest accepted cosine distance of the embedding.
+        limits: how far a right server's answer may be off.
     """
 
     tensor_type: TensorType
@@ -172,8 +128,7 @@ class KnownAnswer:
     steps: tuple[Step, ...]
     embedding: tuple[float, ...]
     margin: float
-    tolerance: float
-    embedding_tolerance: float
+    limits: Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,31 +167,13 @@ def known_answer(tensor_type: TensorType) -> KnownAnswer:
         steps=steps,
         embedding=tuple(reference.mean_embedding(weights, ARCHITECTURE, prompt_tokens).tolist()),
         margin=min(_lead(step) for step in steps),
-        tolerance=calibration.tolerance,
-        embedding_tolerance=calibration.embedding_tolerance,
+        limits=tolerances.of(tensor_type),
     )
 
 
-def on_device(answer: KnownAnswer) -> KnownAnswer:
-    """Returns the answer with the tolerances for an accelerator."""
-    tolerance, embedding_tolerance = DEVICE_TOLERANCES[answer.tensor_type]
-    return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
-
-
-def with_cache(answer: KnownAnswer, cache_type: str) -> KnownAnswer:
-    """Returns the answer with the tolerances for a type of key-value cache, such as `q8_0`.
-
-    Raises:
-        UsageError: no tolerances are known for the type.
-    """
-    try:
-        tolerance, embedding_tolerance = CACHE_TOLERANCES[cache_type][answer.tensor_type]
-    except KeyError as error:
-        raise UsageError(
-            f"How far a right server's answers may be off with a key-value cache of {cache_type} is not known: measure "
-            "it, and enter it in CACHE_TOLERANCES in model.py."
-        ) from error
-    return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
+def within(answer: KnownAnswer, limits: Limits) -> KnownAnswer:
+    """Returns the answer with other limits, such as `tolerances.of` has for an accelerator."""
+    return dataclasses.replace(answer, limits=limits)
 
 
 def search_seed(tensor_type: TensorType) -> FoundSeed:

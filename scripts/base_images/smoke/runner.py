@@ -17,7 +17,7 @@ from typing import TypedDict
 
 from base_images.progress import Listener, Progress, silent
 from base_images.recipes import consumer
-from base_images.smoke import agreement, checks_client, checks_http, model, speed
+from base_images.smoke import agreement, checks_client, checks_http, model, precision, speed, tolerances
 from base_images.smoke.agreement import Pair
 from base_images.smoke.checks_http import ANSWER_SECONDS, Target, perform
 from base_images.smoke.checks_server import (
@@ -34,11 +34,10 @@ from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import Check, Device, ServerReport, SmokeReport, Speed, Status
 from base_images.smoke.server import DEVICE_TIMEOUT_SECONDS, READY_TIMEOUT_SECONDS, Server, start, url
 from base_images.smoke.speed import Measured
+from base_images.smoke.tolerances import Kind
 from base_images.variants import Variant
 
 CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
-EXACT_CACHES = ("f32", "f16")
-"""Types of the key-value cache for which the default tolerances hold."""
 
 TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
 """All types; the two with every check come first, see `plan`."""
@@ -65,7 +64,7 @@ class ServerPlan:
     model_file: Path | None = None
 
 
-CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS}
+CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS, Check.PRECISION: precision.check_precision}
 """Every check that needs only a URL."""
 
 DEVICE_CHECKS = (Check.LIST_DEVICES, Check.OFFLOADED, Check.BUFFERS)
@@ -100,7 +99,10 @@ def plan(
     return [
         server(f"quick start, {first}", first, *quick_start, *ending),
         server(f"as {consumer.NAME}, {second}", second, *bodhi, *ending, is_bodhi=True),
-        *(server(f"quick start, {other}", other, Check.COMPLETION, Check.SIGTERM) for other in tensor_types[2:]),
+        *(
+            server(f"quick start, {other}", other, Check.COMPLETION, Check.PRECISION, Check.SIGTERM)
+            for other in tensor_types[2:]
+        ),
         *(
             ServerPlan(
                 name=f"as {consumer.NAME}, from {directory}/",
@@ -184,13 +186,13 @@ def check_servers(
         listener(Progress(what=title, note=note))
 
     servers = [
-        _check_server(variant, server, prepare, say)
+        _check_server(variant, server, prepare, say, device)
         for server in plan(variant, tensor_types, on_device=device is not None)
     ]
     speeds: tuple[Speed, ...] = ()
     if device:
         pairs = agreement.SOFTWARE_PAIRS if device.software else agreement.PAIRS
-        servers += [_check_pair(variant, pair, prepare, say) for pair in pairs]
+        servers += [_check_pair(variant, pair, prepare, say, device) for pair in pairs]
     if device or model_file:
         measured = []
         for on_device in (True, False) if device else (False,):
@@ -212,17 +214,23 @@ def check_servers(
     return report
 
 
-def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+def kind_of(device: Granted) -> Kind:
+    """Returns what computes on a device."""
+    return Kind.SOFTWARE if device.software else Kind.GPU
+
+
+def _check_server(
+    variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None], device: Granted | None
+) -> ServerReport:
     clock = time.monotonic()
+    caches = {consumer.value_of(option, server.arguments) for option in CACHE_TYPES}
     answer = model.known_answer(server.tensor_type)
     ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
-    if server.on_device:
-        answer = model.on_device(answer)
+    kind = Kind.CPU
+    if device and server.on_device:
         ready = patience = DEVICE_TIMEOUT_SECONDS
-    for option in CACHE_TYPES:
-        cache_type = consumer.value_of(option, server.arguments)
-        if cache_type not in {None, *EXACT_CACHES}:
-            answer = model.with_cache(answer, str(cache_type))
+        kind = kind_of(device)
+    prompts = precision.PROMPTS_IN_SOFTWARE if kind is Kind.SOFTWARE else precision.PROMPTS
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
     with prepare(server, answer) as subject:
         running = subject.server
@@ -230,11 +238,15 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
         results = [perform(Check.STARTS, partial(check_starts, running, subject.port, ready))]
         if results[0].status is Status.PASS:
             address = url(running, subject.port)
-            target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
+            limits = tolerances.of(
+                server.tensor_type, kind=kind, device=tolerances.device_of(running.logs()), caches=caches
+            )
+            target = Target(url=address, alias=subject.alias, answer=model.within(answer, limits), patience=patience)
             directory = PurePosixPath(subject.program).parent
             backend = partial(check_backend, accelerator=accelerator, linked_in=subject.linked_in)
             checks: dict[Check, Callable[[], str]] = {
                 **{name: partial(check, target) for name, check in CHECKS.items()},
+                Check.PRECISION: partial(precision.check_precision, target, prompts=prompts),
                 Check.BACKEND: lambda: backend(running.maps(), running.logs(), str(directory)),
                 Check.HEALTHCHECK: partial(check_healthcheck, running, subject.healthcheck),
                 Check.SIGTERM: partial(check_sigterm, running),
@@ -250,7 +262,9 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
     return ServerReport(name=server.name, arguments=subject.arguments, checks=tuple(results), log=log, seconds=seconds)
 
 
-def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+def _check_pair(
+    variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None], granted: Granted
+) -> ServerReport:
     """Starts the same model on the device and from `cpu/`, and compares their answers in a longer run."""
     clock = time.monotonic()
     name = f"agreement, {pair.name}"
@@ -273,7 +287,10 @@ def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[s
             perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port)),
         ]
         if all(result.status is Status.PASS for result in results):
-            tolerance = agreement.TOLERANCES[pair.tensor_type]
+            own_limits = tolerances.of(
+                pair.tensor_type, kind=kind_of(granted), device=tolerances.device_of(device.server.logs())
+            )
+            tolerance = tolerances.between(own_limits, tolerances.of(pair.tensor_type))
             addresses = url(device.server, device.port), url(cpu.server, cpu.port)
             agree = partial(agreement.check_agreement, patience=DEVICE_TIMEOUT_SECONDS)
             attention = partial(agreement.check_flash_attention, wanted=pair.flash_attention)
