@@ -59,3 +59,11 @@ def test_the_projects_url_loses_its_password(tmp_path: Path) -> None:
     assert changed != text
     (tmp_path / "pyproject.toml").write_text(changed, encoding="utf-8")
     assert settings.load(tmp_path).url == settings.load().url
+
+
+def test_what_newest_follows_is_a_build_or_a_release(tmp_path: Path) -> None:
+    text = (settings.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert settings.load().pin.follow is settings.Follow.BUILD
+    (tmp_path / "pyproject.toml").write_text(text.replace('follow = "build"', 'follow = "nightly"'), encoding="utf-8")
+    with pytest.raises(UsageError, match="has 'nightly' at the key 'follow': write build or release"):
+        settings.load(tmp_path)
