@@ -14,18 +14,15 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 import packaging.requirements
-import pypi_simple
-import requests
 
 from base_images.adapters import pip_settings, programs
-from base_images.adapters.download import TIMEOUT_SECONDS, cache_directory, download, is_valid, locked
-from base_images.adapters.http_session import Session
+from base_images.adapters.download import cache_directory, download, is_valid, locked
+from base_images.build import package_index
 from base_images.build.bases import REACH_SECONDS
 from base_images.build.inputs import Origin, Source, SourceKind
 from base_images.errors import SourceError, scrub
@@ -367,8 +364,14 @@ def _fetch_sdist(pin: Pin, target: Path, listener: Listener) -> None:
     version = next(iter(requirement.specifier)).version
     archive = cache_directory() / f"{requirement.name}-{version}.tar.gz"
     if not is_valid(archive, pin.sdist_sha256):
-        url = _sdist_url(requirement.name, version, package_indexes(pip_settings.read("download")))
-        download(url, archive, sha256=pin.sdist_sha256, listener=listener)
+        found = package_index.find(
+            requirement.name,
+            lambda files: next((f for f in files if f.package_type == "sdist" and f.version == version), None),
+            what=f"sdist {requirement.name} {version}",
+            indexes=package_index.package_indexes(pip_settings.read("download")),
+            remedy=", or give a tree with --source",
+        )
+        download(found.url, archive, sha256=pin.sdist_sha256, listener=listener)
     try:
         changelog = _unpack(archive, target, listener)
     except tarfile.TarError as error:
@@ -410,41 +413,3 @@ def _changelog_commit(changelog: str, version: str) -> str:
     section = re.search(rf"^## \[{re.escape(version)}\]$(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     commit = re.search(r"llama\.cpp@([0-9a-f]{7,40})\b", section[1]) if section else None
     return commit[1] if commit else ""
-
-
-def package_indexes(settings: Mapping[str, str]) -> list[str]:
-    """Returns the package indexes in pip's settings, the main one first."""
-    main = settings.get("index-url", pypi_simple.PYPI_SIMPLE_ENDPOINT)
-    return [main, *settings.get("extra-index-url", "").split()]
-
-
-_NOT_AN_INDEX = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What pypi-simple raises for an answer that is no index."""
-
-
-def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
-    """Returns the URL of the sdist on the first index that has it."""
-    problems = []
-    for index in indexes:
-        if not index.startswith(("http://", "https://")):
-            continue
-        host = urlsplit(index).hostname
-        try:
-            with pypi_simple.PyPISimple(index, session=Session()) as client:
-                packages = client.get_project_page(name, timeout=TIMEOUT_SECONDS).packages
-        except (
-            requests.RequestException,
-            pypi_simple.NoSuchProjectError,
-            pypi_simple.UnsupportedRepoVersionError,
-            *_NOT_AN_INDEX,
-        ) as error:
-            problems.append(f"{host}: {type(error).__name__}")
-            continue
-        for package in packages:
-            if package.package_type == "sdist" and package.version == version:
-                return package.url
-        problems.append(f"{host}: no sdist of {version}")
-    raise SourceError(
-        f"The sdist {name} {version} is on no package index that can be reached ({'; '.join(problems)}): check "
-        f"pip's index-url, or give a tree with --source."
-    )
