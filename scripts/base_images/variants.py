@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
+from base_images import roots
 from base_images.errors import UsageError
 
 MEGABYTE = 1_000_000
@@ -143,44 +144,6 @@ class DeviceAccess:
     software: Mapping[str, str] = field(default_factory=dict)
 
 
-SUITE = "trixie"
-"""Debian 13: the release nearest to upstream's Ubuntu 24.04 (gcc 14, cmake 3.31, node 20)."""
-
-UNSTABLE = "unstable"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Root:
-    """A Debian root file system: minbase with these packages on top."""
-
-    suite: str = SUITE
-    components: tuple[str, ...] = ("main",)
-    packages: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packages:
-    """Debian packages that replace a variant's base images; the recipe installs the rest, as on upstream's bases.
-
-    Attributes:
-        build: the build base.
-        runtime: the runtime base.
-        arguments: ARGs of the recipe that need another value with Debian's compilers.
-        versions: each ARG of the recipe that holds a toolkit's version, and the package of the build base that has it.
-        size: approximate unpacked size of the bases in bytes.
-    """
-
-    build: Root = Root()
-    runtime: Root = Root()
-    arguments: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    size: int = 0
-
-    def slim(self) -> Packages:
-        """Returns the same packages with nothing of the toolkit in the runtime base."""
-        return replace(self, runtime=Root(suite=self.runtime.suite))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One variant of the image: an accelerator, or the CPU.
@@ -225,18 +188,21 @@ class Variant:
     static_backends: bool = False
     host_libraries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     old_glibc: bool = False
-    packages: Packages | None = None
+    packages: roots.Packages | None = None
 
     @property
     def dockerfile(self) -> str:
         """The path of the recipe in the checkout."""
         return f"dockerfiles/{self.name}.Dockerfile"
 
+    @property
+    def version_argument(self) -> str:
+        """The ARG of the recipe for the toolkit's version, which its base images have; empty without one."""
+        return next((argument for argument in self.toolkit.values() if argument.endswith("_VERSION")), "")
+
 
 _AMD64 = (Platform.AMD64,)
 _BOTH = (Platform.AMD64, Platform.ARM64)
-
-_NON_FREE = ("main", "contrib", "non-free")
 
 _RENDER_NODE = "/dev/dri/renderD128"
 """The render node of the first GPU; on most hosts the group `render` owns all render nodes."""
@@ -246,7 +212,7 @@ _NVIDIA = Driver(
     version_files=("/proc/driver/nvidia/version",),
     toolkit="cuda",
     # docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html and, for the rest of these numbers,
-    # docs.nvidia.com/cuda/cuda-toolkit-release-notes (13.1), tables 2 and 3, for Linux.
+    # docs.nvidia.com/cuda/cuda-toolkit-release-notes (13.1 to 13.3), tables 2 and 3, for Linux.
     oldest={"11": "450.80.02", "12": "525.60.13", "13": "580"},
     own={
         "12.0": "525.60.13",
@@ -260,6 +226,10 @@ _NVIDIA = Driver(
         "12.9": "575.51.03",
         "13.0": "580.65.06",
         "13.1": "590.44.01",
+        "13.2": "595.45.04",
+        "13.3": "610.43.02",
+        # From 13.4 on, no driver for Linux is part of the toolkit; this branch was released with it.
+        "13.4": "615",
     },
     older_than_own="it compiles no code for a GPU that the image has none for",
 )
@@ -291,7 +261,7 @@ VARIANTS: tuple[Variant, ...] = (
         size_budget=76 * MEGABYTE,
         size_measured=55_800_000,
         proven="amd64: contract and smoke test; arm64: not yet",
-        packages=Packages(),
+        packages=roots.Packages(),
     ),
     Variant(
         name="cuda",
@@ -318,14 +288,7 @@ VARIANTS: tuple[Variant, ...] = (
         toolkit_size=13 * GIGABYTE,
         backend="libggml-cuda.so",
         host_libraries={"libcuda.so.1": ("cu",)},
-        # The runtime has what NVIDIA's runtime image has of the toolkit: cudart, cublas, nccl.
-        packages=Packages(
-            build=Root(components=_NON_FREE, packages=("nvidia-cuda-toolkit", "libnccl-dev")),
-            runtime=Root(components=_NON_FREE, packages=("libcudart12", "libcublas12", "libnccl2")),
-            arguments={"GCC_VERSION": "13"},  # the newest that CUDA 12.4 takes
-            versions={"CUDA_VERSION": "nvidia-cuda-toolkit"},
-            size=7 * GIGABYTE,
-        ),
+        packages=roots.CUDA,
     ),
     Variant(
         name="rocm",
@@ -354,13 +317,7 @@ VARIANTS: tuple[Variant, ...] = (
         device_waiver=_NO_RUNNER,
         toolkit_size=40 * GIGABYTE,
         backend="libggml-hip.so",
-        # llama.cpp needs HIP 6.1; the stable release has an older one.
-        packages=Packages(
-            build=Root(suite=UNSTABLE, packages=("hipcc", "libhipblas-dev", "librocblas-dev")),
-            runtime=Root(suite=UNSTABLE, packages=("libhipblas2", "librocblas4")),
-            versions={"ROCM_VERSION": "libamdhip64-dev"},
-            size=9 * GIGABYTE,
-        ),
+        packages=roots.ROCM,
     ),
     Variant(
         name="vulkan",
@@ -388,7 +345,7 @@ VARIANTS: tuple[Variant, ...] = (
             software={"GGML_VK_VISIBLE_DEVICES": "0", "XDG_CACHE_HOME": "/var/tmp"},  # noqa: S108 - in the container
         ),
         backend="libggml-vulkan.so",
-        packages=Packages(),
+        packages=roots.Packages(),
     ),
     Variant(
         name="musa",

@@ -21,9 +21,10 @@ from base_images.build import local, source
 from base_images.build.inputs import Origin
 from base_images.contract import judge
 from base_images.contract.verdict import Status
+from base_images.roots import Packages, Root
 from base_images.smoke import containers
 from base_images.smoke.model import TensorType
-from base_images.variants import Packages, Root, Variant
+from base_images.variants import Variant
 from tests.support import bodhi, clones
 
 BOOKWORM = Root(suite="bookworm")  # glibc 2.36; upstream's base for musa is Ubuntu 22.04, glibc 2.35

@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = (15, 60)
 """To connect, and between two reads (requests' `timeout`)."""
 
 FILE_BYTES = 1 << 30
-"""The largest file: llama-cpp-python's sdist, the only one, has 70 MB."""
+"""The largest file: llama-cpp-python's sdist has 70 MB, the wheel of cuBLAS 13 for arm64 550 MB."""
 
 FILE_SECONDS = 3600.0
 """For all attempts of one call: 70 MB in an hour are 160 kbit/s, and the next call gets the rest."""
@@ -60,11 +60,18 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path:
+def download(
+    url: str,
+    target: Path,
+    *,
+    sha256: str,
+    listener: Listener,
+    remedy: str = "correct the hash in pyproject.toml",
+) -> Path:
     """Downloads `url` to `target`, unless that has the right content already, and returns `target`.
 
     The incomplete file has `.part` appended. It is kept after Ctrl-C or a lost connection, and the next call requests
-    the remaining bytes. `target` itself is created atomically, complete and verified.
+    the remaining bytes. `target` itself is created atomically, complete and verified. `remedy` is for another content.
 
     Raises:
         SourceError: the server has no such file, the connection was lost too often, or `sha256` does not match (then
@@ -97,7 +104,7 @@ def download(url: str, target: Path, *, sha256: str, listener: Listener) -> Path
             part.unlink()
             raise SourceError(
                 f"{target.name} from {host} is not the expected file: its SHA-256 is not {sha256}; "
-                "it was removed. Try again, and if that does not help, correct the hash in pyproject.toml."
+                f"it was removed. Try again, and if that does not help, {remedy}."
             )
         part.replace(target)
     listener(Progress(what=what, done=target.stat().st_size, total=target.stat().st_size, finished=True))

@@ -37,6 +37,21 @@ def architecture_argument(variant: Variant, asked: Sequence[str]) -> dict[str, s
     return {architectures.argument: ";".join(dict.fromkeys(names))}
 
 
+def toolkit_argument(variant: Variant, version: str) -> dict[str, str]:
+    """Returns the recipe's ARG for the toolkit's version of `--toolkit`; empty without one.
+
+    Raises:
+        UsageError: the variant's toolkit has no version to choose, or this is not a version.
+    """
+    if not version:
+        return {}
+    if not variant.version_argument:
+        raise UsageError(f"The variant {variant.name} has no version of a toolkit to choose: leave --toolkit out.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", version):
+        raise UsageError(f"{version!r} is not a version of a toolkit: write it like 13.0.3.")
+    return {variant.version_argument: version}
+
+
 def listed(architectures: Architectures, listing: str) -> tuple[str, ...]:
     """Returns the architectures in the output of a toolkit's listing command."""
     return tuple(dict.fromkeys(re.findall(architectures.listed, listing)))

@@ -6,8 +6,9 @@ import hashlib
 import io
 import os
 import platform
+import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from base_images import image
@@ -16,12 +17,13 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, locked
 from base_images.adapters.engine import Engine, Image, pull_progress
 from base_images.adapters.http_session import host_certificates
-from base_images.build import packages
+from base_images.build import packages, wheels
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
 from base_images.progress import Listener, Progress
-from base_images.variants import UNSTABLE, Packages, Root, Variant, gigabytes
+from base_images.roots import UNSTABLE, Packages, Root, Wheels
+from base_images.variants import Variant, gigabytes
 
 REACH_SECONDS = 15
 """Time-out after which a registry or a git host counts as unreachable."""
@@ -36,6 +38,7 @@ CERTIFICATES = "/usr/local/share/host-ca.pem"
 """The host's certificate authorities in the bases of build stages. The runtime base never has them."""
 
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS")
+_WHEELS = "wheels"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -47,6 +50,8 @@ def resolve_bases(
     origin: Origin,
     listener: Listener,
     slim: bool = False,
+    toolkit: str = "",
+    asked: str = "",
 ) -> Bases:
     """Pulls or makes the base images of a build and returns them.
 
@@ -57,6 +62,8 @@ def resolve_bases(
         origin: AUTO tries the registries, then images that were pulled before, then packages.
         listener: receives the progress.
         slim: whether the runtime libraries of the toolkit come from the build stage and not from the runtime base.
+        toolkit: the version of the toolkit in this build, which packages follow where they can.
+        asked: that version if it was asked for, so that packages must have it.
 
     Raises:
         ImageNotFoundError: a registry does not have an image.
@@ -72,19 +79,21 @@ def resolve_bases(
             if origin is Origin.REGISTRIES:
                 raise
             digests = _pulled_before(engine, references)
-            debian = variant.packages
+            debian = packages.of_version(variant, toolkit)
             if digests is None and debian is None:
                 raise SourceError(f"{error} {_no_packages(variant)}", detail=error.detail) from error
             instead = "images that were pulled before" if digests or not debian else _what(debian.build)
             notices.append(f"{error} This build uses {instead} instead; it cannot be released.")
     arguments: Mapping[str, str] = {}
     if digests is None:
-        debian = variant.packages
+        debian = packages.of_version(variant, toolkit)
         if debian is None:
             raise SourceError(f"{_no_packages(variant)} Use --origin registries.")
         try:
+            packages.require_version(variant, asked, debian.release)
             origin, bases = Origin.PACKAGES, _make(engine, variant, debian.slim() if slim else debian, listener)
             arguments = {**debian.arguments, **_versions(engine, bases["build"].reference, debian)}
+            packages.require_version(variant, asked, arguments.get(variant.version_argument, ""))
         except SourceError as error:
             raise SourceError(" ".join((*notices, str(error))), detail=error.detail) from error
     else:
@@ -248,7 +257,9 @@ def _no_packages(variant: Variant) -> str:
 
 
 def _what(root: Root) -> str:
-    return f"bases made of Debian {root.suite}'s packages"
+    return f"bases made of Debian {root.suite}'s packages" + (
+        f" and {root.wheels.toolkit} {root.wheels.version} of the package index" if root.wheels else ""
+    )
 
 
 def _roots(debian: Packages) -> dict[str, Root]:
@@ -282,12 +293,25 @@ def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener
         for root in dict.fromkeys(missing.values()):
             with ownership.temporary_directory(cache) as directory:
                 tar = directory / "root.tar"
-                _bootstrap(tar, root, apt_sources(targets, root), listener)
+                hooks = _toolkit(root.wheels, architecture, directory / "toolkit.tar", listener) if root.wheels else []
+                _bootstrap(tar, root, apt_sources(targets, root), hooks, listener)
                 for role in (role for role, of_role in missing.items() if of_role == root):
                     if role != "runtime":
                         _add_file(tar, CERTIFICATES, content)
-                    engine.import_filesystem(tar, names[role], _changes(role))
+                    engine.import_filesystem(tar, names[role], _changes(role, root))
+        if any(root.wheels for root in missing.values()):
+            shutil.rmtree(cache / _WHEELS)  # the bases have them now
     return {role: BaseImage(reference=name, name=name, digest=engine.image(name).id) for role, name in names.items()}
+
+
+def _toolkit(wanted: Wheels, architecture: str, tar: Path, listener: Listener) -> list[str]:
+    """Writes the tar of the wheels' files and returns the options with which mmdebstrap unpacks it."""
+    files = wheels.fetch(wanted, architecture, cache_directory() / _WHEELS, listener)
+    what = f"unpack {wanted.toolkit} {wanted.version}"
+    listener(Progress(what=what))
+    wheels.write(wanted, files, tar)
+    listener(Progress(what=what, finished=True))
+    return wheels.hooks(wanted, tar)
 
 
 def _versions(engine: Engine, build_base: str, debian: Packages) -> dict[str, str]:
@@ -304,21 +328,24 @@ def _versions(engine: Engine, build_base: str, debian: Packages) -> dict[str, st
 
 def base_key(role: str, root: Root, sources: tuple[str, ...], certificates: bytes, architecture: str) -> str:
     """Returns a short hash of everything that determines the content of a base."""
-    parts = [root.suite, architecture, *sources, *root.packages, *_changes(role), *_OPTIONS]
+    parts = [root.suite, architecture, *sources, *root.packages, *_changes(role, root), *_OPTIONS]
+    parts += [*root.experimental, *wheels.key(root.wheels)]
     digest = hashlib.sha256("\0".join(parts).encode())
     if role != "runtime":
         digest.update(certificates)
     return digest.hexdigest()[:12]
 
 
-def _changes(role: str) -> list[str]:
+def _changes(role: str, root: Root) -> list[str]:
     """Returns the Dockerfile instructions to apply on import.
 
     The runtime base has no label of ours, which images built from it would inherit; its repository identifies it.
     """
     if role == "runtime":
         return ['CMD ["bash"]']
-    variables = " ".join(f"{name}={CERTIFICATES}" for name in _CERTIFICATE_VARIABLES)
+    variables = " ".join(
+        [*(f"{name}={CERTIFICATES}" for name in _CERTIFICATE_VARIABLES), *([wheels.PATH] if root.wheels else [])]
+    )
     return ['CMD ["bash"]', f"ENV {variables}", f"LABEL {RESOURCE}=origin"]
 
 
@@ -343,6 +370,8 @@ def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
         label, _, uri = line.partition("|")
         mirrors.setdefault(label, uri)
     suites: dict[str, tuple[str, ...]] = {"Debian": (root.suite,)}
+    if root.experimental:
+        suites["Debian"] += ("experimental",)
     if root.suite != UNSTABLE:  # which has its updates in itself
         suites = {"Debian": (root.suite, f"{root.suite}-updates"), "Debian-Security": (f"{root.suite}-security",)}
     if "Debian" not in mirrors:
@@ -370,15 +399,13 @@ def _index_targets(listener: Listener) -> str:
     return targets
 
 
-def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listener) -> None:
+def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], hooks: Sequence[str], listener: Listener) -> None:
     """Writes the tar of a Debian root file system."""
     what = f"make a Debian {root.suite} base" + (f" with {', '.join(root.packages)}" if root.packages else "")
     if not KEYRING.is_file():
         raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
-    arguments = ["mmdebstrap", "--format=tar", *_OPTIONS]
-    if root.suite == UNSTABLE:
-        # A mirror's Release file may have expired. The option stays in the base, for the recipe's apt-get.
-        arguments.append('--aptopt=Acquire::Check-Valid-Until "false"')
+    arguments = ["mmdebstrap", "--format=tar", *_OPTIONS, *hooks]
+    arguments += _apt_options(root)
     if root.packages:
         arguments.append(f"--include={','.join(root.packages)}")
     arguments += [root.suite, str(tar), *sources]
@@ -395,10 +422,29 @@ def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listen
     if outcome.exit_code:
         raise SourceError(
             "mmdebstrap could not make a Debian base: run this as root, or allow unprivileged user namespaces, and "
-            "check the apt mirror.",
+            f"check that the apt mirror has {root.suite}{' and experimental' if root.experimental else ''}.",
             detail="\n".join(outcome.stderr.splitlines()[-20:]),
         )
     listener(Progress(what=what, finished=True))
+
+
+def _apt_options(root: Root) -> list[str]:
+    """Returns mmdebstrap's options for what apt does in the root file system, and in the recipe's steps later."""
+    options = []
+    if root.suite == UNSTABLE:
+        # A mirror's Release file may have expired.
+        options.append('--aptopt=Acquire::Check-Valid-Until "false"')
+    if root.experimental:
+        # Before unstable, which has priority 500; no package but these is taken from experimental.
+        lines = (
+            f"Package: {' '.join(f'src:{source}:any' for source in root.experimental)}",
+            "Pin: release a=experimental",
+            "Pin-Priority: 600",
+        )
+        quoted = " ".join(f"'{line}'" for line in lines)
+        directory = '"$1/etc/apt/preferences.d"'
+        options.append(f"--setup-hook=mkdir -p {directory} && printf '%s\\n' {quoted} > {directory}/experimental")
+    return options
 
 
 def _apt(arguments: tuple[str, ...], listener: Listener) -> None:

@@ -52,11 +52,12 @@ def prepare(
     listener: Listener,
     architectures: Sequence[str] = (),
     slim: bool = False,
+    version: str = "",
 ) -> Prepared:
     """Fetches the base images and returns the plan for them and the source.
 
     `architectures` are those of `--arch`; empty means the recipe's defaults. `slim` copies the toolkit's runtime
-    libraries onto a small base instead of using the toolkit's own runtime image.
+    libraries onto a small base instead of using the toolkit's own runtime image. `version` is that of `--toolkit`.
 
     Raises:
         UsageError: the variant has no recipe, or does not support the engine's platform or an architecture.
@@ -66,13 +67,21 @@ def prepare(
     """
     path = _recipe(variant, root)
     narrowed = toolkit.architecture_argument(variant, architectures)
-    chosen = {**narrowed, **(dockerfile.slim_argument(path) if slim else {})}
+    asked = toolkit.toolkit_argument(variant, version)
+    chosen = {**narrowed, **asked, **(dockerfile.slim_argument(path) if slim else {})}
     engine.require_buildkit()
     platform = engine.platform()
     require_platform(variant, platform)  # before anything large is fetched
     # An architecture can be part of a base image's tag.
     bases = origin.resolve_bases(
-        engine, variant, dockerfile.base_references(path, chosen), origin=wanted, slim=slim, listener=listener
+        engine,
+        variant,
+        dockerfile.base_references(path, chosen),
+        origin=wanted,
+        slim=slim,
+        toolkit=dockerfile.global_arguments(path, chosen).get(variant.version_argument, ""),
+        asked=version,
+        listener=listener,
     )
     if narrowed:
         _require_architectures(engine, variant, narrowed, bases.build.reference)
@@ -89,6 +98,7 @@ def preview(
     source: Source,
     architectures: Sequence[str] = (),
     slim: bool = False,
+    version: str = "",
 ) -> tuple[BuildPlan, ...]:
     """Returns the plan for each platform, on the bases that the registries currently have, without an engine.
 
@@ -104,6 +114,7 @@ def preview(
     path = _recipe(variant, root)
     chosen = {
         **toolkit.architecture_argument(variant, architectures),
+        **toolkit.toolkit_argument(variant, version),
         **(dockerfile.slim_argument(path) if slim else {}),
     }
     for platform in platforms:

@@ -379,9 +379,14 @@ def _fetch_sdist(pin: Pin, target: Path, listener: Listener) -> None:
         raise SourceError(f"{pin.sdist} in pyproject.toml is none of {' and '.join(sdists.TREES)}: correct the pin.")
     archive = sdists.archive_path(name, version)
     if not is_valid(archive, pin.sdist_sha256):
-        indexes = package_index.package_indexes(pip_settings.read("download"))
-        url = _sdist_url(name, version, indexes)
-        download(url, archive, sha256=pin.sdist_sha256, listener=listener)
+        found = package_index.find(
+            requirement.name,
+            lambda files: next((f for f in files if f.package_type == "sdist" and f.version == version), None),
+            what=f"sdist {requirement.name} {version}",
+            indexes=package_index.package_indexes(pip_settings.read("download")),
+            remedy=", or give a tree with --source",
+        )
+        download(found.url, archive, sha256=pin.sdist_sha256, listener=listener)
     try:
         changelog = _unpack(archive, sdists.TREES[name], target, listener)
     except tarfile.TarError as error:
@@ -412,15 +417,3 @@ def _unpack(archive: Path, tree: tuple[str, ...], target: Path, listener: Listen
             listener(Progress(what=what, done=done))
     listener(Progress(what=what, done=done, finished=True))
     return changelog
-
-
-def _sdist_url(name: str, version: str, indexes: list[str]) -> str:
-    """Returns the URL of the sdist on the first index that has it."""
-    listing = package_index.sdists(name, indexes)
-    if sdist := listing.sdists.get(version):
-        return sdist.url
-    problems = [*listing.problems, *(f"{host}: no sdist of {version}" for host in listing.hosts)]
-    raise SourceError(
-        f"The sdist {name} {version} is on no package index that can be reached ({'; '.join(problems)}): check "
-        f"pip's index-url, or give a tree with --source."
-    )

@@ -65,6 +65,7 @@ def build_local(
     arch: list[str],
     source: str = "",
     origin: str = "auto",
+    toolkit: str = "",
     slim: bool = False,
     smoke: bool = False,
     quiet: bool = False,
@@ -80,9 +81,10 @@ def build_local(
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
-    options = BuildOptions.parse(source, origin, arch, slim=slim)
+    options = BuildOptions.parse(source, origin, arch, slim=slim, toolkit=toolkit)
     for named in map(variants.find, variant):
         architectures.architecture_argument(named, arch)
+        architectures.toolkit_argument(named, toolkit)
     repository.open_clone(ROOT)  # without a version, nothing is to be fetched or built
     connected = engine.connect()
     platform = connected.platform()
@@ -123,6 +125,7 @@ def plan(
     arch: list[str],
     source: str = "",
     origin: str = "auto",
+    toolkit: str = "",
     slim: bool = False,
     push: bool = False,
     format: str = "table",  # noqa: A002
@@ -143,7 +146,7 @@ def plan(
     if format == "matrix":
         views.print_json(_matrix(wanted), one_line=True)
         return
-    options = BuildOptions.parse(source, origin, arch, slim=slim)
+    options = BuildOptions.parse(source, origin, arch, slim=slim, toolkit=toolkit)
     repository.open_clone(ROOT)  # without a version, no registry is to be asked
     if format == "command":
         plans = _prepared_plans(wanted, options)
@@ -302,6 +305,7 @@ def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[Bui
                 source=source,
                 architectures=options.architectures,
                 slim=options.slim,
+                version=options.toolkit,
             )
         ]
     except SourceError as error:
@@ -341,4 +345,5 @@ def _prepare(
         listener=display.progress,
         architectures=options.architectures,
         slim=options.slim,
+        version=options.toolkit,
     )

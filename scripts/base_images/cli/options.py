@@ -25,6 +25,7 @@ SOURCE_HELP = {
 BUILD_HELP = {
     **SOURCE_HELP,
     "arch": "compile the backend only for this device architecture, such as 90 or gfx1100; may be given several times",
+    "toolkit": "version of the toolkit, such as 13.0.3 for cuda; default: the recipe's, which is upstream's",
     "slim": "rocm and intel: put what the server needs of the toolkit on a small base, instead of upstream's base",
 }
 
@@ -57,21 +58,23 @@ class BuildOptions:
         source: the path of llama.cpp's source tree as typed; empty for the default.
         architectures: the device architectures to compile for; empty for the recipe's.
         slim: whether the runtime base is small instead of upstream's.
+        toolkit: the version of the toolkit; empty for the recipe's.
     """
 
     source: str
     origin: Origin
     architectures: list[str]
     slim: bool
+    toolkit: str
 
     @classmethod
-    def parse(cls, source: str, origin: str, arch: list[str], *, slim: bool) -> BuildOptions:
+    def parse(cls, source: str, origin: str, arch: list[str], *, slim: bool, toolkit: str) -> BuildOptions:
         """Returns the options as typed.
 
         Raises:
             UsageError: there is no such origin.
         """
-        return cls(source=source, origin=parse_origin(origin), architectures=arch, slim=slim)
+        return cls(source=source, origin=parse_origin(origin), architectures=arch, slim=slim, toolkit=toolkit)
 
 
 def resolve_source(source: str, origin: Origin, display: Display) -> Source:

@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import docker
@@ -17,14 +18,18 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine
 from base_images.adapters.http_session import host_certificates
 from base_images.build import bases as origins
-from base_images.build import source
+from base_images.build import local, source
 from base_images.build.bases import CERTIFICATES, ask_bases, resolve_bases
 from base_images.build.inputs import Bases, Origin, SourceKind
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
+from base_images.labels import TOOLKIT_PREFIX
 from base_images.progress import Listener, Progress, silent
-from base_images.variants import Packages, Root
+from base_images.roots import CUDA, Packages, Root
+from base_images.variants import Platform
+from tests.support import clones, wheels
 from tests.support.builders import write_root
 from tests.support.registries import Registry
+from tests.support.servers import Files, serving
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
 NOWHERE = {"web": "127.0.0.1:1/node:24", "build": "127.0.0.1:1/ubuntu:24.04", "runtime": "127.0.0.1:1/ubuntu:24.04"}
@@ -86,6 +91,27 @@ def test_asking_gives_the_digests_of_pulling_and_pulls_nothing(engine: Engine, r
     assert asked == replace(pulled, glibc="")
     pinned = {role: base.reference for role, base in (("web", asked.web), ("build", asked.build))}
     assert ask_bases({**pinned, "runtime": asked.runtime.reference}).build.digest == asked.build.digest
+
+
+def test_the_version_of_toolkit_determines_the_bases(registry: Registry, tmp_path: Path) -> None:
+    cuda, known = variants.find("cuda"), settings.load()
+    text = (settings.ROOT / cuda.dockerfile).read_text()
+    base = rf"ARG \1_BASE_IMAGE={registry.address}/ubuntu:${{CUDA_VERSION}}"
+    (tmp_path / "checkout/dockerfiles").mkdir(parents=True)
+    root = tmp_path / "checkout"
+    (root / cuda.dockerfile).write_text(
+        re.sub(r"^ARG (WEB|BUILD|RUNTIME)_BASE_IMAGE=.*$", base, text, flags=re.MULTILINE)
+    )
+    clones.commit_all(root)
+    tree = source.expected(known.pin, path=None, root=root)
+    preview = partial(local.preview, cuda, [Platform.AMD64], settings=known, root=root, source=tree)
+
+    [plan] = preview(version="24.04")
+    assert plan.arguments["CUDA_VERSION"] == plan.labels[f"{TOOLKIT_PREFIX}cuda"] == "24.04"
+    assert plan.arguments["BUILD_BASE_IMAGE"].startswith(f"{registry.address}/ubuntu:24.04@sha256:")
+    assert plan.version.endswith("-dirty")
+    with pytest.raises(ImageNotFoundError, match=r"ubuntu:12\.8\.1"):
+        preview()
 
 
 def test_a_failed_request_for_a_base_is_one_sentence(registry: Registry) -> None:
@@ -189,6 +215,46 @@ def test_the_bases_have_what_the_recipes_need(engine: Engine, packages: Bases) -
 def test_no_label_of_ours_is_inherited_from_the_runtime_base(engine: Engine, packages: Bases) -> None:
     assert engine.image(packages.runtime.reference).labels == {}
     assert engine.image(packages.build.reference).labels == {"bodhi.resource": "origin"}
+
+
+def test_a_toolkit_of_the_package_index_is_where_compilers_and_the_loader_look(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With small wheels: NVIDIA's have 760 MB, and `nox -s image-cuda -- --toolkit 13.0.3` tests those."""
+    (tmp_path / "index").mkdir()
+    wheels.write_index(tmp_path / "index")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "my cache"))
+    small = Packages(build=Root(packages=("binutils",), wheels=replace(wheels.WANTED, version="")))
+    root = settings.ROOT
+    with serving(partial(Files, directory=tmp_path / "index")) as address:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{address}/simple/")
+        plan = local.prepare(
+            engine,
+            replace(variants.find("cuda"), packages=replace(CUDA, by_major={"13": small})),
+            settings=settings.load(),
+            root=root,
+            source=source.expected(settings.load().pin, path=None, root=root),
+            wanted=Origin.PACKAGES,
+            listener=silent,
+            architectures=["90"],
+            version="13.0.3",
+        ).plan
+    base = plan.arguments["BUILD_BASE_IMAGE"]
+    try:
+        assert (plan.arguments["CUDA_VERSION"], plan.arguments["CUDA_DOCKER_ARCH"]) == ("13.0.3", "90")
+        assert "GCC_VERSION" not in plan.arguments
+        assert plan.labels[f"{TOOLKIT_PREFIX}cuda"] == "13.0.3"
+        assert plan.version.endswith("-dirty")
+        assert os.uname().machine in read(engine, base, "nvcc")
+        assert "/usr/local/cuda/lib64: (from /etc/ld.so" in read(engine, base, "ldconfig -N -v 2>&1")
+        stub = "/usr/local/cuda/lib64/stubs/libcuda.so"
+        assert read(engine, base, "ls /usr/local/cuda/lib64/stubs") == "libcuda.so"
+        assert "libcuda.so.1" in read(engine, base, f"readelf -d {stub}")
+        assert read(engine, base, f"nm -D {stub} | grep -c ' T cu'") == "3"
+        assert read(engine, base, f"grep -rlsF {address} /etc /usr /root") == ""
+        assert list((tmp_path / "my cache").rglob("*.whl")) == []
+    finally:
+        engine.remove_image(base)
 
 
 def test_ctrl_c_while_making_a_base_leaves_nothing(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from base_images import variants
@@ -79,3 +81,33 @@ def test_the_table_of_architectures_is_consistent(variant: variants.Variant) -> 
     assert toolkit.architecture_argument(variant, [found.example]) == {found.argument: found.example}
     assert found.argument in variant.toolkit.values(), "what --arch sets is reported"
     assert bool(found.listing) != bool(found.known)
+
+
+@pytest.mark.parametrize(
+    ("variant", "version", "argument"),
+    [
+        ("cuda", "13.0.3", {"CUDA_VERSION": "13.0.3"}),
+        ("rocm", "7.2.1", {"ROCM_VERSION": "7.2.1"}),
+        ("musa", "rc4.3.0", {"MUSA_VERSION": "rc4.3.0"}),
+        ("intel", "2025.3.3-0-devel-ubuntu24.04", {"ONEAPI_VERSION": "2025.3.3-0-devel-ubuntu24.04"}),
+        ("cpu", "", {}),
+    ],
+)
+def test_the_toolkits_version_becomes_the_argument_of_the_recipe(
+    variant: str, version: str, argument: dict[str, str]
+) -> None:
+    assert toolkit.toolkit_argument(variants.find(variant), version) == argument
+
+
+@pytest.mark.parametrize(
+    ("variant", "version", "sentence"),
+    [
+        ("cpu", "13.0.3", "The variant cpu has no version of a toolkit to choose: leave --toolkit out"),
+        ("cann", "9.1.0", "The variant cann has no version of a toolkit to choose"),
+        ("cuda", "13.0.3@sha256:0", "'13.0.3@sha256:0' is not a version of a toolkit: write it like 13.0.3"),
+        ("cuda", "13/0", "is not a version of a toolkit"),
+    ],
+)
+def test_an_impossible_version_of_the_toolkit_is_refused(variant: str, version: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        toolkit.toolkit_argument(variants.find(variant), version)

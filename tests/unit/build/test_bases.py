@@ -8,10 +8,10 @@ import pytest
 
 from base_images import variants
 from base_images.adapters.engine import pull_progress
-from base_images.build import bases, packages
+from base_images.build import bases, packages, wheels
 from base_images.build.bases import apt_sources, base_key
 from base_images.progress import Progress
-from base_images.variants import UNSTABLE, Packages, Root
+from base_images.roots import UNSTABLE, Packages, Root
 from tests.support.images import image
 
 DIGEST = "sha256:" + "a" * 64
@@ -76,8 +76,52 @@ def test_host_certificates_change_the_keys_of_build_bases_only() -> None:
 
 
 def test_the_runtime_base_has_neither_certificates_nor_a_label() -> None:
-    assert bases._changes("runtime") == ['CMD ["bash"]']
-    assert any("NODE_EXTRA_CA_CERTS=/usr/local/share/host-ca.pem" in change for change in bases._changes("web"))
+    assert bases._changes("runtime", Root()) == ['CMD ["bash"]']
+    assert any("NODE_EXTRA_CA_CERTS=/usr/local/share/host-ca.pem" in change for change in bases._changes("web", Root()))
+
+
+def test_wheels_change_the_keys_of_their_bases_and_give_the_build_base_a_path() -> None:
+    cuda = packages.of_version(variants.find("cuda"), "13.0.3")
+    newer = packages.of_version(variants.find("cuda"), "13.4.1")
+    assert cuda is not None
+    assert newer is not None
+    keys = {
+        base_key(role, root, (), b"", "amd64")
+        for made in (cuda, newer)
+        for role, root in (("build", made.build), ("runtime", made.runtime))
+    }
+    assert len(keys) == 4
+    assert "PATH=/usr/local/cuda/bin:/usr" in bases._changes("build", cuda.build)[1]
+    assert bases._changes("runtime", cuda.runtime) == ['CMD ["bash"]']
+
+
+def test_the_path_to_wheels_is_that_of_the_toolkit_in_both_bases(tmp_path: Path) -> None:
+    cuda = packages.of_version(variants.find("cuda"), "13.0.3")
+    assert cuda is not None
+    assert cuda.build.wheels is not None
+    assert cuda.runtime.wheels is not None
+    tar = tmp_path / "a b.tar"
+    build, runtime = (wheels.hooks(root, tar) for root in (cuda.build.wheels, cuda.runtime.wheels))
+    assert runtime == [f"--customize-hook=tar-in '{tar}' /", '--customize-hook=chroot "$1" ldconfig']
+    assert build[:2] == runtime
+    assert "libcuda.so.1" in build[2]
+
+
+def test_rocm_alone_comes_from_experimental() -> None:
+    rocm = variants.find("rocm").packages
+    assert rocm is not None
+    assert apt_sources("Debian|file:/mirror/\nDebian-Security|file:/security/\n", rocm.runtime) == (
+        f"deb {SIGNED} file:/mirror/ unstable main",
+        f"deb {SIGNED} file:/mirror/ experimental main",
+    )
+    validity, pin = bases._apt_options(rocm.build)
+    assert validity == '--aptopt=Acquire::Check-Valid-Until "false"'
+    assert "src:rocm-hipamd:any" in pin
+    assert "'Pin: release a=experimental' 'Pin-Priority: 600'" in pin
+    assert "Package: *" not in pin
+    assert bases._apt_options(Root()) == []
+    without = replace(rocm.build, experimental=())
+    assert len({base_key("build", root, (), b"", "amd64") for root in (rocm.build, without)}) == 2
 
 
 @pytest.mark.parametrize(

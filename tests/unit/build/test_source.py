@@ -373,7 +373,7 @@ def test_an_sdist_that_writes_outside_is_refused(pin: Pin, root: Path, index: Pa
 def test_an_index_that_lacks_the_sdist(pin: Pin, root: Path, index: Path) -> None:
     write_sdist(index, pin.commit[:9])
     other = replace(pin, sdist="llama-cpp-python==9.9.9")
-    with pytest.raises(SourceError, match=r"is on no package index .*127\.0\.0\.1: no sdist of 9\.9\.9"):
+    with pytest.raises(SourceError, match=r"is on no package index .*127\.0\.0\.1: no sdist llama-cpp-python 9\.9\.9"):
         managed(other, root, Origin.PACKAGES)
 
 

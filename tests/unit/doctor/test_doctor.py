@@ -216,6 +216,11 @@ def test_a_remote_engine(tmp_path: Path) -> None:
         ("12.4.1", "520.61.05", False, "The driver is 520.61.05, and the image's CUDA 12.4.1 needs at least 525.60.13"),
         ("13.0.0", "575.57.08", False, "The driver is 575.57.08, and the image's CUDA 13.0.0 needs at least 580"),
         ("13.0.0", "580.65.06", True, ""),
+        ("13.2.0", "595.45.04", True, ""),
+        ("13.3.1", "595.45.04", True, "older than 610.43.02, which CUDA 13.3.1 came with"),
+        ("13.4.1", "580.159.04", True, "older than 615, which CUDA 13.4.1 came with"),
+        ("13.4.1", "615.36", True, ""),
+        ("13.5.0", "580.159.04", True, ""),  # no driver comes with it, and none is known that supports all of it
         ("13.9.0", "580.65.06", True, ""),  # newer than the table: what its first number says
         ("99.0.0", "1.0", True, ""),
     ],
