@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -38,12 +38,16 @@ TOP = 5
 MARGIN = 0.4
 """Nats by which the best token must lead the second at every step."""
 
+ROUTER_LEAD = 0.03
+"""The same for the last expert that a router chooses over the best one it leaves out, at every token and layer."""
+
 PROMPT_TOKENS = 32
 """Enough for the kernels that multiply many columns at once; generation uses those for a single column."""
 
 WIDTH = 256  # the block of a K-quant is 256 weights of one row
 FEED_FORWARD = 512
-CONTEXT = 4096
+CONTEXT = 8192
+"""More than a long prompt needs."""
 END = "<end>"
 TOKENS = (*map(chr, range(0x20, 0x7F)), END)
 """The vocabulary: printable ASCII and an end token. llama-server would merge the log-probabilities of tokens that are
@@ -52,10 +56,21 @@ not whole UTF-8 characters."""
 _SHOWN = (*TOKENS[:-1], "")
 """The tokens in llama-server's answers: a control token is empty."""
 
-ARCHITECTURE = Architecture(layers=2, heads=4, kv_heads=2, rope_base=1000.0, epsilon=1e-5)
+ARCHITECTURE = Architecture(layers=2, heads=4, kv_heads=2, head_size=64, rope_base=1000.0, epsilon=1e-5)
 """The rope base differs from llama.cpp's default of 10000, so that ignoring the file's value changes the answer."""
 
-KV_WIDTH = WIDTH // ARCHITECTURE.heads * ARCHITECTURE.kv_heads
+LARGE_HEADS = dataclasses.replace(ARCHITECTURE, head_size=128)
+"""Attention has kernels of its own for each size of a head: 64 and 128 are those of most models."""
+
+EXPERTS = dataclasses.replace(ARCHITECTURE, experts=4, experts_used=2)
+
+SSM_INNER = 2 * WIDTH  # llama.cpp takes no other in granitehybrid
+SSM_HEADS = 8
+SSM_STATE = 128  # the CUDA and Vulkan kernels of b10454 know 128 and 256
+SSM_KERNEL = 4
+
+RECURRENT = dataclasses.replace(ARCHITECTURE, recurrent=frozenset({0}))
+"""The first layer is Mamba-2, the second attention."""
 
 
 class TensorType(StrEnum):
@@ -66,6 +81,28 @@ class TensorType(StrEnum):
     Q8_0 = "Q8_0"
     Q4_0 = "Q4_0"
     Q4_K = "Q4_K"
+    Q5_K = "Q5_K"
+    Q6_K = "Q6_K"
+    IQ4_XS = "IQ4_XS"
+    MXFP4 = "MXFP4"
+    BF16 = "BF16"
+
+
+ARCHITECTURES: Mapping[TensorType, Architecture] = MappingProxyType(
+    {
+        TensorType.F32: ARCHITECTURE,
+        TensorType.F16: ARCHITECTURE,
+        TensorType.Q8_0: ARCHITECTURE,
+        TensorType.Q4_0: ARCHITECTURE,
+        TensorType.Q4_K: ARCHITECTURE,
+        TensorType.Q5_K: LARGE_HEADS,
+        TensorType.Q6_K: LARGE_HEADS,
+        TensorType.IQ4_XS: LARGE_HEADS,
+        TensorType.MXFP4: EXPERTS,  # most models in MXFP4 are mixtures of experts, such as gpt-oss
+        TensorType.BF16: RECURRENT,
+    }
+)
+"""The model of each type. They share the layers and head sizes among them, so that no type needs several models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +135,11 @@ CALIBRATIONS: Mapping[TensorType, Calibration] = MappingProxyType(
         TensorType.Q8_0: Calibration(weights_seed=0, seed=32, tolerance=0.3, embedding_tolerance=1e-4),
         TensorType.Q4_0: Calibration(weights_seed=0, seed=24, tolerance=0.25, embedding_tolerance=1e-4),
         TensorType.Q4_K: Calibration(weights_seed=1, seed=1, tolerance=0.4, embedding_tolerance=2.5e-4),
+        TensorType.Q5_K: Calibration(weights_seed=0, seed=30, tolerance=0.4, embedding_tolerance=2.5e-4),
+        TensorType.Q6_K: Calibration(weights_seed=0, seed=43, tolerance=0.4, embedding_tolerance=2.5e-4),
+        TensorType.IQ4_XS: Calibration(weights_seed=0, seed=23, tolerance=0.4, embedding_tolerance=2.5e-4),
+        TensorType.MXFP4: Calibration(weights_seed=0, seed=67, tolerance=0.4, embedding_tolerance=2.5e-4),
+        TensorType.BF16: Calibration(weights_seed=0, seed=69, tolerance=0.4, embedding_tolerance=2.5e-4),
     }
 )
 
@@ -197,20 +239,20 @@ class Tensor:
 @functools.cache
 def known_answer(tensor_type: TensorType) -> KnownAnswer:
     """Returns the model and its right answer, the same bytes in every process; takes a fraction of a second."""
-    calibration = CALIBRATIONS[tensor_type]
+    calibration, architecture = CALIBRATIONS[tensor_type], ARCHITECTURES[tensor_type]
     tensors = draw_tensors(tensor_type)
     weights = dequantise(tensors)
     prompt = prompt_of(calibration.seed)
     prompt_tokens = tokens_of(prompt)
-    steps = tuple(map(_step, itertools.islice(greedy(weights, prompt_tokens), STEPS)))
+    steps = tuple(map(_step, itertools.islice(greedy(weights, prompt_tokens, architecture), STEPS)))
     return KnownAnswer(
         tensor_type=tensor_type,
-        gguf=to_gguf(tensors),
+        gguf=to_gguf(tensors, architecture),
         prompt=prompt,
         prompt_tokens=prompt_tokens,
         text="".join(step.text for step in steps),
         steps=steps,
-        embedding=tuple(reference.mean_embedding(weights, ARCHITECTURE, prompt_tokens).tolist()),
+        embedding=tuple(reference.mean_embedding(weights, architecture, prompt_tokens).tolist()),
         margin=min(_lead(step) for step in steps),
         tolerance=calibration.tolerance,
         embedding_tolerance=calibration.embedding_tolerance,
@@ -242,11 +284,12 @@ def with_cache(answer: KnownAnswer, cache_type: str) -> KnownAnswer:
 def search_seed(tensor_type: TensorType) -> FoundSeed:
     """Returns the first seed, from 0, whose prompt has an answer as `KnownAnswer` describes it."""
     weights = dequantise(draw_tensors(tensor_type))
+    architecture = dataclasses.replace(ARCHITECTURES[tensor_type], least_lead=ROUTER_LEAD)
     for seed in itertools.count():
         steps: list[Step] = []
-        for row in itertools.islice(greedy(weights, tokens_of(prompt_of(seed))), STEPS):
+        for row in itertools.islice(greedy(weights, tokens_of(prompt_of(seed)), architecture), STEPS):
             steps.append(_step(row))
-            if _lead(steps[-1]) < MARGIN or TOKENS[steps[-1].token] == END:
+            if not _lead(steps[-1]) >= MARGIN or TOKENS[steps[-1].token] == END:
                 break
         else:
             text = "".join(step.text for step in steps)
@@ -304,27 +347,48 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
     With these deviations the state keeps a deviation of about 3 (the embedding's), the logits get one of about 4 and
     the attention scores one of about 2, so that every part affects the answer.
     """
+    architecture = ARCHITECTURES[tensor_type]
     generator = _generator(CALIBRATIONS[tensor_type].weights_seed)
     tensors: dict[str, Tensor] = {}
 
-    def norm(name: str) -> None:
-        values = (0.75 + 0.5 * generator.random(WIDTH)).astype(np.float32)
+    def vector(name: str, low: float, high: float, shape: tuple[int, ...] = (WIDTH,)) -> None:
+        values = (low + (high - low) * generator.random(shape)).astype(np.float32)
         tensors[name] = Tensor(stored=values, type=gguf.GGMLQuantizationType.F32)
 
-    def matrix(name: str, rows: int, columns: int, deviation: float) -> None:
-        tensors[name] = _draw_matrix(generator, tensor_type, rows, columns, deviation)
+    def norm(name: str) -> None:
+        vector(name, 0.75, 1.25)
+
+    def matrix(name: str, rows: int, columns: int, deviation: float, *, count: int = 0) -> None:
+        drawn = _draw_matrix(generator, tensor_type, (count or 1) * rows, columns, deviation)
+        stored = drawn.stored.reshape(count, rows, -1) if count else drawn.stored
+        tensors[name] = dataclasses.replace(drawn, stored=stored)
 
     matrix("token_embd", len(TOKENS), WIDTH, 3.0)
-    for layer in range(ARCHITECTURE.layers):
-        norm(f"blk.{layer}.attn_norm")
-        matrix(f"blk.{layer}.attn_q", WIDTH, WIDTH, 0.1)
-        matrix(f"blk.{layer}.attn_k", KV_WIDTH, WIDTH, 0.1)
-        matrix(f"blk.{layer}.attn_v", KV_WIDTH, WIDTH, 0.1)
-        matrix(f"blk.{layer}.attn_output", WIDTH, WIDTH, 0.0625)
-        norm(f"blk.{layer}.ffn_norm")
-        matrix(f"blk.{layer}.ffn_gate", FEED_FORWARD, WIDTH, 0.0625)
-        matrix(f"blk.{layer}.ffn_up", FEED_FORWARD, WIDTH, 0.0625)
-        matrix(f"blk.{layer}.ffn_down", WIDTH, FEED_FORWARD, 0.0625)
+    for layer in range(architecture.layers):
+        block = f"blk.{layer}"
+        norm(f"{block}.attn_norm")
+        if layer in architecture.recurrent:
+            matrix(f"{block}.ssm_in", 2 * SSM_INNER + 2 * SSM_STATE + SSM_HEADS, WIDTH, 0.1)
+            vector(f"{block}.ssm_conv1d", -1, 1, (SSM_INNER + 2 * SSM_STATE, SSM_KERNEL))
+            vector(f"{block}.ssm_conv1d.bias", -0.5, 0.5, (SSM_INNER + 2 * SSM_STATE,))
+            vector(f"{block}.ssm_dt.bias", -3, -1, (SSM_HEADS,))
+            vector(f"{block}.ssm_a", -1, 0, (SSM_HEADS, 1))
+            vector(f"{block}.ssm_d", 0.5, 1.5, (SSM_HEADS, 1))
+            vector(f"{block}.ssm_norm", 0.75, 1.25, (1, SSM_INNER))
+            matrix(f"{block}.ssm_out", WIDTH, SSM_INNER, 0.0625)
+        else:
+            queries, keys = architecture.heads * architecture.head_size, architecture.kv_heads * architecture.head_size
+            matrix(f"{block}.attn_q", queries, WIDTH, 0.1)
+            matrix(f"{block}.attn_k", keys, WIDTH, 0.1)
+            matrix(f"{block}.attn_v", keys, WIDTH, 0.1)
+            matrix(f"{block}.attn_output", WIDTH, queries, 0.0625)
+        norm(f"{block}.ffn_norm")
+        if architecture.experts:
+            vector(f"{block}.ffn_gate_inp", -0.25, 0.25, (architecture.experts, WIDTH))
+        several = "_exps" if architecture.experts else ""
+        matrix(f"{block}.ffn_gate{several}", FEED_FORWARD, WIDTH, 0.0625, count=architecture.experts)
+        matrix(f"{block}.ffn_up{several}", FEED_FORWARD, WIDTH, 0.0625, count=architecture.experts)
+        matrix(f"{block}.ffn_down{several}", WIDTH, FEED_FORWARD, 0.0625, count=architecture.experts)
     norm("output_norm")
     matrix("output", len(TOKENS), WIDTH, 0.25)
     return tensors
@@ -340,9 +404,14 @@ def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
 def _draw_matrix(
     generator: np.random.Generator, tensor_type: TensorType, rows: int, columns: int, deviation: float
 ) -> Tensor:
+    """Returns a matrix; where the gguf package can dequantise a type but not quantise it, of blocks drawn at random."""
     stored_type = gguf.GGMLQuantizationType[tensor_type]
     if tensor_type is TensorType.Q4_K:
         return Tensor(stored=_draw_q4_k(generator, rows, columns, deviation), type=stored_type)
+    if tensor_type is TensorType.Q5_K:
+        return Tensor(stored=_draw_q5_k(generator, rows, columns, deviation), type=stored_type)
+    if tensor_type in _ONE_SCALE:
+        return Tensor(stored=_draw_bytes(generator, tensor_type, rows, columns, deviation), type=stored_type)
     values = _bell(generator, (rows, columns)) * (deviation / _BELL_DEVIATION)
     return Tensor(stored=gguf.quants.quantize(values.astype(np.float32), stored_type), type=stored_type)
 
@@ -363,22 +432,72 @@ def _draw_q4_k(generator: np.random.Generator, rows: int, columns: int, deviatio
     (block_q4_K in ggml-common.h; their packing into 12 bytes: get_scale_min_k4 in ggml-quants.c).
     """
     blocks = rows * columns // 256
-    scales = (32 + 32 * generator.random((blocks, 8))).astype(np.uint8)
-    # The middle of a nibble is 7.5, so with dmin = 7.5 d a minimum equal to the scale centres the weights on 0.
-    minima = np.minimum(63, scales + (8 * generator.random((blocks, 8))).astype(np.uint8) - 4).astype(np.uint8)
+    scales, minima = _draw_scales(generator, blocks)
     nibbles = np.rint(7.5 + 7.5 * _bell(generator, (blocks, 4, 2, 32))).astype(np.uint8)
-    d = deviation / (7.5 * _BELL_DEVIATION * 47.5)  # 47.5 is the mean scale
-    return np.concatenate(
-        [
-            np.full((blocks, 1), d, dtype=np.float16).view(np.uint8),
-            np.full((blocks, 1), 7.5 * d, dtype=np.float16).view(np.uint8),
-            scales[:, :4] | (scales[:, 4:] >> 4) << 6,
-            minima[:, :4] | (minima[:, 4:] >> 4) << 6,
-            (scales[:, 4:] & 0x0F) | (minima[:, 4:] & 0x0F) << 4,
-            (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(blocks, 128),
-        ],
-        axis=1,
-    ).reshape(rows, -1)
+    d = deviation / (7.5 * _BELL_DEVIATION * _MEAN_SCALE)
+    quants = (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(blocks, 128)
+    return np.concatenate([*_packed(d, 7.5, scales, minima), quants], axis=1).reshape(rows, -1)
+
+
+def _draw_q5_k(generator: np.random.Generator, rows: int, columns: int, deviation: float) -> NDArray[np.uint8]:
+    """Returns rows of valid Q5_K blocks: those of Q4_K with numbers of 5 bits, whose fifth bits come first."""
+    blocks = rows * columns // 256
+    scales, minima = _draw_scales(generator, blocks)
+    quants = _draw_uniform(generator, (blocks, 32 + 128))
+    d = deviation / (math.sqrt((32**2 - 1) / 12) * _MEAN_SCALE)
+    return np.concatenate([*_packed(d, 15.5, scales, minima), quants], axis=1).reshape(rows, -1)
+
+
+_MEAN_SCALE = 47.5
+
+
+def _draw_scales(generator: np.random.Generator, blocks: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns a K-quant's scales and minima; where dmin is d times the middle quant, an equal minimum centres on 0."""
+    scales = (32 + 32 * generator.random((blocks, 8))).astype(np.uint8)
+    minima = np.minimum(63, scales + (8 * generator.random((blocks, 8))).astype(np.uint8) - 4).astype(np.uint8)
+    return scales, minima
+
+
+def _packed(
+    d: float, middle: float, scales: NDArray[np.uint8], minima: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], ...]:
+    """Returns the first 16 bytes of Q4_K's and Q5_K's blocks; `middle` is the quant that becomes 0."""
+    return (
+        *(np.full((len(scales), 1), number, dtype=np.float16).view(np.uint8) for number in (d, middle * d)),
+        scales[:, :4] | (scales[:, 4:] >> 4) << 6,
+        minima[:, :4] | (minima[:, 4:] >> 4) << 6,
+        (scales[:, 4:] & 0x0F) | (minima[:, 4:] & 0x0F) << 4,
+    )
+
+
+def _mean_square(numbers: Iterable[int]) -> float:
+    squares = [number * number for number in numbers]
+    return sum(squares) / len(squares)
+
+
+# The place of d in a block, and the deviation of a block of random bytes when d is 1. Q6_K is d * scale * quant with
+# scales of 8 bits and quants of 6; IQ4_XS has scales of 6 bits, and quants of 4 that stand for unevenly spaced numbers.
+_ONE_SCALE: Mapping[TensorType, tuple[int, float]] = MappingProxyType(
+    {
+        TensorType.Q6_K: (208, math.sqrt(_mean_square(range(-128, 128)) * _mean_square(range(-32, 32)))),
+        TensorType.IQ4_XS: (0, math.sqrt(_mean_square(range(-32, 32)) * _mean_square(gguf.quants.IQ4_NL.kvalues))),
+    }
+)
+
+
+def _draw_bytes(
+    generator: np.random.Generator, tensor_type: TensorType, rows: int, columns: int, deviation: float
+) -> NDArray[np.uint8]:
+    """Returns rows of blocks in which any bytes are valid and only d, the scale of the whole block, is not random."""
+    weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor_type]]
+    place, unscaled = _ONE_SCALE[tensor_type]
+    drawn = _draw_uniform(generator, (rows * columns // weights, size))
+    drawn[:, place : place + 2] = np.full(1, deviation / unscaled, dtype=np.float16).view(np.uint8)
+    return drawn.reshape(rows, -1)
+
+
+def _draw_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return (256 * generator.random(shape)).astype(np.uint8)
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -389,14 +508,14 @@ def _generator(seed: int) -> np.random.Generator:
 # --- The file. ---
 
 
-def to_gguf(tensors: Mapping[str, Tensor]) -> bytes:
+def to_gguf(tensors: Mapping[str, Tensor], architecture: Architecture = ARCHITECTURE) -> bytes:
     """Returns the model's file."""
     with ownership.temporary_directory() as directory:
         path = directory / "model.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        _describe(writer)
+        writer = gguf.GGUFWriter(path, "granitehybrid" if architecture.recurrent else "llama")
+        _describe(writer, architecture)
         for name, tensor in tensors.items():
-            writer.add_tensor(f"{name}.weight", tensor.stored, raw_dtype=tensor.type)
+            writer.add_tensor(file_name(name), tensor.stored, raw_dtype=tensor.type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -404,18 +523,38 @@ def to_gguf(tensors: Mapping[str, Tensor]) -> bytes:
         return path.read_bytes()
 
 
-def _describe(writer: gguf.GGUFWriter) -> None:
+def file_name(name: str) -> str:
+    """Returns a tensor's name in the file: all but biases, and two parameters of Mamba-2, end in `.weight`."""
+    return name if name.endswith((".bias", ".ssm_a", ".ssm_d")) else f"{name}.weight"
+
+
+def _describe(writer: gguf.GGUFWriter, architecture: Architecture) -> None:
     writer.add_name("known-answer")
     writer.add_context_length(CONTEXT)
     writer.add_vocab_size(len(TOKENS))
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_block_count(ARCHITECTURE.layers)
-    writer.add_head_count(ARCHITECTURE.heads)
-    writer.add_head_count_kv(ARCHITECTURE.kv_heads)
-    writer.add_rope_dimension_count(WIDTH // ARCHITECTURE.heads)
-    writer.add_rope_freq_base(ARCHITECTURE.rope_base)
-    writer.add_layer_norm_rms_eps(ARCHITECTURE.epsilon)
+    writer.add_block_count(architecture.layers)
+    writer.add_head_count(architecture.heads)
+    if architecture.recurrent:
+        # A layer is recurrent where this is 0.
+        layers = range(architecture.layers)
+        writer.add_head_count_kv([0 if layer in architecture.recurrent else architecture.kv_heads for layer in layers])
+        writer.add_ssm_conv_kernel(SSM_KERNEL)
+        writer.add_ssm_inner_size(SSM_INNER)
+        writer.add_ssm_state_size(SSM_STATE)
+        writer.add_ssm_time_step_rank(SSM_HEADS)
+        writer.add_ssm_group_count(1)
+    else:
+        writer.add_head_count_kv(architecture.kv_heads)
+    writer.add_key_length(architecture.head_size)
+    writer.add_value_length(architecture.head_size)
+    writer.add_rope_dimension_count(architecture.head_size)
+    writer.add_rope_freq_base(architecture.rope_base)
+    writer.add_layer_norm_rms_eps(architecture.epsilon)
+    if architecture.experts:
+        writer.add_expert_count(architecture.experts)
+        writer.add_expert_used_count(architecture.experts_used)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
 
     end = TOKENS.index(END)
