@@ -17,15 +17,16 @@ from base_images.adapters.container import Container
 from base_images.adapters.engine import Engine, Image
 from base_images.smoke import agreement, checks_server, containers, device, model
 from base_images.smoke import server as servers
-from base_images.smoke.agreement import PAIRS, TOLERANCES, Pair
+from base_images.smoke.agreement import PAIRS, Pair
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.device import Granted
 from base_images.smoke.model import Tensor, TensorType
+from base_images.smoke.tolerances import AGREEMENT
 
 BIN = "/app/bin/x86_64-unknown-linux-gnu"
 LAVAPIPE = device.in_software(variants.find("vulkan"))
 ON = Pair(tensor_type=TensorType.F16, flash_attention=True)
-TOLERANCE = TOLERANCES[TensorType.F16]
+TOLERANCE = AGREEMENT[TensorType.F16]
 GGUF = model.known_answer(TensorType.F16).gguf
 
 
@@ -88,7 +89,7 @@ def cpu(engine: Engine, cpu_image: Image) -> Iterator[tuple[Container, str]]:
 def test_a_server_agrees_with_itself_to_the_last_bit(engine: Engine, cpu_image: Image, pair: Pair) -> None:
     gguf = model.known_answer(pair.tensor_type).gguf
     with server(engine, cpu_image, pair, gguf=gguf) as (container, url):
-        said = agreement.check_agreement(url, url, TOLERANCES[pair.tensor_type])
+        said = agreement.check_agreement(url, url, AGREEMENT[pair.tensor_type])
         assert "by at most 0.0000 (" in said
         assert said.endswith("0 near ties decided differently; no bit differs, as if the same code had computed both")
         log = container.logs()
@@ -101,12 +102,12 @@ def test_a_server_agrees_with_itself_to_the_last_bit(engine: Engine, cpu_image: 
     assert max(agreement.PROMPT_LENGTHS) > 2 * agreement.BATCH
 
 
-@pytest.mark.parametrize("tensor_type", TOLERANCES)
+@pytest.mark.parametrize("tensor_type", [*map(TensorType, AGREEMENT)])
 def test_other_kernels_are_within_the_tolerance(engine: Engine, cpu_image: Image, tensor_type: TensorType) -> None:
     on, off = (pair for pair in PAIRS if pair.tensor_type is tensor_type)
     gguf = model.known_answer(tensor_type).gguf
     with server(engine, cpu_image, on, gguf=gguf) as (_, one), server(engine, cpu_image, off, gguf=gguf) as (_, other):
-        said = agreement.check_agreement(one, other, TOLERANCES[tensor_type])
+        said = agreement.check_agreement(one, other, AGREEMENT[tensor_type])
     assert "no bit differs" not in said
 
 

@@ -123,7 +123,7 @@ def test_a_text_that_differs_from_its_tokens_fails(target: Target) -> None:
 
 def test_another_log_probability_than_expected_fails(target: Target) -> None:
     first, *rest = ANSWER.steps
-    off = first.log_probability - 2 * ANSWER.tolerance
+    off = first.log_probability - 2 * ANSWER.limits.largest
     steps = (dataclasses.replace(first, log_probability=off), *rest)
     failed = failures(dataclasses.replace(target, answer=dataclasses.replace(ANSWER, steps=steps)))
     assert set(failed) == KNOWN_ANSWER_CHECKS

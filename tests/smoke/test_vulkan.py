@@ -11,7 +11,7 @@ import pytest
 
 from base_images import variants
 from base_images.adapters.engine import Engine, Image
-from base_images.smoke import checks_http, checks_server, containers, device, model
+from base_images.smoke import checks_http, checks_server, containers, device, model, tolerances
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.containers import Way
@@ -24,7 +24,7 @@ VULKAN = variants.find("vulkan")
 LAVAPIPE = device.in_software(VULKAN)
 DIRECTORY = "/app/bin/x86_64-unknown-linux-gnu/vulkan"
 SERVER = f"{DIRECTORY}/llama-server"
-ANSWER = model.on_device(model.known_answer(TensorType.F32))
+ANSWER = model.within(model.known_answer(TensorType.F32), tolerances.of(TensorType.F32, on_device=True))
 
 
 def offloading(image: Image, cache: str, layers: str) -> Way:

@@ -14,12 +14,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from base_images.smoke import checks_http, model
 from base_images.smoke.checks_http import ANSWER_SECONDS, CheckFailedError
 from base_images.smoke.model import TensorType
+from base_images.smoke.tolerances import AGREEMENT, Limits
 
 STEPS = 64
 """Generated tokens per prompt."""
@@ -40,42 +40,6 @@ MAX_PARTINGS = 24
 tenth of the tokens."""
 
 WRONG = "The device computes something else:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """The accepted differences, in nats.
-
-    Attributes:
-        largest: of one log-probability; also the largest lead of cpu/'s token where the device chooses another.
-        mean: of all absolute differences: many small ones are wrong too.
-    """
-
-    largest: float
-    mean: float
-
-
-# Largest and mean difference for these prompts, llama-server b11312, in nats; in brackets how often another token was
-# chosen:
-#
-#                                           F16               Q8_0              Q4_0              Q4_K
-#   cpu/, flash attention on against off    0.013 0.0022 (0)  0.168 0.0358 (3)  0.162 0.0337 (0)  0.327 0.0594 (8)
-#   cpu/, batches of 512 against 32         0.007 0.0003 (0)  0.122 0.0069 (0)  0.118 0.0070 (1)  0.201 0.0108 (0)
-#   cpu/, one thread against two            0     0      (0)  0     0      (0)  0     0      (0)  0     0      (0)
-#   lavapipe (Mesa 25.0.7) against cpu/     0.031 0.0045 (0)  0.180 0.0338 (2)  0.148 0.0318 (3)  0.346 0.0580 (11)
-#   a matrix 2% too large (blk.0.attn_v)    0.118 0.0229 (2)  0.270 0.0465 (2)  0.266 0.0445 (3)  0.484 0.0709 (5)
-#   the same, 5%                            0.309 0.0568 (3)  0.422 0.0693 (5)  0.373 0.0669 (5)  0.676 0.0972 (9)
-#
-# The quantised types differ more because cpu/ rounds the activations to 8 bits, which can turn a difference in the last
-# bit into a whole step. The mean detects small errors in many values, the largest a single wrong value.
-TOLERANCES: Mapping[TensorType, Tolerance] = MappingProxyType(
-    {
-        TensorType.F16: Tolerance(largest=0.1, mean=0.015),
-        TensorType.Q8_0: Tolerance(largest=0.4, mean=0.06),
-        TensorType.Q4_0: Tolerance(largest=0.4, mean=0.06),
-        TensorType.Q4_K: Tolerance(largest=0.7, mean=0.09),
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +71,7 @@ class Pair:
 
 PAIRS = tuple(
     Pair(tensor_type=tensor_type, flash_attention=flash_attention)
-    for tensor_type in TOLERANCES
+    for tensor_type in map(TensorType, AGREEMENT)
     for flash_attention in (True, False)
 )
 """Ordered by model."""
@@ -119,7 +83,7 @@ SOFTWARE_PAIRS = (PAIRS[0], PAIRS[-1])
 # --- The checks. As in `checks_http.py` each returns its observation on one line, or raises CheckFailedError. ---
 
 
-def check_agreement(device: str, cpu: str, tolerance: Tolerance, *, patience: float = ANSWER_SECONDS) -> str:
+def check_agreement(device: str, cpu: str, tolerance: Limits, *, patience: float = ANSWER_SECONDS) -> str:
     """The device's server gives the same log-probabilities as cpu/'s, for all prompts at once.
 
     Greedy answers may part at a near tie. From there on the request to the device is repeated with cpu/'s answer so
@@ -224,7 +188,7 @@ class Comparison:
     parted: Rest | None
 
 
-def compare(rest: Rest, seen: Transcript, tolerance: Tolerance) -> Comparison:
+def compare(rest: Rest, seen: Transcript, tolerance: Limits) -> Comparison:
     """Compares the device's answer with cpu/'s, up to and including the step at which they part.
 
     Raises:
@@ -252,7 +216,7 @@ def compare(rest: Rest, seen: Transcript, tolerance: Tolerance) -> Comparison:
     return Comparison(differences=tuple(differences), parted=None)
 
 
-def judge(differences: Sequence[float], partings: int, tolerance: Tolerance) -> str:
+def judge(differences: Sequence[float], partings: int, tolerance: Limits) -> str:
     """Returns a summary of all differences.
 
     Raises:

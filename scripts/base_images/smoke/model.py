@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from base_images.adapters import ownership
-from base_images.errors import UsageError
-from base_images.smoke import reference
+from base_images.smoke import reference, tolerances
 from base_images.smoke.reference import Architecture, Array
+from base_images.smoke.tolerances import Limits
 
 STEPS = 16
 """Tokens of the answer, to be requested as `n_predict` or `max_tokens`."""
@@ -37,9 +37,6 @@ TOP = 5
 
 MARGIN = 0.4
 """Nats by which the best token must lead the second at every step."""
-
-ROUTER_LEAD = 0.03
-"""The same for the last expert that a router chooses over the best one it leaves out, at every token and layer."""
 
 PROMPT_TOKENS = 32
 """Enough for the kernels that multiply many columns at once; generation uses those for a single column."""
@@ -63,6 +60,7 @@ LARGE_HEADS = dataclasses.replace(ARCHITECTURE, head_size=128)
 """Attention has kernels of its own for each size of a head: 64 and 128 are those of most models."""
 
 EXPERTS = dataclasses.replace(ARCHITECTURE, experts=4, experts_used=2)
+"""A mixture of experts."""
 
 SSM_INNER = 2 * WIDTH  # llama.cpp takes no other in granitehybrid
 SSM_HEADS = 8
@@ -88,93 +86,35 @@ class TensorType(StrEnum):
     BF16 = "BF16"
 
 
-ARCHITECTURES: Mapping[TensorType, Architecture] = MappingProxyType(
-    {
-        TensorType.F32: ARCHITECTURE,
-        TensorType.F16: ARCHITECTURE,
-        TensorType.Q8_0: ARCHITECTURE,
-        TensorType.Q4_0: ARCHITECTURE,
-        TensorType.Q4_K: ARCHITECTURE,
-        TensorType.Q5_K: LARGE_HEADS,
-        TensorType.Q6_K: LARGE_HEADS,
-        TensorType.IQ4_XS: LARGE_HEADS,
-        TensorType.MXFP4: EXPERTS,  # most models in MXFP4 are mixtures of experts, such as gpt-oss
-        TensorType.BF16: RECURRENT,
-    }
-)
-"""The model of each type. They share the layers and head sizes among them, so that no type needs several models."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Values for one tensor type that were searched for or measured once.
+class Model:
+    """The model of a tensor type.
 
     Attributes:
-        weights_seed: of the weights' stream; arbitrary, but with 0 the search for Q4_K takes long.
         seed: of the prompt, the first that `search_seed` accepts with these weights.
-        tolerance: largest accepted difference of a log-probability, in nats.
-        embedding_tolerance: largest accepted cosine distance of the embedding.
+        weights_seed: of the weights' stream; arbitrary, but with 0 the search for Q4_K takes long.
     """
 
-    weights_seed: int
+    architecture: Architecture = ARCHITECTURE
     seed: int
-    tolerance: float
-    embedding_tolerance: float
+    weights_seed: int = 0
 
 
-# The tolerances are about twice the largest differences of llama-server's CPU kernels (the x64, sse42, haswell,
-# skylakex and zen4 builds) for these prompts, one at a time and eight at once: 0.0080, 0.0082, 0.146, 0.133 and 0.255
-# nats, and a cosine distance of 4.2e-8, 8e-8, 2.9e-5, 3.4e-5 and 6.7e-5; over 100 other prompts 0.008, 0.011, 0.25,
-# 0.20 and 0.38 nats. F32 and F16 differ because the KV cache and attention's sums have 16 bits (with 32 bits for both,
-# F32 agrees to four decimals). The quantised types differ because the activations are rounded to 8 bits before they
-# are multiplied, for K-quants with one scale per 256 of them.
-CALIBRATIONS: Mapping[TensorType, Calibration] = MappingProxyType(
+MODELS: Mapping[TensorType, Model] = MappingProxyType(
     {
-        TensorType.F32: Calibration(weights_seed=0, seed=38, tolerance=0.02, embedding_tolerance=1e-6),
-        TensorType.F16: Calibration(weights_seed=0, seed=38, tolerance=0.02, embedding_tolerance=1e-6),
-        TensorType.Q8_0: Calibration(weights_seed=0, seed=32, tolerance=0.3, embedding_tolerance=1e-4),
-        TensorType.Q4_0: Calibration(weights_seed=0, seed=24, tolerance=0.25, embedding_tolerance=1e-4),
-        TensorType.Q4_K: Calibration(weights_seed=1, seed=1, tolerance=0.4, embedding_tolerance=2.5e-4),
-        TensorType.Q5_K: Calibration(weights_seed=0, seed=30, tolerance=0.4, embedding_tolerance=2.5e-4),
-        TensorType.Q6_K: Calibration(weights_seed=0, seed=43, tolerance=0.4, embedding_tolerance=2.5e-4),
-        TensorType.IQ4_XS: Calibration(weights_seed=0, seed=23, tolerance=0.4, embedding_tolerance=2.5e-4),
-        TensorType.MXFP4: Calibration(weights_seed=0, seed=67, tolerance=0.4, embedding_tolerance=2.5e-4),
-        TensorType.BF16: Calibration(weights_seed=0, seed=69, tolerance=0.4, embedding_tolerance=2.5e-4),
+        TensorType.F32: Model(seed=38),
+        TensorType.F16: Model(seed=38),
+        TensorType.Q8_0: Model(seed=32),
+        TensorType.Q4_0: Model(seed=24),
+        TensorType.Q4_K: Model(seed=1, weights_seed=1),
+        TensorType.Q5_K: Model(architecture=LARGE_HEADS, seed=30),
+        TensorType.Q6_K: Model(architecture=LARGE_HEADS, seed=43),
+        TensorType.IQ4_XS: Model(architecture=LARGE_HEADS, seed=23),
+        TensorType.MXFP4: Model(architecture=EXPERTS, seed=6),  # most models in MXFP4 are like that, such as gpt-oss
+        TensorType.BF16: Model(architecture=RECURRENT, seed=69),
     }
 )
-
-# Largest differences of llama-server b11312 on lavapipe (Mesa 25.0.7), one at a time and eight at once: 0.0060, 0.0223,
-# 0.0406, 0.0218 and 0.0397 nats, and a cosine distance of 1.2e-7, 3.7e-6, 3.8e-6, 2.8e-6 and 6.3e-6; F16 with other
-# prompts 0.028 nats. F32 has F16's tolerance because a device may round factors to as few bits (CUDA's TF32). The
-# quantised types keep their tolerance on the CPU: other devices may round the activations to 8 bits too, as lavapipe
-# does not.
-DEVICE_TOLERANCES: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
-    {
-        TensorType.F32: (0.06, 1e-5),
-        TensorType.F16: (0.06, 1e-5),
-        TensorType.Q8_0: (0.3, 1e-4),
-        TensorType.Q4_0: (0.25, 1e-4),
-        TensorType.Q4_K: (0.4, 2.5e-4),
-    }
-)
-"""`tolerance` and `embedding_tolerance` on an accelerator."""
-
-
-# Largest differences of llama-server's CPU kernels with keys and values cached in 8 bits (q8_0) and flash attention on:
-# 0.0660, 0.0675, 0.160, 0.136 and 0.273 nats for these prompts, 0.111, 0.155, 0.243, 0.250 and 0.389 nats over 100
-# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: on average a tenth more than with 16 bits
-# where the activations are rounded to 8 bits anyway, and ten times as much where not. The tolerances are about twice.
-_Q8_0_CACHE: Mapping[TensorType, tuple[float, float]] = MappingProxyType(
-    {
-        TensorType.F32: (0.15, 5e-5),
-        TensorType.F16: (0.15, 5e-5),
-        TensorType.Q8_0: (0.35, 1.5e-4),
-        TensorType.Q4_0: (0.3, 1.5e-4),
-        TensorType.Q4_K: (0.55, 3.5e-4),
-    }
-)
-CACHE_TOLERANCES: Mapping[str, Mapping[TensorType, tuple[float, float]]] = MappingProxyType({"q8_0": _Q8_0_CACHE})
-"""`tolerance` and `embedding_tolerance` by the type of a key-value cache of fewer than 16 bits."""
+"""One model per type: they share out the kinds of layers and the sizes of heads, which every type need not repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +142,7 @@ class KnownAnswer:
         text: the greedy answer of STEPS tokens, with no space at either end and no end token.
         embedding: the right answer of `/v1/embeddings` to `prompt`: the mean over its tokens, of length 1.
         margin: smallest lead of the best token over the second, in nats.
-        tolerance: largest accepted difference of a log-probability, in nats.
-        embedding_tolerance: largest accepted cosine distance of the embedding.
+        limits: how far a right server's answer may be off.
     """
 
     tensor_type: TensorType
@@ -214,13 +153,12 @@ class KnownAnswer:
     steps: tuple[Step, ...]
     embedding: tuple[float, ...]
     margin: float
-    tolerance: float
-    embedding_tolerance: float
+    limits: Limits
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSeed:
-    """The result of a search: the seed, the smallest lead of its answer in nats, and the seed in CALIBRATIONS."""
+    """The result of a search: the seed, the smallest lead of its answer in nats, and the seed in MODELS."""
 
     tensor_type: TensorType
     seed: int
@@ -239,10 +177,10 @@ class Tensor:
 @functools.cache
 def known_answer(tensor_type: TensorType) -> KnownAnswer:
     """Returns the model and its right answer, the same bytes in every process; takes a fraction of a second."""
-    calibration, architecture = CALIBRATIONS[tensor_type], ARCHITECTURES[tensor_type]
+    architecture = MODELS[tensor_type].architecture
     tensors = draw_tensors(tensor_type)
     weights = dequantise(tensors)
-    prompt = prompt_of(calibration.seed)
+    prompt = prompt_of(MODELS[tensor_type].seed)
     prompt_tokens = tokens_of(prompt)
     steps = tuple(map(_step, itertools.islice(greedy(weights, prompt_tokens, architecture), STEPS)))
     return KnownAnswer(
@@ -254,49 +192,31 @@ def known_answer(tensor_type: TensorType) -> KnownAnswer:
         steps=steps,
         embedding=tuple(reference.mean_embedding(weights, architecture, prompt_tokens).tolist()),
         margin=min(_lead(step) for step in steps),
-        tolerance=calibration.tolerance,
-        embedding_tolerance=calibration.embedding_tolerance,
+        limits=tolerances.of(tensor_type),
     )
 
 
-def on_device(answer: KnownAnswer) -> KnownAnswer:
-    """Returns the answer with the tolerances for an accelerator."""
-    tolerance, embedding_tolerance = DEVICE_TOLERANCES[answer.tensor_type]
-    return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
-
-
-def with_cache(answer: KnownAnswer, cache_type: str) -> KnownAnswer:
-    """Returns the answer with the tolerances for a type of key-value cache, such as `q8_0`.
-
-    Raises:
-        UsageError: no tolerances are known for the type.
-    """
-    try:
-        tolerance, embedding_tolerance = CACHE_TOLERANCES[cache_type][answer.tensor_type]
-    except KeyError as error:
-        raise UsageError(
-            f"How far a right server's answers may be off with a key-value cache of {cache_type} is not known: measure "
-            "it, and enter it in CACHE_TOLERANCES in model.py."
-        ) from error
-    return dataclasses.replace(answer, tolerance=tolerance, embedding_tolerance=embedding_tolerance)
+def within(answer: KnownAnswer, limits: Limits) -> KnownAnswer:
+    """Returns the answer with other limits, such as `tolerances.of` has for an accelerator."""
+    return dataclasses.replace(answer, limits=limits)
 
 
 def search_seed(tensor_type: TensorType) -> FoundSeed:
     """Returns the first seed, from 0, whose prompt has an answer as `KnownAnswer` describes it."""
     weights = dequantise(draw_tensors(tensor_type))
-    architecture = dataclasses.replace(ARCHITECTURES[tensor_type], least_lead=ROUTER_LEAD)
+    architecture = MODELS[tensor_type].architecture
     for seed in itertools.count():
         steps: list[Step] = []
         for row in itertools.islice(greedy(weights, tokens_of(prompt_of(seed)), architecture), STEPS):
             steps.append(_step(row))
-            if not _lead(steps[-1]) >= MARGIN or TOKENS[steps[-1].token] == END:
+            if _lead(steps[-1]) < MARGIN or TOKENS[steps[-1].token] == END:
                 break
         else:
             text = "".join(step.text for step in steps)
             if text == text.strip():
                 margin = min(_lead(step) for step in steps)
                 return FoundSeed(
-                    tensor_type=tensor_type, seed=seed, margin=margin, committed=CALIBRATIONS[tensor_type].seed
+                    tensor_type=tensor_type, seed=seed, margin=margin, committed=MODELS[tensor_type].seed
                 )
     raise AssertionError  # unreachable: the count does not end
 
@@ -347,8 +267,8 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
     With these deviations the state keeps a deviation of about 3 (the embedding's), the logits get one of about 4 and
     the attention scores one of about 2, so that every part affects the answer.
     """
-    architecture = ARCHITECTURES[tensor_type]
-    generator = _generator(CALIBRATIONS[tensor_type].weights_seed)
+    architecture = MODELS[tensor_type].architecture
+    generator = _generator(MODELS[tensor_type].weights_seed)
     tensors: dict[str, Tensor] = {}
 
     def vector(name: str, low: float, high: float, shape: tuple[int, ...] = (WIDTH,)) -> None:
@@ -364,6 +284,8 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
         tensors[name] = dataclasses.replace(drawn, stored=stored)
 
     matrix("token_embd", len(TOKENS), WIDTH, 3.0)
+    if architecture.experts:
+        tensors["token_embd"] = _with_routes(generator, tensors["token_embd"])
     for layer in range(architecture.layers):
         block = f"blk.{layer}"
         norm(f"{block}.attn_norm")
@@ -384,7 +306,8 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
             matrix(f"{block}.attn_output", WIDTH, queries, 0.0625)
         norm(f"{block}.ffn_norm")
         if architecture.experts:
-            vector(f"{block}.ffn_gate_inp", -0.25, 0.25, (architecture.experts, WIDTH))
+            vector(f"{block}.ffn_gate_inp", -0.05, 0.05, (architecture.experts, WIDTH))
+            tensors[f"{block}.ffn_gate_inp"].stored[:, : architecture.experts] += np.eye(architecture.experts)
         several = "_exps" if architecture.experts else ""
         matrix(f"{block}.ffn_gate{several}", FEED_FORWARD, WIDTH, 0.0625, count=architecture.experts)
         matrix(f"{block}.ffn_up{several}", FEED_FORWARD, WIDTH, 0.0625, count=architecture.experts)
@@ -392,6 +315,20 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
     norm("output_norm")
     matrix("output", len(TOKENS), WIDTH, 0.25)
     return tensors
+
+
+ROUTES = (-9.0, -6.0, 6.0, 9.0)
+"""Of a token, for each expert: the numbers in the first columns of its embedding, which the router reads.
+
+A router is a switch: where two experts are near a tie, rounding decides, and the answer is another. These numbers are
+so far apart that no near tie occurs."""
+
+
+def _with_routes(generator: np.random.Generator, embedding: Tensor) -> Tensor:
+    values = gguf.quants.dequantize(embedding.stored, embedding.type)
+    order = np.argsort(generator.random((len(values), len(ROUTES))))
+    values[:, : len(ROUTES)] = np.take(ROUTES, order)
+    return dataclasses.replace(embedding, stored=gguf.quants.quantize(values, embedding.type))
 
 
 def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
@@ -514,6 +451,8 @@ def to_gguf(tensors: Mapping[str, Tensor], architecture: Architecture = ARCHITEC
         path = directory / "model.gguf"
         writer = gguf.GGUFWriter(path, "granitehybrid" if architecture.recurrent else "llama")
         _describe(writer, architecture)
+        if {tensor.type for tensor in tensors.values()} >= {gguf.GGMLQuantizationType.MXFP4}:
+            writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE)  # the only type that llama.cpp does not guess
         for name, tensor in tensors.items():
             writer.add_tensor(file_name(name), tensor.stored, raw_dtype=tensor.type)
         writer.write_header_to_file()

@@ -27,8 +27,6 @@ class Architecture:
         recurrent: the layers with Mamba-2 instead of attention.
         experts: number of feed-forward networks per layer of which the router chooses; 0 without a router.
         experts_used: how many it chooses for a token.
-        least_lead: where the router's last choice leads the best it leaves out by less, the result is NaN: rounding
-            would decide. For searches.
     """
 
     layers: int
@@ -40,7 +38,6 @@ class Architecture:
     recurrent: frozenset[int] = frozenset()
     experts: int = 0
     experts_used: int = 0
-    least_lead: float = 0.0
 
 
 def hidden_states(weights: Mapping[str, Array], architecture: Architecture, tokens: Sequence[int]) -> Array:
@@ -158,10 +155,8 @@ def _feed_forward(state: Array, block: Mapping[str, Array], _: Architecture) -> 
 def _experts(state: Array, block: Mapping[str, Array], architecture: Architecture) -> Array:
     """Mixture of experts: the router chooses some of the networks per token, and their softmax is their shares."""
     router = state @ block["ffn_gate_inp"].T
-    ranked = np.sort(router, axis=-1)[:, ::-1]
-    last, next_one = ranked[:, architecture.experts_used - 1], ranked[:, architecture.experts_used]
-    shares = np.where(router >= last[:, None], np.exp(router - ranked[:, :1]), 0)
-    shares[last - next_one < architecture.least_lead] = np.nan
+    last = np.sort(router, axis=-1)[:, -architecture.experts_used, None]
+    shares = np.where(router >= last, np.exp(router - router.max(axis=-1, keepdims=True)), 0)
     shares /= shares.sum(axis=-1, keepdims=True)
     networks = zip(shares.T, block["ffn_gate_exps"], block["ffn_up_exps"], block["ffn_down_exps"], strict=True)
     result: Array = sum(share[:, None] * _swiglu(state, *network) for share, *network in networks)

@@ -17,7 +17,7 @@ from typing import TypedDict
 
 from base_images.progress import Listener, Progress, silent
 from base_images.recipes import consumer
-from base_images.smoke import agreement, checks_client, checks_http, model, speed
+from base_images.smoke import agreement, checks_client, checks_http, model, speed, tolerances
 from base_images.smoke.agreement import Pair
 from base_images.smoke.checks_http import ANSWER_SECONDS, Target, perform
 from base_images.smoke.checks_server import (
@@ -37,8 +37,6 @@ from base_images.smoke.speed import Measured
 from base_images.variants import Variant
 
 CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
-EXACT_CACHES = ("f32", "f16")
-"""Types of the key-value cache for which the default tolerances hold."""
 
 TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
 """All types; the two with every check come first, see `plan`."""
@@ -213,15 +211,12 @@ def check_servers(
 
 def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
     clock = time.monotonic()
-    answer = model.known_answer(server.tensor_type)
+    caches = {consumer.value_of(option, server.arguments) for option in CACHE_TYPES}
+    limits = tolerances.of(server.tensor_type, on_device=server.on_device, caches=caches)
+    answer = model.within(model.known_answer(server.tensor_type), limits)
     ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
     if server.on_device:
-        answer = model.on_device(answer)
         ready = patience = DEVICE_TIMEOUT_SECONDS
-    for option in CACHE_TYPES:
-        cache_type = consumer.value_of(option, server.arguments)
-        if cache_type not in {None, *EXACT_CACHES}:
-            answer = model.with_cache(answer, str(cache_type))
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
     with prepare(server, answer) as subject:
         running = subject.server
@@ -272,7 +267,7 @@ def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[s
             perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port)),
         ]
         if all(result.status is Status.PASS for result in results):
-            tolerance = agreement.TOLERANCES[pair.tensor_type]
+            tolerance = tolerances.AGREEMENT[pair.tensor_type]
             addresses = url(device.server, device.port), url(cpu.server, cpu.port)
             agree = partial(agreement.check_agreement, patience=DEVICE_TIMEOUT_SECONDS)
             attention = partial(agreement.check_flash_attention, wanted=pair.flash_attention)

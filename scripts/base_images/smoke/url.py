@@ -13,7 +13,7 @@ import requests
 
 from base_images.adapters import http_session
 from base_images.errors import UsageError, scrub
-from base_images.smoke import checks_http, model
+from base_images.smoke import checks_http, model, tolerances
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckSkippedError, Target, perform
 from base_images.smoke.report import Check, CheckResult, Device, ServerReport, SmokeReport, Status
@@ -97,7 +97,8 @@ def _check(url: str, variant: Variant, model_name: str, key: str) -> list[CheckR
                 "writes"
             )
         answer = model.known_answer(tensor_type)
-        target = dataclasses.replace(target, answer=model.on_device(answer) if variant.device else answer)
+        limits = tolerances.of(tensor_type, on_device=variant.device is not None)
+        target = dataclasses.replace(target, answer=model.within(answer, limits))
         return f"the model is the known-answer model of type {tensor_type}: its answers are judged"
 
     found = perform(Check.KNOWN_ANSWER, known_answer)

@@ -57,14 +57,14 @@ def compare(expected: KnownAnswer, seen: Sequence[SeenStep]) -> Verdict:
         for text, is_right, is_seen in _log_probabilities(right, step):
             difference = abs(is_seen - is_right) if math.isfinite(is_seen) else math.inf
             largest = max(largest or 0.0, difference)
-            if difference > expected.tolerance:
+            if difference > expected.limits.largest:
                 return verdict(
                     f"Step {number} gives {text!r} the log-probability {is_seen:.4f} where {is_right:.4f} is "
-                    f"right: {difference:.4f} apart, and {expected.tolerance} is allowed."
+                    f"right: {difference:.4f} apart, and {expected.limits.largest} is allowed."
                 )
     if len(seen) != len(expected.steps):
         return verdict(f"The answer has {len(seen)} tokens where {len(expected.steps)} are right.")
-    numbers = "" if largest is None else f", log-probabilities within {largest:.4f} ({expected.tolerance} allowed)"
+    numbers = "" if largest is None else f", log-probabilities within {largest:.4f} ({expected.limits.largest} allowed)"
     return verdict(f"All {len(seen)} tokens are right{numbers}.", ok=True)
 
 
@@ -83,12 +83,12 @@ def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
         )
     cosine = math.fsum(a * b for a, b in zip(expected.embedding, seen, strict=True)) / length
     distance = max(0.0, 1 - cosine)
-    ok = distance <= expected.embedding_tolerance
+    ok = distance <= expected.limits.embedding
     return Verdict(
         ok=ok,
         largest_difference=distance,
         reason=f"The embedding's cosine distance from the right one is {distance:.2e}, "
-        f"and {expected.embedding_tolerance:.1e} is allowed.",
+        f"and {expected.limits.embedding:.1e} is allowed.",
     )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from base_images.smoke import agreement
-from base_images.smoke.agreement import PAIRS, TOLERANCES, Comparison, Rest, Step, Tolerance, Transcript
+from base_images.smoke.agreement import PAIRS, Comparison, Rest, Step, Transcript
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.model import TOKENS, TensorType
+from base_images.smoke.tolerances import AGREEMENT, Limits
 
-TOLERANCE = Tolerance(largest=0.1, mean=0.05)
+TOLERANCE = Limits(largest=0.1, mean=0.05, embedding=0)
 
 
 def step(token: int, top: Mapping[int, float]) -> Step:
@@ -37,7 +38,7 @@ def test_pairs_cover_each_type_with_and_without_flash_attention() -> None:
         for tensor_type in (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K)
         for flash_attention in (True, False)
     }
-    assert {pair.tensor_type for pair in PAIRS} == set(TOLERANCES)
+    assert {pair.tensor_type for pair in PAIRS} == set(AGREEMENT)
 
 
 def test_the_arguments_of_a_pair() -> None:

@@ -18,7 +18,7 @@ from base_images.adapters.container import ContainerState
 from base_images.cli import views as report
 from base_images.errors import LaunchError, UsageError
 from base_images.recipes import consumer
-from base_images.smoke import checks_http, checks_server, containers, device, model, runner
+from base_images.smoke import checks_http, checks_server, containers, device, model, runner, tolerances
 from base_images.smoke import report as smoke_report
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError
@@ -122,10 +122,9 @@ def test_every_cache_type_of_bodhi_has_tolerances() -> None:
     for variant in variants.VARIANTS:
         for server in runner.plan(variant):
             for cache_type in (consumer.value_of(option, server.arguments) for option in runner.CACHE_TYPES):
-                if cache_type is not None:
-                    model.with_cache(model.known_answer(TensorType.Q8_0), cache_type)
+                tolerances.of(TensorType.Q8_0, caches={cache_type})
     with pytest.raises(UsageError, match="key-value cache of q4_1 is not known: measure it"):
-        model.with_cache(model.known_answer(TensorType.Q8_0), "q4_1")
+        tolerances.of(TensorType.Q8_0, caches={"q4_1"})
 
 
 def test_only_the_fallback_server_runs_without_the_device() -> None:

@@ -57,7 +57,8 @@ def judge(
     with np.errstate(all="ignore"):  # damaged weights overflow
         rows = reference.next_log_probabilities(weights, architecture, tokens)[model.PROMPT_TOKENS - 1 :]
     seen = seen_of(map(model._step, rows))
-    return compare(dataclasses.replace(expected, tolerance=tolerance * expected.tolerance), seen)
+    limits = dataclasses.replace(expected.limits, largest=tolerance * expected.limits.largest)
+    return compare(model.within(expected, limits), seen)
 
 
 def seen_of(steps: Iterable[Step]) -> list[SeenStep]:
@@ -88,7 +89,7 @@ def test_every_step_leads_by_the_margin(tensor_type: TensorType) -> None:
 @ALL_TYPES
 def test_rounding_does_not_change_a_token(tensor_type: TensorType) -> None:
     answer = known_answer(tensor_type)
-    assert answer.tolerance <= answer.margin
+    assert answer.limits.largest <= answer.margin
 
 
 def test_the_bytes_are_the_same_in_every_process() -> None:
@@ -295,7 +296,7 @@ def test_the_first_wrong_token_is_named_with_the_right_one() -> None:
 @pytest.mark.parametrize(("share", "ok"), [(0.99, True), (1.01, False)])
 def test_a_log_probability_may_differ_by_the_tolerance(share: float, ok: bool) -> None:
     seen = seen_of(EXPECTED.steps)
-    off = share * EXPECTED.tolerance
+    off = share * EXPECTED.limits.largest
     right = EXPECTED.steps[7]
     seen[7] = SeenStep(text=right.text, log_probability=right.log_probability + off)
     verdict = compare(EXPECTED, seen)
@@ -304,7 +305,7 @@ def test_a_log_probability_may_differ_by_the_tolerance(share: float, ok: bool) -
     if not ok:
         assert verdict.reason == (
             f"Step 8 gives {right.text!r} the log-probability {right.log_probability + off:.4f} where "
-            f"{right.log_probability:.4f} is right: {off:.4f} apart, and {EXPECTED.tolerance} is allowed."
+            f"{right.log_probability:.4f} is right: {off:.4f} apart, and {EXPECTED.limits.largest} is allowed."
         )
 
 
@@ -321,10 +322,10 @@ def test_a_wrong_or_missing_runner_up_is_wrong() -> None:
     right = EXPECTED.steps[3]
     for top in (
         tuple(
-            (text, number - (EXPECTED.tolerance + 0.01) * (place == 1))
+            (text, number - (EXPECTED.limits.largest + 0.01) * (place == 1))
             for place, (text, number) in enumerate(right.top)
         ),
-        (right.top[0], ("?", right.top[1][1] - EXPECTED.tolerance - 0.01)),
+        (right.top[0], ("?", right.top[1][1] - EXPECTED.limits.largest - 0.01)),
     ):
         seen = seen_of(EXPECTED.steps)
         seen[3] = dataclasses.replace(seen[3], top=top)
@@ -336,7 +337,7 @@ def test_a_wrong_or_missing_runner_up_is_wrong() -> None:
 def test_a_near_tie_at_the_end_of_the_top_may_fall_either_way() -> None:
     seen = seen_of(EXPECTED.steps)
     top = seen[3].top
-    seen[3] = dataclasses.replace(seen[3], top=(*top[:-1], ("?", top[-1][1] + EXPECTED.tolerance / 2)))
+    seen[3] = dataclasses.replace(seen[3], top=(*top[:-1], ("?", top[-1][1] + EXPECTED.limits.largest / 2)))
     assert compare(EXPECTED, seen).ok
 
 
