@@ -20,8 +20,9 @@ from base_images.smoke import server as servers
 from base_images.smoke.agreement import PAIRS, Pair
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.device import Granted
-from base_images.smoke.model import Tensor, TensorType
+from base_images.smoke.model import TensorType
 from base_images.smoke.tolerances import AGREEMENT
+from base_images.smoke.weights import Tensor
 
 BIN = "/app/bin/x86_64-unknown-linux-gnu"
 LAVAPIPE = device.in_software(variants.find("vulkan"))

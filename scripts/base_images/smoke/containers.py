@@ -213,6 +213,7 @@ def smoke(
                     healthcheck=image.healthcheck,
                 )
 
+        options.setdefault("shares_files", engine.is_near)
         return check_servers(image.id, variant, prepare, **options)
 
 

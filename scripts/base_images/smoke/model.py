@@ -13,21 +13,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 
 from base_images.adapters import ownership
 from base_images.smoke import reference, tolerances
 from base_images.smoke.reference import Architecture, Array
 from base_images.smoke.tolerances import Limits
+from base_images.smoke.weights import Tensor, draw_matrix, generator_of
 
 STEPS = 16
 """Tokens of the answer, to be requested as `n_predict` or `max_tokens`."""
@@ -40,6 +39,9 @@ MARGIN = 0.4
 
 PROMPT_TOKENS = 32
 """Enough for the kernels that multiply many columns at once; generation uses those for a single column."""
+
+LONG_TOKENS = 4500
+"""More than the 4,096 at which other counters end, and than eight times the 512 that llama-server takes at once."""
 
 WIDTH = 256  # the block of a K-quant is 256 weights of one row
 FEED_FORWARD = 512
@@ -117,6 +119,13 @@ MODELS: Mapping[TensorType, Model] = MappingProxyType(
 """One model per type: they share out the kinds of layers and the sizes of heads, which every type need not repeat."""
 
 
+LONG_PROMPTS: Mapping[TensorType, tuple[int, str]] = MappingProxyType(
+    {TensorType.F16: (7, "Y+3mVY+3mVY+3mVY"), TensorType.Q6_K: (0, "x" * STEPS)}
+)
+"""For a type of each size of a head, the first seed of a prompt of LONG_TOKENS whose answer leads like the others, and
+that answer, which takes STEPS passes of the reference to find and one to verify."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One token of the right answer.
@@ -158,20 +167,13 @@ class KnownAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSeed:
-    """The result of a search: the seed, the smallest lead of its answer in nats, and the seed in MODELS."""
+    """The result of a search: the seed, the smallest lead of its answer in nats, and the seed in this file."""
 
     tensor_type: TensorType
     seed: int
     margin: float
     committed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """A tensor as GGUF stores it: numbers of its type, or rows of bytes with quantised blocks."""
-
-    stored: NDArray[np.generic]
-    type: gguf.GGMLQuantizationType
+    text: str
 
 
 @functools.cache
@@ -196,6 +198,30 @@ def known_answer(tensor_type: TensorType) -> KnownAnswer:
     )
 
 
+@functools.cache
+def long_answer(tensor_type: TensorType) -> KnownAnswer:
+    """Returns the right answer to a prompt of LONG_TOKENS, without its embedding; takes seconds and 300 MB of memory.
+
+    Raises:
+        KeyError: the model has no such prompt.
+    """
+    seed, text = LONG_PROMPTS[tensor_type]
+    prompt = long_prompt_of(seed)
+    tokens = tokens_of(prompt + text[:-1])
+    weights = dequantise(draw_tensors(tensor_type))
+    rows = reference.next_log_probabilities(weights, MODELS[tensor_type].architecture, tokens)[LONG_TOKENS - 1 :]
+    steps = tuple(map(_step, rows))
+    return dataclasses.replace(
+        known_answer(tensor_type),
+        prompt=prompt,
+        prompt_tokens=tokens[:LONG_TOKENS],
+        text="".join(step.text for step in steps),
+        steps=steps,
+        embedding=(),
+        margin=min(map(_lead, steps)),
+    )
+
+
 def within(answer: KnownAnswer, limits: Limits) -> KnownAnswer:
     """Returns the answer with other limits, such as `tolerances.of` has for an accelerator."""
     return dataclasses.replace(answer, limits=limits)
@@ -203,11 +229,22 @@ def within(answer: KnownAnswer, limits: Limits) -> KnownAnswer:
 
 def search_seed(tensor_type: TensorType) -> FoundSeed:
     """Returns the first seed, from 0, whose prompt has an answer as `KnownAnswer` describes it."""
+    found = _search(tensor_type, prompt_of)
+    return dataclasses.replace(found, committed=MODELS[tensor_type].seed)
+
+
+def search_long_seed(tensor_type: TensorType) -> FoundSeed:
+    """The same for the long prompt; takes minutes."""
+    found = _search(tensor_type, long_prompt_of)
+    return dataclasses.replace(found, committed=LONG_PROMPTS[tensor_type][0])
+
+
+def _search(tensor_type: TensorType, prompt: Callable[[int], str]) -> FoundSeed:
     weights = dequantise(draw_tensors(tensor_type))
     architecture = MODELS[tensor_type].architecture
     for seed in itertools.count():
         steps: list[Step] = []
-        for row in itertools.islice(greedy(weights, tokens_of(prompt_of(seed)), architecture), STEPS):
+        for row in itertools.islice(greedy(weights, tokens_of(prompt(seed)), architecture), STEPS):
             steps.append(_step(row))
             if _lead(steps[-1]) < MARGIN or TOKENS[steps[-1].token] == END:
                 break
@@ -215,17 +252,21 @@ def search_seed(tensor_type: TensorType) -> FoundSeed:
             text = "".join(step.text for step in steps)
             if text == text.strip():
                 margin = min(_lead(step) for step in steps)
-                return FoundSeed(
-                    tensor_type=tensor_type, seed=seed, margin=margin, committed=MODELS[tensor_type].seed
-                )
+                return FoundSeed(tensor_type=tensor_type, seed=seed, margin=margin, committed=seed, text=text)
     raise AssertionError  # unreachable: the count does not end
 
 
 def prompt_of(seed: int) -> str:
     """Returns PROMPT_TOKENS different letters and digits in the order that `seed` gives."""
     letters = string.ascii_letters + string.digits
-    order = np.argsort(_generator(seed).random(len(letters)))[:PROMPT_TOKENS]
+    order = np.argsort(generator_of(seed).random(len(letters)))[:PROMPT_TOKENS]
     return "".join(letters[index] for index in order)
+
+
+def long_prompt_of(seed: int) -> str:
+    """Returns LONG_TOKENS letters and digits that `seed` gives."""
+    letters = string.ascii_letters + string.digits
+    return "".join(letters[int(number * len(letters))] for number in generator_of(seed).random(LONG_TOKENS))
 
 
 def tokens_of(text: str) -> tuple[int, ...]:
@@ -258,7 +299,7 @@ def _lead(step: Step) -> float:
     return step.top[0][1] - step.top[1][1]
 
 
-# --- The weights. Only additions, products and square roots are used, which every machine rounds alike. ---
+# --- The weights. ---
 
 
 def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
@@ -268,7 +309,8 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
     the attention scores one of about 2, so that every part affects the answer.
     """
     architecture = MODELS[tensor_type].architecture
-    generator = _generator(MODELS[tensor_type].weights_seed)
+    generator = generator_of(MODELS[tensor_type].weights_seed)
+    stored_type = gguf.GGMLQuantizationType[tensor_type]
     tensors: dict[str, Tensor] = {}
 
     def vector(name: str, low: float, high: float, shape: tuple[int, ...] = (WIDTH,)) -> None:
@@ -279,7 +321,7 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
         vector(name, 0.75, 1.25)
 
     def matrix(name: str, rows: int, columns: int, deviation: float, *, count: int = 0) -> None:
-        drawn = _draw_matrix(generator, tensor_type, (count or 1) * rows, columns, deviation)
+        drawn = draw_matrix(generator, stored_type, (count or 1) * rows, columns, deviation)
         stored = drawn.stored.reshape(count, rows, -1) if count else drawn.stored
         tensors[name] = dataclasses.replace(drawn, stored=stored)
 
@@ -306,8 +348,9 @@ def draw_tensors(tensor_type: TensorType) -> dict[str, Tensor]:
             matrix(f"{block}.attn_output", WIDTH, queries, 0.0625)
         norm(f"{block}.ffn_norm")
         if architecture.experts:
-            vector(f"{block}.ffn_gate_inp", -0.05, 0.05, (architecture.experts, WIDTH))
-            tensors[f"{block}.ffn_gate_inp"].stored[:, : architecture.experts] += np.eye(architecture.experts)
+            noise = 0.1 * generator.random((architecture.experts, WIDTH)) - 0.05
+            router = (np.eye(architecture.experts, WIDTH) + noise).astype(np.float32)
+            tensors[f"{block}.ffn_gate_inp"] = Tensor(stored=router, type=gguf.GGMLQuantizationType.F32)
         several = "_exps" if architecture.experts else ""
         matrix(f"{block}.ffn_gate{several}", FEED_FORWARD, WIDTH, 0.0625, count=architecture.experts)
         matrix(f"{block}.ffn_up{several}", FEED_FORWARD, WIDTH, 0.0625, count=architecture.experts)
@@ -338,110 +381,6 @@ def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     }
 
 
-def _draw_matrix(
-    generator: np.random.Generator, tensor_type: TensorType, rows: int, columns: int, deviation: float
-) -> Tensor:
-    """Returns a matrix; where the gguf package can dequantise a type but not quantise it, of blocks drawn at random."""
-    stored_type = gguf.GGMLQuantizationType[tensor_type]
-    if tensor_type is TensorType.Q4_K:
-        return Tensor(stored=_draw_q4_k(generator, rows, columns, deviation), type=stored_type)
-    if tensor_type is TensorType.Q5_K:
-        return Tensor(stored=_draw_q5_k(generator, rows, columns, deviation), type=stored_type)
-    if tensor_type in _ONE_SCALE:
-        return Tensor(stored=_draw_bytes(generator, tensor_type, rows, columns, deviation), type=stored_type)
-    values = _bell(generator, (rows, columns)) * (deviation / _BELL_DEVIATION)
-    return Tensor(stored=gguf.quants.quantize(values.astype(np.float32), stored_type), type=stored_type)
-
-
-_BELL_DEVIATION = math.sqrt(1 / 7)
-
-
-def _bell(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Returns numbers from -1 to 1, most of them small: cubes of uniform ones, of deviation sqrt(1/7)."""
-    uniform = 2 * generator.random(shape) - 1
-    return uniform * uniform * uniform
-
-
-def _draw_q4_k(generator: np.random.Generator, rows: int, columns: int, deviation: float) -> NDArray[np.uint8]:
-    """Returns rows of valid Q4_K blocks; the gguf package can dequantise them but not quantise.
-
-    A block is 256 weights, d * scale * nibble - dmin * minimum, with a scale and a minimum of 6 bits per 32 weights
-    (block_q4_K in ggml-common.h; their packing into 12 bytes: get_scale_min_k4 in ggml-quants.c).
-    """
-    blocks = rows * columns // 256
-    scales, minima = _draw_scales(generator, blocks)
-    nibbles = np.rint(7.5 + 7.5 * _bell(generator, (blocks, 4, 2, 32))).astype(np.uint8)
-    d = deviation / (7.5 * _BELL_DEVIATION * _MEAN_SCALE)
-    quants = (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).reshape(blocks, 128)
-    return np.concatenate([*_packed(d, 7.5, scales, minima), quants], axis=1).reshape(rows, -1)
-
-
-def _draw_q5_k(generator: np.random.Generator, rows: int, columns: int, deviation: float) -> NDArray[np.uint8]:
-    """Returns rows of valid Q5_K blocks: those of Q4_K with numbers of 5 bits, whose fifth bits come first."""
-    blocks = rows * columns // 256
-    scales, minima = _draw_scales(generator, blocks)
-    quants = _draw_uniform(generator, (blocks, 32 + 128))
-    d = deviation / (math.sqrt((32**2 - 1) / 12) * _MEAN_SCALE)
-    return np.concatenate([*_packed(d, 15.5, scales, minima), quants], axis=1).reshape(rows, -1)
-
-
-_MEAN_SCALE = 47.5
-
-
-def _draw_scales(generator: np.random.Generator, blocks: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns a K-quant's scales and minima; where dmin is d times the middle quant, an equal minimum centres on 0."""
-    scales = (32 + 32 * generator.random((blocks, 8))).astype(np.uint8)
-    minima = np.minimum(63, scales + (8 * generator.random((blocks, 8))).astype(np.uint8) - 4).astype(np.uint8)
-    return scales, minima
-
-
-def _packed(
-    d: float, middle: float, scales: NDArray[np.uint8], minima: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], ...]:
-    """Returns the first 16 bytes of Q4_K's and Q5_K's blocks; `middle` is the quant that becomes 0."""
-    return (
-        *(np.full((len(scales), 1), number, dtype=np.float16).view(np.uint8) for number in (d, middle * d)),
-        scales[:, :4] | (scales[:, 4:] >> 4) << 6,
-        minima[:, :4] | (minima[:, 4:] >> 4) << 6,
-        (scales[:, 4:] & 0x0F) | (minima[:, 4:] & 0x0F) << 4,
-    )
-
-
-def _mean_square(numbers: Iterable[int]) -> float:
-    squares = [number * number for number in numbers]
-    return sum(squares) / len(squares)
-
-
-# The place of d in a block, and the deviation of a block of random bytes when d is 1. Q6_K is d * scale * quant with
-# scales of 8 bits and quants of 6; IQ4_XS has scales of 6 bits, and quants of 4 that stand for unevenly spaced numbers.
-_ONE_SCALE: Mapping[TensorType, tuple[int, float]] = MappingProxyType(
-    {
-        TensorType.Q6_K: (208, math.sqrt(_mean_square(range(-128, 128)) * _mean_square(range(-32, 32)))),
-        TensorType.IQ4_XS: (0, math.sqrt(_mean_square(range(-32, 32)) * _mean_square(gguf.quants.IQ4_NL.kvalues))),
-    }
-)
-
-
-def _draw_bytes(
-    generator: np.random.Generator, tensor_type: TensorType, rows: int, columns: int, deviation: float
-) -> NDArray[np.uint8]:
-    """Returns rows of blocks in which any bytes are valid and only d, the scale of the whole block, is not random."""
-    weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor_type]]
-    place, unscaled = _ONE_SCALE[tensor_type]
-    drawn = _draw_uniform(generator, (rows * columns // weights, size))
-    drawn[:, place : place + 2] = np.full(1, deviation / unscaled, dtype=np.float16).view(np.uint8)
-    return drawn.reshape(rows, -1)
-
-
-def _draw_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return (256 * generator.random(shape)).astype(np.uint8)
-
-
-def _generator(seed: int) -> np.random.Generator:
-    """Returns the random stream of a seed; only `random()` is used, which is the same in every version of numpy."""
-    return np.random.Generator(np.random.PCG64(seed))
-
-
 # --- The file. ---
 
 
@@ -450,7 +389,7 @@ def to_gguf(tensors: Mapping[str, Tensor], architecture: Architecture = ARCHITEC
     with ownership.temporary_directory() as directory:
         path = directory / "model.gguf"
         writer = gguf.GGUFWriter(path, "granitehybrid" if architecture.recurrent else "llama")
-        _describe(writer, architecture)
+        describe(writer, architecture)
         if {tensor.type for tensor in tensors.values()} >= {gguf.GGMLQuantizationType.MXFP4}:
             writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE)  # the only type that llama.cpp does not guess
         for name, tensor in tensors.items():
@@ -467,12 +406,21 @@ def file_name(name: str) -> str:
     return name if name.endswith((".bias", ".ssm_a", ".ssm_d")) else f"{name}.weight"
 
 
-def _describe(writer: gguf.GGUFWriter, architecture: Architecture) -> None:
-    writer.add_name("known-answer")
+def describe(
+    writer: gguf.GGUFWriter,
+    architecture: Architecture,
+    *,
+    name: str = "known-answer",
+    width: int = WIDTH,
+    feed_forward: int = FEED_FORWARD,
+    tokens: Sequence[str] = TOKENS,
+) -> None:
+    """Adds all metadata of a model's file: its sizes, and a vocabulary with the end token."""
+    writer.add_name(name)
     writer.add_context_length(CONTEXT)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_vocab_size(len(tokens))
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(feed_forward)
     writer.add_block_count(architecture.layers)
     writer.add_head_count(architecture.heads)
     if architecture.recurrent:
@@ -496,11 +444,11 @@ def _describe(writer: gguf.GGUFWriter, architecture: Architecture) -> None:
         writer.add_expert_used_count(architecture.experts_used)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
 
-    end = TOKENS.index(END)
+    end = tokens.index(END)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([token.replace(" ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}") for token in TOKENS])
-    writer.add_token_types([gguf.TokenType.CONTROL if token == END else gguf.TokenType.NORMAL for token in TOKENS])
+    writer.add_token_list([token.replace(" ", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}") for token in tokens])
+    writer.add_token_types([gguf.TokenType.CONTROL if token == END else gguf.TokenType.NORMAL for token in tokens])
     writer.add_token_merges([f"{END[0]} {END[1:]}"])  # may not be empty; the second half of this one never occurs
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)

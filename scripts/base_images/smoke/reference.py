@@ -80,6 +80,10 @@ def _norm(state: Array, weight: Array, architecture: Architecture) -> Array:
     return result
 
 
+_ROWS = 256
+"""Queries at once: the scores of all queries of a long prompt would take gigabytes."""
+
+
 def _attention(state: Array, block: Mapping[str, Array], architecture: Architecture) -> Array:
     """Causal self-attention; each group of query heads shares one head of keys and values."""
     group = architecture.heads // architecture.kv_heads
@@ -88,11 +92,16 @@ def _attention(state: Array, block: Mapping[str, Array], architecture: Architect
     value = _split(state @ block["attn_v"].T, architecture.kv_heads)
     key, value = np.repeat(key, group, axis=0), np.repeat(value, group, axis=0)
 
-    scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
-    scores[:, np.triu(np.ones(scores.shape[1:], dtype=bool), k=1)] = -np.inf
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    mixed = (shares @ value).swapaxes(0, 1).reshape(len(state), -1)
+    mixed = np.empty_like(query)
+    position = np.arange(len(state))
+    for first in range(0, len(state), _ROWS):
+        rows, until = slice(first, first + _ROWS), first + _ROWS
+        scores = query[:, rows] @ key[:, :until].swapaxes(1, 2) / np.sqrt(query.shape[-1])
+        scores[:, position[rows, None] < position[:until]] = -np.inf
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        mixed[:, rows] = shares @ value[:, :until]
+    mixed = mixed.swapaxes(0, 1).reshape(len(state), -1)
     result: Array = mixed @ block["attn_output"].T
     return result
 
