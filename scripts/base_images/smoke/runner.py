@@ -43,8 +43,8 @@ TENSOR_TYPES = tuple(dict.fromkeys((TensorType.F32, TensorType.Q8_0, *TensorType
 """All types; the two with every check come first, see `plan`."""
 
 SOFTWARE_TYPES = (*TENSOR_TYPES[:5], TensorType.MXFP4, TensorType.BF16)
-"""For a device in software, where each server takes a minute: without the types whose models have no layer of their
-own."""
+"""For a device in software, where each server takes a minute: the last two for the kinds of layers that only their
+models have, a mixture of experts and Mamba-2."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import gguf
@@ -83,7 +83,7 @@ def seen_of(steps: Iterable[Step]) -> list[SeenStep]:
 @ALL_TYPES
 def test_the_search_finds_the_committed_seed_and_margin(tensor_type: TensorType) -> None:
     found = model.search_seed(tensor_type)
-    assert found.seed == found.committed == MODELS[tensor_type].seed
+    assert found.found == found.committed == MODELS[tensor_type].seed
     assert found.margin == pytest.approx(known_answer(tensor_type).margin, abs=1e-9)
     assert found.margin >= model.MARGIN
 
@@ -191,12 +191,93 @@ def test_grouped_heads_equal_repeated_ones() -> None:
     )
 
 
+def test_long_prompts_in_parts_give_what_they_give_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, tokens = cached_weights(TensorType.F32), known_answer(TensorType.F32).prompt_tokens
+    at_once = reference.hidden_states(weights, ARCHITECTURE, tokens)
+    monkeypatch.setattr(reference, "_ROWS", 5)
+    in_parts = reference.hidden_states(weights, ARCHITECTURE, tokens)
+    assert np.allclose(in_parts, at_once, rtol=0, atol=1e-12)
+
+
+def test_experts_alike_are_one_network() -> None:
+    """Whichever are chosen, and however their shares are, which add to 1."""
+    weights, tokens = cached_weights(TensorType.MXFP4), [1, 2, 3]
+    name = "blk.{}.ffn_{}"
+    parts = [name.format(layer, part) for layer in range(2) for part in ("gate", "up", "down")]
+    one = {part: weights[f"{part}_exps"][0] for part in parts}
+    alike = {f"{part}_exps": np.stack([weight] * 4) for part, weight in one.items()}
+    mixed = reference.hidden_states({**weights, **alike}, model.EXPERTS, tokens)
+    assert np.allclose(mixed, reference.hidden_states({**weights, **one}, ARCHITECTURE, tokens), rtol=0, atol=1e-12)
+
+
+def test_no_router_is_near_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding to 8 bits moves a lead by 0.015 on average."""
+    leads = []
+    mix = reference._experts
+
+    def recorded(state: Array, block: Mapping[str, Array], architecture: Architecture) -> Array:
+        router = np.sort(state @ block["ffn_gate_inp"].T, axis=-1)
+        leads.append((router[:, -2] - router[:, -3]).min())
+        return mix(state, block, architecture)
+
+    monkeypatch.setattr(reference, "_experts", recorded)
+    verdict = judge(known_answer(TensorType.MXFP4), cached_weights(TensorType.MXFP4))
+    assert verdict.ok
+    assert min(leads) > 1
+
+
+def test_mamba_forgets_what_its_decay_says() -> None:
+    """The sum over all earlier tokens that the recurrence stands for, each decayed by every step since."""
+    weights = cached_weights(TensorType.BF16)
+    block = {name.removeprefix("blk.0."): weight for name, weight in weights.items() if name.startswith("blk.0.")}
+    state = np.random.default_rng(0).standard_normal((7, model.WIDTH))
+    inner, size, heads = model.SSM_INNER, model.SSM_STATE, model.SSM_HEADS
+    projected = state @ block["ssm_in"].T
+    gate, step = projected[:, :inner], np.log1p(np.exp(projected[:, -heads:] + block["ssm_dt.bias"]))
+    channels = np.zeros((7, inner + 2 * size))
+    for token in range(7):
+        for back in range(min(token + 1, model.SSM_KERNEL)):
+            seen = projected[token - back, inner:-heads]
+            channels[token] += seen * block["ssm_conv1d"][:, model.SSM_KERNEL - 1 - back]
+    channels = reference._silu(channels + block["ssm_conv1d.bias"])
+    mixed = np.zeros((7, heads, inner // heads))
+    for token in range(7):
+        for earlier in range(token + 1):
+            decay = np.exp((step[earlier + 1 : token + 1] * block["ssm_a"][:, 0]).sum(axis=0))
+            write, read = channels[earlier, inner : inner + size], channels[token, inner + size :]
+            share = decay * step[earlier] * (write @ read)
+            mixed[token] += share[:, None] * channels[earlier, :inner].reshape(heads, -1)
+        mixed[token] += block["ssm_d"] * channels[token, :inner].reshape(heads, -1)
+    normed = reference._norm(mixed.reshape(7, inner) * reference._silu(gate), block["ssm_norm"][0], ARCHITECTURE)
+    assert np.allclose(normed @ block["ssm_out"].T, reference._mamba2(state, block, ARCHITECTURE), rtol=0, atol=1e-12)
+
+
 def test_log_probabilities_are_those_of_a_distribution() -> None:
     rows = reference.next_log_probabilities(cached_weights(TensorType.F32), ARCHITECTURE, [1, 2, 3])
     assert np.allclose(np.exp(rows).sum(axis=1), 1)
 
 
 # --- Damage. ---
+
+
+def test_a_long_prompt_notices_32_keys_that_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = model.long_answer(TensorType.F16)
+    assert len(answer.prompt_tokens) == model.LONG_TOKENS
+    assert answer.text == model.LONG_PROMPTS[TensorType.F16][1] == answer.text.strip()
+    assert answer.margin >= model.MARGIN
+    rotate = reference._rotate
+
+    def hiding(heads: Array, base: float) -> Array:
+        rotated = rotate(heads, base)
+        if len(heads) == ARCHITECTURE.kv_heads:
+            rotated[:, 2048:2080] = 0
+        return rotated
+
+    monkeypatch.setattr(reference, "_rotate", hiding)
+    tokens = [*answer.prompt_tokens, *(step.token for step in answer.steps[:-1])]
+    rows = reference.next_log_probabilities(cached_weights(TensorType.F16), ARCHITECTURE, tokens)
+    verdict = compare(answer, seen_of(map(model._step, rows[model.LONG_TOKENS - 1 :])))
+    assert not verdict.ok, verdict.reason
 
 
 HIGHEST_BIT = {
@@ -276,6 +357,43 @@ def test_a_dropped_layer_changes_the_verdict(tensor_type: TensorType, dropped: i
     verdict = judge(
         known_answer(tensor_type), renamed, dataclasses.replace(architecture, layers=1, recurrent=recurrent)
     )
+    assert not verdict.ok, verdict.reason
+
+
+@pytest.mark.parametrize("layer", range(ARCHITECTURE.layers))
+def test_two_swapped_experts_change_the_verdict(layer: int) -> None:
+    expected, weights = known_answer(TensorType.MXFP4), cached_weights(TensorType.MXFP4)
+    for part in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+        name = f"blk.{layer}.{part}"
+        verdict = judge(expected, {**weights, name: weights[name][[1, 0, 2, 3]]})
+        assert not verdict.ok, verdict.reason
+
+
+def test_the_second_expert_left_out_changes_the_verdict() -> None:
+    architecture = dataclasses.replace(model.EXPERTS, experts_used=1)
+    verdict = judge(known_answer(TensorType.MXFP4), cached_weights(TensorType.MXFP4), architecture)
+    assert not verdict.ok, verdict.reason
+
+
+def without_decay(block: dict[str, Array]) -> None:
+    block["ssm_a"] = 0 * block["ssm_a"]
+
+
+def backwards(block: dict[str, Array]) -> None:
+    block["ssm_conv1d"] = block["ssm_conv1d"][:, ::-1]
+
+
+def swapped(block: dict[str, Array]) -> None:
+    block["ssm_d"] = block["ssm_d"][::-1]
+
+
+@pytest.mark.parametrize("change", [without_decay, backwards, swapped])
+def test_a_wrong_recurrence_changes_the_verdict(change: Callable[[dict[str, Array]], None]) -> None:
+    weights = cached_weights(TensorType.BF16)
+    block = {name.removeprefix("blk.0."): weight for name, weight in weights.items() if name.startswith("blk.0.")}
+    change(block)
+    damaged = {f"blk.0.{name}": weight for name, weight in block.items()}
+    verdict = judge(known_answer(TensorType.BF16), {**weights, **damaged})
     assert not verdict.ok, verdict.reason
 
 
