@@ -195,9 +195,9 @@ def compose(_: Context) -> None:
 
 @command()
 def search_model_seeds(_: Context) -> None:
-    """Searches the seeds of known-answer models again, which takes minutes.
+    """Searches the seeds of known-answer models again.
 
-    Exit code 1 when one, or the answer to a long prompt, is not what model.py has.
+    It takes minutes. Exit code 1 when one, or the answer to a long prompt, is not what model.py has.
     """
     from base_images.cli import views
     from base_images.smoke import model

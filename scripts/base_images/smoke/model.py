@@ -419,10 +419,11 @@ def describe(
     width: int = WIDTH,
     feed_forward: int = FEED_FORWARD,
     tokens: Sequence[str] = TOKENS,
+    context: int | None = None,
 ) -> None:
     """Adds all metadata of a model's file: its sizes, and a vocabulary with the end token."""
     writer.add_name(name)
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context or CONTEXT)
     writer.add_vocab_size(len(tokens))
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(feed_forward)

@@ -104,6 +104,9 @@ class Shape:
         return sum(rows * columns for rows, columns in self.matrices.values()) // per_block * size
 
 
+CONTEXT = 2048
+"""Of the written model; more would take memory on the device and change nothing."""
+
 _TYPE = gguf.GGMLQuantizationType.Q4_K
 
 _DRAWN_ROWS = 4096
@@ -144,6 +147,7 @@ def write_model(path: Path, shape: Shape) -> None:
         width=shape.width,
         feed_forward=shape.feed_forward,
         tokens=tokens,
+        context=CONTEXT,
     )
     drawn = weights.draw_matrix(weights.generator_of(0), _TYPE, _DRAWN_ROWS, shape.width, 0.02).stored
     ones = np.ones(shape.width, dtype=np.float32)

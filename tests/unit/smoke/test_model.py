@@ -16,6 +16,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -147,6 +148,12 @@ def test_the_weights_have_their_deviations(tensor_type: TensorType) -> None:
     for name, deviation in {"token_embd": 3.0, "blk.1.attn_q": 0.1, down: 0.0625, "output": 0.25}.items():
         assert weights[name].std() == pytest.approx(deviation, rel=0.1)
         assert abs(weights[name].mean()) < 0.1 * deviation
+
+
+@ALL_TYPES
+def test_the_document_has_every_type(tensor_type: TensorType) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "testing.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| [^|]*\b{tensor_type}\b", text, re.MULTILINE)
 
 
 # --- The reference: properties of its formulas. ---
