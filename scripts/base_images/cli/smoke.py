@@ -164,6 +164,65 @@ def smoke(
 
 @command(
     help={
+        "variant": "which accelerator",
+        "image": "tag, digest or id, pulled if the engine does not have it; default: the local build",
+        "binary": "start this llama-server of the host instead: needs no engine",
+        "on": "host: its accelerator; software: one that the CPU emulates; nothing: only the CPU",
+        "driver": "version of the device's driver, for the rows; NVIDIA's is read from the host",
+        "toolkit": "version of the toolkit that --binary was built with, for the rows",
+        "output": "write the rows to this file instead of printing them",
+    },
+)
+def calibrate(
+    _: Context,
+    variant: str,
+    image: str = "",
+    binary: str = "",
+    on: str = "host",
+    driver: str = "",
+    toolkit: str = "",
+    output: str = "",
+) -> None:
+    """Measures a device that is known to be right, as rows for noise.json.
+
+    Example: invoke calibrate --variant cuda --output build/rows.json
+    """
+    tested = variants.find(variant)
+    if image and binary:
+        raise UsageError("--image and --binary exclude each other: choose what is to be measured.")
+    from base_images.smoke import device as devices
+
+    where = devices.where(on)
+    granted = devices.to_test(tested, where)
+    from base_images.adapters import files
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
+
+    with views.Display(views.mode(quiet=not output), f"calibration of {variant}") as display:
+        if path := caller_path(binary):
+            measured = smoke_command.calibrate_program(
+                path, tested, device=granted, driver=driver, toolkit=toolkit, listener=display.progress
+            )
+        else:
+            from base_images.adapters import engine
+
+            connected = engine.connect()
+            granted = devices.to_test(tested, where, runtimes=connected.runtimes())
+            found = smoke_command.image_under_test(
+                connected, tested, image, checkout=ROOT, listener=display.progress, notice=views.complain
+            )
+            measured = smoke_command.calibrate_image(
+                connected, found, tested, device=granted, driver=driver, toolkit=toolkit, listener=display.progress
+            )
+    if destination := caller_path(output):
+        files.write(destination, measured)
+        views.say(f"{destination}: add its rows to scripts/base_images/smoke/noise.json")
+    else:
+        views.say(measured.rstrip())
+
+
+@command(
+    help={
         "type": "how its weights are stored: F32, F16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, IQ4_XS, MXFP4 or BF16",
         "output": "the file to write, such as model.gguf",
     },

@@ -23,7 +23,7 @@ from base_images.errors import BaseImagesError, scrub
 from base_images.smoke import model
 from base_images.smoke.model import STEPS, TOP, KnownAnswer, TensorType
 from base_images.smoke.report import Check, CheckResult, Status
-from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedding
+from base_images.smoke.verdict import SeenStep, Verdict, compare, compare_embedding, demanded
 
 CONNECT_SECONDS = 3
 ANSWER_SECONDS = 30
@@ -177,10 +177,7 @@ def check_chat_streamed(target: Target) -> str:
 
 def check_embeddings(target: Target) -> str:
     """`/v1/embeddings` gives the reference's embedding of the prompt."""
-    response = _post(target, "/v1/embeddings", {"model": target.alias, "input": target.prompt})
-    if response.status_code == requests.codes.not_implemented and not target.ours:
-        raise CheckSkippedError("the server was started without --embeddings")
-    return judge_embedding(target.answer, _expect_ok(response).json()["data"][0]["embedding"])
+    return judge_embedding(target.answer, embedding_of(target))
 
 
 def check_at_once(target: Target) -> str:
@@ -320,6 +317,20 @@ def post(url: str, body: Mapping[str, Any], *, key: str = "", patience: float = 
     return _expect_ok(_request("POST", url, key=key, patience=patience, json=body)).json()
 
 
+def embedding_of(target: Target) -> list[float]:
+    """Returns the embedding that the server gives to the prompt."""
+    response = _post(target, "/v1/embeddings", {"model": target.alias, "input": target.prompt})
+    if response.status_code == requests.codes.not_implemented and not target.ours:
+        raise CheckSkippedError("the server was started without --embeddings")
+    embedding: list[float] = _expect_ok(response).json()["data"][0]["embedding"]
+    return embedding
+
+
+def get(url: str, *, patience: float = ANSWER_SECONDS) -> Any:
+    """Returns the decoded answer of a URL; raises `CheckFailedError` unless the status is 200."""
+    return _expect_ok(_request("GET", url, patience=patience)).json()
+
+
 def judge_embedding(answer: KnownAnswer | None, embedding: Sequence[float]) -> str:
     """Compares an embedding of the prompt with the known answer's, if that is known.
 
@@ -411,7 +422,7 @@ def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, A
             raise CheckFailedError(f"The answer {text!r} has no tokens, or some whose probability is not a number.")
         return f"{len(seen)} tokens with their log-probabilities, not judged."
     reason = _expect(compare(answer, seen))
-    if text != answer.text:
+    if text != "".join(step.text for step in seen) or not text.startswith(demanded(answer)):
         raise CheckFailedError(f"The text is {text!r} where {answer.text!r} is right, though its tokens are.")
     return reason
 

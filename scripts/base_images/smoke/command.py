@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from base_images import variants, versions
+from base_images import labels, variants, versions
 from base_images.adapters import engine as engines
 from base_images.adapters import files, repository
 from base_images.adapters.engine import Engine, Image
-from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
+from base_images.errors import ImageNotFoundError, LaunchError, RepositoryError, UsageError
 from base_images.labels import Label
 from base_images.progress import Listener, Progress, silent
-from base_images.smoke import containers, model, process
+from base_images.smoke import calibration, containers, model, process, tolerances
 from base_images.smoke import html as smoke_html
 from base_images.smoke import report as smoke_report
 from base_images.smoke import url as running
 from base_images.smoke.containers import Kept
 from base_images.smoke.device import Granted
 from base_images.smoke.model import KnownAnswer, TensorType
-from base_images.smoke.report import SmokeReport
+from base_images.smoke.report import SmokeReport, Status
+from base_images.smoke.tolerances import Noise
 from base_images.variants import VARIANTS, Variant
 
 REGISTRY_SECONDS = 30
@@ -163,6 +164,7 @@ def smoke_image(
         listener=listener,
         kept=kept,
         model_file=model_file,
+        shares_files=engine.is_near,
     )
     return Tested(report=report, labels=image.labels)
 
@@ -177,6 +179,50 @@ def smoke_program(
 ) -> Tested:
     """Runs the smoke test on a llama-server of this host; see `process.smoke`."""
     return Tested(report=process.smoke(program, variant, device=device, listener=listener, model_file=model_file))
+
+
+def calibrate_image(
+    engine: Engine,
+    image: Image,
+    variant: Variant,
+    *,
+    device: Granted | None,
+    driver: str = "",
+    toolkit: str = "",
+    listener: Listener = silent,
+) -> str:
+    """Returns the rows of an image's device for `noise.json`, see `calibration.calibrate`.
+
+    Raises:
+        LaunchError: a server does not start, does not use the device, or gives no answer that can be measured.
+    """
+    rows: list[Noise] = []
+    toolkit = toolkit or ", ".join(labels.toolkit(image.labels).values())
+    check = partial(calibration.calibrate, rows=rows, driver=driver, toolkit=toolkit)
+    return _rows(rows, containers.smoke(engine, image.id, variant, check=check, device=device, listener=listener))
+
+
+def calibrate_program(
+    program: Path,
+    variant: Variant,
+    *,
+    device: Granted | None,
+    driver: str = "",
+    toolkit: str = "",
+    listener: Listener = silent,
+) -> str:
+    """Returns the same of a llama-server of this host."""
+    rows: list[Noise] = []
+    check = partial(calibration.calibrate, rows=rows, driver=driver, toolkit=toolkit)
+    return _rows(rows, process.smoke(program, variant, check=check, device=device, listener=listener))
+
+
+def _rows(rows: Sequence[Noise], report: SmokeReport) -> str:
+    for server in report.servers:
+        for check in server.checks:
+            if check.status is not Status.PASS:
+                raise LaunchError(f"Nothing was measured: {server.name}: {check.seen}", detail=check.detail)
+    return tolerances.as_json(rows)
 
 
 def smoke_url(url: str, variant: Variant, *, model_name: str = "", key: str = "") -> Tested:

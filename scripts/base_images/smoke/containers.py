@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -170,6 +170,7 @@ def smoke(
     variant: Variant,
     *,
     kept: Kept | None = None,
+    check: Callable[..., SmokeReport] = check_servers,
     **options: Unpack[Options],
 ) -> SmokeReport:
     """Starts llama-server in containers of an image, checks it, and returns the report.
@@ -179,6 +180,7 @@ def smoke(
         image_id: an id or a reference, resolved once.
         variant: the image's variant.
         kept: collects the names of the containers and volumes, which are kept; None: they are removed.
+        check: what is done with the servers; `calibration.calibrate` measures them.
         **options: see `runner.check_servers`.
 
     Raises:
@@ -213,8 +215,7 @@ def smoke(
                     healthcheck=image.healthcheck,
                 )
 
-        options.setdefault("shares_files", engine.is_near)
-        return check_servers(image.id, variant, prepare, **options)
+        return check(image.id, variant, prepare, **options)
 
 
 def _triple(image: Image) -> str:

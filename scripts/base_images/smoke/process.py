@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -145,12 +145,19 @@ def _exit_code(pid: int) -> int | None:
     return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
 
 
-def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeReport:
+def smoke(
+    program: Path,
+    variant: Variant,
+    *,
+    check: Callable[..., SmokeReport] = runner.check_servers,
+    **options: Unpack[Options],
+) -> SmokeReport:
     """Starts and checks a llama-server of this host, like `containers.smoke` those of an image.
 
     Args:
         program: the llama-server; its backends are in the same directory, or part of it.
         variant: the variant that it was built for.
+        check: what is done with the servers; `calibration.calibrate` measures them.
         **options: see `runner.check_servers`; a process finds the device by itself.
 
     Raises:
@@ -198,7 +205,7 @@ def smoke(program: Path, variant: Variant, **options: Unpack[Options]) -> SmokeR
             finally:
                 process.kill()
 
-        return runner.check_servers(str(program), variant, prepare, **options)
+        return check(str(program), variant, prepare, **options)
 
 
 def free_port() -> int:

@@ -37,6 +37,7 @@ class Check(StrEnum):
     AT_ONCE = "eight at once"
     WEB_PAGE = "web page"
     MALFORMED = "malformed request"
+    PRECISION = "precision"
     CLIENT_MODELS = "client: models"
     CLIENT_CHAT = "client: chat"
     CLIENT_COMPLETION = "client: completion"

@@ -17,7 +17,7 @@ from typing import TypedDict
 
 from base_images.progress import Listener, Progress, silent
 from base_images.recipes import consumer
-from base_images.smoke import agreement, checks_client, checks_http, model, speed, tolerances
+from base_images.smoke import agreement, checks_client, checks_http, model, precision, speed, tolerances
 from base_images.smoke.agreement import Pair
 from base_images.smoke.checks_http import ANSWER_SECONDS, Target, perform
 from base_images.smoke.checks_server import (
@@ -34,7 +34,7 @@ from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import Check, Device, ServerReport, SmokeReport, Speed, Status
 from base_images.smoke.server import DEVICE_TIMEOUT_SECONDS, READY_TIMEOUT_SECONDS, Server, start, url
 from base_images.smoke.speed import Measured
-from base_images.smoke.tolerances import Limits
+from base_images.smoke.tolerances import Kind, Limits
 from base_images.variants import Variant, megabytes
 
 CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
@@ -68,7 +68,7 @@ class ServerPlan:
     model_file: Path | None = None
 
 
-CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS}
+CHECKS = {**checks_http.CHECKS, **checks_client.CHECKS, Check.PRECISION: precision.check_precision}
 """Every check that needs only a URL."""
 
 DEVICE_CHECKS = (Check.LIST_DEVICES, Check.OFFLOADED, Check.BUFFERS)
@@ -112,8 +112,8 @@ def plan(
         server(f"quick start, {first}", first, *quick_start, *ending),
         server(f"as {consumer.NAME}, {second}", second, *bodhi, *ending, is_bodhi=True),
         *(
-            server(f"quick start, {other}", other, Check.COMPLETION, *long_prompt(other), Check.SIGTERM)
-            for other in tensor_types[2:]
+            server(f"quick start, {kind}", kind, Check.COMPLETION, Check.PRECISION, *long_prompt(kind), Check.SIGTERM)
+            for kind in tensor_types[2:]
         ),
         *(
             ServerPlan(
@@ -207,11 +207,11 @@ def check_servers(
         on_device=device is not None,
         long_prompts=() if in_software else model.LONG_PROMPTS,
     )
-    servers = [_check_server(variant, server, prepare, say) for server in planned]
+    servers = [_check_server(variant, server, prepare, say, device) for server in planned]
     speeds: tuple[Speed, ...] = ()
     if device:
         pairs = agreement.SOFTWARE_PAIRS if device.software else agreement.PAIRS
-        servers += [_check_pair(variant, pair, prepare, say) for pair in pairs]
+        servers += [_check_pair(variant, pair, prepare, say, device) for pair in pairs]
     if device or model_file:
         measured = []
         with _model_for_speed(model_file, known_answer=in_software or not shares_files, say=say) as (path, described):
@@ -233,14 +233,23 @@ def check_servers(
     return report
 
 
-def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+def kind_of(device: Granted) -> Kind:
+    """Returns what computes on a device."""
+    return Kind.SOFTWARE if device.software else Kind.GPU
+
+
+def _check_server(
+    variant: Variant, server: ServerPlan, prepare: Prepare, say: Callable[[str], None], device: Granted | None
+) -> ServerReport:
     clock = time.monotonic()
     caches = {consumer.value_of(option, server.arguments) for option in CACHE_TYPES}
-    limits = tolerances.of(server.tensor_type, on_device=server.on_device, caches=caches)
-    answer = model.within(model.known_answer(server.tensor_type), limits)
+    answer = model.known_answer(server.tensor_type)
     ready, patience = READY_TIMEOUT_SECONDS, ANSWER_SECONDS
-    if server.on_device:
+    kind = Kind.CPU
+    if device and server.on_device:
         ready = patience = DEVICE_TIMEOUT_SECONDS
+        kind = kind_of(device)
+    prompts = precision.PROMPTS_IN_SOFTWARE if kind is Kind.SOFTWARE else precision.PROMPTS
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
     with prepare(server, answer) as subject:
         running = subject.server
@@ -248,12 +257,16 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
         results = [perform(Check.STARTS, partial(check_starts, running, subject.port, ready))]
         if results[0].status is Status.PASS:
             address = url(running, subject.port)
-            target = Target(url=address, alias=subject.alias, answer=answer, patience=patience)
+            limits = tolerances.of(
+                server.tensor_type, kind=kind, device=tolerances.device_of(running.logs()), caches=caches
+            )
+            target = Target(url=address, alias=subject.alias, answer=model.within(answer, limits), patience=patience)
             directory = PurePosixPath(subject.program).parent
             backend = partial(check_backend, accelerator=accelerator, linked_in=subject.linked_in)
             checks: dict[Check, Callable[[], str]] = {
                 **{name: partial(check, target) for name, check in CHECKS.items()},
                 Check.LONG_PROMPT: lambda: _check_long_prompt(target, server.tensor_type, limits),
+                Check.PRECISION: partial(precision.check_precision, target, prompts=prompts),
                 Check.BACKEND: lambda: backend(running.maps(), running.logs(), str(directory)),
                 Check.HEALTHCHECK: partial(check_healthcheck, running, subject.healthcheck),
                 Check.SIGTERM: partial(check_sigterm, running),
@@ -276,7 +289,9 @@ def _check_long_prompt(target: Target, tensor_type: TensorType, limits: Limits) 
     return f"{model.LONG_TOKENS:,} tokens: {checks_http.check_completion(patient)}"
 
 
-def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None]) -> ServerReport:
+def _check_pair(
+    variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[str], None], granted: Granted
+) -> ServerReport:
     """Starts the same model on the device and from `cpu/`, and compares their answers in a longer run."""
     clock = time.monotonic()
     name = f"agreement, {pair.name}"
@@ -299,7 +314,10 @@ def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[s
             perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port)),
         ]
         if all(result.status is Status.PASS for result in results):
-            tolerance = tolerances.AGREEMENT[pair.tensor_type]
+            own_limits = tolerances.of(
+                pair.tensor_type, kind=kind_of(granted), device=tolerances.device_of(device.server.logs())
+            )
+            tolerance = tolerances.between(own_limits, tolerances.of(pair.tensor_type))
             addresses = url(device.server, device.port), url(cpu.server, cpu.port)
             agree = partial(agreement.check_agreement, patience=DEVICE_TIMEOUT_SECONDS)
             attention = partial(agreement.check_flash_attention, wanted=pair.flash_attention)

@@ -1,15 +1,116 @@
-"""How far a right llama-server's answers may be off, by tensor type and by what computes."""
+"""How far a right llama-server's answers may be off: limits made from measured noise.
+
+`noise.json` has what was measured, one row per device, tensor type, key-value cache and state of flash attention;
+`invoke calibrate` makes such rows. Every kernel rounds in its own way, so a right device differs from the exact
+reference by its noise, and a wrong one by more. The rule:
+
+- A device is judged by its own rows; one without rows by the noisiest row of its kind; a type that was measured on no
+  device of the kind is taken to be `UNMEASURED` times as noisy as on the CPU. Nobody has to be closer than `EXACT`.
+- The RMS of the differences of n steps may be `(1 + SPREAD) * exp(SIGMAS * variation * sqrt(16 / n))` times the row's.
+  The variation is that of the RMS of one prompt's 16 steps, from prompt to prompt. Prompts are counted, and not
+  numbers, because the numbers of one prompt depend on each other.
+- A single difference may be `FAR` times the row's RMS.
+- A token has to be the right one if that leads by `LEAD` times the row's RMS.
+
+With these factors a right device fails by chance in fewer than 1 of 10,000 runs, see `chance`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 from base_images.errors import UsageError
 
+FILE = Path(__file__).with_name("noise.json")
+
+SPREAD = 0.05
+"""Between devices that one row stands for, and of the row itself, whose RMS is known to 2 %."""
+
+SIGMAS = 5
+
+VARIATION = 0.17
+"""Of log-probabilities, the largest measured: 0.11 (F16) to 0.12 (Q4_K) on the CPU, 0.12 to 0.17 on lavapipe."""
+
+VARIATION_OF_LOGITS = 0.09
+"""0.035 (F16) to 0.055 (Q4_K) on the CPU, 0.045 to 0.081 on lavapipe."""
+
+FAR = 20
+"""The largest of 98,304 logits was 5.3 times the RMS on the CPU, and 5.4 (F32) to 9.5 (Q8_0) on lavapipe."""
+
+LEAD = 7
+"""Five standard deviations of the difference of two log-probabilities."""
+
+UNMEASURED = 2.5
+"""The largest ratio of a GPU's row to the CPU's, for a quantised type, is 2.3 (Q4_0 on CUDA)."""
+
+COSINE = 0.06
+"""Accepted cosine distance of the embedding per square of the row's RMS, for rows without a measured one: those that
+have one have 0.013 to 0.022 on the CPU and on CUDA."""
+
+EMBEDDING = 3
+"""Otherwise the accepted one is this times the measured one."""
+
+STEPS = 16
+"""Of one prompt, in the rows and in the variations."""
+
 EXACT_CACHES = {None, "f32", "f16"}
-"""Types of the key-value cache of 16 bits or more; None is llama-server's default, f16."""
+"""Types of the key-value cache that are measured as `f16`; None is llama-server's default, f16."""
+
+
+class Kind(StrEnum):
+    """What computes."""
+
+    CPU = "CPU"
+    GPU = "GPU"
+    SOFTWARE = "GPU in software"
+
+
+EXACT = {Kind.CPU: 0.003, Kind.GPU: 0.01, Kind.SOFTWARE: 0.01}
+"""Nats. F32 and F16 are computed with 10 to 24 bits and summed in any order: 0.0018 and 0.0024 on CPUs, 0.0018 to
+0.0082 on GPUs. A matrix that is 5 % too large makes 0.04 and more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """A row of the table: the differences of a right device's log-probabilities from the reference's, in nats.
+
+    Attributes:
+        device: the beginning of the name that llama-server gives it; for the CPU that of the kernels.
+        backend: of llama.cpp, such as `CUDA`.
+        driver, toolkit, llama_cpp: their versions; empty where that is not known.
+        type: of the model's matrices.
+        cache: type of the key-value cache.
+        n: number of differences: those of the five most probable tokens at each step of 64 prompts.
+        mean, rms, p99, largest: of their absolute values.
+        logits: RMS over the whole vocabulary of the logits' differences, less each step's mean; None if not measured.
+        embedding: cosine distance of the embedding of the known answer's prompt; None if not measured.
+    """
+
+    device: str
+    kind: Kind
+    backend: str
+    driver: str
+    toolkit: str
+    llama_cpp: str
+    type: str
+    cache: str
+    flash_attention: bool
+    n: int
+    mean: float
+    rms: float
+    p99: float
+    largest: float
+    logits: float | None = None
+    embedding: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,105 +118,134 @@ class Limits:
     """The accepted differences.
 
     Attributes:
-        largest: of one log-probability, in nats; also the largest lead of a token where another is chosen.
-        mean: of all absolute differences, in nats: many small ones are wrong too.
-        embedding: the cosine distance of the embedding.
+        noise: RMS of the log-probabilities' differences of a right device, in nats.
+        logits: the same of the logits.
+        embedding: largest cosine distance of the embedding.
     """
 
-    largest: float
-    mean: float
+    noise: float
+    logits: float
     embedding: float
 
+    @property
+    def largest(self) -> float:
+        """Largest difference of one log-probability, in nats."""
+        return FAR * self.noise
 
-# The limits are about twice the largest differences of llama-server's CPU kernels (the x64, sse42, haswell,
-# skylakex and zen4 builds) for these prompts, one at a time and eight at once: 0.0080, 0.0082, 0.146, 0.133 and 0.255
-# nats, and a cosine distance of 4.2e-8, 8e-8, 2.9e-5, 3.4e-5 and 6.7e-5; over 100 other prompts 0.008, 0.011, 0.25,
-# 0.20 and 0.38 nats. F32 and F16 differ because the KV cache and attention's sums have 16 bits (with 32 bits for both,
-# F32 agrees to four decimals). The quantised types differ because the activations are rounded to 8 bits before they
-# are multiplied, for K-quants with one scale per 256 of them.
-_CPU: Mapping[str, Limits] = MappingProxyType(
-    {
-        "F32": Limits(largest=0.02, mean=0.02, embedding=1e-6),
-        "F16": Limits(largest=0.02, mean=0.02, embedding=1e-6),
-        "Q8_0": Limits(largest=0.3, mean=0.3, embedding=1e-4),
-        "Q4_0": Limits(largest=0.25, mean=0.25, embedding=1e-4),
-        "Q4_K": Limits(largest=0.4, mean=0.4, embedding=2.5e-4),
-        "Q5_K": Limits(largest=0.4, mean=0.4, embedding=2.5e-4),
-        "Q6_K": Limits(largest=0.4, mean=0.4, embedding=2.5e-4),
-        "IQ4_XS": Limits(largest=0.4, mean=0.4, embedding=2.5e-4),
-        "MXFP4": Limits(largest=0.25, mean=0.25, embedding=1e-4),
-        "BF16": Limits(largest=0.1, mean=0.1, embedding=1e-5),
-    }
-)
+    @property
+    def lead(self) -> float:
+        """Lead of a token, in nats, from which on no other may be chosen."""
+        return LEAD * self.noise
 
-# Largest differences of llama-server b11312 on lavapipe (Mesa 25.0.7), one at a time and eight at once: 0.0060, 0.0223,
-# 0.0406, 0.0218 and 0.0397 nats, and a cosine distance of 1.2e-7, 3.7e-6, 3.8e-6, 2.8e-6 and 6.3e-6; F16 with other
-# prompts 0.028 nats. F32 has F16's tolerance because a device may round factors to as few bits (CUDA's TF32). The
-# quantised types keep their tolerance on the CPU: other devices may round the activations to 8 bits too, as lavapipe
-# does not.
-_DEVICE: Mapping[str, Limits] = MappingProxyType(
-    {
-        **_CPU,
-        "F32": Limits(largest=0.06, mean=0.06, embedding=1e-5),
-        "F16": Limits(largest=0.06, mean=0.06, embedding=1e-5),
-    }
-)
+    def rms(self, steps: int) -> float:
+        """Returns the largest RMS of the log-probabilities' differences of this many steps, in nats."""
+        return self.noise * _factor(steps, VARIATION)
 
-# Largest differences of llama-server's CPU kernels with keys and values cached in 8 bits (q8_0) and flash attention on:
-# 0.0660, 0.0675, 0.160, 0.136 and 0.273 nats for these prompts, 0.111, 0.155, 0.243, 0.250 and 0.389 nats over 100
-# others, and a cosine distance of 2.4e-5, 2.3e-5, 7.4e-5, 7.7e-5 and 1.7e-4: on average a tenth more than with 16 bits
-# where the activations are rounded to 8 bits anyway, and ten times as much where not. The tolerances are about twice.
-_Q8_0_CACHE: Mapping[str, Limits] = MappingProxyType(
-    {
-        "F32": Limits(largest=0.15, mean=0.15, embedding=5e-5),
-        "F16": Limits(largest=0.15, mean=0.15, embedding=5e-5),
-        "Q8_0": Limits(largest=0.35, mean=0.35, embedding=1.5e-4),
-        "Q4_0": Limits(largest=0.3, mean=0.3, embedding=1.5e-4),
-        "Q4_K": Limits(largest=0.55, mean=0.55, embedding=3.5e-4),
-    }
-)
-
-# Largest and mean difference for agreement's prompts, llama-server b11312, in nats; in brackets how often another token
-# was chosen:
-#
-#                                           F16               Q8_0              Q4_0              Q4_K
-#   cpu/, flash attention on against off    0.013 0.0022 (0)  0.168 0.0358 (3)  0.162 0.0337 (0)  0.327 0.0594 (8)
-#   cpu/, batches of 512 against 32         0.007 0.0003 (0)  0.122 0.0069 (0)  0.118 0.0070 (1)  0.201 0.0108 (0)
-#   cpu/, one thread against two            0     0      (0)  0     0      (0)  0     0      (0)  0     0      (0)
-#   lavapipe (Mesa 25.0.7) against cpu/     0.031 0.0045 (0)  0.180 0.0338 (2)  0.148 0.0318 (3)  0.346 0.0580 (11)
-#   a matrix 2% too large (blk.0.attn_v)    0.118 0.0229 (2)  0.270 0.0465 (2)  0.266 0.0445 (3)  0.484 0.0709 (5)
-#   the same, 5%                            0.309 0.0568 (3)  0.422 0.0693 (5)  0.373 0.0669 (5)  0.676 0.0972 (9)
-#
-# The quantised types differ more because cpu/ rounds the activations to 8 bits, which can turn a difference in the last
-# bit into a whole step. The mean detects small errors in many values, the largest a single wrong value.
-AGREEMENT: Mapping[str, Limits] = MappingProxyType(
-    {
-        "F16": Limits(largest=0.1, mean=0.015, embedding=0),
-        "Q8_0": Limits(largest=0.4, mean=0.06, embedding=0),
-        "Q4_0": Limits(largest=0.4, mean=0.06, embedding=0),
-        "Q4_K": Limits(largest=0.7, mean=0.09, embedding=0),
-    }
-)
-"""Of a device and `cpu/`."""
+    def rms_of_logits(self, steps: int) -> float:
+        """Returns the same of the logits."""
+        return self.logits * _factor(steps, VARIATION_OF_LOGITS)
 
 
-def of(tensor_type: str, *, on_device: bool = False, caches: Collection[str | None] = ()) -> Limits:
+def _factor(steps: int, variation: float) -> float:
+    return (1 + SPREAD) * math.exp(SIGMAS * variation * math.sqrt(STEPS / steps))
+
+
+def of(tensor_type: str, *, kind: Kind = Kind.CPU, device: str = "", caches: Collection[str | None] = ()) -> Limits:
     """Returns the limits of one server's answers.
 
     Args:
         tensor_type: of its model.
-        on_device: whether an accelerator computes.
+        kind: of what computes.
+        device: see `device_of`; empty if unknown.
         caches: the types of its key-value cache, such as `q8_0`.
 
     Raises:
-        UsageError: nothing is known of a type of cache.
+        UsageError: nothing is known of the type, or of a type of cache.
     """
-    limits = (_DEVICE if on_device else _CPU)[tensor_type]
-    for cache in sorted(str(cache) for cache in set(caches) - EXACT_CACHES):
-        if cache != "q8_0":
-            raise UsageError(
-                f"How far a right server's answers may be off with a key-value cache of {cache} is not known: measure "
-                "it, and enter it in tolerances.py."
-            )
-        limits = _Q8_0_CACHE[tensor_type]
-    return limits
+    inexact = sorted(str(cache) for cache in set(caches) - EXACT_CACHES)
+    limits = [_of(tensor_type, kind, device, cache) for cache in inexact or ["f16"]]
+    return max(limits, key=lambda found: found.noise)
+
+
+def between(one: Limits, other: Limits) -> Limits:
+    """Returns the limits of the differences of two servers, whose noises do not depend on each other."""
+    return Limits(
+        noise=math.hypot(one.noise, other.noise),
+        logits=math.hypot(one.logits, other.logits),
+        embedding=one.embedding + other.embedding,
+    )
+
+
+def device_of(log: str) -> str:
+    """Returns the device that a server's log says it uses, such as `Vulkan0 (llvmpipe (LLVM 19.1.7))`; empty if none.
+
+    `using device Vulkan0 (llvmpipe (LLVM 19.1.7, 256 bits)) (unknown id) - 23265 MiB free`: llama_prepare_model_devices
+    in src/llama.cpp, from verbosity 4 on (b10454).
+    """
+    found = re.search(r"using device (\w+ \(.+\)) \([^()]*\) - \d+ MiB free", log)
+    return found[1] if found else ""
+
+
+def chance(numbers: Iterable[int]) -> float:
+    """Returns an upper bound of the chance that a right device fails one of the given judgements.
+
+    The logarithm of an RMS is taken to be normally distributed: of 448 prompts on lavapipe the worst had 1.66 times
+    the RMS of all, and such a distribution expects 1.68. A single difference has at most the tail that Q4_K has on
+    lavapipe, the longest of all: one of 10,000 is beyond 5.9 times the RMS, and each further 2 times is ten times as
+    rare.
+
+    Args:
+        numbers: how many differences each judgement has.
+    """
+    by_rms = math.erfc(SIGMAS / math.sqrt(2)) / 2
+    by_one = 1e-4 * 10 ** (-(FAR - 5.9) / 2)
+    return sum(by_rms + count * by_one for count in numbers)
+
+
+def _of(tensor_type: str, kind: Kind, device: str, cache: str) -> Limits:
+    rows = [row for row in table() if (row.type, row.cache) == (tensor_type, cache)]
+    judging = [row for row in rows if row.kind is kind]
+    if not judging and cache != "f16" and rows:
+        # A cache is rounded in the same way everywhere: what that adds on the CPU it adds here.
+        exact, rounded = (_of(tensor_type, Kind.CPU, "", one) for one in ("f16", cache))
+        here = _of(tensor_type, kind, device, "f16")
+        return Limits(
+            noise=math.sqrt(here.noise**2 + max(0, rounded.noise**2 - exact.noise**2)),
+            logits=math.sqrt(here.logits**2 + max(0, rounded.logits**2 - exact.logits**2)),
+            embedding=here.embedding + rounded.embedding,
+        )
+    own = [row for row in judging if device.startswith(row.backend) and f"({row.device}" in device]
+    if not own and judging and kind is Kind.GPU:  # the same kernels, and rounding that hardware may do too
+        judging += [row for row in rows if row.kind is Kind.SOFTWARE]
+    judging = own or judging
+    scale = 1.0
+    if not judging:
+        judging, scale = [row for row in rows if row.kind is Kind.CPU], UNMEASURED
+    if not judging:
+        raise UsageError(
+            f"How far a right server's answers may be off with {tensor_type} and a key-value cache of {cache} is not "
+            f"known: measure it with `invoke calibrate`, and enter it in {FILE.name}."
+        )
+    distances = [COSINE * row.rms**2 if row.embedding is None else EMBEDDING * row.embedding for row in judging]
+    return Limits(
+        noise=max(EXACT[kind], scale * max(row.rms for row in judging)),
+        # Where the logits' RMS was not measured, that of the log-probabilities stands for it: it is 2 to 10 % larger.
+        logits=max(EXACT[kind], scale * max(row.rms if row.logits is None else row.logits for row in judging)),
+        embedding=max(COSINE * EXACT[kind] ** 2, scale**2 * max(distances)),
+    )
+
+
+@functools.cache
+def table() -> tuple[Noise, ...]:
+    """Returns all rows."""
+    return tuple(map(row_of, json.loads(FILE.read_text(encoding="utf-8"))))
+
+
+def row_of(fields: dict[str, Any]) -> Noise:
+    """Returns the row that JSON has, as `invoke calibrate` writes it."""
+    return Noise(**{**fields, "kind": Kind(fields["kind"])})
+
+
+def as_json(rows: Iterable[Noise]) -> str:
+    """Returns rows as the table has them: a JSON array, one row per line."""
+    return "[\n" + ",\n".join(f"  {json.dumps(dataclasses.asdict(row))}" for row in rows) + "\n]\n"

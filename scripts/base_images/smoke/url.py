@@ -18,6 +18,7 @@ from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckSkippedError, Target, perform
 from base_images.smoke.report import Check, CheckResult, Device, ServerReport, SmokeReport, Status
 from base_images.smoke.runner import CHECKS, DEVICE_CHECKS
+from base_images.smoke.tolerances import Kind
 from base_images.variants import Variant
 
 WRITE_MODEL = "`invoke known-answer-model --type Q8_0 --output model.gguf`"
@@ -97,7 +98,7 @@ def _check(url: str, variant: Variant, model_name: str, key: str) -> list[CheckR
                 "writes"
             )
         answer = model.known_answer(tensor_type)
-        limits = tolerances.of(tensor_type, on_device=variant.device is not None)
+        limits = tolerances.of(tensor_type, kind=Kind.GPU if variant.device else Kind.CPU)
         target = dataclasses.replace(target, answer=model.within(answer, limits))
         return f"the model is the known-answer model of type {tensor_type}: its answers are judged"
 

@@ -40,32 +40,62 @@ def compare(expected: KnownAnswer, seen: Sequence[SeenStep]) -> Verdict:
     """Returns whether a server's tokens and log-probabilities are right.
 
     The first wrong step decides, because what follows a wrong token continues another text. A token that is missing in
-    the server's top is taken to be as probable as the last one there, its upper bound.
+    the server's top is taken to be as probable as the last one there, its upper bound. Another token than the right
+    one is accepted at a near tie, see `Limits.lead`; what follows it is not compared.
     """
-    largest: float | None = None
-
-    def verdict(reason: str, *, ok: bool = False) -> Verdict:
-        return Verdict(ok=ok, largest_difference=largest, reason=reason)
-
-    for number, (right, step) in enumerate(zip(expected.steps, seen, strict=False), start=1):
+    differences: list[float] = []
+    tokens = 0  # compared
+    for right, step in zip(expected.steps, seen, strict=False):
+        tokens += 1
         if step.text != right.text:
-            likelihood = "" if step.log_probability is None else f" (log-probability {step.log_probability:.4f})"
-            return verdict(
-                f"Step {number} is {step.text!r}{likelihood} where {right.text!r} "
-                f"({right.log_probability:.4f}) is right."
-            )
-        for text, is_right, is_seen in _log_probabilities(right, step):
-            difference = abs(is_seen - is_right) if math.isfinite(is_seen) else math.inf
-            largest = max(largest or 0.0, difference)
-            if difference > expected.limits.largest:
-                return verdict(
-                    f"Step {number} gives {text!r} the log-probability {is_seen:.4f} where {is_right:.4f} is "
-                    f"right: {difference:.4f} apart, and {expected.limits.largest} is allowed."
+            lead = right.log_probability - dict(right.top).get(step.text, -math.inf)
+            if lead > expected.limits.lead:
+                likelihood = "" if step.log_probability is None else f" (log-probability {step.log_probability:.4f})"
+                return Verdict(
+                    ok=False,
+                    largest_difference=max(differences, default=None),
+                    reason=f"Step {tokens} is {step.text!r}{likelihood} where {right.text!r} "
+                    f"({right.log_probability:.4f}) is right.",
                 )
+        for text, is_right, is_seen in _log_probabilities(right, step):
+            differences.append(abs(is_seen - is_right) if math.isfinite(is_seen) else math.inf)
+            if differences[-1] > expected.limits.largest:
+                return Verdict(
+                    ok=False,
+                    largest_difference=max(differences),
+                    reason=f"Step {tokens} gives {text!r} the log-probability {is_seen:.4f} where {is_right:.4f} is "
+                    f"right: {differences[-1]:.4f} apart, and {expected.limits.largest:.4f} is allowed.",
+                )
+        if step.text != right.text:
+            break
+    wrong, numbers = _judge_all(expected, differences, tokens)
     if len(seen) != len(expected.steps):
-        return verdict(f"The answer has {len(seen)} tokens where {len(expected.steps)} are right.")
-    numbers = "" if largest is None else f", log-probabilities within {largest:.4f} ({expected.limits.largest} allowed)"
-    return verdict(f"All {len(seen)} tokens are right{numbers}.", ok=True)
+        wrong = f"The answer has {len(seen)} tokens where {len(expected.steps)} are right."
+    right_tokens = sum(step.text == right.text for right, step in zip(expected.steps[:tokens], seen, strict=False))
+    what = f"All {tokens} tokens are right" if right_tokens == tokens else f"{right_tokens} tokens are right"
+    end = "." if right_tokens == tokens else "; there the server decides a near tie otherwise."
+    return Verdict(
+        ok=not wrong, largest_difference=max(differences, default=None), reason=wrong or f"{what}{numbers}{end}"
+    )
+
+
+def _judge_all(expected: KnownAnswer, differences: Sequence[float], tokens: int) -> tuple[str, str]:
+    """Returns what is wrong with the differences of so many tokens together, and what to say of them otherwise."""
+    if not differences:
+        return "", ""
+    rms, allowed = math.hypot(*differences) / math.sqrt(len(differences)), expected.limits.rms(tokens)
+    if rms > allowed:
+        wrong = f"{len(differences)} log-probabilities are {rms:.4f} nats from the right ones (RMS), and {allowed:.4f} "
+        return f"{wrong}is allowed.", ""
+    return "", f", log-probabilities within {max(differences):.4f} ({expected.limits.largest:.4f} allowed)"
+
+
+def demanded(expected: KnownAnswer) -> str:
+    """Returns the beginning of the text that a right server's answer has: all of it unless there is a near tie."""
+    for number, step in enumerate(expected.steps):
+        if step.top[0][1] - step.top[1][1] <= expected.limits.lead:
+            return expected.text[:number]  # a token is one character
+    return expected.text
 
 
 def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
@@ -94,7 +124,7 @@ def compare_embedding(expected: KnownAnswer, seen: Sequence[float]) -> Verdict:
 
 def _log_probabilities(right: Step, seen: SeenStep) -> Iterator[tuple[str, float, float]]:
     """Yields (token, right, seen) for every comparable log-probability, the chosen token's first."""
-    if seen.log_probability is not None:
+    if seen.log_probability is not None and seen.text == right.text:
         yield right.text, right.log_probability, seen.log_probability
     if not seen.top:
         return
