@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import shutil
 import tempfile
@@ -125,15 +126,19 @@ def written_model(shape: Shape, directories: Sequence[Path] = ()) -> Iterator[Pa
         directories: candidates; by default TMPDIR, which may be in memory, and /var/tmp.
     """
     candidates = directories or (Path(tempfile.gettempdir()), Path("/var/tmp"))  # noqa: S108 - a directory of ours in it
-    roomy = [path for path in candidates if path.is_dir() and shutil.disk_usage(path).free > shape.bytes + _SPARE]
+    usable = [path for path in candidates if os.access(path, os.W_OK | os.X_OK)]
+    roomy = [path for path in usable if shutil.disk_usage(path).free > shape.bytes + _SPARE]
     if not roomy:
         yield None
         return
     with ownership.temporary_directory(roomy[0]) as directory:
         path = directory / "model-of-real-shape.gguf"
-        write_model(path, shape)
-        path.chmod(0o644)  # the container's user is another
-        yield path
+        try:
+            write_model(path, shape)
+            path.chmod(0o644)  # the container's user is another
+        except OSError:  # such as a quota
+            path.unlink(missing_ok=True)
+        yield path if path.exists() else None
 
 
 def write_model(path: Path, shape: Shape) -> None:
@@ -151,26 +156,22 @@ def write_model(path: Path, shape: Shape) -> None:
     )
     drawn = weights.draw_matrix(weights.generator_of(0), _TYPE, _DRAWN_ROWS, shape.width, 0.02).stored
     ones = np.ones(shape.width, dtype=np.float32)
-    tensors: dict[str, tuple[int, ...]] = dict(shape.matrices)
-    for norm in (
-        "output_norm",
-        *(f"blk.{n}.{name}_norm" for n in range(shape.architecture.layers) for name in ("attn", "ffn")),
-    ):
-        tensors[norm] = ones.shape
+    layers = range(shape.architecture.layers)
+    norms = ["output_norm", *(f"blk.{layer}.{name}_norm" for layer in layers for name in ("attn", "ffn"))]
+    tensors: dict[str, tuple[int, ...]] = {**shape.matrices, **dict.fromkeys(norms, ones.shape)}
     per_block, size = gguf.GGML_QUANT_SIZES[_TYPE]
-    for name, dimensions in tensors.items():
-        if dimensions == ones.shape:
-            writer.add_tensor_info(f"{name}.weight", dimensions, ones.dtype, ones.nbytes)
-        else:
-            stored = (dimensions[0], dimensions[1] // per_block * size)
+    for name, (rows, *columns) in tensors.items():
+        if columns:
+            stored = (rows, columns[0] // per_block * size)
             writer.add_tensor_info(f"{name}.weight", stored, drawn.dtype, stored[0] * stored[1], raw_dtype=_TYPE)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for dimensions in tensors.values():
-        data = ones if dimensions == ones.shape else np.resize(drawn, dimensions[0] * dimensions[1] // per_block * size)
-        writer.write_tensor_data(data)
-    writer.close()
+        else:
+            writer.add_tensor_info(f"{name}.weight", ones.shape, ones.dtype, ones.nbytes)
+    with contextlib.closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for rows, *columns in tensors.values():
+            writer.write_tensor_data(np.resize(drawn, rows * columns[0] // per_block * size) if columns else ones)
 
 
 def measure(url: str, *, patience: float = ANSWER_SECONDS) -> Rates:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,3 +124,17 @@ def test_without_space_no_model_is_written(tmp_path: Path, monkeypatch: pytest.M
         assert path
         assert roomy in path.parents
     assert list(full.iterdir()) == list(roomy.iterdir()) == []
+
+
+def test_a_model_that_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
+    """The process may write half of the file, as under a quota."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL.bytes // 2, before[1]))
+    try:
+        with speed.written_model(SMALL, [tmp_path]) as path:
+            assert path is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
