@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import gguf
 import numpy as np
 
-from base_images.smoke import model
+from base_images.smoke import model, precision, reference
 from base_images.smoke.model import ARCHITECTURE, TensorType
 from base_images.smoke.weights import Tensor
 
@@ -33,11 +35,11 @@ ROPE_BASE = 1.05 * ARCHITECTURE.rope_base
 Tensors = dict[str, Tensor]
 
 
-def matrix_too_large(tensors: Tensors) -> None:
-    """Makes every weight of one matrix 5 % too large; of MXFP4, whose scales are powers of two, what is multiplied."""
-    name = _values(tensors)
+def matrix_too_large(tensors: Tensors, name: str = "") -> None:
+    """Makes every weight of one matrix 5 % too large; of MXFP4, whose scales are powers of two, what it multiplies."""
+    name = name or _values(tensors)
     if tensors[name].type == gguf.GGMLQuantizationType.MXFP4:
-        name = "blk.0.attn_norm"
+        name = f"{name.rpartition('.')[0]}.attn_norm"
     tensor = tensors[name]
     if tensor.type == gguf.GGMLQuantizationType.BF16:
         values = np.float32(1.05) * gguf.quants.dequantize(tensor.stored, tensor.type)
@@ -60,13 +62,15 @@ def heads_swapped(tensors: Tensors, name: str = "blk.1.attn_q") -> None:
     tensors[name] = dataclasses.replace(tensors[name], stored=stored)
 
 
-def block_damaged(tensors: Tensors) -> None:
-    """Gives a block of one row the weights of another row's."""
-    name = _values(tensors)
+def block_damaged(tensors: Tensors, name: str = "") -> None:
+    """Gives a block of one row the weights of another row's; of several experts, of the first one's."""
+    name = name or _values(tensors)
+    name = name if name in tensors else f"{name}_exps"
     weights, size = gguf.GGML_QUANT_SIZES[tensors[name].type]
     stored = tensors[name].stored.copy()
     width = max(1, BLOCK // weights) * size // stored.itemsize
-    stored[7, :width] = stored[8, :width]
+    rows = stored.reshape(-1, stored.shape[-1])
+    rows[7, :width] = rows[8, :width]
     tensors[name] = dataclasses.replace(tensors[name], stored=stored)
 
 
@@ -84,14 +88,19 @@ def rope_shifted(gguf_file: bytes) -> bytes:
 
 
 IN_WEIGHTS: Mapping[str, Callable[[Tensors], None]] = {
-    "a matrix 5 % too large": matrix_too_large,
-    "two heads swapped": heads_swapped,
-    "a block of one row damaged": block_damaged,
+    "a matrix 5 % too large (blk.0.attn_v)": matrix_too_large,
+    "the same of the matrix that matters least (blk.1.attn_q)": partial(matrix_too_large, name="blk.1.attn_q"),
+    "two heads swapped (blk.1.attn_q)": heads_swapped,
+    "a block of one row damaged (blk.0.attn_v)": block_damaged,
+    "the same where it matters least (blk.1.ffn_up)": partial(block_damaged, name="blk.1.ffn_up"),
 }
 
 SHIFTED = "rope base 5 % too large"
 
 FAULTS = (*IN_WEIGHTS, SHIFTED)
+
+SMALL = frozenset(fault for fault in FAULTS if "matters least" in fault)
+"""They are found with some types only."""
 
 
 def planted(fault: str, tensor_type: TensorType) -> bytes:
@@ -101,3 +110,31 @@ def planted(fault: str, tensor_type: TensorType) -> bytes:
         return rope_shifted(model.to_gguf(tensors, architecture))
     IN_WEIGHTS[fault](tensors)
     return model.to_gguf(tensors, architecture)
+
+
+@functools.cache
+def effect(fault: str, tensor_type: TensorType) -> float:
+    """Returns the RMS, in nats, of what a fault alone does to the logits, over a few prompts of the reference."""
+    tensors, architecture = model.draw_tensors(tensor_type), model.MODELS[tensor_type].architecture
+    right = _logits(tensor_type)
+    if fault == SHIFTED:
+        architecture = dataclasses.replace(architecture, rope_base=ROPE_BASE)
+    else:
+        IN_WEIGHTS[fault](tensors)
+    difference = _rows(model.dequantise(tensors), architecture) - right
+    return float(np.sqrt((difference * difference).mean()))
+
+
+@functools.cache
+def _logits(tensor_type: TensorType) -> reference.Array:
+    return _rows(model.dequantise(model.draw_tensors(tensor_type)), model.MODELS[tensor_type].architecture)
+
+
+def _rows(weights: Mapping[str, reference.Array], architecture: reference.Architecture) -> reference.Array:
+    rows = []
+    for seed in range(precision.FIRST_SEED, precision.FIRST_SEED + 8):
+        tokens = model.tokens_of(model.prompt_of(seed) + model.prompt_of(seed + 8)[: model.STEPS])
+        rows.append(reference.next_log_probabilities(weights, architecture, tokens)[-model.STEPS :])
+    logits = np.array(rows)
+    centred: reference.Array = logits - logits.mean(axis=-1, keepdims=True)
+    return centred

@@ -183,7 +183,9 @@ def calibrate(
     toolkit: str = "",
     output: str = "",
 ) -> None:
-    """Measures a device that is known to be right, as rows for noise.json.
+    """Measures how far a right device is off.
+
+    Prints rows for noise.json, of which the smoke test's limits are made.
 
     Example: invoke calibrate --variant cuda --output build/rows.json
     """

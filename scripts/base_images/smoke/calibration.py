@@ -7,11 +7,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from base_images.image import loaded_backends
 from base_images.progress import Listener, Progress, silent
-from base_images.smoke import agreement, checks_http, model, precision, tolerances
+from base_images.smoke import checks_http, model, precision, tolerances
 from base_images.smoke.checks_http import Target, perform
 from base_images.smoke.checks_server import check_buffers, check_offloaded, check_starts
 from base_images.smoke.device import Granted
@@ -54,53 +53,14 @@ def calibrate(
         listener: called with each server as it begins.
     """
     started, clock = dt.datetime.now(dt.UTC), time.monotonic()
-    kind = kind_of(device) if device else Kind.CPU
-    prompts = precision.PROMPTS_IN_SOFTWARE if kind is Kind.SOFTWARE else precision.CALIBRATION_PROMPTS
-    name = variant.device.name if variant.device and device else ""
-    if name == "CUDA" and not driver and _NVIDIA.exists():
-        driver = _NVIDIA.read_text(encoding="utf-8").strip()
     servers = []
     for tensor_type in tensor_types:
         for cache in CACHES:
-            known: dict[str, object] = {
-                "kind": kind,
-                "backend": name or "CPU",
-                "driver": driver,
-                "toolkit": toolkit,
-                "type": tensor_type,
-                "cache": cache,
-                "flash_attention": True,
-            }
-            arguments = ["--embeddings", "--flash-attn", "auto"]
-            for option in CACHE_TYPES if cache != CACHES[0] else ():
-                arguments += [option, cache]
-            plan = ServerPlan(
-                name=f"{tensor_type}, cache {cache}",
-                directory=variant.name if device else variant.directories[-1],
-                is_bodhi=False,
-                tensor_type=tensor_type,
-                checks=(),
-                on_device=device is not None,
-                arguments=tuple(arguments),
-            )
-            listener(Progress(what=f"calibration of {variant.name}", note=plan.name))
-            begun = time.monotonic()
-            with prepare(plan, model.known_answer(tensor_type)) as running:
-                results = [
-                    perform(Check.STARTS, partial(check_starts, running.server, running.port, DEVICE_TIMEOUT_SECONDS))
-                ]
-                if results[0].status is Status.PASS:
-                    results.append(perform(Check.PRECISION, partial(_measure, running, known, name, prompts, rows)))
-                log = running.server.logs()
-            servers.append(
-                ServerReport(
-                    name=plan.name,
-                    arguments=running.arguments,
-                    checks=tuple(results),
-                    log=log,
-                    seconds=time.monotonic() - begun,
-                )
-            )
+            if cache != CACHES[0] and rows and not rows[-1].flash_attention:
+                continue  # the server would not start
+            listener(Progress(what=f"calibration of {variant.name}", note=f"{tensor_type}, cache {cache}"))
+            known = {"driver": driver or _driver(device), "toolkit": toolkit, "cache": cache}
+            servers.append(_server(variant, prepare, device, tensor_type, known, rows))
     listener(Progress(what=f"calibration of {variant.name}", finished=True))
     return SmokeReport(
         image=subject,
@@ -112,29 +72,70 @@ def calibrate(
     )
 
 
-def _measure(subject: Subject, known: dict[str, Any], name: str, prompts: int, rows: list[Noise]) -> str:
+def _driver(device: Granted | None) -> str:
+    """Returns the version of the host's NVIDIA driver for its devices; empty for others."""
+    if device and device.name == "CUDA" and _NVIDIA.exists():
+        return _NVIDIA.read_text(encoding="utf-8").strip()
+    return ""
+
+
+def _server(
+    variant: Variant,
+    prepare: Prepare,
+    device: Granted | None,
+    tensor_type: TensorType,
+    known: dict[str, str],
+    rows: list[Noise],
+) -> ServerReport:
+    begun, cache = time.monotonic(), known["cache"]
+    plan = ServerPlan(
+        name=f"{tensor_type}, cache {cache}",
+        directory=variant.name if device else variant.directories[-1],
+        is_bodhi=False,
+        tensor_type=tensor_type,
+        checks=(),
+        on_device=device is not None,
+        arguments=(
+            *("--embeddings", "--flash-attn", "auto"),
+            *(word for option in CACHE_TYPES if cache != CACHES[0] for word in (option, cache)),
+        ),
+    )
+    with prepare(plan, model.known_answer(tensor_type)) as subject:
+        starts = partial(check_starts, subject.server, subject.port, DEVICE_TIMEOUT_SECONDS)
+        results = [perform(Check.STARTS, starts)]
+        if results[0].status is Status.PASS:
+            results.append(perform(Check.PRECISION, partial(_measure, subject, device, tensor_type, known, rows)))
+        log = subject.server.logs()
+    seconds = time.monotonic() - begun
+    return ServerReport(name=plan.name, arguments=subject.arguments, checks=tuple(results), log=log, seconds=seconds)
+
+
+def _measure(
+    subject: Subject, device: Granted | None, tensor_type: TensorType, known: dict[str, str], rows: list[Noise]
+) -> str:
     log = subject.server.logs()
-    if name:
+    if device:
         check_offloaded(log)
-        check_buffers(log, name)
-    if (
-        known["cache"] == CACHES[0]
-    ):  # with another the server refuses to start without flash attention, and logs nothing
-        agreement.check_flash_attention(log, wanted=True)
+        check_buffers(log, device.name)
     address = url(subject.server, subject.port)
     build = checks_http.get(f"{address}/props", patience=DEVICE_TIMEOUT_SECONDS)["build_info"]  # b10454-4df29be4f
     kernels = [PurePosixPath(path).stem for path in loaded_backends(subject.server.maps())]
     cpu = next((kernel for kernel in kernels if kernel.startswith("libggml-cpu")), "CPU")
-    answer = model.known_answer(known["type"])
-    target = Target(url=address, alias=subject.alias, answer=answer, patience=DEVICE_TIMEOUT_SECONDS)
+    target = Target(
+        url=address, alias=subject.alias, answer=model.known_answer(tensor_type), patience=DEVICE_TIMEOUT_SECONDS
+    )
     row = precision.noise(
         target,
         {
             **known,
-            "device": tolerances.device_of(log).partition(" (")[2].removesuffix(")") if name else cpu,
+            "kind": kind_of(device) if device else Kind.CPU,
+            "backend": device.name if device else "CPU",
+            "device": tolerances.device_of(log).partition(" (")[2].removesuffix(")") if device else cpu,
             "llama_cpp": build.partition("-")[0],
+            "type": tensor_type,
+            "flash_attention": "Flash Attention not supported" not in log,  # see agreement.check_flash_attention
         },
-        prompts,
+        precision.PROMPTS_IN_SOFTWARE if device and device.software else precision.CALIBRATION_PROMPTS,
     )
     rows.append(row)
     return f"{row.n:,} log-probabilities differ from the reference by {row.rms} nats (RMS)"

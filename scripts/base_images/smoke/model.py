@@ -35,7 +35,7 @@ TOP = 5
 """Most probable tokens per step, to be requested as `n_probs`, `logprobs` or `top_logprobs`."""
 
 MARGIN = 0.4
-"""Nats by which the best token must lead the second at every step; more where the CPU's noise asks for it."""
+"""Nats by which the best token must lead the second at every step."""
 
 PROMPT_TOKENS = 32
 """Enough for the kernels that multiply many columns at once; generation uses those for a single column."""
@@ -95,11 +95,13 @@ class Model:
     Attributes:
         seed: of the prompt, the first that `search_seed` accepts with these weights.
         weights_seed: of the weights' stream; arbitrary, but with 0 the search for Q4_K takes long.
+        margin: like MARGIN; more where noise may turn that over, see `Limits.lead`.
     """
 
     architecture: Architecture = ARCHITECTURE
     seed: int
     weights_seed: int = 0
+    margin: float = MARGIN
 
 
 MODELS: Mapping[TensorType, Model] = MappingProxyType(
@@ -110,8 +112,8 @@ MODELS: Mapping[TensorType, Model] = MappingProxyType(
         TensorType.Q4_0: Model(seed=24),
         TensorType.Q4_K: Model(seed=1, weights_seed=1),
         TensorType.Q5_K: Model(architecture=LARGE_HEADS, seed=30),
-        TensorType.Q6_K: Model(architecture=LARGE_HEADS, seed=72),
-        TensorType.IQ4_XS: Model(architecture=LARGE_HEADS, seed=28),
+        TensorType.Q6_K: Model(architecture=LARGE_HEADS, seed=72, margin=0.5),
+        TensorType.IQ4_XS: Model(architecture=LARGE_HEADS, seed=28, margin=0.55),
         TensorType.MXFP4: Model(architecture=EXPERTS, seed=6),  # most models in MXFP4 are like that, such as gpt-oss
         TensorType.BF16: Model(architecture=RECURRENT, seed=69),
     }
@@ -248,12 +250,11 @@ def search_long_seed(tensor_type: TensorType) -> FoundSeed:
 def _search(tensor_type: TensorType, prompt: Callable[[int], str]) -> tuple[int, str, float]:
     weights = dequantise(draw_tensors(tensor_type))
     architecture = MODELS[tensor_type].architecture
-    margin = max(MARGIN, tolerances.of(tensor_type).lead)
     for seed in itertools.count():
         steps: list[Step] = []
         for row in itertools.islice(greedy(weights, tokens_of(prompt(seed)), architecture), STEPS):
             steps.append(_step(row))
-            if _lead(steps[-1]) < margin or TOKENS[steps[-1].token] == END:
+            if _lead(steps[-1]) < MODELS[tensor_type].margin or TOKENS[steps[-1].token] == END:
                 break
         else:
             text = "".join(step.text for step in steps)

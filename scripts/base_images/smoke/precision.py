@@ -145,7 +145,7 @@ def _ask(target: Target, prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.i
             for step, entry in enumerate(answer["completion_probabilities"]):
                 chosen[number, step] = entry["id"]
                 for candidate in entry["top_logprobs"]:
-                    seen[number, step, candidate["id"]] = candidate["logprob"]
+                    seen[number, step, candidate["id"]] = candidate["logprob"]  # a broken kernel's null becomes NaN
     if not np.isfinite(seen).all():
         raise CheckFailedError("An answer lacks a token's log-probability, or it is not a number.")
     return chosen, seen

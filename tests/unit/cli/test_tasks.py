@@ -67,7 +67,9 @@ def test_the_list_has_every_task_once_on_one_line_of_100_columns_in_its_group() 
         assert len(f"  {names}   {str(task.__doc__).splitlines()[0]}") < 100
 
 
-@pytest.mark.parametrize("task", ["build-local", "smoke", "release-base-images", "promote", "check-upstream"])
+@pytest.mark.parametrize(
+    "task", ["build-local", "smoke", "calibrate", "release-base-images", "promote", "check-upstream"]
+)
 def test_the_help_of_a_main_task_has_an_example_that_parses(task: str) -> None:
     [example] = re.findall(r"^ *Example: invoke (.+)$", invoke("--help", task).stdout, re.MULTILINE)
     assert example.split()[0] == task
@@ -200,3 +202,18 @@ def test_the_matrix_needs_no_engine_and_is_one_line() -> None:
     done = invoke("plan", "--format", "matrix", environment={**NO_ENGINE, "RUNNERS": "cuda=gpu"})
     assert done.returncode == 2
     assert "RUNNERS is not JSON" in sentence(done)
+
+
+def test_calibration_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
+    server = tmp_path / "llama-server"
+    server.write_text("#!/bin/sh\n")
+    for arguments, said in (
+        (("--variant", "cpu", "--image", "a", "--binary", str(server)), "--image and --binary exclude each other"),
+        (("--variant", "rocm", "--on", "software"), "No software emulates the ROCm device of rocm"),
+        (("--variant", "cpu", "--on", "moon"), "A smoke test is not on 'moon'"),
+        (("--variant", "cpu", "--binary", str(server)), f"{server} is not a program: name the llama-server to start."),
+        (("--variant", "cpu"), "nowhere/docker.sock"),
+    ):
+        done = invoke("calibrate", *arguments, environment=NO_ENGINE)
+        assert done.returncode != 0
+        assert said in sentence(done)

@@ -350,6 +350,43 @@ def test_every_layer_has_to_be_on_the_device() -> None:
         checks_server.check_offloaded(WITHOUT)
 
 
+# What llama.cpp b10454 calls the buffers of a CPU's own kernels.
+CPU_BUFFERS = ("AMX", "CPU_REPACK", "CPU_KLEIDIAI", "CPU_HBM", "CPU_RISCV64_SPACEMIT")
+
+
+@pytest.mark.parametrize("buffer", CPU_BUFFERS)
+def test_weights_for_the_kernels_of_the_cpu_are_not_on_the_device(buffer: str) -> None:
+    line = f"0.00.2 I load_tensors: {buffer:>12} model buffer size =     0.03 MiB\n"
+    for log, reason in (
+        (
+            ON_DEVICE + line,
+            rf"The model buffer is in Vulkan0 only in part: .*0\.03 MiB in {buffer}, where the CPU computes",
+        ),
+        (WITHOUT + line, rf"The model buffer is in CPU_Mapped and {buffer}, not in Vulkan0"),
+    ):
+        with pytest.raises(CheckFailedError, match=reason):
+            checks_server.check_buffers(log, "Vulkan")
+    said = checks_server.check_backend(WITH_VULKAN, WITHOUT + line, "/app/bin/t/vulkan", accelerator="Vulkan")
+    assert said.endswith(f"THE CPU GAVE THE ANSWERS: the model is in CPU_Mapped and {buffer}")
+
+
+@pytest.mark.parametrize("buffer", ["CPU_Mapped", "CPU", "Vulkan_Host"])
+def test_the_host_may_hold_the_embeddings_and_no_more(buffer: str) -> None:
+    for size, ok in (("0.22", True), ("0.24", False), ("2.30", False)):
+        log = ON_DEVICE.replace("CPU_Mapped model buffer size =     0.05", f"{buffer} model buffer size =     {size}")
+        if ok:
+            assert f"{buffer} model buffer {size} MiB" in checks_server.check_buffers(log, "Vulkan")
+            continue
+        with pytest.raises(CheckFailedError, match=rf"only in part: {float(size):g} MiB in {buffer}, where the CPU"):
+            checks_server.check_buffers(log, "Vulkan")
+
+
+def test_keys_and_values_of_every_layer_have_to_be_on_the_device() -> None:
+    log = f"{ON_DEVICE}0.00.2 I llama_kv_cache:        CPU KV buffer size =     2.00 MiB\n"
+    with pytest.raises(CheckFailedError, match="The KV buffer is in Vulkan0 only in part: 2 MiB in CPU, where the CPU"):
+        checks_server.check_buffers(log, "Vulkan")
+
+
 def test_weights_and_cache_have_to_be_in_device_memory() -> None:
     seen = checks_server.check_buffers(ON_DEVICE, "Vulkan")
     assert seen == "Vulkan0 model buffer 2.30 MiB, CPU_Mapped model buffer 0.05 MiB, Vulkan0 KV buffer 4.00 MiB"
