@@ -20,13 +20,13 @@ from base_images.smoke import server as servers
 from base_images.smoke.agreement import PAIRS, Pair
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.device import Granted
-from base_images.smoke.model import Tensor, TensorType
+from base_images.smoke.model import TensorType
 from base_images.smoke.tolerances import Limits
+from base_images.smoke.weights import Tensor
 
 BIN = "/app/bin/x86_64-unknown-linux-gnu"
 LAVAPIPE = device.in_software(variants.find("vulkan"))
 ON = Pair(tensor_type=TensorType.F16, flash_attention=True)
-TYPES = list(dict.fromkeys(pair.tensor_type for pair in PAIRS))
 
 
 def of_cpus(tensor_type: TensorType) -> Limits:
@@ -110,7 +110,7 @@ def test_a_server_agrees_with_itself_to_the_last_bit(engine: Engine, cpu_image: 
     assert max(agreement.PROMPT_LENGTHS) > 2 * agreement.BATCH
 
 
-@pytest.mark.parametrize("tensor_type", TYPES)
+@pytest.mark.parametrize("tensor_type", agreement.TYPES)
 def test_other_kernels_are_within_the_tolerance(engine: Engine, cpu_image: Image, tensor_type: TensorType) -> None:
     on, off = (pair for pair in PAIRS if pair.tensor_type is tensor_type)
     gguf = model.known_answer(tensor_type).gguf

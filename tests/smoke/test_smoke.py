@@ -22,6 +22,7 @@ from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import SmokeReport, Status
 from tests.smoke.conftest import ANSWER, made_by, started
 from tests.support import bodhi, commands
+from tests.unit.smoke.test_model import flip_exponent_bit
 
 CPU = variants.find("cpu")
 CHECKS = [(server.name, check) for server in runner.plan(CPU) for check in ("starts", *server.checks)]
@@ -152,6 +153,20 @@ def test_a_damaged_weight_fails(engine: Engine, cpu_image: Image) -> None:
     way = containers.quick_start(cpu_image.id, "damaged")
     wrong = pytest.raises(CheckFailedError, match=r"^Step \d+ is .* is right\.$")
     with started(engine, way, answer) as (_, target), wrong:
+        checks_http.check_completion(target)
+
+
+@pytest.mark.parametrize("tensor_type", [kind for kind in TensorType if kind is not TensorType.F32])
+def test_a_damaged_block_of_any_type_fails(engine: Engine, cpu_image: Image, tensor_type: TensorType) -> None:
+    """The first block in the row of `output` that makes the answer's first token."""
+    answer, tensors = model.known_answer(tensor_type), model.draw_tensors(tensor_type)
+    wrong = flip_exponent_bit(tensors["output"], answer.steps[0].token * model.WIDTH)
+    gguf = model.to_gguf({**tensors, "output": wrong}, model.MODELS[tensor_type].architecture)
+    way = containers.quick_start(cpu_image.id, "damaged")
+    with (
+        started(engine, way, dataclasses.replace(answer, gguf=gguf)) as (_, target),
+        pytest.raises(CheckFailedError, match=r"^Step \d+ "),
+    ):
         checks_http.check_completion(target)
 
 

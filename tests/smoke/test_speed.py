@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from base_images.adapters.engine import Engine, Image
 from base_images.smoke import containers, model, speed
 from base_images.smoke import server as servers
 from base_images.smoke.model import TensorType
 from base_images.smoke.speed import Measured
+from tests.unit.smoke.test_speed import SMALL
 
 
 def test_the_speed_of_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> None:
@@ -26,3 +28,18 @@ def test_the_speed_of_a_server_on_the_cpu(engine: Engine, cpu_image: Image) -> N
     assert memory is None
     prompt, generation, load, _ = speed.speeds(None, Measured(rates=rates, load_seconds=seconds, memory=memory))
     assert (prompt.cpu, generation.cpu, load.cpu) == (rates.prompt, rates.generated, seconds)
+
+
+def test_a_model_written_for_the_speed_is_one_for_the_server(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+    with speed.written_model(SMALL, [tmp_path]) as path:
+        way = containers.with_arguments(containers.quick_start(cpu_image.id, "model"), (), path)
+        with containers.prepared(engine, way, b"") as container:
+            servers.start(container, way.port)
+            rates = speed.measure(servers.url(container, way.port))
+            log = container.logs()
+    assert rates.prompt > 0
+    assert rates.generated > 0
+    assert "Q4_K" in log
+    norms = (2 * SMALL.architecture.layers + 1) * SMALL.width
+    weights = sum(rows * columns for rows, columns in SMALL.matrices.values()) + norms
+    assert f"model params          = {weights / 1e6:.2f} M" in log

@@ -13,7 +13,7 @@ from base_images.smoke.model import TensorType
 def write(directory: Path, tensor_type: TensorType = TensorType.F32) -> list[Path]:
     """Writes `mine-00001-of-0000<n>.gguf` and the others, and returns their paths."""
     writer = gguf.GGUFWriter(directory / "mine.gguf", "llama", split_max_tensors=8)
-    model._describe(writer)
+    model.describe(writer, model.MODELS[tensor_type].architecture)
     for name, tensor in model.draw_tensors(tensor_type).items():
         writer.add_tensor(f"{name}.weight", tensor.stored, raw_dtype=tensor.type)
     writer.write_header_to_file()

@@ -121,8 +121,8 @@ class Engine:
         return self._endpoint.scheme == "unix"
 
     @functools.cached_property
-    def _is_near(self) -> bool:
-        """Whether the engine publishes ports here: its socket is here, and its machine has this one's name.
+    def is_near(self) -> bool:
+        """Whether the engine publishes ports here and sees our files: its socket is here, and its machine has our name.
 
         In a development container and for a forwarded socket it has another.
         """
@@ -379,7 +379,7 @@ class Engine:
         if not self._tidied:
             self.remove_abandoned()
         name = f"{RESOURCE}-{uuid.uuid4().hex}"
-        near = spec.publish is None or self._is_near
+        near = spec.publish is None or self.is_near
         container = None
         try:
             try:

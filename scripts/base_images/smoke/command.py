@@ -164,6 +164,7 @@ def smoke_image(
         listener=listener,
         kept=kept,
         model_file=model_file,
+        shares_files=engine.is_near,
     )
     return Tested(report=report, labels=image.labels)
 

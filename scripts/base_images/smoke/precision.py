@@ -152,11 +152,11 @@ def _ask(target: Target, prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.i
 
 
 def _reference(tensor_type: TensorType, prompts: Sequence[Sequence[int]], chosen: NDArray[np.int64]) -> Array:
-    weights = model.dequantise(model.draw_tensors(tensor_type))
+    weights, architecture = model.dequantise(model.draw_tensors(tensor_type)), model.MODELS[tensor_type].architecture
     rows = []
     for prompt, tokens in zip(prompts, chosen.tolist(), strict=True):
         sequence = [*prompt, *tokens[:-1]]
-        rows.append(reference.next_log_probabilities(weights, model.ARCHITECTURE, sequence)[len(prompt) - 1 :])
+        rows.append(reference.next_log_probabilities(weights, architecture, sequence)[len(prompt) - 1 :])
     return np.array(rows)
 
 

@@ -30,6 +30,7 @@ class Check(StrEnum):
     MODELS = "models"
     COMPLETION = "completion"
     OPENAI_COMPLETION = "openai completion"
+    LONG_PROMPT = "long prompt"
     CHAT = "chat"
     CHAT_STREAMED = "chat streamed"
     EMBEDDINGS = "embeddings"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -34,13 +34,16 @@ from base_images.smoke.model import KnownAnswer, TensorType
 from base_images.smoke.report import Check, Device, ServerReport, SmokeReport, Speed, Status
 from base_images.smoke.server import DEVICE_TIMEOUT_SECONDS, READY_TIMEOUT_SECONDS, Server, start, url
 from base_images.smoke.speed import Measured
-from base_images.smoke.tolerances import Kind
-from base_images.variants import Variant
+from base_images.smoke.tolerances import Kind, Limits
+from base_images.variants import Variant, megabytes
 
 CACHE_TYPES = ("--cache-type-k", "--cache-type-v")
 
-TENSOR_TYPES = (TensorType.F32, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0, TensorType.Q4_K)
+TENSOR_TYPES = tuple(dict.fromkeys((TensorType.F32, TensorType.Q8_0, *TensorType)))
 """All types; the two with every check come first, see `plan`."""
+
+SOFTWARE_TYPES = TENSOR_TYPES[:5]
+"""For a device in software, where each server takes a minute: those that it was measured with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +75,17 @@ DEVICE_CHECKS = (Check.LIST_DEVICES, Check.OFFLOADED, Check.BUFFERS)
 
 
 def plan(
-    variant: Variant, tensor_types: Sequence[TensorType] = TENSOR_TYPES, *, on_device: bool = False
+    variant: Variant,
+    tensor_types: Sequence[TensorType] = TENSOR_TYPES,
+    *,
+    on_device: bool = False,
+    long_prompts: Collection[TensorType] = model.LONG_PROMPTS,
 ) -> list[ServerPlan]:
     """Returns the servers to start: quick start and BodhiApp with all checks, and a short one for each other type.
 
     The first tensor type is for the quick start, the second for BodhiApp; a single one is for both. With `on_device`
     they get the device's checks too. A server for each fallback directory of BodhiApp's runs on the CPU in any case.
+    The short ones of `long_prompts` are asked a long prompt too.
     """
     first, second = tensor_types[0], tensor_types[min(1, len(tensor_types) - 1)]
     # Only BodhiApp passes --embeddings, without which the server refuses them; it disables the web page.
@@ -96,12 +104,15 @@ def plan(
             arguments=consumer.load().working(variant.name, variant.name) if is_bodhi else (),
         )
 
+    def long_prompt(tensor_type: TensorType) -> tuple[Check, ...]:
+        return (Check.LONG_PROMPT,) if tensor_type in long_prompts else ()
+
     return [
         server(f"quick start, {first}", first, *quick_start, *ending),
         server(f"as {consumer.NAME}, {second}", second, *bodhi, *ending, is_bodhi=True),
         *(
-            server(f"quick start, {other}", other, Check.COMPLETION, Check.PRECISION, Check.SIGTERM)
-            for other in tensor_types[2:]
+            server(f"quick start, {kind}", kind, Check.COMPLETION, Check.PRECISION, *long_prompt(kind), Check.SIGTERM)
+            for kind in tensor_types[2:]
         ),
         *(
             ServerPlan(
@@ -155,6 +166,7 @@ class Options(TypedDict, total=False):
     tensor_types: Sequence[TensorType]
     listener: Listener
     model_file: Path | None
+    shares_files: bool
 
 
 def check_servers(
@@ -163,9 +175,10 @@ def check_servers(
     prepare: Prepare,
     *,
     device: Granted | None = None,
-    tensor_types: Sequence[TensorType] = TENSOR_TYPES,
+    tensor_types: Sequence[TensorType] = (),
     listener: Listener = silent,
     model_file: Path | None = None,
+    shares_files: bool = True,
 ) -> SmokeReport:
     """Starts the planned servers one after the other, checks them, and returns the report.
 
@@ -174,9 +187,10 @@ def check_servers(
         variant: its variant.
         prepare: creates each server, in whatever it runs.
         device: the device of the servers; None: the CPU, which shows nothing about the accelerator.
-        tensor_types: the models, see `plan`.
+        tensor_types: the models, see `plan`; empty: all that suit the device.
         listener: called with each check as it begins.
-        model_file: model for the speeds, a file of the servers' host; None: a known-answer model.
+        model_file: model for the speeds, a file of the servers' host; None: see `_model_for_speed`.
+        shares_files: whether the servers' host is this one.
     """
     started = dt.datetime.now(dt.UTC)
     clock = time.monotonic()
@@ -185,20 +199,25 @@ def check_servers(
     def say(note: str) -> None:
         listener(Progress(what=title, note=note))
 
-    servers = [
-        _check_server(variant, server, prepare, say, device)
-        for server in plan(variant, tensor_types, on_device=device is not None)
-    ]
+    in_software = device is not None and device.software
+    planned = plan(
+        variant,
+        tensor_types or (SOFTWARE_TYPES if in_software else TENSOR_TYPES),
+        on_device=device is not None,
+        long_prompts=() if in_software else model.LONG_PROMPTS,
+    )
+    servers = [_check_server(variant, server, prepare, say, device) for server in planned]
     speeds: tuple[Speed, ...] = ()
     if device:
         pairs = agreement.SOFTWARE_PAIRS if device.software else agreement.PAIRS
         servers += [_check_pair(variant, pair, prepare, say, device) for pair in pairs]
     if device or model_file:
         measured = []
-        for on_device in (True, False) if device else (False,):
-            server, result = _measure(variant, prepare, say, model_file=model_file, on_device=on_device)
-            servers.append(server)
-            measured.append(result)
+        with _model_for_speed(model_file, known_answer=in_software or not shares_files, say=say) as (path, described):
+            for on_device in (True, False) if device else (False,):
+                server, result = _measure(variant, prepare, say, path, described, on_device=on_device)
+                servers.append(server)
+                measured.append(result)
         speeds = speed.speeds(measured[0] if device else None, measured[-1])
     report = SmokeReport(
         image=subject,
@@ -246,6 +265,7 @@ def _check_server(
             backend = partial(check_backend, accelerator=accelerator, linked_in=subject.linked_in)
             checks: dict[Check, Callable[[], str]] = {
                 **{name: partial(check, target) for name, check in CHECKS.items()},
+                Check.LONG_PROMPT: lambda: _check_long_prompt(target, server.tensor_type, limits),
                 Check.PRECISION: partial(precision.check_precision, target, prompts=prompts),
                 Check.BACKEND: lambda: backend(running.maps(), running.logs(), str(directory)),
                 Check.HEALTHCHECK: partial(check_healthcheck, running, subject.healthcheck),
@@ -260,6 +280,13 @@ def _check_server(
         log = running.logs()
     seconds = time.monotonic() - clock
     return ServerReport(name=server.name, arguments=subject.arguments, checks=tuple(results), log=log, seconds=seconds)
+
+
+def _check_long_prompt(target: Target, tensor_type: TensorType, limits: Limits) -> str:
+    """A prompt of more than 4,096 tokens, which the server takes in several batches, gets the known answer."""
+    answer = model.within(model.long_answer(tensor_type), limits)
+    patient = dataclasses.replace(target, answer=answer, patience=DEVICE_TIMEOUT_SECONDS)
+    return f"{model.LONG_TOKENS:,} tokens: {checks_http.check_completion(patient)}"
 
 
 def _check_pair(
@@ -308,8 +335,34 @@ def _check_pair(
     )
 
 
+@contextmanager
+def _model_for_speed(
+    model_file: Path | None, *, known_answer: bool, say: Callable[[str], None]
+) -> Iterator[tuple[Path | None, str]]:
+    """Yields the model for the speeds and its description: the given one, one of real shape, or the known-answer model.
+
+    The last, whose file is None, is for a device in software, a host elsewhere, and a disk without space.
+    """
+    if model_file or known_answer:
+        yield model_file, model_file.name if model_file else SMALL
+        return
+    say("writes a model of real shape")
+    shape = speed.Shape()
+    with speed.written_model(shape) as path:
+        yield path, f"{megabytes(shape.bytes)} of random {TensorType.Q4_K}" if path else f"{SMALL}, for want of disk"
+
+
+SMALL = "a small known-answer model"
+
+
 def _measure(
-    variant: Variant, prepare: Prepare, say: Callable[[str], None], *, model_file: Path | None, on_device: bool
+    variant: Variant,
+    prepare: Prepare,
+    say: Callable[[str], None],
+    model_file: Path | None,
+    described: str,
+    *,
+    on_device: bool,
 ) -> tuple[ServerReport, Measured | None]:
     """Measures the speed of one server; None if the measurement failed."""
     clock = time.monotonic()
@@ -336,8 +389,8 @@ def _measure(
             memory = speed.device_memory(running.logs(), accelerator) if on_device else None
             measured = Measured(rates=rates, load_seconds=seconds, memory=memory)
             return (
-                f"prompt {rates.prompt:,.0f} and generation {rates.generated:,.0f} tokens per second, loaded in "
-                f"{seconds:.2f} s" + (f", {memory} MiB on the device" if memory is not None else "")
+                f"{described}: prompt {rates.prompt:,.0f} and generation {rates.generated:,.0f} tokens per second, "
+                f"loaded in {seconds:.2f} s" + (f", {memory} MiB on the device" if memory is not None else "")
             )
 
         result = perform(Check.SPEED, check)

@@ -133,7 +133,7 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
         ("plan --platform riscv64", "choose amd64 or arm64"),
         ("plan --format matrix --variant cuda --platform arm64", "cuda is not built for linux/arm64"),
         ("plan --format bake --origin packages", "only on bases from registries"),
-        ("known-answer-model --type Q5_0 --output /nowhere/x", "choose one of F32, F16, Q8_0, Q4_0, Q4_K"),
+        ("known-answer-model --type Q5_0 --output /nowhere/x", "choose one of F32, F16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K"),
         ("known-answer-model --output /dev/null/x", "choose another file"),
         ("smoke --variant cpu --url http://x --model x", "--model is for a server that is started here"),
         ("smoke --variant cpu --model-name x", "name it with --url"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from base_images.smoke import agreement
+from base_images.smoke import agreement, model
 from base_images.smoke.agreement import PAIRS, Comparison, Rest, Step, Transcript
 from base_images.smoke.checks_http import CheckFailedError
 from base_images.smoke.model import TOKENS, TensorType
@@ -32,12 +32,12 @@ def compare(*seen: Step) -> Comparison:
 # --- The pairs. ---
 
 
-def test_pairs_cover_each_type_with_and_without_flash_attention() -> None:
-    assert {(pair.tensor_type, pair.flash_attention) for pair in PAIRS} == {
-        (tensor_type, flash_attention)
-        for tensor_type in (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_K)
-        for flash_attention in (True, False)
-    }
+def test_pairs_cover_each_kind_of_model_with_and_without_flash_attention() -> None:
+    assert {pair.tensor_type for pair in PAIRS if pair.flash_attention} == set(agreement.TYPES)
+    assert {pair.tensor_type for pair in PAIRS if not pair.flash_attention} == set(agreement.TYPES)
+    kinds = {model.MODELS[tensor_type].architecture for tensor_type in TensorType}
+    assert {model.MODELS[tensor_type].architecture for tensor_type in agreement.TYPES} == kinds
+    assert set(agreement.SOFTWARE_PAIRS) < set(PAIRS)
 
 
 def test_the_arguments_of_a_pair() -> None:

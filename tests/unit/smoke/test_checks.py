@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +20,14 @@ from base_images.adapters.container import ContainerState
 from base_images.cli import views as report
 from base_images.errors import LaunchError, UsageError
 from base_images.recipes import consumer
-from base_images.smoke import checks_http, checks_server, containers, device, model, runner, tolerances
+from base_images.smoke import checks_http, checks_server, containers, device, model, runner, speed, tolerances
 from base_images.smoke import report as smoke_report
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import CheckFailedError, CheckSkippedError
 from base_images.smoke.model import TensorType
 from base_images.smoke.report import Device, SmokeReport, Status
 from tests.support import smoke_reports
+from tests.unit.smoke.test_speed import SMALL, Usage
 
 CPU, VULKAN = variants.find("cpu"), variants.find("vulkan")
 
@@ -94,6 +97,34 @@ def test_plan_covers_every_tensor_type_and_every_check() -> None:
     assert quick | bodhi >= set(checks_http.CHECKS)
     assert set(checks_http.CHECKS) - bodhi == {"web page"}  # which BodhiApp's servers do not serve: --no-webui
     assert all("completion" in server.checks and server.checks[-1] == "sigterm" for server in servers)
+
+
+def test_one_server_is_asked_a_long_prompt_but_none_on_a_device_in_software() -> None:
+    asked = [server.tensor_type for server in runner.plan(VULKAN) if "long prompt" in server.checks]
+    assert asked == list(model.LONG_PROMPTS)
+    in_software = runner.plan(VULKAN, runner.SOFTWARE_TYPES, on_device=True, long_prompts=())
+    assert not [server for server in in_software if "long prompt" in server.checks]
+
+
+def test_software_devices_get_the_types_that_they_were_measured_with() -> None:
+    measured = {row.type for row in tolerances.table() if row.kind is tolerances.Kind.SOFTWARE}
+    assert set(runner.SOFTWARE_TYPES) == measured
+
+
+def test_the_model_for_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "Shape", lambda: SMALL)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def found(*, given: Path | None = None, known_answer: bool) -> tuple[bool, str]:
+        with runner._model_for_speed(given, known_answer=known_answer, say=lambda _: None) as (path, described):
+            return path is not None and (path == given or tmp_path in path.parents), described
+
+    assert found(given=tmp_path / "mine.gguf", known_answer=False) == (True, "mine.gguf")
+    assert found(known_answer=True) == (False, "a small known-answer model")
+    assert found(known_answer=False) == (True, "2.8 MB of random Q4_K")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 0))
+    assert found(known_answer=False) == (False, "a small known-answer model, for want of disk")
 
 
 def test_a_single_tensor_type_is_used_for_both_ways() -> None:
