@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import platform
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from base_images import image
@@ -16,12 +16,12 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, locked
 from base_images.adapters.engine import Engine, Image, pull_progress
 from base_images.adapters.http_session import host_certificates
-from base_images.build import packages
+from base_images.build import emulated, packages
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
 from base_images.progress import Listener, Progress
-from base_images.variants import UNSTABLE, Packages, Root, Variant, gigabytes
+from base_images.variants import UNSTABLE, Packages, Platform, Root, Variant, gigabytes
 
 REACH_SECONDS = 15
 """Time-out after which a registry or a git host counts as unreachable."""
@@ -47,6 +47,7 @@ def resolve_bases(
     origin: Origin,
     listener: Listener,
     slim: bool = False,
+    platform: Platform | None = None,
 ) -> Bases:
     """Pulls or makes the base images of a build and returns them.
 
@@ -57,6 +58,7 @@ def resolve_bases(
         origin: AUTO tries the registries, then images that were pulled before, then packages.
         listener: receives the progress.
         slim: whether the runtime libraries of the toolkit come from the build stage and not from the runtime base.
+        platform: what the bases are for, if not the engine's own platform: only packages make bases for another.
 
     Raises:
         ImageNotFoundError: a registry does not have an image.
@@ -83,7 +85,8 @@ def resolve_bases(
         if debian is None:
             raise SourceError(f"{_no_packages(variant)} Use --origin registries.")
         try:
-            origin, bases = Origin.PACKAGES, _make(engine, variant, debian.slim() if slim else debian, listener)
+            made = _make(engine, variant, debian.slim() if slim else debian, platform, listener)
+            origin, bases = Origin.PACKAGES, made
             arguments = {**debian.arguments, **_versions(engine, bases["build"].reference, debian)}
         except SourceError as error:
             raise SourceError(" ".join((*notices, str(error))), detail=error.detail) from error
@@ -255,22 +258,28 @@ def _roots(debian: Packages) -> dict[str, Root]:
     return {"runtime": debian.runtime, "build": debian.build, "web": packages.WEB}
 
 
-def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener) -> dict[str, BaseImage]:
+def _make(
+    engine: Engine, variant: Variant, debian: Packages, platform: Platform | None, listener: Listener
+) -> dict[str, BaseImage]:
     """Makes the bases that the engine lacks and returns all of them."""
-    architecture = _MACHINES.get(platform.machine(), platform.machine())
+    architecture = _MACHINES.get(os.uname().machine, os.uname().machine)
     if engine.info().architecture != architecture:
         raise SourceError(
             f"The packages origin makes bases for this machine ({architecture}), and the engine runs on "
             f"{engine.info().architecture}: use --origin registries."
         )
+    other = platform if platform and platform.architecture != architecture else None
+    if other:
+        emulated.require_emulator(other)
     certificates = host_certificates()
     if certificates is None:
         raise SourceError("This machine has no bundle of certificate authorities: install ca-certificates.")
     targets = _index_targets(listener)
     content = certificates.read_bytes()
     roots = _roots(debian)
+    keyed = f"{other.architecture} on {architecture}" if other else architecture
     names = {
-        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, architecture)}"
+        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, keyed)}"
         for role, root in roots.items()
     }
     cache = cache_directory()
@@ -281,12 +290,23 @@ def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener
         # Roles with the same root share it; the certificates, which the runtime base must not have, are added last.
         for root in dict.fromkeys(missing.values()):
             with ownership.temporary_directory(cache) as directory:
-                tar = directory / "root.tar"
-                _bootstrap(tar, root, apt_sources(targets, root), listener)
+                tar, native = directory / "root.tar", directory / "native.tar"
+                sources = apt_sources(targets, root)
+                # Node stays this machine's, since it makes the same web interface on every platform.
+                made_for = f"--architectures={other.architecture if other and root != packages.WEB else architecture}"
+                _bootstrap(tar, root, sources, listener, made_for)
                 for role in (role for role, of_role in missing.items() if of_role == root):
                     if role != "runtime":
                         _add_file(tar, CERTIFICATES, content)
-                    engine.import_filesystem(tar, names[role], _changes(role))
+                    if other is None:
+                        engine.import_filesystem(tar, names[role], _changes(role))
+                        continue
+                    compiler = emulated.CROSS_PACKAGES.get((architecture, other), ()) if role == "build" else ()
+                    if compiler:
+                        _bootstrap(native, replace(root, packages=compiler), sources, listener, "--variant=extract")
+                    emulated.import_filesystem(
+                        engine, tar, names[role], _changes(role), platform=other, native=native if compiler else None
+                    )
     return {role: BaseImage(reference=name, name=name, digest=engine.image(name).id) for role, name in names.items()}
 
 
@@ -370,12 +390,12 @@ def _index_targets(listener: Listener) -> str:
     return targets
 
 
-def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listener) -> None:
-    """Writes the tar of a Debian root file system."""
+def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listener, *options: str) -> None:
+    """Writes the tar of a Debian root file system; `options` are further ones of mmdebstrap."""
     what = f"make a Debian {root.suite} base" + (f" with {', '.join(root.packages)}" if root.packages else "")
     if not KEYRING.is_file():
         raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
-    arguments = ["mmdebstrap", "--format=tar", *_OPTIONS]
+    arguments = ["mmdebstrap", "--format=tar", *_OPTIONS, *options]
     if root.suite == UNSTABLE:
         # A mirror's Release file may have expired. The option stays in the base, for the recipe's apt-get.
         arguments.append('--aptopt=Acquire::Check-Valid-Until "false"')
