@@ -126,6 +126,7 @@ class Subject:
         program: path of llama-server where it runs; its backends are in the same directory.
         linked_in: whether its backends are part of it; None if unknown.
         healthcheck: command of its image's HEALTHCHECK; None without a container.
+        emulated: whether it runs on an emulated processor, which takes ten times as long.
     """
 
     server: Server
@@ -135,6 +136,7 @@ class Subject:
     program: str
     linked_in: bool | None
     healthcheck: tuple[str, ...] | None
+    emulated: bool = False
 
 
 Prepare = Callable[[ServerPlan, KnownAnswer], AbstractContextManager[Subject]]
@@ -225,6 +227,8 @@ def _check_server(variant: Variant, server: ServerPlan, prepare: Prepare, say: C
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
     with prepare(server, answer) as subject:
         running = subject.server
+        if subject.emulated:
+            ready = patience = DEVICE_TIMEOUT_SECONDS
         say(f"{server.name}: starts")
         results = [perform(Check.STARTS, partial(check_starts, running, subject.port, ready))]
         if results[0].status is Status.PASS:
