@@ -17,7 +17,8 @@ STOP_AT_ONCE_SECONDS = 1  # contract row 20
 VOLUMES = ("/models", "/home/llama/.cache", "/data")
 """Where people mount volumes (contract row 19): models, llama-server's model cache, and a child image's own data."""
 
-_BACKEND = re.compile(r"^\S+ +r-xp .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
+_BACKEND = re.compile(r"^\S+ +(?:r-xp|rw-p) .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
+"""A backend's code or data. qemu does not map code as executable, because the processor does not execute it."""
 
 
 def glibc_version(getconf: str) -> str:
