@@ -271,9 +271,10 @@ def _check_pair(variant: Variant, pair: Pair, prepare: Prepare, say: Callable[[s
     fallback = dataclasses.replace(own, directory=variant.directories[-1], on_device=False)
     accelerator = variant.device.name if variant.device else ""
     with prepare(own, answer) as device, prepare(fallback, answer) as cpu:
+        patience = DEVICE_TIMEOUT_SECONDS if cpu.emulated else READY_TIMEOUT_SECONDS
         results = [
             perform(Check.STARTS, partial(check_starts, device.server, device.port, DEVICE_TIMEOUT_SECONDS)),
-            perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port)),
+            perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port, patience)),
         ]
         if all(result.status is Status.PASS for result in results):
             tolerance = agreement.TOLERANCES[pair.tensor_type]
