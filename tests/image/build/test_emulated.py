@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from base_images import progress, settings, variants
+from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine
 from base_images.build import emulated, local, source
 from base_images.build.inputs import Origin
@@ -54,6 +55,8 @@ def test_a_base_for_another_platform_says_so_and_a_build_starts_from_it(
     )
     try:
         assert engine.image(child).architecture == elsewhere.architecture
+        said = engine.probe(ContainerSpec(image=child, entrypoint=("sh", "-c", "read one < /said; echo $one")))
+        assert said.stdout == "native\n", said
     finally:
         engine.remove_image(child)
 
