@@ -172,6 +172,18 @@ def image_without_toolkit(session: nox.Session) -> None:
             run_tests(session, "tests/variants/test_without_toolkit.py", "--variant", variant.name, *session.posargs)
 
 
+@nox.session
+def arm64(session: nox.Session) -> None:
+    """Builds and tests cpu, or `-- VARIANT`, for arm64 by emulation, and publishes both platforms as a rehearsal."""
+    if platform.machine() == "aarch64":
+        session.skip("arm64 is not emulated on this machine: `nox -s image-cpu` and `nox -s smoke` test it.")
+    for name in session.posargs or ["cpu"]:
+        build = ("invoke", "build-local", "--variant", name, "--origin", "packages")
+        run(session, *build)
+        run(session, *build, "--platform", "arm64", "--smoke")
+        run_tests(session, "tests/variants/test_platforms.py", "--variant", name)
+
+
 for variant in VARIANTS:
     if variant.name != "cpu" and (ROOT / variant.dockerfile).exists():
         add_image_session(variant)

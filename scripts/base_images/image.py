@@ -13,11 +13,13 @@ ARBITRARY_USER_OF_GROUP_0 = "54321:0"
 STOP_SECONDS = 10  # contract row 15
 
 STOP_AT_ONCE_SECONDS = 1  # contract row 20
+EMULATED_STOP_SECONDS = 5  # the same for an emulated processor, where ending llama-server took 1.7 s on a busy machine
 
 VOLUMES = ("/models", "/home/llama/.cache", "/data")
 """Where people mount volumes (contract row 19): models, llama-server's model cache, and a child image's own data."""
 
-_BACKEND = re.compile(r"^\S+ +r-xp .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
+_BACKEND = re.compile(r"^\S+ +(?:r-xp|rw-p) .* (/\S*/libggml-\S+\.so)$", re.MULTILINE)
+"""A backend's code or data. qemu does not map code as executable, because the processor does not execute it."""
 
 
 def glibc_version(getconf: str) -> str:

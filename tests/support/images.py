@@ -11,6 +11,7 @@ from typing import Any
 
 from base_images.adapters import buildkit
 from base_images.adapters.engine import Engine, Image
+from base_images.variants import Platform
 
 PLAIN = Image(
     id="sha256:1",
@@ -55,6 +56,7 @@ def build(
     target: str = "",
     arguments: Mapping[str, str] | None = None,
     mode: int = 0o644,
+    platform: Platform | None = None,
 ) -> str:
     """Builds a Dockerfile with BuildKit and returns the image's id.
 
@@ -65,6 +67,7 @@ def build(
         target: the stage; empty for the last one.
         arguments: the build arguments.
         mode: the permissions of all files.
+        platform: what it is built for; None for the engine's own.
 
     Raises:
         BuildError: a step failed.
@@ -75,7 +78,7 @@ def build(
         target=target,
         arguments=arguments or {},
         labels={},
-        platform=engine.platform().docker,
+        platform=(platform or engine.platform()).docker,
     )
     with contextlib.closing(stream):
         [image_id] = [event.image_id for event in buildkit.events(stream) if isinstance(event, buildkit.ImageBuilt)]

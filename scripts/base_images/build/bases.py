@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import platform
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from base_images import image
@@ -17,13 +17,13 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, locked
 from base_images.adapters.engine import Engine, Image, pull_progress
 from base_images.adapters.http_session import host_certificates
-from base_images.build import packages, wheels
+from base_images.build import emulated, packages, wheels
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
 from base_images.progress import Listener, Progress
 from base_images.roots import UNSTABLE, Packages, Root, Wheels
-from base_images.variants import Variant, gigabytes
+from base_images.variants import Platform, Variant, gigabytes
 
 REACH_SECONDS = 15
 """Time-out after which a registry or a git host counts as unreachable."""
@@ -52,6 +52,7 @@ def resolve_bases(
     slim: bool = False,
     toolkit: str = "",
     asked: str = "",
+    platform: Platform | None = None,
 ) -> Bases:
     """Pulls or makes the base images of a build and returns them.
 
@@ -64,6 +65,7 @@ def resolve_bases(
         slim: whether the runtime libraries of the toolkit come from the build stage and not from the runtime base.
         toolkit: the version of the toolkit in this build, which packages follow where they can.
         asked: that version if it was asked for, so that packages must have it.
+        platform: what the bases are for, if not the engine's own platform: only packages make bases for another.
 
     Raises:
         ImageNotFoundError: a registry does not have an image.
@@ -91,7 +93,8 @@ def resolve_bases(
             raise SourceError(f"{_no_packages(variant)} Use --origin registries.")
         try:
             packages.require_version(variant, asked, debian.release)
-            origin, bases = Origin.PACKAGES, _make(engine, variant, debian.slim() if slim else debian, listener)
+            made = _make(engine, variant, debian.slim() if slim else debian, platform, listener)
+            origin, bases = Origin.PACKAGES, made
             arguments = {**debian.arguments, **_versions(engine, bases["build"].reference, debian)}
             packages.require_version(variant, asked, arguments.get(variant.version_argument, ""))
         except SourceError as error:
@@ -266,22 +269,28 @@ def _roots(debian: Packages) -> dict[str, Root]:
     return {"runtime": debian.runtime, "build": debian.build, "web": packages.WEB}
 
 
-def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener) -> dict[str, BaseImage]:
+def _make(
+    engine: Engine, variant: Variant, debian: Packages, platform: Platform | None, listener: Listener
+) -> dict[str, BaseImage]:
     """Makes the bases that the engine lacks and returns all of them."""
-    architecture = _MACHINES.get(platform.machine(), platform.machine())
+    architecture = _MACHINES.get(os.uname().machine, os.uname().machine)
     if engine.info().architecture != architecture:
         raise SourceError(
             f"The packages origin makes bases for this machine ({architecture}), and the engine runs on "
             f"{engine.info().architecture}: use --origin registries."
         )
+    other = platform if platform and platform.architecture != architecture else None
+    if other:
+        emulated.require_emulator(other)
     certificates = host_certificates()
     if certificates is None:
         raise SourceError("This machine has no bundle of certificate authorities: install ca-certificates.")
     targets = _index_targets(listener)
     content = certificates.read_bytes()
     roots = _roots(debian)
+    keyed = f"{other.architecture} on {architecture}" if other else architecture
     names = {
-        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, architecture)}"
+        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, keyed)}"
         for role, root in roots.items()
     }
     cache = cache_directory()
@@ -293,15 +302,39 @@ def _make(engine: Engine, variant: Variant, debian: Packages, listener: Listener
         for root in dict.fromkeys(missing.values()):
             with ownership.temporary_directory(cache) as directory:
                 tar = directory / "root.tar"
-                hooks = _toolkit(root.wheels, architecture, directory / "toolkit.tar", listener) if root.wheels else []
-                _bootstrap(tar, root, apt_sources(targets, root), hooks, listener)
+                sources = apt_sources(targets, root)
+                # Node stays this machine's, since it makes the same web interface on every platform.
+                of = other.architecture if other and root != packages.WEB else architecture
+                hooks = _toolkit(root.wheels, of, directory / "toolkit.tar", listener) if root.wheels else []
+                _bootstrap(tar, root, sources, listener, f"--architectures={of}", *hooks)
                 for role in (role for role, of_role in missing.items() if of_role == root):
                     if role != "runtime":
                         _add_file(tar, CERTIFICATES, content)
-                    engine.import_filesystem(tar, names[role], _changes(role, root))
-        if any(root.wheels for root in missing.values()):
-            shutil.rmtree(cache / _WHEELS)  # the bases have them now
+                    if other is None:
+                        engine.import_filesystem(tar, names[role], _changes(role, root))
+                    else:
+                        native = _compilers(directory, role, root, sources, (architecture, other), listener)
+                        changes = _changes(role, root)
+                        emulated.import_filesystem(engine, tar, names[role], changes, platform=other, native=native)
+        shutil.rmtree(cache / _WHEELS, ignore_errors=True)  # the bases have them now
     return {role: BaseImage(reference=name, name=name, digest=engine.image(name).id) for role, name in names.items()}
+
+
+def _compilers(
+    directory: Path,
+    role: str,
+    root: Root,
+    sources: tuple[str, ...],
+    machines: tuple[str, Platform],
+    listener: Listener,
+) -> Path | None:
+    """Writes the tar of this machine's compilers for another platform, if the role compiles and Debian has them."""
+    packages_of = emulated.CROSS_PACKAGES.get(machines, ()) if role == "build" else ()
+    if not packages_of:
+        return None
+    tar = directory / "native.tar"
+    _bootstrap(tar, replace(root, packages=packages_of), sources, listener, "--variant=extract")
+    return tar
 
 
 def _toolkit(wanted: Wheels, architecture: str, tar: Path, listener: Listener) -> list[str]:
@@ -399,12 +432,12 @@ def _index_targets(listener: Listener) -> str:
     return targets
 
 
-def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], hooks: Sequence[str], listener: Listener) -> None:
-    """Writes the tar of a Debian root file system."""
+def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listener, *options: str) -> None:
+    """Writes the tar of a Debian root file system; `options` are further ones of mmdebstrap."""
     what = f"make a Debian {root.suite} base" + (f" with {', '.join(root.packages)}" if root.packages else "")
     if not KEYRING.is_file():
         raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
-    arguments = ["mmdebstrap", "--format=tar", *_OPTIONS, *hooks]
+    arguments = ["mmdebstrap", "--format=tar", *_OPTIONS, *options]
     arguments += _apt_options(root)
     if root.packages:
         arguments.append(f"--include={','.join(root.packages)}")

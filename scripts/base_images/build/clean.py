@@ -91,16 +91,15 @@ def _ours(image: Image) -> bool:
 
 
 def _own_tag(tag: str, registry: str) -> bool:
+    for platform in Platform:  # of an emulated build; a killed `publish` leaves its tag for one platform too
+        tag = tag.removesuffix(f"-{platform.architecture}")
     if tag in {versions.local_reference(variant.name) for variant in VARIANTS}:
         return True
     for variant in VARIANTS:
         prefix = f"{registry}:{variant.name}-"
         if tag.startswith(prefix):
-            version = tag.removeprefix(prefix)
-            for platform in Platform:  # a killed `publish` leaves its tag for one platform
-                version = version.removesuffix(f"-{platform.architecture}")
             try:
-                versions.parse(version)
+                versions.parse(tag.removeprefix(prefix))
             except UsageError:
                 return False
             return True

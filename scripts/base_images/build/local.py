@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from base_images.adapters import buildkit, repository
@@ -53,14 +53,18 @@ def prepare(
     architectures: Sequence[str] = (),
     slim: bool = False,
     version: str = "",
+    platform: Platform | None = None,
 ) -> Prepared:
     """Fetches the base images and returns the plan for them and the source.
 
     `architectures` are those of `--arch`; empty means the recipe's defaults. `slim` copies the toolkit's runtime
     libraries onto a small base instead of using the toolkit's own runtime image. `version` is that of `--toolkit`.
+    `platform` is the engine's by default; an image for another one, which the engine emulates, is tagged with its
+    architecture.
 
     Raises:
-        UsageError: the variant has no recipe, or does not support the engine's platform or an architecture.
+        UsageError: the variant has no recipe, does not support the platform or an architecture, or the origin has no
+            bases for the platform.
         EngineError: the engine has no BuildKit.
         SourceError: a base image is not available.
         RepositoryError: this checkout has no version.
@@ -70,8 +74,14 @@ def prepare(
     asked = toolkit.toolkit_argument(variant, version)
     chosen = {**narrowed, **asked, **(dockerfile.slim_argument(path) if slim else {})}
     engine.require_buildkit()
-    platform = engine.platform()
+    here = engine.platform()
+    platform = platform or here
     require_platform(variant, platform)  # before anything large is fetched
+    if platform is not here and wanted is not Origin.PACKAGES:
+        raise UsageError(
+            f"This engine builds for {here.docker}; for {platform.docker} it takes --origin packages, or "
+            f"`invoke bake --platform {platform.architecture}`."
+        )
     # An architecture can be part of a base image's tag.
     bases = origin.resolve_bases(
         engine,
@@ -81,11 +91,15 @@ def prepare(
         slim=slim,
         toolkit=dockerfile.global_arguments(path, chosen).get(variant.version_argument, ""),
         asked=version,
+        platform=platform,
         listener=listener,
     )
     if narrowed:
         _require_architectures(engine, variant, narrowed, bases.build.reference)
     plan = _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
+    if platform is not here:
+        # The tags without it are of the image that this engine runs natively.
+        plan = replace(plan, tags=tuple(f"{tag}-{platform.architecture}" for tag in plan.tags))
     return Prepared(plan=plan, source=source, notices=bases.notices)
 
 

@@ -20,6 +20,7 @@ from base_images.cli.options import (
     caller_path,
     open_registry,
     parse_origin,
+    parse_platform,
     resolve_source,
     variants_of,
     wanted_platforms,
@@ -55,6 +56,7 @@ def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool
     help={
         **BUILD_HELP,
         "variant": "which image; may be given several times; default: all; one that fails does not stop the others",
+        "platform": "amd64 or arm64; default: the engine's; another one is emulated, on bases of --origin packages",
         "smoke": "check the built image against the contract, then start it and ask it for the known answer",
         "quiet": "print only the result",
     },
@@ -63,6 +65,7 @@ def build_local(
     _: Context,
     variant: list[str],
     arch: list[str],
+    platform: str = "",
     source: str = "",
     origin: str = "auto",
     toolkit: str = "",
@@ -78,23 +81,27 @@ def build_local(
     """
     from base_images.adapters import engine, repository
     from base_images.build import architectures, local
+    from base_images.build.plan import require_platform
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
     options = BuildOptions.parse(source, origin, arch, slim=slim, toolkit=toolkit)
+    asked = parse_platform(platform) if platform else None
     for named in map(variants.find, variant):
         architectures.architecture_argument(named, arch)
         architectures.toolkit_argument(named, toolkit)
+        if asked:
+            require_platform(named, asked)
     repository.open_clone(ROOT)  # without a version, nothing is to be fetched or built
     connected = engine.connect()
-    platform = connected.platform()
+    wanted = asked or connected.platform()
     how = views.mode(quiet=quiet)
     with views.Display(how) as display:
         resolved = resolve_source(options.source, options.origin, display)
 
     def build_one(variant: variants.Variant) -> None:
         with views.Display(how, f"build {variant.name}") as display:
-            prepared = _prepare(connected, variant, resolved, options, display)
+            prepared = _prepare(connected, variant, resolved, options, display, wanted)
             for notice in prepared.notices:
                 display.notice(notice)
             built = local.build(connected, prepared, root=ROOT, on_event=display.event)
@@ -105,7 +112,7 @@ def build_local(
             image = connected.image(built.image_id)
             judge(smoke_command.smoke_image(connected, image, variant, device=None), outputs, json=False)
 
-    for_each_variant([known for known in variants_of(variant) if variant or platform in known.platforms], build_one)
+    for_each_variant([known for known in variants_of(variant) if variant or wanted in known.platforms], build_one)
 
 
 @command(
@@ -331,7 +338,12 @@ def _prepared_plans(wanted: Wanted, options: BuildOptions) -> list[BuildPlan]:
 
 
 def _prepare(
-    connected: Engine, variant: variants.Variant, source: Source, options: BuildOptions, display: Display
+    connected: Engine,
+    variant: variants.Variant,
+    source: Source,
+    options: BuildOptions,
+    display: Display,
+    platform: variants.Platform | None = None,
 ) -> Prepared:
     from base_images.build import local
 
@@ -346,4 +358,5 @@ def _prepare(
         architectures=options.architectures,
         slim=options.slim,
         version=options.toolkit,
+        platform=platform,
     )

@@ -171,6 +171,7 @@ class ImageFacts:
         shell_error: the engine's error then.
         places: what each kind of user can write.
         stops: how it stops in each phase; empty when its entrypoint is no llama-server, and so a child's own program.
+        emulated: whether the engine emulates the image's processor, which takes ten times as long.
     """
 
     reference: str
@@ -188,6 +189,7 @@ class ImageFacts:
     shell_error: str
     places: tuple[Places, ...]
     stops: tuple[Stop, ...]
+    emulated: bool = False
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -244,6 +246,7 @@ def gather(engine: Engine, reference: str, asked: Variant | None = None) -> Imag
         shell_error=shell_error,
         places=tuple(_write(engine, image, user) for user in (None, ARBITRARY_USER, ARBITRARY_USER_OF_GROUP_0)),
         stops=_stops(engine, image),
+        emulated=image.architecture != engine.info().architecture,
     )
 
 

@@ -33,7 +33,7 @@ def publish(
     connect: Callable[[], Engine],
     dry_run: bool = False,
 ) -> Iterator[Action]:
-    """Pushes the local build if its platform is missing, writes the index if none is, and yields the actions.
+    """Pushes the local builds of missing platforms, writes the index if none is, and yields the actions.
 
     Args:
         repository: the registry's repository.
@@ -48,15 +48,20 @@ def publish(
         EngineError: the push failed.
     """
     missing = _missing(repository, variant, version)
-    pushed = None
+    pushed: list[Platform] = []
     if missing:
         engine = connect()
         here = engine.platform()
-        if here in missing:
-            yield _push(engine, repository, variant, version, commit, here, dry_run=dry_run)
-            pushed = here
-            # A push takes minutes: other machines may have pushed meanwhile.
-            missing = [platform for platform in _missing(repository, variant, version) if platform is not here]
+        for platform in missing:
+            # Another platform's build was made of packages and emulated, which is good enough to rehearse.
+            emulated = f"{repository.name}:{_tag(variant, version, platform)}"
+            if platform is here or (is_loopback(repository.name) and engine.has_image(emulated)):
+                local = _index(repository, variant, version) if platform is here else emulated
+                yield _push(engine, repository, variant, version, commit, platform, local, dry_run=dry_run)
+                pushed.append(platform)
+    if pushed:
+        # A push takes minutes: other machines may have pushed meanwhile.
+        missing = [platform for platform in _missing(repository, variant, version) if platform not in pushed]
     if missing:
         names = ", ".join(platform.docker for platform in missing)
         yield Action(
@@ -193,10 +198,10 @@ def _push(
     version: Version,
     commit: str,
     platform: Platform,
+    local: str,
     *,
     dry_run: bool,
 ) -> Action:
-    local = _index(repository, variant, version)
     tag = _tag(variant, version, platform)
     target = f"{repository.name}:{tag}"
     try:
@@ -208,11 +213,13 @@ def _push(
     require_publishable(image.labels, variant=variant, version=version, commit=commit, target=target)
     if dry_run:
         return Action(variant=variant.name, what="push", target=target, outcome=Outcome.WOULD)
-    engine.tag(image.id, target)
+    if local != target:
+        engine.tag(image.id, target)
     try:
         engine.push(target)
     finally:
-        engine.remove_image(target)
+        if local != target:
+            engine.remove_image(target)
     return Action(
         variant=variant.name,
         what="push",

@@ -191,6 +191,7 @@ def smoke(
     device = options.get("device")
     image = engine.image(image_id)
     binaries = f"/app/bin/{_triple(image)}"
+    emulated = image.architecture != engine.info().architecture
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(_volume(engine, kept)) if device else ""
 
@@ -213,6 +214,7 @@ def smoke(
                     program=f"{directory}/llama-server",
                     linked_in=server.directory in STATIC_BACKENDS,
                     healthcheck=image.healthcheck,
+                    emulated=emulated,
                 )
 
         return check(image.id, variant, prepare, **options)

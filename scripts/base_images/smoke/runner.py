@@ -139,6 +139,7 @@ class Subject:
         program: path of llama-server where it runs; its backends are in the same directory.
         linked_in: whether its backends are part of it; None if unknown.
         healthcheck: command of its image's HEALTHCHECK; None without a container.
+        emulated: whether it runs on an emulated processor, which takes ten times as long.
     """
 
     server: Server
@@ -148,6 +149,7 @@ class Subject:
     program: str
     linked_in: bool | None
     healthcheck: tuple[str, ...] | None
+    emulated: bool = False
 
 
 Prepare = Callable[[ServerPlan, KnownAnswer], AbstractContextManager[Subject]]
@@ -253,6 +255,8 @@ def _check_server(
     accelerator = variant.device.name if variant.device and server.directory == variant.name else ""
     with prepare(server, answer) as subject:
         running = subject.server
+        if subject.emulated:
+            ready = patience = DEVICE_TIMEOUT_SECONDS
         say(f"{server.name}: starts")
         results = [perform(Check.STARTS, partial(check_starts, running, subject.port, ready))]
         if results[0].status is Status.PASS:
@@ -309,9 +313,10 @@ def _check_pair(
     fallback = dataclasses.replace(own, directory=variant.directories[-1], on_device=False)
     accelerator = variant.device.name if variant.device else ""
     with prepare(own, answer) as device, prepare(fallback, answer) as cpu:
+        patience = DEVICE_TIMEOUT_SECONDS if cpu.emulated else READY_TIMEOUT_SECONDS
         results = [
             perform(Check.STARTS, partial(check_starts, device.server, device.port, DEVICE_TIMEOUT_SECONDS)),
-            perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port)),
+            perform(Check.CPU_STARTS, partial(check_starts, cpu.server, cpu.port, patience)),
         ]
         if all(result.status is Status.PASS for result in results):
             own_limits = tolerances.of(

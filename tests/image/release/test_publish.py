@@ -29,6 +29,7 @@ from tests.support.releases import (
     earn,
     first_word,
     labels,
+    load,
     notes,
     program,
     promoted,
@@ -64,6 +65,21 @@ def test_platforms_are_published_separately_and_merged_into_one_image(site: Site
     assert first_word(site.done("publish", "--variant", "cpu", "--dry-run")) == Outcome.ALREADY
     assert state(repository) == published
     assert site.done("image-digest", "--variant", "cpu").strip() == published[index]
+
+
+def test_an_emulated_build_of_the_other_platform_is_published_too_to_rehearse(site: Site) -> None:
+    one = site.commit(1)
+    site.build(one, BUILD_ORIGIN="packages")
+    emulated = f"{site.local(one)}-{site.elsewhere.architecture}"
+    load(emulated, site.elsewhere, labels(CPU, one, BUILD_ORIGIN="packages"))
+    tag = versions.image_tag("cpu", one.version)
+
+    assert "waits" not in site.done("publish", "--variant", "cpu", "--dry-run")
+    assert state(site.repository) == {}
+    site.done("publish", "--variant", "cpu")
+    published = site.repository.platform_manifests(tag)
+    assert set(published) == {platform.docker for platform in CPU.platforms}
+    assert site.engine.has_image(emulated)
 
 
 def test_promotion_depends_on_the_attached_reports(site: Site, tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_the_tag_that_a_killed_publish_leaves_is_removed(architecture: str) -> N
     assert (removal.references, removal.kept) == (tags, ())
 
 
+def test_an_emulated_build_is_removed() -> None:
+    tags = (f"{REGISTRY}:cpu-2508201420-abc1234-dirty-arm64", "llama-cpp-cpu:local-arm64")
+    assert references(replace(OURS, tags=tags)) == list(tags)
+
+
 def test_an_untagged_build_is_removed_by_its_id() -> None:
     assert references(replace(OURS, tags=())) == ["sha256:1"]
 

@@ -123,6 +123,8 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
         ("build-local --variant Vulcan", "Vulcan.*vulkan"),
         ("build-local --variant roc", "roc.*rocm"),
         ("build-local --variant xyz", "xyz.*choose one of cpu, cuda"),
+        ("build-local --variant cuda --platform arm64", "cuda is not built for linux/arm64"),
+        ("build-local --platform riscv64", "choose amd64 or arm64"),
         ("build-local --origin nowhere", "auto, registries, packages"),
         ("smoke --variant cpu --image x --url http://x", "--image, --url and --binary exclude each other"),
         ("smoke --variant cpu --keep --binary x", "--keep leaves containers"),

@@ -548,6 +548,12 @@ def test_an_old_glibc_is_an_exception_for_musa_only() -> None:
     assert judge.ContractReport(reference="x", image_id="y", variant="musa", rows=judge.judge(musa)).ok
 
 
+@pytest.mark.parametrize(("seconds", "status"), [(1.7, Status.PASS), (5.1, Status.FAIL)])
+def test_an_emulated_server_has_longer_to_stop(seconds: float, status: Status) -> None:
+    facts = replace(stopped(seconds=seconds), emulated=True)
+    assert (row(facts, 20).status, row(facts, 20).seen) == (status, f"stopped within {seconds} s, emulated")
+
+
 def test_a_child_image_with_an_entrypoint_of_its_own_has_no_row_of_ours_to_stop() -> None:
     assert row(replace(GOOD, stops=()), 20).status is Status.NOT_APPLICABLE
 
