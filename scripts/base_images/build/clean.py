@@ -11,9 +11,10 @@ from base_images.build.bases import PACKAGES_REPOSITORY
 from base_images.errors import BaseImagesError, UsageError
 from base_images.labels import Label
 from base_images.variants import VARIANTS, Platform
+from base_images.versions import Target
 
-_LAST_INSTRUCTION = "/usr/local/bin/llama-entrypoint"
-"""In the last instruction of every recipe. A child image inherits the labels but ends with another instruction."""
+_LAST_INSTRUCTIONS = ("/usr/local/bin/llama-entrypoint", "COPY /operations/ / ")
+"""In the last instruction of each target of every recipe. A child image inherits the labels but ends with another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +88,11 @@ def apply(engine: Engine, planned: Sequence[Removal]) -> Cleaned:
 
 def _ours(image: Image) -> bool:
     labelled = Label.VARIANT in image.labels and Label.VERSION in image.labels
-    return labelled and bool(image.history) and _LAST_INSTRUCTION in image.history[-1]
+    return labelled and bool(image.history) and any(last in image.history[-1] for last in _LAST_INSTRUCTIONS)
 
 
 def _own_tag(tag: str, registry: str) -> bool:
-    if tag in {versions.local_reference(variant.name) for variant in VARIANTS}:
+    if tag in {versions.local_reference(variant.name, target) for variant in VARIANTS for target in Target}:
         return True
     for variant in VARIANTS:
         prefix = f"{registry}:{variant.name}-"
@@ -99,6 +100,7 @@ def _own_tag(tag: str, registry: str) -> bool:
             version = tag.removeprefix(prefix)
             for platform in Platform:  # a killed `publish` leaves its tag for one platform
                 version = version.removesuffix(f"-{platform.architecture}")
+            version = version.removesuffix(Target.OPERATIONS.tag(""))
             try:
                 versions.parse(version)
             except UsageError:

@@ -19,7 +19,7 @@ from base_images.errors import ImageNotFoundError, RegistryError
 from base_images.labels import Label
 from base_images.release.actions import Action, Outcome
 from base_images.variants import Platform, Variant
-from base_images.versions import Version
+from base_images.versions import Target, Version
 
 _ANNOTATION_PREFIX = "org.opencontainers.image."
 
@@ -31,6 +31,7 @@ def publish(
     version: Version,
     commit: str,
     connect: Callable[[], Engine],
+    stage: Target = Target.RUNTIME,
     dry_run: bool = False,
 ) -> Iterator[Action]:
     """Pushes the local build if its platform is missing, writes the index if none is, and yields the actions.
@@ -41,48 +42,56 @@ def publish(
         version: which version, clean and released.
         commit: full hash of the version's commit; the image must be built from it.
         connect: returns the engine with the local build; not called when every platform is published.
+        stage: the image, or the test of its operations.
         dry_run: whether to change nothing.
 
     Raises:
         RegistryError: the registry refuses, or has another image under a published tag.
         EngineError: the push failed.
     """
-    missing = _missing(repository, variant, version)
+    missing = _missing(repository, variant, version, stage)
     pushed = None
     if missing:
         engine = connect()
         here = engine.platform()
         if here in missing:
-            yield _push(engine, repository, variant, version, commit, here, dry_run=dry_run)
+            yield _push(engine, repository, variant, version, commit, here, stage, dry_run=dry_run)
             pushed = here
             # A push takes minutes: other machines may have pushed meanwhile.
-            missing = [platform for platform in _missing(repository, variant, version) if platform is not here]
+            missing = [platform for platform in _missing(repository, variant, version, stage) if platform is not here]
     if missing:
         names = ", ".join(platform.docker for platform in missing)
         yield Action(
             variant=variant.name,
             what="merge",
-            target=_index(repository, variant, version),
+            target=_index(repository, variant, version, stage),
             outcome=Outcome.WAITING,
-            reason=f"{names} is missing: run `invoke build-local --variant {variant.name}` and `invoke publish "
-            f"--variant {variant.name}` on a machine of that kind.",
+            reason=f"{names} is missing: run `invoke build-local {_options(variant, stage)}` and `invoke publish "
+            f"{_options(variant, stage)}` on a machine of that kind.",
         )
     elif dry_run and pushed:
-        target = _index(repository, variant, version)
+        target = _index(repository, variant, version, stage)
         yield Action(variant=variant.name, what="merge", target=target, outcome=Outcome.WOULD)
     else:
         for platform in variant.platforms:
-            _require_publishable(repository, variant, version, commit, platform)
-        yield merge(repository, variant, version, dry_run=dry_run)
+            _require_publishable(repository, variant, version, commit, platform, stage)
+        yield merge(repository, variant, version, stage, dry_run=dry_run)
 
 
-def anchor(repository: Repository, variant: Variant, version: Version, platform: Platform, digest: str) -> Action:
+def anchor(
+    repository: Repository,
+    variant: Variant,
+    version: Version,
+    platform: Platform,
+    digest: str,
+    stage: Target = Target.RUNTIME,
+) -> Action:
     """Tags an image that was pushed by its digest, so that the registry keeps it; an existing tag stays.
 
     Raises:
         RegistryError: the registry has no such digest, or refuses.
     """
-    tag = _tag(variant, version, platform)
+    tag = _tag(variant, version, platform, stage)
     target = f"{repository.name}:{tag}"
     if there := repository.digest(tag):
         return Action(variant=variant.name, what="push", target=target, outcome=Outcome.ALREADY, digest=there)
@@ -93,15 +102,22 @@ def anchor(repository: Repository, variant: Variant, version: Version, platform:
     return Action(variant=variant.name, what="push", target=target, outcome=Outcome.DONE, digest=digest)
 
 
-def merge(repository: Repository, variant: Variant, version: Version, *, dry_run: bool = False) -> Action:
+def merge(
+    repository: Repository,
+    variant: Variant,
+    version: Version,
+    stage: Target = Target.RUNTIME,
+    *,
+    dry_run: bool = False,
+) -> Action:
     """Writes the index of all platforms, whose images are published already.
 
     Raises:
         RegistryError: a platform's tag is not an image for that platform alone, another index of that version is
             published, or the registry refuses.
     """
-    tag = versions.image_tag(variant.name, version)
-    found = {platform: _anchored(repository, variant, version, platform) for platform in variant.platforms}
+    tag = versions.image_tag(variant.name, version, stage)
+    found = {platform: _anchored(repository, variant, version, platform, stage) for platform in variant.platforms}
     content = index(repository, found)
     there = repository.manifest(tag)
     if there and there.content != content:
@@ -193,17 +209,18 @@ def _push(
     version: Version,
     commit: str,
     platform: Platform,
+    stage: Target,
     *,
     dry_run: bool,
 ) -> Action:
-    local = _index(repository, variant, version)
-    tag = _tag(variant, version, platform)
+    local = _index(repository, variant, version, stage)
+    tag = _tag(variant, version, platform, stage)
     target = f"{repository.name}:{tag}"
     try:
         image = engine.image(local)
     except ImageNotFoundError as error:
         raise ImageNotFoundError(
-            f"This engine has no {local}: build it with `invoke build-local --variant {variant.name}`."
+            f"This engine has no {local}: build it with `invoke build-local {_options(variant, stage)}`."
         ) from error
     require_publishable(image.labels, variant=variant, version=version, commit=commit, target=target)
     if dry_run:
@@ -222,27 +239,31 @@ def _push(
     )
 
 
-def _missing(repository: Repository, variant: Variant, version: Version) -> list[Platform]:
-    return [platform for platform in variant.platforms if repository.digest(_tag(variant, version, platform)) is None]
+def _missing(repository: Repository, variant: Variant, version: Version, stage: Target) -> list[Platform]:
+    return [
+        platform for platform in variant.platforms if repository.digest(_tag(variant, version, platform, stage)) is None
+    ]
 
 
 def _require_publishable(
-    repository: Repository, variant: Variant, version: Version, commit: str, platform: Platform
+    repository: Repository, variant: Variant, version: Version, commit: str, platform: Platform, stage: Target
 ) -> None:
     """Checks what another machine pushed before the version's tag is made of it.
 
     Raises:
         RegistryError: it may not be published.
     """
-    tag = _tag(variant, version, platform)
+    tag = _tag(variant, version, platform, stage)
     for image in repository.platform_manifests(tag).values():
         require_publishable(
             repository.labels(image), variant=variant, version=version, commit=commit, target=f"{repository.name}:{tag}"
         )
 
 
-def _anchored(repository: Repository, variant: Variant, version: Version, platform: Platform) -> Manifest:
-    tag = _tag(variant, version, platform)
+def _anchored(
+    repository: Repository, variant: Variant, version: Version, platform: Platform, stage: Target
+) -> Manifest:
+    tag = _tag(variant, version, platform, stage)
     manifest = repository.manifest(tag)
     if manifest is None or list(repository.platform_manifests(manifest.digest)) != [platform.docker]:
         raise RegistryError(
@@ -251,9 +272,13 @@ def _anchored(repository: Repository, variant: Variant, version: Version, platfo
     return manifest
 
 
-def _tag(variant: Variant, version: Version, platform: Platform) -> str:
-    return versions.platform_tag(variant.name, version, platform.architecture)
+def _tag(variant: Variant, version: Version, platform: Platform, stage: Target) -> str:
+    return versions.platform_tag(variant.name, version, platform.architecture, stage)
 
 
-def _index(repository: Repository, variant: Variant, version: Version) -> str:
-    return f"{repository.name}:{versions.image_tag(variant.name, version)}"
+def _index(repository: Repository, variant: Variant, version: Version, stage: Target) -> str:
+    return f"{repository.name}:{versions.image_tag(variant.name, version, stage)}"
+
+
+def _options(variant: Variant, stage: Target) -> str:
+    return f"--variant {variant.name}{'' if stage is Target.RUNTIME else f' --{stage}'}"

@@ -14,13 +14,14 @@ from base_images.adapters.engine import Engine, Image
 from base_images.errors import ImageNotFoundError, RepositoryError, UsageError
 from base_images.labels import Label
 from base_images.progress import Listener, Progress, silent
-from base_images.smoke import containers, model, process
+from base_images.smoke import containers, model, operations_run, process
 from base_images.smoke import html as smoke_html
 from base_images.smoke import report as smoke_report
 from base_images.smoke import url as running
 from base_images.smoke.containers import Kept
 from base_images.smoke.device import Granted
 from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.operations_run import Wanted
 from base_images.smoke.report import SmokeReport
 from base_images.variants import VARIANTS, Variant
 
@@ -153,8 +154,17 @@ def smoke_image(
     listener: Listener = silent,
     kept: Kept | None = None,
     model_file: Path | None = None,
+    operations: Wanted | None = None,
 ) -> Tested:
-    """Runs the smoke test on an image; see `containers.smoke`."""
+    """Runs the smoke test on an image, see `containers.smoke`, and that of its `operations` if they are wanted.
+
+    Raises:
+        ImageNotFoundError: there is no image of its operations.
+    """
+    beside = None
+    if operations:  # before what takes longer
+        pull = partial(pulled, engine, listener=listener)
+        beside = operations_run.image_of(engine, image, variant, pull)
     report = containers.smoke(
         engine,
         image.id,
@@ -164,6 +174,9 @@ def smoke_image(
         kept=kept,
         model_file=model_file,
     )
+    if operations and beside:
+        program = operations_run.in_containers(engine, beside, variant, device)
+        report = operations_run.added(report, program, variant, operations, listener)
     return Tested(report=report, labels=image.labels)
 
 
@@ -174,9 +187,16 @@ def smoke_program(
     device: Granted | None,
     listener: Listener = silent,
     model_file: Path | None = None,
+    operations: Wanted | None = None,
 ) -> Tested:
-    """Runs the smoke test on a llama-server of this host; see `process.smoke`."""
-    return Tested(report=process.smoke(program, variant, device=device, listener=listener, model_file=model_file))
+    """Runs the smoke test on a llama-server of this host, see `process.smoke`, and on the program beside it."""
+    if operations:
+        operations_run.require_beside(program)
+    report = process.smoke(program, variant, device=device, listener=listener, model_file=model_file)
+    if operations:
+        beside = operations_run.of_host(program, device)
+        report = operations_run.added(report, beside, variant, operations, listener)
+    return Tested(report=report)
 
 
 def smoke_url(url: str, variant: Variant, *, model_name: str = "", key: str = "") -> Tested:

@@ -1,0 +1,259 @@
+"""Runs the test of every operation: in containers of an image's operations, or beside a llama-server of this host.
+
+What is done of all operations is kept in a file until the rest is, so that a run that was interrupted, or ran out of
+time, goes on. Named operations are always tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from base_images import versions
+from base_images.adapters import files, ownership
+from base_images.adapters.container import ContainerSpec
+from base_images.adapters.engine import Engine, Image
+from base_images.errors import BaseImagesError, ImageNotFoundError, UsageError
+from base_images.image import ARBITRARY_USER
+from base_images.labels import Label
+from base_images.progress import Listener, Progress
+from base_images.smoke import containers, operations
+from base_images.smoke import device as devices
+from base_images.smoke.device import Granted
+from base_images.smoke.operations import Ended, Known, Outcome
+from base_images.smoke.process import Process
+from base_images.smoke.report import CheckResult, ServerReport, SmokeReport, Status
+from base_images.smoke.server import ENVIRONMENT, Server
+from base_images.variants import Variant
+from base_images.versions import Target, Version
+
+SILENCE_SECONDS = 600.0
+"""Without a line for so long, a run is killed: lavapipe takes minutes for the largest case."""
+
+LOOK_SECONDS = 5.0
+"""Between two looks at what a run has printed."""
+
+Prepare = Callable[[Sequence[str], Mapping[str, str]], AbstractContextManager[Server]]
+"""Yields the program with these arguments and further variables, not started, and removes it afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to test.
+
+    Attributes:
+        names: of the operations; empty for all.
+        minutes: after which no operation is begun.
+        record: directory of the file with what is done.
+    """
+
+    names: tuple[str, ...]
+    minutes: float
+    record: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The program, ready to run; `identity` changes with anything that changes its results."""
+
+    prepare: Prepare
+    identity: str
+    command: str
+
+
+def added(
+    report: SmokeReport, subject: AbstractContextManager[Subject], variant: Variant, wanted: Wanted, listener: Listener
+) -> SmokeReport:
+    """Returns a smoke report with the operations as its last server."""
+    with subject as program:
+        tested = check(program, variant, wanted, listener)
+    servers = (*report.servers, tested)
+    return dataclasses.replace(report, servers=servers, seconds=report.seconds + tested.seconds)
+
+
+def check(subject: Subject, variant: Variant, wanted: Wanted, listener: Listener) -> ServerReport:
+    """Tests the operations and returns a check for each of them.
+
+    Raises:
+        UsageError: the program is another one, finds no device, or tests no operation of a name.
+    """
+    started = time.monotonic()
+    accelerator = variant.device.name if variant.device else ""
+    listing = operations.parse_listing(_run(subject.prepare, operations.LIST, {}).output)
+    backends = operations.backends(listing, accelerator)
+    cases = operations.chosen(listing, wanted.names)
+    baseline = operations.parse_baseline(operations.BASELINE.read_text(encoding="utf-8"))
+    what = f"operations of {variant.name}"
+    path = wanted.record / f"operations-{variant.name}.json"
+    identity = f"{subject.identity} {'; '.join(f'{one.name} {one.description}' for one in backends)}"
+    done = {} if wanted.names else _done_before(path, identity)
+    checks: list[CheckResult] = []
+    log: list[str] = []
+    for number, (operation, count) in enumerate(cases.items()):
+        listener(Progress(what=what, done=number, total=len(cases), note=operation))
+        if operation in done:
+            checks.append(done[operation])
+        elif not backends:
+            reason = "this machine runs one CPU backend alone, and there is nothing to compare it with"
+            checks.append(CheckResult(name=operation, status=Status.SKIP, seen=reason, seconds=0))
+        elif time.monotonic() - started > wanted.minutes * 60:
+            reason = f"not tested within {wanted.minutes:g} minutes: the same command goes on here"
+            checks.append(CheckResult(name=operation, status=Status.SKIP, seen=reason, seconds=0))
+        else:
+            begun = time.monotonic()
+            outcomes: list[Outcome] = []
+            for backend in backends:
+                arguments = operations.arguments(backend, operation)
+                ended = _run(subject.prepare, arguments, backend.environment)
+                log.append(f"$ {operations.PROGRAM} {' '.join(arguments)}\n{ended.output}")
+                outcomes.append(operations.read(ended, backend, operation, count))
+            done[operation] = operations.judge(outcomes, baseline, seconds=time.monotonic() - begun)
+            checks.append(done[operation])
+            if not wanted.names:
+                files.write_json(path, {"of": identity, "done": [dataclasses.asdict(one) for one in done.values()]})
+    if not wanted.names and len(done) == len(cases):
+        path.unlink(missing_ok=True)
+    checks += _stale(baseline, listing.cases, backends)
+    wrong = sum(one.status is Status.FAIL for one in checks)
+    listener(Progress(what=what, note=f"{wrong} failed" if wrong else "passed", finished=True))
+    names = ", ".join(f"{one.name} ({one.description})" for one in backends) or "one CPU backend"
+    return ServerReport(
+        name=f"operations, {names}",
+        arguments=subject.command,
+        checks=tuple(checks),
+        log="\n".join(log),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _stale(
+    baseline: Sequence[Known], cases: Mapping[str, int], backends: Sequence[operations.Backend]
+) -> list[CheckResult]:
+    """Returns a failed check for each operation of the baseline that llama.cpp does not test any more."""
+    gone = {
+        entry.operation: f"{entry.operation} is known to fail, and is not tested: remove it from the baseline."
+        for entry in baseline
+        if entry.operation not in cases and any(entry.device in one.description for one in backends)
+    }
+    return [CheckResult(name=name, status=Status.FAIL, seen=seen, seconds=0) for name, seen in gone.items()]
+
+
+def _run(prepare: Prepare, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
+    """Runs the program to its end, or until it has printed nothing for `SILENCE_SECONDS`."""
+    with prepare(arguments, environment) as program:
+        program.start()
+        size, since = 0, time.monotonic()
+        while (code := program.wait(LOOK_SECONDS)) is None:
+            if (printed := len(program.logs())) != size:
+                size, since = printed, time.monotonic()
+            elif time.monotonic() - since > SILENCE_SECONDS:
+                program.signal("SIGKILL")
+                return Ended(output=program.logs(), exit_code=None)
+        return Ended(output=program.logs(), exit_code=code)
+
+
+def _done_before(path: Path, identity: str) -> dict[str, CheckResult]:
+    """Returns the checks of an unfinished run of the same; none if the file is of another, or cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["of"] == identity:
+            results = [CheckResult(**{**one, "status": Status(one["status"])}) for one in kept["done"]]
+            return {one.name: one for one in results}
+    return {}
+
+
+# --- In containers, and beside a program of this host. ---
+
+
+@contextlib.contextmanager
+def in_containers(engine: Engine, image: Image, variant: Variant, device: Granted | None) -> Iterator[Subject]:
+    """Yields the program of an image of operations; each run is a hardened container of its own."""
+    program = f"/app/bin/{containers.triple(image)}/{variant.name}/{operations.PROGRAM}"
+    with engine.volume("smoke") as cache:
+
+        def prepare(arguments: Sequence[str], environment: Mapping[str, str]) -> AbstractContextManager[Server]:
+            spec = ContainerSpec(
+                image=image.id,
+                entrypoint=(program,),
+                command=tuple(arguments),
+                user=ARBITRARY_USER,
+                environment={**ENVIRONMENT, **environment},
+                volumes={cache: containers.CACHE},
+                resource="smoke",
+            )
+            return engine.container(devices.grant(spec, device) if device else spec)
+
+        yield Subject(prepare=prepare, identity=image.id, command=f"IMAGE {program}")
+
+
+def require_beside(server: Path) -> Path:
+    """Returns the program beside a llama-server of this host.
+
+    Raises:
+        UsageError: there is none.
+    """
+    program = server.resolve().with_name(operations.PROGRAM)
+    if not program.is_file() or not os.access(program, os.X_OK):
+        raise UsageError(
+            f"There is no {program}: copy it there from the same version's image of operations (`docker cp`), or "
+            "compile it by dockerfiles/operations/compile."
+        )
+    return program
+
+
+@contextlib.contextmanager
+def of_host(server: Path, device: Granted | None) -> Iterator[Subject]:
+    """Yields the program beside a llama-server of this host.
+
+    Raises:
+        UsageError: there is none.
+    """
+    program = require_beside(server)
+    with ownership.temporary_directory() as directory:
+
+        @contextlib.contextmanager
+        def prepare(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Server]:
+            everything = {**os.environ, **ENVIRONMENT, **(device.environment if device else {}), **environment}
+            process = Process((str(program), *arguments), environment=everything, log=directory / "log")
+            try:
+                yield process
+            finally:
+                process.kill()
+
+        seen = program.stat()
+        yield Subject(prepare=prepare, identity=f"{program} {seen.st_mtime_ns} {seen.st_size}", command=str(program))
+
+
+def image_of(engine: Engine, image: Image, variant: Variant, pull: Callable[[str], Image]) -> Image:
+    """Returns the image of an image's operations, from the engine, or pulled by the tag of the image's version.
+
+    Raises:
+        ImageNotFoundError: there is none whose lower layers are the image's.
+    """
+    target = Target.OPERATIONS
+    version = versions.parse_label(image.labels.get(Label.VERSION, ""))
+    repositories = dict.fromkeys(name.partition("@")[0] for name in image.repo_digests if "/" in name)
+    published = [f"{name}:{versions.image_tag(variant.name, version, target)}" for name in repositories if version]
+    beside = [*map(target.tag, image.tags), *published]
+    for reference in beside:
+        if engine.has_image(reference) and _is_on(found := engine.image(reference), image):
+            return found
+    for reference in published if isinstance(version, Version) else ():
+        with contextlib.suppress(BaseImagesError):
+            if _is_on(found := pull(reference), image):
+                return found
+    raise ImageNotFoundError(
+        f"There is no test of this image's operations ({', '.join(beside) or 'it has no tag'}): build it with `invoke "
+        f"build-local --variant {variant.name} --operations`, or name an image with --image that has one beside it."
+    )
+
+
+def _is_on(operations_image: Image, image: Image) -> bool:
+    return operations_image.diff_ids[: len(image.diff_ids)] == image.diff_ids
