@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -161,22 +162,23 @@ def smoke_image(
     Raises:
         ImageNotFoundError: there is no image of its operations.
     """
-    beside = None
-    if operations:  # before what takes longer
-        pull = partial(pulled, engine, listener=listener)
-        beside = operations_run.image_of(engine, image, variant, pull)
-    report = containers.smoke(
-        engine,
-        image.id,
-        variant,
-        device=device,
-        listener=listener,
-        kept=kept,
-        model_file=model_file,
-    )
-    if operations and beside:
-        program = operations_run.in_containers(engine, beside, variant, device)
-        report = operations_run.added(report, program, variant, operations, listener)
+    with contextlib.ExitStack() as stack:
+        planned = None
+        if operations:  # what can be wrong with them is said before what takes longer
+            beside = operations_run.image_of(engine, image, variant, partial(pulled, engine, listener=listener))
+            program = stack.enter_context(operations_run.in_containers(engine, beside, variant, device))
+            planned = operations_run.plan(program, variant, operations)
+        report = containers.smoke(
+            engine,
+            image.id,
+            variant,
+            device=device,
+            listener=listener,
+            kept=kept,
+            model_file=model_file,
+        )
+        if planned:
+            report = operations_run.added(report, planned, listener)
     return Tested(report=report, labels=image.labels)
 
 
@@ -190,12 +192,14 @@ def smoke_program(
     operations: Wanted | None = None,
 ) -> Tested:
     """Runs the smoke test on a llama-server of this host, see `process.smoke`, and on the program beside it."""
-    if operations:
-        operations_run.require_beside(program)
-    report = process.smoke(program, variant, device=device, listener=listener, model_file=model_file)
-    if operations:
-        beside = operations_run.of_host(program, device)
-        report = operations_run.added(report, beside, variant, operations, listener)
+    with contextlib.ExitStack() as stack:
+        planned = None
+        if operations:
+            beside = stack.enter_context(operations_run.of_host(program, device))
+            planned = operations_run.plan(beside, variant, operations)
+        report = process.smoke(program, variant, device=device, listener=listener, model_file=model_file)
+        if planned:
+            report = operations_run.added(report, planned, listener)
     return Tested(report=report)
 
 

@@ -1,7 +1,7 @@
 """llama.cpp's test of every operation (tests/test-backend-ops.cpp): what it prints, and the verdict. Pure functions.
 
-A run tests one operation on one backend, against the reference code of the best CPU backend, so that a crash is one
-operation's failure. Its console output is read because that alone is flushed after each case; its CSV has no verdict.
+A run tests one operation, against the reference code of the best CPU backend, so that a crash is one operation's
+failure. Its console output is read because that alone is flushed after each case; its CSV has no verdict.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from base_images.smoke.report import CheckResult, Status
 PROGRAM = "test-backend-ops"
 """Beside llama-server in the image of its operations, compiled from dockerfiles/operations/."""
 
-BACKEND_VARIABLE = "GGML_BACKEND_PATH"
-"""A backend that the program loads besides those that it finds."""
+OTHERS = "other-cpus"
+"""For the program's `-b`: all CPU backends that run here, but the best one, with which everything is compared."""
 
 LIST = ("--list",)
 
@@ -34,28 +34,28 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _CASE = re.compile(
     r"(?P<why>.*?) ? ?\b(?P<operation>[A-Z]\w*)\((?P<case>.*)\): (?P<how>OK|FAIL|not supported \[.*\]) *"
 )
+_BACKEND = re.compile(r"Backend (\d+)/\d+: .*")
 _SUMMARY = re.compile(r".*  \d+/\d+ tests passed")
 _FAILING = "Failing tests:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backend:
-    """A backend to test.
+class Device:
+    """A device that the program lists.
 
     Attributes:
         name: for the program's `-b`.
-        description: of its device.
-        path: its file, for GGML_BACKEND_PATH; empty where the program loads it by itself.
+        path: the file of its backend.
     """
 
     name: str
     description: str
-    path: str = ""
+    path: str
 
     @property
-    def environment(self) -> dict[str, str]:
-        """The variable that makes the program load it."""
-        return {BACKEND_VARIABLE: self.path} if self.path else {}
+    def shown(self) -> str:
+        """What tells it from the others: its name, or of several CPUs the backend's file."""
+        return PurePosixPath(self.path).name if self.name == OTHERS else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,25 +63,46 @@ class Listing:
     """What `--list` prints.
 
     Attributes:
-        devices: of all backends that load here; the first CPU backend is the one that all are compared with.
+        devices: of all backends that load here, as the program numbers them; all are compared with the first CPU.
         cases: the number of cases of each operation.
     """
 
-    devices: tuple[Backend, ...]
+    devices: tuple[Device, ...]
     cases: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a run tests.
+
+    Attributes:
+        option: for the program's `-b`.
+        devices: by the program's number; none where there is nothing to test.
+    """
+
+    option: str
+    devices: Mapping[int, Device]
+
+    @property
+    def title(self) -> str:
+        """Such as `operations on CUDA0 (NVIDIA H200)`."""
+        if self.option == OTHERS:
+            return f"operations on {len(self.devices)} other CPU backends"
+        return f"operations on {', '.join(f'{one.shown} ({one.description})' for one in self.devices.values())}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """A case that failed, and what the program says of it."""
 
+    device: Device
     case: str
     why: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """An entry of the baseline: one case that is known to fail."""
+    """An entry of the baseline: a case that is known to fail on devices whose file, name or description has a text."""
 
     device: str
     operation: str
@@ -96,7 +117,7 @@ class Ended:
 
     Attributes:
         output: all that it printed.
-        exit_code: None if it was killed, because it had printed nothing for long.
+        exit_code: None if it was killed because it had printed nothing for long.
     """
 
     output: str
@@ -105,14 +126,14 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One operation on one backend.
+    """One run.
 
     Attributes:
         problem: why not every case was run, one sentence; empty if every one was.
         tail: the end of the output, where there is a problem.
     """
 
-    backend: Backend
+    tested: Scope
     operation: str
     passed: int
     unsupported: int
@@ -128,7 +149,7 @@ def parse_listing(output: str) -> Listing:
         UsageError: it is something else.
     """
     rows = [line.split("\t") for line in output.splitlines()]
-    devices = tuple(Backend(name=row[1], description=row[2], path=row[3]) for row in rows if row[0] == "device")
+    devices = tuple(Device(name=row[1], description=row[2], path=row[3]) for row in rows if row[0] == "device")
     cases = {row[1]: int(row[2]) for row in rows if row[0] == "cases"}
     if not devices or not cases:
         last = output.strip().splitlines()[-1:] or ["nothing"]
@@ -139,8 +160,8 @@ def parse_listing(output: str) -> Listing:
     return Listing(devices=devices, cases=cases)
 
 
-def backends(listing: Listing, accelerator: str) -> tuple[Backend, ...]:
-    """Returns the backends to test: the accelerator's first device, or each CPU backend but the one compared with.
+def tested(listing: Listing, accelerator: str) -> Scope:
+    """Returns what to test: the accelerator's first device, or every CPU backend but the one compared with.
 
     Args:
         listing: of this host.
@@ -149,16 +170,14 @@ def backends(listing: Listing, accelerator: str) -> tuple[Backend, ...]:
     Raises:
         UsageError: the accelerator has no device here.
     """
-    if not accelerator:
-        cpus = [device for device in listing.devices if PurePosixPath(device.path).name.startswith("libggml-cpu-")]
-        return tuple(
-            Backend(name=PurePosixPath(cpu.path).name, description=cpu.description, path=cpu.path) for cpu in cpus[1:]
+    option = f"{accelerator}0" if accelerator else OTHERS
+    found = {number: device for number, device in enumerate(listing.devices, start=1) if device.name == option}
+    if accelerator and not found:
+        names = ", ".join(device.name for device in listing.devices)
+        raise UsageError(
+            f"{PROGRAM} finds no device {option}, only {names}: find out whether llama-server's --list-devices does."
         )
-    for device in listing.devices:
-        if device.name == f"{accelerator}0":
-            return (Backend(name=device.name, description=device.description),)
-    names = ", ".join(device.name for device in listing.devices)
-    raise UsageError(f"{PROGRAM} finds no device {accelerator}0, only {names}: `--list-devices` of the server, too?")
+    return Scope(option=option, devices=found)
 
 
 def chosen(listing: Listing, names: Sequence[str]) -> dict[str, int]:
@@ -168,87 +187,90 @@ def chosen(listing: Listing, names: Sequence[str]) -> dict[str, int]:
         UsageError: llama.cpp does not test an operation of that name.
     """
     if unknown := [name for name in names if name not in listing.cases]:
-        raise UsageError(f"There is no operation {', '.join(unknown)}: choose of {', '.join(listing.cases)}.")
+        raise UsageError(f"There is no operation {', '.join(unknown)}: choose from {', '.join(listing.cases)}.")
     return {name: count for name, count in listing.cases.items() if name in names or not names}
 
 
-def arguments(backend: Backend, operation: str) -> tuple[str, ...]:
+def arguments(tested: Scope, operation: str) -> tuple[str, ...]:
     """Returns the program's arguments for one run."""
-    return ("test", "-b", backend.name, "-o", operation)
+    return ("test", "-b", tested.option, "-o", operation)
 
 
-def read(ended: Ended, backend: Backend, operation: str, cases: int) -> Outcome:
+def read(ended: Ended, tested: Scope, operation: str, cases: int) -> Outcome:
     """Returns the outcome of a run.
 
     Args:
         ended: the run.
-        backend: that was tested.
-        operation: that was tested.
+        tested: what it tested.
+        operation: that it tested.
         cases: how many the operation has.
     """
     lines = [_COLOUR.sub("", line).rstrip("\n") for line in ended.output.splitlines()]
-    listed = lines.index(_FAILING) if _FAILING in lines else len(lines)
-    seen = [found for line in lines[:listed] if (found := _CASE.fullmatch(line)) and found["operation"] == operation]
+    device: Device | None = None
+    seen: list[re.Match[str]] = []
+    failed: dict[tuple[Device, str], str] = {}
+    for line in lines:
+        if found := _BACKEND.fullmatch(line):
+            device = tested.devices.get(int(found[1]))
+        elif device and (found := _CASE.fullmatch(line)) and found["operation"] == operation:
+            seen.append(found)
+            if found["how"] == "FAIL":
+                failed[device, found["case"]] = found["why"].strip()
+        elif device and line.startswith(f"  {operation}(") and line.endswith(")"):
+            # In the list of failures at the end is also what has no line: whose tensors could not be allocated.
+            failed.setdefault((device, line[len(operation) + 3 : -1]), "it has no result, see the log")
     passed = sum(found["how"] == "OK" for found in seen)
-    failed = {found["case"]: found["why"].strip() for found in seen if found["how"] == "FAIL"}
-    # A case whose tensors cannot be allocated has no line of its own, and is among the failing ones at the end.
-    prefix = f"  {operation}("
-    for line in lines[listed:]:
-        if line.startswith(prefix):
-            failed.setdefault(line.removeprefix(prefix).removesuffix(")"), "it has no result: see the log")
-    unsupported = len(seen) - passed - sum(found["how"] == "FAIL" for found in seen)
-    summary = any(map(_SUMMARY.fullmatch, lines))
+    unsupported = sum(found["how"].startswith("not") for found in seen)
+    expected = cases * len(tested.devices)
     problem = ""
     if ended.exit_code is None:
-        problem = f"printed nothing for long and was killed after {_place(seen, cases)}"
-    elif ended.exit_code > 1 or not summary:
-        problem = f"ended with {_end(ended.exit_code)} after {_place(seen, cases)}"
-    elif passed + unsupported + len(failed) < cases:
-        problem = f"tested only {_place(seen, cases)}"
+        problem = f"printed nothing for long and was killed after {_place(seen, expected)}"
+    elif ended.exit_code > 1 or sum(map(bool, map(_SUMMARY.fullmatch, lines))) < len(tested.devices):
+        problem = f"ended with {_end(ended.exit_code)} after {_place(seen, expected)}"
+    elif passed + unsupported + len(failed) < expected:
+        problem = f"tested only {_place(seen, expected)}"
     return Outcome(
-        backend=backend,
+        tested=tested,
         operation=operation,
         passed=passed,
         unsupported=unsupported,
-        failures=tuple(Failure(case=case, why=why) for case, why in failed.items()),
+        failures=tuple(Failure(device=one, case=case, why=why) for (one, case), why in failed.items()),
         problem=problem,
         tail="\n".join(lines[-25:]) if problem else "",
     )
 
 
-def judge(outcomes: Sequence[Outcome], baseline: Iterable[Known], *, seconds: float) -> CheckResult:
-    """Returns the check of one operation, of its outcomes on all backends."""
-    operation = outcomes[0].operation
-    passed, unsupported = sum(one.passed for one in outcomes), sum(one.unsupported for one in outcomes)
-    wrong: list[str] = []
-    known: list[Known] = []
-    for outcome in outcomes:
-        entries = {entry.case: entry for entry in _of(baseline, outcome)}
-        failed = {failure.case for failure in outcome.failures}
-        known += [entry for case, entry in entries.items() if case in failed]
-        where = outcome.backend.name
-        if outcome.problem:
-            wrong.append(f"{where}: {PROGRAM} {outcome.problem}.")
-        else:
-            wrong += [
-                f"{where}: {operation}({case}) is known to fail and does not: remove it from {BASELINE.name}."
-                for case in entries
-                if case not in failed
-            ]
+def judge(outcome: Outcome, baseline: Iterable[Known], *, seconds: float) -> CheckResult:
+    """Returns the check of one operation."""
+    operation = outcome.operation
+    failed = {(failure.device, failure.case): failure.why for failure in outcome.failures}
+    entries = {
+        (device, entry.case): entry
+        for entry in baseline
+        for device in outcome.tested.devices.values()
+        if entry.operation == operation and is_of(entry, device)
+    }
+    known = [entry for case, entry in entries.items() if case in failed]
+    wrong = [f"{PROGRAM} {outcome.problem}."] if outcome.problem else []
+    wrong += [
+        f"{device.shown}: {operation}({case}) fails{f': {why}' if why else '.'}"
+        for (device, case), why in failed.items()
+        if (device, case) not in entries
+    ]
+    if not outcome.problem:
         wrong += [
-            f"{where}: {operation}({failure.case}) fails{f': {failure.why}' if failure.why else '.'}"
-            for failure in outcome.failures
-            if failure.case not in entries
+            f"{device.shown}: {operation}({case}) is known to fail and does not: remove it from {BASELINE.name}."
+            for device, case in entries
+            if (device, case) not in failed
         ]
-    failures = sum(len(outcome.failures) for outcome in outcomes)
-    counts = [f"{passed:,} of {passed + failures:,} cases passed" if failures else f"{passed:,} cases passed"]
+    passed, unsupported = outcome.passed, outcome.unsupported
+    counts = [f"{passed:,} of {passed + len(failed):,} cases passed" if failed else f"{passed:,} cases passed"]
     counts += [f"{unsupported:,} not supported"] if unsupported else []
     counts += [f"{len(known):,} known to fail ({known[0].reason} {known[0].issue})"] if known else []
     said = ", ".join(counts)
     if wrong:
-        tails = [outcome.tail for outcome in outcomes if outcome.tail]
         more = [f"and {len(wrong) - _SHOWN:,} more"] if len(wrong) > _SHOWN else []
-        detail = "\n".join([*wrong[:_SHOWN], *more, *tails])
+        detail = "\n".join([*wrong[:_SHOWN], *more, *filter(None, [outcome.tail])])
         return CheckResult(
             name=operation, status=Status.FAIL, seen=f"{wrong[0]} {said}", seconds=seconds, detail=detail
         )
@@ -256,6 +278,11 @@ def judge(outcomes: Sequence[Outcome], baseline: Iterable[Known], *, seconds: fl
     return CheckResult(
         name=operation, status=status, seen=said if passed or known else "not supported", seconds=seconds
     )
+
+
+def is_of(entry: Known, device: Device) -> bool:
+    """Returns whether an entry of the baseline is about a device."""
+    return entry.device in f"{device.shown} {device.description}"
 
 
 def parse_baseline(text: str) -> tuple[Known, ...]:
@@ -276,14 +303,6 @@ def _require_whole(entry: Mapping[str, Any]) -> None:
     wanted = ("device", "operation", "cases", "reason", "issue")
     if lacking := [name for name in wanted if not entry.get(name)]:
         raise UsageError(f"An entry of {BASELINE.name} has no {', no '.join(lacking)}: say it.")
-
-
-def _of(baseline: Iterable[Known], outcome: Outcome) -> list[Known]:
-    return [
-        entry
-        for entry in baseline
-        if entry.operation == outcome.operation and entry.device in outcome.backend.description
-    ]
 
 
 def _place(seen: Sequence[re.Match[str]], cases: int) -> str:

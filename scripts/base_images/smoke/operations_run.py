@@ -27,7 +27,7 @@ from base_images.progress import Listener, Progress
 from base_images.smoke import containers, operations
 from base_images.smoke import device as devices
 from base_images.smoke.device import Granted
-from base_images.smoke.operations import Ended, Known, Outcome
+from base_images.smoke.operations import Ended, Known
 from base_images.smoke.process import Process
 from base_images.smoke.report import CheckResult, ServerReport, SmokeReport, Status
 from base_images.smoke.server import ENVIRONMENT, Server
@@ -40,8 +40,8 @@ SILENCE_SECONDS = 600.0
 LOOK_SECONDS = 5.0
 """Between two looks at what a run has printed."""
 
-Prepare = Callable[[Sequence[str], Mapping[str, str]], AbstractContextManager[Server]]
-"""Yields the program with these arguments and further variables, not started, and removes it afterwards."""
+Prepare = Callable[[Sequence[str]], AbstractContextManager[Server]]
+"""Yields the program with these arguments, not started, and removes it afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,31 +68,50 @@ class Subject:
     command: str
 
 
-def added(
-    report: SmokeReport, subject: AbstractContextManager[Subject], variant: Variant, wanted: Wanted, listener: Listener
-) -> SmokeReport:
-    """Returns a smoke report with the operations as its last server."""
-    with subject as program:
-        tested = check(program, variant, wanted, listener)
-    servers = (*report.servers, tested)
-    return dataclasses.replace(report, servers=servers, seconds=report.seconds + tested.seconds)
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What is tested: the devices, and each operation with its number of cases."""
+
+    subject: Subject
+    variant: Variant
+    wanted: Wanted
+    listing: operations.Listing
+    tested: operations.Scope
+    cases: Mapping[str, int]
 
 
-def check(subject: Subject, variant: Variant, wanted: Wanted, listener: Listener) -> ServerReport:
-    """Tests the operations and returns a check for each of them.
+def plan(subject: Subject, variant: Variant, wanted: Wanted) -> Planned:
+    """Asks the program what there is to test.
 
     Raises:
         UsageError: the program is another one, finds no device, or tests no operation of a name.
     """
+    listing = operations.parse_listing(_run(subject.prepare, operations.LIST).output)
+    return Planned(
+        subject=subject,
+        variant=variant,
+        wanted=wanted,
+        listing=listing,
+        tested=operations.tested(listing, variant.device.name if variant.device else ""),
+        cases=operations.chosen(listing, wanted.names),
+    )
+
+
+def added(report: SmokeReport, planned: Planned, listener: Listener) -> SmokeReport:
+    """Returns a smoke report with the operations, tested now, as its last server."""
+    tested = check(planned, listener)
+    servers = (*report.servers, tested)
+    return dataclasses.replace(report, servers=servers, seconds=report.seconds + tested.seconds)
+
+
+def check(planned: Planned, listener: Listener) -> ServerReport:
+    """Tests the operations and returns a check for each of them."""
     started = time.monotonic()
-    accelerator = variant.device.name if variant.device else ""
-    listing = operations.parse_listing(_run(subject.prepare, operations.LIST, {}).output)
-    backends = operations.backends(listing, accelerator)
-    cases = operations.chosen(listing, wanted.names)
+    subject, wanted, tested, cases = planned.subject, planned.wanted, planned.tested, planned.cases
     baseline = operations.parse_baseline(operations.BASELINE.read_text(encoding="utf-8"))
-    what = f"operations of {variant.name}"
-    path = wanted.record / f"operations-{variant.name}.json"
-    identity = f"{subject.identity} {'; '.join(f'{one.name} {one.description}' for one in backends)}"
+    what = f"operations of {planned.variant.name}"
+    path = wanted.record / f"operations-{planned.variant.name}.json"
+    identity = f"{subject.identity} {'; '.join(f'{one.shown} {one.description}' for one in tested.devices.values())}"
     done = {} if wanted.names else _done_before(path, identity)
     checks: list[CheckResult] = []
     log: list[str] = []
@@ -100,7 +119,7 @@ def check(subject: Subject, variant: Variant, wanted: Wanted, listener: Listener
         listener(Progress(what=what, done=number, total=len(cases), note=operation))
         if operation in done:
             checks.append(done[operation])
-        elif not backends:
+        elif not tested.devices:
             reason = "this machine runs one CPU backend alone, and there is nothing to compare it with"
             checks.append(CheckResult(name=operation, status=Status.SKIP, seen=reason, seconds=0))
         elif time.monotonic() - started > wanted.minutes * 60:
@@ -108,24 +127,21 @@ def check(subject: Subject, variant: Variant, wanted: Wanted, listener: Listener
             checks.append(CheckResult(name=operation, status=Status.SKIP, seen=reason, seconds=0))
         else:
             begun = time.monotonic()
-            outcomes: list[Outcome] = []
-            for backend in backends:
-                arguments = operations.arguments(backend, operation)
-                ended = _run(subject.prepare, arguments, backend.environment)
-                log.append(f"$ {operations.PROGRAM} {' '.join(arguments)}\n{ended.output}")
-                outcomes.append(operations.read(ended, backend, operation, count))
-            done[operation] = operations.judge(outcomes, baseline, seconds=time.monotonic() - begun)
+            arguments = operations.arguments(tested, operation)
+            ended = _run(subject.prepare, arguments)
+            log.append(f"$ {operations.PROGRAM} {' '.join(arguments)}\n{ended.output}")
+            outcome = operations.read(ended, tested, operation, count)
+            done[operation] = operations.judge(outcome, baseline, seconds=time.monotonic() - begun)
             checks.append(done[operation])
             if not wanted.names:
                 files.write_json(path, {"of": identity, "done": [dataclasses.asdict(one) for one in done.values()]})
     if not wanted.names and len(done) == len(cases):
         path.unlink(missing_ok=True)
-    checks += _stale(baseline, listing.cases, backends)
+    checks += _stale(baseline, planned.listing.cases, tested)
     wrong = sum(one.status is Status.FAIL for one in checks)
     listener(Progress(what=what, note=f"{wrong} failed" if wrong else "passed", finished=True))
-    names = ", ".join(f"{one.name} ({one.description})" for one in backends) or "one CPU backend"
     return ServerReport(
-        name=f"operations, {names}",
+        name=tested.title,
         arguments=subject.command,
         checks=tuple(checks),
         log="\n".join(log),
@@ -133,21 +149,19 @@ def check(subject: Subject, variant: Variant, wanted: Wanted, listener: Listener
     )
 
 
-def _stale(
-    baseline: Sequence[Known], cases: Mapping[str, int], backends: Sequence[operations.Backend]
-) -> list[CheckResult]:
+def _stale(baseline: Sequence[Known], cases: Mapping[str, int], tested: operations.Scope) -> list[CheckResult]:
     """Returns a failed check for each operation of the baseline that llama.cpp does not test any more."""
     gone = {
         entry.operation: f"{entry.operation} is known to fail, and is not tested: remove it from the baseline."
         for entry in baseline
-        if entry.operation not in cases and any(entry.device in one.description for one in backends)
+        if entry.operation not in cases and any(operations.is_of(entry, one) for one in tested.devices.values())
     }
     return [CheckResult(name=name, status=Status.FAIL, seen=seen, seconds=0) for name, seen in gone.items()]
 
 
-def _run(prepare: Prepare, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
+def _run(prepare: Prepare, arguments: Sequence[str]) -> Ended:
     """Runs the program to its end, or until it has printed nothing for `SILENCE_SECONDS`."""
-    with prepare(arguments, environment) as program:
+    with prepare(arguments) as program:
         program.start()
         size, since = 0, time.monotonic()
         while (code := program.wait(LOOK_SECONDS)) is None:
@@ -178,13 +192,13 @@ def in_containers(engine: Engine, image: Image, variant: Variant, device: Grante
     program = f"/app/bin/{containers.triple(image)}/{variant.name}/{operations.PROGRAM}"
     with engine.volume("smoke") as cache:
 
-        def prepare(arguments: Sequence[str], environment: Mapping[str, str]) -> AbstractContextManager[Server]:
+        def prepare(arguments: Sequence[str]) -> AbstractContextManager[Server]:
             spec = ContainerSpec(
                 image=image.id,
                 entrypoint=(program,),
                 command=tuple(arguments),
                 user=ARBITRARY_USER,
-                environment={**ENVIRONMENT, **environment},
+                environment=ENVIRONMENT,
                 volumes={cache: containers.CACHE},
                 resource="smoke",
             )
@@ -193,8 +207,9 @@ def in_containers(engine: Engine, image: Image, variant: Variant, device: Grante
         yield Subject(prepare=prepare, identity=image.id, command=f"IMAGE {program}")
 
 
-def require_beside(server: Path) -> Path:
-    """Returns the program beside a llama-server of this host.
+@contextlib.contextmanager
+def of_host(server: Path, device: Granted | None) -> Iterator[Subject]:
+    """Yields the program beside a llama-server of this host.
 
     Raises:
         UsageError: there is none.
@@ -205,22 +220,11 @@ def require_beside(server: Path) -> Path:
             f"There is no {program}: copy it there from the same version's image of operations (`docker cp`), or "
             "compile it by dockerfiles/operations/compile."
         )
-    return program
-
-
-@contextlib.contextmanager
-def of_host(server: Path, device: Granted | None) -> Iterator[Subject]:
-    """Yields the program beside a llama-server of this host.
-
-    Raises:
-        UsageError: there is none.
-    """
-    program = require_beside(server)
     with ownership.temporary_directory() as directory:
 
         @contextlib.contextmanager
-        def prepare(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Server]:
-            everything = {**os.environ, **ENVIRONMENT, **(device.environment if device else {}), **environment}
+        def prepare(arguments: Sequence[str]) -> Iterator[Server]:
+            everything = {**os.environ, **ENVIRONMENT, **(device.environment if device else {})}
             process = Process((str(program), *arguments), environment=everything, log=directory / "log")
             try:
                 yield process

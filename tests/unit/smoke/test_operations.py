@@ -11,14 +11,15 @@ import pytest
 
 from base_images import variants
 from base_images.errors import UsageError
-from base_images.progress import Progress, silent
+from base_images.progress import Listener, Progress, silent
 from base_images.smoke import operations, operations_run
-from base_images.smoke.operations import Backend, Ended, Known, Outcome
+from base_images.smoke.operations import Device, Ended, Known, Outcome, Scope
 from base_images.smoke.operations_run import Wanted
 from base_images.smoke.report import CheckResult, ServerReport, Status
 
 CPU, CUDA = variants.find("cpu"), variants.find("cuda")
-GPU = Backend(name="CUDA0", description="NVIDIA H200")
+GPU = Device(name="CUDA0", description="NVIDIA H200", path="/app/libggml-cuda.so")
+ONE = Scope(option="CUDA0", devices={1: GPU})
 GREEN, RED, OFF = "\x1b[1;32m", "\x1b[1;31m", "\x1b[0m"
 HEAD = "Testing 2 devices\n\nBackend 1/2: CUDA0\n  Device description: NVIDIA H200\n\n"
 END = "Backend 2/2: CPU\n  Skipping\n1/2 backends passed\n"
@@ -42,8 +43,8 @@ Failing tests:
 LISTING = """\
 device\tCUDA0\tNVIDIA H200\t/app/libggml-cuda.so
 device\tCPU\tAMD EPYC\t/app/libggml-cpu-zen4.so
-device\tCPU\tAMD EPYC\t/app/libggml-cpu-x64.so
-device\tCPU\tAMD EPYC\t/app/libggml-cpu-haswell.so
+device\tother-cpus\tAMD EPYC\t/app/libggml-cpu-x64.so
+device\tother-cpus\tAMD EPYC\t/app/libggml-cpu-haswell.so
 cases\tADD\t2
 cases\tROPE\t3
 """
@@ -51,11 +52,11 @@ KNOWN = Known(device="H200", operation="ROPE", case="type=f16,ne_a=[128,32,2,1]"
 
 
 def outcome(output: str, exit_code: int | None = 0, cases: int = 3) -> Outcome:
-    return operations.read(Ended(output=output, exit_code=exit_code), GPU, "ROPE", cases)
+    return operations.read(Ended(output=output, exit_code=exit_code), ONE, "ROPE", cases)
 
 
 def judged(seen: Outcome, *baseline: Known) -> CheckResult:
-    return operations.judge([seen], baseline, seconds=1)
+    return operations.judge(seen, baseline, seconds=1)
 
 
 def test_right_results_pass_with_their_counts() -> None:
@@ -90,7 +91,7 @@ def test_a_crash_is_the_operations_failure(exit_code: int | None, said: str) -> 
     check = judged(outcome(RIGHT.partition("  ROPE(type=bf16")[0] + "GGML_ASSERT(x) failed\n", exit_code))
     last = "ROPE(type=f16,ne_a=[128,32,2,1])"
     assert check.status is Status.FAIL
-    assert check.seen.startswith(f"CUDA0: test-backend-ops {said} after 2 of 3 cases, the last of which was {last}.")
+    assert check.seen.startswith(f"test-backend-ops {said} after 2 of 3 cases, the last of which was {last}.")
     assert "GGML_ASSERT(x) failed" in check.detail
 
 
@@ -136,20 +137,39 @@ def test_the_baseline_is_read_and_an_entry_has_its_reason_and_issue() -> None:
         operations.parse_baseline("\n".join(example[:-1]))
 
 
-def test_the_backends_are_the_device_or_every_other_cpu_backend() -> None:
+def test_the_first_device_is_tested_or_every_other_cpu_backend() -> None:
     listing = operations.parse_listing(LISTING)
-    assert operations.backends(listing, "CUDA") == (GPU,)
-    cpus = operations.backends(listing, "")
-    assert [one.name for one in cpus] == ["libggml-cpu-x64.so", "libggml-cpu-haswell.so"]
-    assert cpus[0].environment == {"GGML_BACKEND_PATH": "/app/libggml-cpu-x64.so"}
+    assert operations.tested(listing, "CUDA") == ONE
+    others = operations.tested(listing, "")
+    assert {number: device.shown for number, device in others.devices.items()} == {
+        3: "libggml-cpu-x64.so",
+        4: "libggml-cpu-haswell.so",
+    }
+    assert others.title == "operations on 2 other CPU backends"
     with pytest.raises(UsageError, match="finds no device Vulkan0, only CUDA0, CPU"):
-        operations.backends(listing, "Vulkan")
+        operations.tested(listing, "Vulkan")
+
+
+def test_a_failure_names_the_cpu_backend() -> None:
+    others = operations.tested(operations.parse_listing(LISTING), "")
+    text = RIGHT.replace("Backend 1/2", "Backend 3/4") + WRONG.replace("Backend 1/2", "Backend 4/4")
+    check = operations.judge(operations.read(Ended(output=text, exit_code=1), others, "ROPE", 3), [], seconds=1)
+    assert check.seen.startswith("libggml-cpu-haswell.so: ROPE(type=f16,ne_a=[128,32,2,1]) fails: [ROPE] ERR")
+    assert check.seen.endswith(" 3 of 5 cases passed, 1 not supported")
+    known = [
+        replace(KNOWN, device="haswell", case=failure.split("ROPE(")[1].split(") ")[0])
+        for failure in check.detail.splitlines()
+    ]
+    outcome = operations.read(Ended(output=text, exit_code=1), others, "ROPE", 3)
+    assert operations.judge(outcome, known, seconds=1).status is Status.PASS
+    stale = operations.judge(outcome, [replace(one, device="EPYC") for one in known], seconds=1)
+    assert stale.seen.startswith("libggml-cpu-x64.so: ROPE(type=f16,ne_a=[128,32,2,1]) is known to fail and does not")
 
 
 def test_another_program_and_an_unknown_operation_are_one_sentence() -> None:
     with pytest.raises(UsageError, match="it printed 'Usage: x'"):
         operations.parse_listing("Usage: x\n")
-    with pytest.raises(UsageError, match="There is no operation MUL, BAD: choose of ADD, ROPE"):
+    with pytest.raises(UsageError, match="There is no operation MUL, BAD: choose from ADD, ROPE"):
         operations.chosen(operations.parse_listing(LISTING), ["ADD", "MUL", "BAD"])
 
 
@@ -177,10 +197,10 @@ def server(tmp_path: Path) -> Path:
     return tmp_path / "llama-server"
 
 
-def check(server: Path, *names: str, minutes: float = 9, listener: operations_run.Listener = silent) -> ServerReport:
+def check(server: Path, *names: str, minutes: float = 9, listener: Listener = silent) -> ServerReport:
     wanted = Wanted(names=names, minutes=minutes, record=server.parent / "record")
     with operations_run.of_host(server, None) as subject:
-        return operations_run.check(subject, CUDA, wanted, listener)
+        return operations_run.check(operations_run.plan(subject, CUDA, wanted), listener)
 
 
 def calls(server: Path) -> list[str]:
@@ -195,7 +215,7 @@ def test_a_crash_does_not_stop_the_other_operations(server: Path) -> None:
     report = check(server, listener=said.append)
     assert [(one.name, one.status) for one in report.checks] == [("ADD", Status.FAIL), ("ROPE", Status.PASS)]
     assert "signal SIGSEGV after 0 of 2 cases" in report.checks[0].seen
-    assert report.name == "operations, CUDA0 (NVIDIA H200)"
+    assert report.name == "operations on CUDA0 (NVIDIA H200)"
     assert calls(server) == ["--list", "test -b CUDA0 -o ADD", "test -b CUDA0 -o ROPE"]
     assert [(one.done, one.total, one.note) for one in said[:2]] == [(0, 2, "ADD"), (1, 2, "ROPE")]
     assert not list((server.parent / "record").iterdir())
@@ -254,7 +274,8 @@ def test_a_machine_with_one_cpu_backend_has_nothing_to_compare(server: Path) -> 
     ]
     server.with_name(f"{operations.PROGRAM}.list").write_text("\n".join(lines))
     with operations_run.of_host(server, None) as subject:
-        report = operations_run.check(subject, CPU, Wanted(names=(), minutes=9, record=server.parent), silent)
+        planned = operations_run.plan(subject, CPU, Wanted(names=(), minutes=9, record=server.parent))
+        report = operations_run.check(planned, silent)
     assert {one.status for one in report.checks} == {Status.SKIP}
 
 
@@ -271,4 +292,4 @@ def test_a_known_failure_of_an_operation_that_is_gone_fails(server: Path, monkey
 
 def test_without_the_program_it_says_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"There is no .*/test-backend-ops: copy it there"):
-        operations_run.require_beside(tmp_path / "llama-server")
+        check(tmp_path / "llama-server")
