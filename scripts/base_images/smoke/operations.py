@@ -133,7 +133,7 @@ class Outcome:
         tail: the end of the output, where there is a problem.
     """
 
-    tested: Scope
+    scope: Scope
     operation: str
     passed: int
     unsupported: int
@@ -160,7 +160,7 @@ def parse_listing(output: str) -> Listing:
     return Listing(devices=devices, cases=cases)
 
 
-def tested(listing: Listing, accelerator: str) -> Scope:
+def scope(listing: Listing, accelerator: str) -> Scope:
     """Returns what to test: the accelerator's first device, or every CPU backend but the one compared with.
 
     Args:
@@ -191,17 +191,17 @@ def chosen(listing: Listing, names: Sequence[str]) -> dict[str, int]:
     return {name: count for name, count in listing.cases.items() if name in names or not names}
 
 
-def arguments(tested: Scope, operation: str) -> tuple[str, ...]:
+def arguments(scope: Scope, operation: str) -> tuple[str, ...]:
     """Returns the program's arguments for one run."""
-    return ("test", "-b", tested.option, "-o", operation)
+    return ("test", "-b", scope.option, "-o", operation)
 
 
-def read(ended: Ended, tested: Scope, operation: str, cases: int) -> Outcome:
+def read(ended: Ended, scope: Scope, operation: str, cases: int) -> Outcome:
     """Returns the outcome of a run.
 
     Args:
         ended: the run.
-        tested: what it tested.
+        scope: what it tested.
         operation: that it tested.
         cases: how many the operation has.
     """
@@ -211,7 +211,7 @@ def read(ended: Ended, tested: Scope, operation: str, cases: int) -> Outcome:
     failed: dict[tuple[Device, str], str] = {}
     for line in lines:
         if found := _BACKEND.fullmatch(line):
-            device = tested.devices.get(int(found[1]))
+            device = scope.devices.get(int(found[1]))
         elif device and (found := _CASE.fullmatch(line)) and found["operation"] == operation:
             seen.append(found)
             if found["how"] == "FAIL":
@@ -221,16 +221,16 @@ def read(ended: Ended, tested: Scope, operation: str, cases: int) -> Outcome:
             failed.setdefault((device, line[len(operation) + 3 : -1]), "it has no result, see the log")
     passed = sum(found["how"] == "OK" for found in seen)
     unsupported = sum(found["how"].startswith("not") for found in seen)
-    expected = cases * len(tested.devices)
+    expected = cases * len(scope.devices)
     problem = ""
     if ended.exit_code is None:
         problem = f"printed nothing for long and was killed after {_place(seen, expected)}"
-    elif ended.exit_code > 1 or sum(map(bool, map(_SUMMARY.fullmatch, lines))) < len(tested.devices):
+    elif ended.exit_code > 1 or sum(map(bool, map(_SUMMARY.fullmatch, lines))) < len(scope.devices):
         problem = f"ended with {_end(ended.exit_code)} after {_place(seen, expected)}"
     elif passed + unsupported + len(failed) < expected:
         problem = f"tested only {_place(seen, expected)}"
     return Outcome(
-        tested=tested,
+        scope=scope,
         operation=operation,
         passed=passed,
         unsupported=unsupported,
@@ -247,7 +247,7 @@ def judge(outcome: Outcome, baseline: Iterable[Known], *, seconds: float) -> Che
     entries = {
         (device, entry.case): entry
         for entry in baseline
-        for device in outcome.tested.devices.values()
+        for device in outcome.scope.devices.values()
         if entry.operation == operation and is_of(entry, device)
     }
     known = [entry for case, entry in entries.items() if case in failed]

@@ -76,7 +76,7 @@ class Planned:
     variant: Variant
     wanted: Wanted
     listing: operations.Listing
-    tested: operations.Scope
+    scope: operations.Scope
     cases: Mapping[str, int]
 
 
@@ -92,7 +92,7 @@ def plan(subject: Subject, variant: Variant, wanted: Wanted) -> Planned:
         variant=variant,
         wanted=wanted,
         listing=listing,
-        tested=operations.tested(listing, variant.device.name if variant.device else ""),
+        scope=operations.scope(listing, variant.device.name if variant.device else ""),
         cases=operations.chosen(listing, wanted.names),
     )
 
@@ -107,11 +107,11 @@ def added(report: SmokeReport, planned: Planned, listener: Listener) -> SmokeRep
 def check(planned: Planned, listener: Listener) -> ServerReport:
     """Tests the operations and returns a check for each of them."""
     started = time.monotonic()
-    subject, wanted, tested, cases = planned.subject, planned.wanted, planned.tested, planned.cases
+    subject, wanted, scope, cases = planned.subject, planned.wanted, planned.scope, planned.cases
     baseline = operations.parse_baseline(operations.BASELINE.read_text(encoding="utf-8"))
     what = f"operations of {planned.variant.name}"
     path = wanted.record / f"operations-{planned.variant.name}.json"
-    identity = f"{subject.identity} {'; '.join(f'{one.shown} {one.description}' for one in tested.devices.values())}"
+    identity = f"{subject.identity} {'; '.join(f'{one.shown} {one.description}' for one in scope.devices.values())}"
     done = {} if wanted.names else _done_before(path, identity)
     checks: list[CheckResult] = []
     log: list[str] = []
@@ -119,7 +119,7 @@ def check(planned: Planned, listener: Listener) -> ServerReport:
         listener(Progress(what=what, done=number, total=len(cases), note=operation))
         if operation in done:
             checks.append(done[operation])
-        elif not tested.devices:
+        elif not scope.devices:
             reason = "this machine runs one CPU backend alone, and there is nothing to compare it with"
             checks.append(CheckResult(name=operation, status=Status.SKIP, seen=reason, seconds=0))
         elif time.monotonic() - started > wanted.minutes * 60:
@@ -127,21 +127,21 @@ def check(planned: Planned, listener: Listener) -> ServerReport:
             checks.append(CheckResult(name=operation, status=Status.SKIP, seen=reason, seconds=0))
         else:
             begun = time.monotonic()
-            arguments = operations.arguments(tested, operation)
+            arguments = operations.arguments(scope, operation)
             ended = _run(subject.prepare, arguments)
             log.append(f"$ {operations.PROGRAM} {' '.join(arguments)}\n{ended.output}")
-            outcome = operations.read(ended, tested, operation, count)
+            outcome = operations.read(ended, scope, operation, count)
             done[operation] = operations.judge(outcome, baseline, seconds=time.monotonic() - begun)
             checks.append(done[operation])
             if not wanted.names:
                 files.write_json(path, {"of": identity, "done": [dataclasses.asdict(one) for one in done.values()]})
     if not wanted.names and len(done) == len(cases):
         path.unlink(missing_ok=True)
-    checks += _stale(baseline, planned.listing.cases, tested)
+    checks += _stale(baseline, planned.listing.cases, scope)
     wrong = sum(one.status is Status.FAIL for one in checks)
     listener(Progress(what=what, note=f"{wrong} failed" if wrong else "passed", finished=True))
     return ServerReport(
-        name=tested.title,
+        name=scope.title,
         arguments=subject.command,
         checks=tuple(checks),
         log="\n".join(log),
@@ -149,12 +149,12 @@ def check(planned: Planned, listener: Listener) -> ServerReport:
     )
 
 
-def _stale(baseline: Sequence[Known], cases: Mapping[str, int], tested: operations.Scope) -> list[CheckResult]:
+def _stale(baseline: Sequence[Known], cases: Mapping[str, int], scope: operations.Scope) -> list[CheckResult]:
     """Returns a failed check for each operation of the baseline that llama.cpp does not test any more."""
     gone = {
         entry.operation: f"{entry.operation} is known to fail, and is not tested: remove it from the baseline."
         for entry in baseline
-        if entry.operation not in cases and any(operations.is_of(entry, one) for one in tested.devices.values())
+        if entry.operation not in cases and any(operations.is_of(entry, one) for one in scope.devices.values())
     }
     return [CheckResult(name=name, status=Status.FAIL, seen=seen, seconds=0) for name, seen in gone.items()]
 

@@ -139,19 +139,19 @@ def test_the_baseline_is_read_and_an_entry_has_its_reason_and_issue() -> None:
 
 def test_the_first_device_is_tested_or_every_other_cpu_backend() -> None:
     listing = operations.parse_listing(LISTING)
-    assert operations.tested(listing, "CUDA") == ONE
-    others = operations.tested(listing, "")
+    assert operations.scope(listing, "CUDA") == ONE
+    others = operations.scope(listing, "")
     assert {number: device.shown for number, device in others.devices.items()} == {
         3: "libggml-cpu-x64.so",
         4: "libggml-cpu-haswell.so",
     }
     assert others.title == "operations on 2 other CPU backends"
     with pytest.raises(UsageError, match="finds no device Vulkan0, only CUDA0, CPU"):
-        operations.tested(listing, "Vulkan")
+        operations.scope(listing, "Vulkan")
 
 
 def test_a_failure_names_the_cpu_backend() -> None:
-    others = operations.tested(operations.parse_listing(LISTING), "")
+    others = operations.scope(operations.parse_listing(LISTING), "")
     text = RIGHT.replace("Backend 1/2", "Backend 3/4") + WRONG.replace("Backend 1/2", "Backend 4/4")
     check = operations.judge(operations.read(Ended(output=text, exit_code=1), others, "ROPE", 3), [], seconds=1)
     assert check.seen.startswith("libggml-cpu-haswell.so: ROPE(type=f16,ne_a=[128,32,2,1]) fails: [ROPE] ERR")
@@ -261,9 +261,11 @@ def test_a_named_operation_is_always_tested(server: Path) -> None:
 def test_a_silent_program_is_killed(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = server.with_name(operations.PROGRAM)
     program.write_text(SCRIPT.replace("kill -SEGV $$", "exec sleep 600"))
-    monkeypatch.setattr(operations_run, "SILENCE_SECONDS", 0.2)
-    monkeypatch.setattr(operations_run, "LOOK_SECONDS", 0.1)
-    [seen] = check(server, "ADD").checks
+    with operations_run.of_host(server, None) as subject:
+        planned = operations_run.plan(subject, CUDA, Wanted(names=("ADD",), minutes=9, record=server.parent))
+        monkeypatch.setattr(operations_run, "SILENCE_SECONDS", 0.2)
+        monkeypatch.setattr(operations_run, "LOOK_SECONDS", 0.1)
+        [seen] = operations_run.check(planned, silent).checks
     assert seen.status is Status.FAIL
     assert "printed nothing for long and was killed after 0 of 2 cases" in seen.seen
 
