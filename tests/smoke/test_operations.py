@@ -80,7 +80,9 @@ def test_the_image_of_operations_of_another_build_is_refused(engine: Engine, cpu
         for image, tag in ((other, reference), (cpu_image, Target.OPERATIONS.tag(reference))):
             engine.tag(image.id, tag)
         try:
-            with pytest.raises(ImageNotFoundError, match=rf"{reference}-operations.*build-local --variant cpu --op"):
+            with pytest.raises(
+                ImageNotFoundError, match=rf"{reference}-operations is of another build.*build-local --variant cpu --op"
+            ):
                 operations_run.image_of(engine, engine.image(reference), CPU, engine.image)
             engine.tag(other.id, Target.OPERATIONS.tag(reference))
             assert operations_run.image_of(engine, engine.image(reference), CPU, engine.image).id == other.id

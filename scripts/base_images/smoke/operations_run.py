@@ -239,22 +239,24 @@ def image_of(engine: Engine, image: Image, variant: Variant, pull: Callable[[str
     """Returns the image of an image's operations, from the engine, or pulled by the tag of the image's version.
 
     Raises:
-        ImageNotFoundError: there is none whose lower layers are the image's.
+        ImageNotFoundError: there is none, or none whose lower layers are the image's.
     """
     target = Target.OPERATIONS
     version = versions.parse_label(image.labels.get(Label.VERSION, ""))
     repositories = dict.fromkeys(name.partition("@")[0] for name in image.repo_digests if "/" in name)
     published = [f"{name}:{versions.image_tag(variant.name, version, target)}" for name in repositories if version]
     beside = [*map(target.tag, image.tags), *published]
-    for reference in beside:
-        if engine.has_image(reference) and _is_on(found := engine.image(reference), image):
+    there = [reference for reference in beside if engine.has_image(reference)]
+    for reference in there:
+        if _is_on(found := engine.image(reference), image):
             return found
     for reference in published if isinstance(version, Version) else ():
         with contextlib.suppress(BaseImagesError):
             if _is_on(found := pull(reference), image):
                 return found
+    why = f"{', '.join(there)} is of another build" if there else f"no {' or '.join(beside) or 'tag'}"
     raise ImageNotFoundError(
-        f"There is no test of this image's operations ({', '.join(beside) or 'it has no tag'}): build it with `invoke "
+        f"There is no test of this image's operations ({why}): build it with `invoke "
         f"build-local --variant {variant.name} --operations`, or name an image with --image that has one beside it."
     )
 
