@@ -87,7 +87,8 @@ def plan(subject: Subject, variant: Variant, wanted: Wanted) -> Planned:
     """Asks the program what there is to test.
 
     Raises:
-        UsageError: the program is another one, finds no device, or tests no operation of a name.
+        UsageError: the program is another one, or tests no operation of a name.
+        DeviceError: it finds no device.
     """
     listing = operations.parse_listing(_run(subject.prepare, operations.LIST).output)
     return Planned(
