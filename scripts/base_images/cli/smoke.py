@@ -283,12 +283,12 @@ def _smoke_image(
 
 def _operations(value: str | bool, minutes: float, record: Path | None, *, started_here: bool) -> Any:
     """Returns the operations to test, None for none; without names invoke passes True."""
-    from base_images.smoke.operations_run import Wanted
-
     if not value:
         return None
     if not started_here:
         raise UsageError("--operations is for a backend that is started here: leave it out with --url or --on nothing.")
+    from base_images.smoke.operations_run import Wanted
+
     names = () if value is True else tuple(filter(None, str(value).split(",")))
     return Wanted(names=names, minutes=minutes, record=record or ROOT / RECORD_DIRECTORY)
 
