@@ -146,7 +146,7 @@ def unit(session: nox.Session) -> None:
 @nox.session(name="image-cpu")
 def image_cpu(session: nox.Session) -> None:
     """Builds the cpu image on the engine and tests it there, planted defects included."""
-    run(session, "invoke", "build-local", "--variant", "cpu")
+    run(session, "invoke", "build-local", "--variant", "cpu", "--operations")
     run_tests(session, "tests/image", "-m", "not lavapipe", *session.posargs)
 
 

@@ -145,3 +145,19 @@ USER 999
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m CMD [ "/usr/local/bin/llama-healthcheck" ]
 
 ENTRYPOINT [ "/usr/local/bin/llama-entrypoint" ]
+
+### llama.cpp's own test of every operation, beside this image's libraries: published by itself, never in the runtime
+FROM build AS operations-build
+
+RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
+    --mount=type=bind,source=dockerfiles/operations,target=/mnt/operations \
+    for directory in /payload/app/bin/*/cpu; do \
+        sh /mnt/operations/compile "$directory" "/operations${directory#/payload}/test-backend-ops"; \
+    done
+
+FROM runtime AS operations
+
+COPY --from=operations-build /operations/ /
+
+# Last, so that a build without --target makes it.
+FROM runtime AS image

@@ -11,6 +11,7 @@ import functools
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 
 from base_images.errors import RepositoryError, UsageError
 
@@ -23,6 +24,17 @@ _CENTURY = 2000
 
 _PREDECESSORS = re.compile(r"[0-9]{12}-[0-9a-f]{7}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Target(StrEnum):
+    """The stages of every recipe that are built and published: the image, and beside it the test of its operations."""
+
+    RUNTIME = "runtime"
+    OPERATIONS = "operations"
+
+    def tag(self, tag: str) -> str:
+        """Returns the tag of this target beside the image's `tag`: the same, or such as `cpu-…-operations`."""
+        return tag if self is Target.RUNTIME else f"{tag}-{self}"
 
 
 @functools.total_ordering
@@ -173,13 +185,13 @@ def parse_git_tag(tag: str) -> Version | None:
         return None
 
 
-def image_tag(variant: str, version: Version | Foreign) -> str:
+def image_tag(variant: str, version: Version | Foreign, target: Target = Target.RUNTIME) -> str:
     """Returns the tag in the registry, such as `cpu-2508201420-abc1234`; the colon of a digest becomes a dash."""
-    return f"{variant}-{version}".replace(":", "-")
+    return target.tag(f"{variant}-{version}".replace(":", "-"))
 
 
 def parse_image_tag(tag: str) -> tuple[str, Version] | None:
-    """Returns the variant and version of a tag in the registry; None for other tags."""
+    """Returns the variant and version of an image's tag in the registry; None for other tags, `…-operations` too."""
     variant, _, version = tag.partition("-")
     try:
         return variant, parse(version)
@@ -187,12 +199,12 @@ def parse_image_tag(tag: str) -> tuple[str, Version] | None:
         return None
 
 
-def platform_tag(variant: str, version: Version, architecture: str) -> str:
+def platform_tag(variant: str, version: Version, architecture: str, target: Target = Target.RUNTIME) -> str:
     """Returns the tag of one platform's image, such as `cpu-2508201420-abc1234-arm64`.
 
     It keeps the pushed manifest until an index refers to it, since registries remove untagged manifests.
     """
-    return f"{image_tag(variant, version)}-{architecture}"
+    return f"{image_tag(variant, version, target)}-{architecture}"
 
 
 def latest_tag(variant: str) -> str:
@@ -200,6 +212,6 @@ def latest_tag(variant: str) -> str:
     return f"latest-{variant}"
 
 
-def local_reference(variant: str) -> str:
+def local_reference(variant: str, target: Target = Target.RUNTIME) -> str:
     """Returns the local reference of the newest build, such as `llama-cpp-cpu:local`."""
-    return f"llama-cpp-{variant}:{LOCAL_TAG}"
+    return f"llama-cpp-{variant}:{target.tag(LOCAL_TAG)}"

@@ -227,6 +227,7 @@ def test_a_pushed_tag_becomes_latest_and_a_failure_stops_its_variant_only(github
     digest = where.digest(versions.image_tag(GOOD, github.version))
     assert digest
     assert where.digest(versions.latest_tag(GOOD)) == digest
+    assert where.digest(versions.image_tag(GOOD, github.version, versions.Target.OPERATIONS))
     assert where.digest(versions.latest_tag(BAD)) is None
     [signed] = Path(github.environment["SIGNED"]).read_text().splitlines()
     assert signed.startswith("sign --yes ")

@@ -27,7 +27,7 @@ from base_images.release import status as published
 from base_images.release.actions import Action
 from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform, Variant
-from base_images.versions import Foreign, Version
+from base_images.versions import Foreign, Target, Version
 from tests.support import commands
 from tests.support.images import archive
 
@@ -258,9 +258,9 @@ class Site:
         """Loads an image into the engine as `build-local` does."""
         load(self.local(released), self.here, labels(CPU, released, **changed), *files)
 
-    def push_elsewhere(self, released: Release) -> None:
+    def push_elsewhere(self, released: Release, target: Target = Target.RUNTIME) -> None:
         """Pushes the other platform's image, as its machine does."""
-        tag = versions.platform_tag("cpu", released.version, self.elsewhere.architecture)
+        tag = versions.platform_tag("cpu", released.version, self.elsewhere.architecture, target)
         reference = f"{self.repository.name}:{tag}"
         load(reference, self.elsewhere, labels(CPU, released))
         docker("push", reference)

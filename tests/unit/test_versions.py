@@ -6,7 +6,7 @@ import pytest
 
 from base_images import versions
 from base_images.errors import RepositoryError, UsageError
-from base_images.versions import Foreign, Version
+from base_images.versions import Foreign, Target, Version
 
 COMMIT = "abc1234567890abcdef1234567890abcdef12345"
 PREDECESSORS = "202512281717-e118046"
@@ -124,6 +124,14 @@ def test_git_tags() -> None:
     assert versions.parse_git_tag("base-images/v2508201420") is None
     assert versions.parse_git_tag("v1.0") is None
     assert versions.parse_git_tag(f"base-images/v{PREDECESSORS}") is None
+
+
+def test_an_image_of_operations_is_beside_its_image_and_is_no_version() -> None:
+    version, operations = versions.parse("2508201420-abc1234"), Target.OPERATIONS
+    assert versions.image_tag("cpu", version, operations) == "cpu-2508201420-abc1234-operations"
+    assert versions.platform_tag("cpu", version, "arm64", operations) == "cpu-2508201420-abc1234-operations-arm64"
+    assert versions.local_reference("cpu", operations) == "llama-cpp-cpu:local-operations"
+    assert versions.parse_image_tag("cpu-2508201420-abc1234-operations") is None
 
 
 def test_image_tags() -> None:

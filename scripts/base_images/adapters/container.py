@@ -56,6 +56,7 @@ class ContainerSpec:
         mounts: files or directories of the engine's host, mounted read-only at the same path.
         placed: path in the container to a file of the engine's host, mounted read-only there.
         memory: bytes that its processes may use; None does not limit them, such as for a model of the user's.
+        log_bytes: of its log as the engine keeps it; what was printed before the last so many is lost.
         resource: the purpose of the container, the value of its `bodhi.resource` label.
     """
 
@@ -77,6 +78,7 @@ class ContainerSpec:
     placed: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = 16 << 30
     read_only: bool = True
+    log_bytes: int = LOG_BYTES
     resource: str = "probe"
 
 
@@ -267,7 +269,9 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
         # What a hostile image can take of the host.
         "pids_limit": PROCESSES,
         "mem_limit": spec.memory,
-        "log_config": docker.types.LogConfig(type="json-file", config={"max-size": str(LOG_BYTES), "max-file": "1"}),
+        "log_config": docker.types.LogConfig(
+            type="json-file", config={"max-size": str(spec.log_bytes), "max-file": "1"}
+        ),
         # A proxy's password would be in every environment and log; nothing in these containers needs a network.
         "use_config_proxy": False,
         "tmpfs": dict(spec.tmpfs),

@@ -33,8 +33,8 @@ _SECONDS = 60
 
 
 def target(plan: BuildPlan) -> str:
-    """Returns the name of a plan's target, such as `cpu-arm64`."""
-    return f"{plan.variant}-{plan.platform.rpartition('/')[2]}"
+    """Returns the name of a plan's target, such as `cpu-arm64` or `cpu-operations-arm64`."""
+    return f"{plan.target.tag(plan.variant)}-{plan.platform.rpartition('/')[2]}"
 
 
 def bake_file(plans: Sequence[BuildPlan], registry: str, *, push: bool, dry_run: bool = False) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from base_images.build.bases import PACKAGES_REPOSITORY
 from base_images.errors import BaseImagesError, UsageError
 from base_images.labels import Label
 from base_images.variants import VARIANTS, Platform
+from base_images.versions import Target
 
-_LAST_INSTRUCTION = "/usr/local/bin/llama-entrypoint"
-"""In the last instruction of every recipe. A child image inherits the labels but ends with another instruction."""
+_LAST_INSTRUCTIONS = ("/usr/local/bin/llama-entrypoint", "COPY /operations/ / ")
+"""In the last instruction of each target of every recipe. A child image inherits the labels but ends with another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,13 @@ def apply(engine: Engine, planned: Sequence[Removal]) -> Cleaned:
 
 def _ours(image: Image) -> bool:
     labelled = Label.VARIANT in image.labels and Label.VERSION in image.labels
-    return labelled and bool(image.history) and _LAST_INSTRUCTION in image.history[-1]
+    return labelled and bool(image.history) and any(last in image.history[-1] for last in _LAST_INSTRUCTIONS)
 
 
 def _own_tag(tag: str, registry: str) -> bool:
     for platform in Platform:  # of an emulated build; a killed `publish` leaves its tag for one platform too
         tag = tag.removesuffix(f"-{platform.architecture}")
+    tag = tag.removesuffix(Target.OPERATIONS.tag(""))
     if tag in {versions.local_reference(variant.name) for variant in VARIANTS}:
         return True
     for variant in VARIANTS:

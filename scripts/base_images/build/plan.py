@@ -16,10 +16,7 @@ from base_images.labels import TOOLKIT_PREFIX, Label
 from base_images.recipes import dockerfile as recipe
 from base_images.settings import Settings
 from base_images.variants import Platform, Variant
-from base_images.versions import Head, Version
-
-TARGET = "runtime"
-"""The stage of every recipe that is published."""
+from base_images.versions import Head, Target, Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,7 @@ class BuildPlan:
     version: str
     platform: str
     dockerfile: str
-    target: str
+    target: Target
     arguments: Mapping[str, str]
     labels: Mapping[str, str]
     tags: tuple[str, ...]
@@ -92,11 +89,18 @@ def build_plan(
         version=str(version),
         platform=platform.docker,
         dockerfile=variant.dockerfile,
-        target=TARGET,
+        target=Target.RUNTIME,
         arguments=arguments,
         labels=labels,
         tags=(f"{settings.registry}:{tag}", versions.local_reference(variant.name)),
     )
+
+
+def of_operations(plan: BuildPlan) -> BuildPlan:
+    """Returns the plan of the test of an image's operations, which is on top of the layers of the image's own plan."""
+    target = Target.OPERATIONS
+    labels = {**plan.labels, Label.REF_NAME.value: target.tag(plan.labels[Label.REF_NAME])}
+    return dataclasses.replace(plan, target=target, labels=labels, tags=tuple(map(target.tag, plan.tags)))
 
 
 def require_platform(variant: Variant, platform: Platform) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool
         **BUILD_HELP,
         "variant": "which image; may be given several times; default: all; one that fails does not stop the others",
         "platform": "amd64 or arm64; default: the engine's; another one is emulated, on bases of --origin packages",
+        "operations": "also the test of its operations, beside it, for `invoke smoke --operations`",
         "smoke": "check the built image against the contract, then start it and ask it for the known answer",
         "quiet": "print only the result",
     },
@@ -70,6 +72,7 @@ def build_local(
     origin: str = "auto",
     toolkit: str = "",
     slim: bool = False,
+    operations: bool = False,
     smoke: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -81,7 +84,7 @@ def build_local(
     """
     from base_images.adapters import engine, repository
     from base_images.build import architectures, local
-    from base_images.build.plan import require_platform
+    from base_images.build.plan import of_operations, require_platform
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
@@ -105,7 +108,13 @@ def build_local(
             for notice in prepared.notices:
                 display.notice(notice)
             built = local.build(connected, prepared, root=ROOT, on_event=display.event)
-        views.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
+        done = [built]
+        if operations:
+            beside = dataclasses.replace(prepared, plan=of_operations(prepared.plan))
+            with views.Display(how, f"build the operations of {variant.name}") as display:
+                done.append(local.build(connected, beside, root=ROOT, on_event=display.event))
+        for one in done:
+            views.say(f"built {one.plan.tags[0]} in {one.seconds:.1f} s, also {', '.join(one.plan.tags[1:])}")
         if smoke:
             check(connected, built.image_id, variant, json=False)
             outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
@@ -141,8 +150,6 @@ def plan(
 
     Fetches nothing, unless it is for `command` or the bases come from packages.
     """
-    import dataclasses
-
     from base_images.adapters import repository
     from base_images.build import bakefile, plan
     from base_images.cli import views
@@ -179,6 +186,7 @@ def plan(
         "variant": "which image; may be given several times; default: all; one that fails does not stop the others",
         "platform": "amd64 or arm64; default: the engine's, or with --push all that a variant is published for",
         "builder": "buildx's name of the builder; default: the current one",
+        "operations": "also the test of the image's operations, beside it",
         "push": "publish what is built, by digest, with provenance and SBOM, and cache the steps in the registry",
         "dry_run": "build everything and keep nothing; BASE_IMAGES_DRY_RUN=true does the same",
         "quiet": "print only the result",
@@ -189,6 +197,7 @@ def bake(
     variant: list[str],
     platform: list[str],
     builder: str = "",
+    operations: bool = False,
     push: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
@@ -231,6 +240,7 @@ def bake(
                     builder=builder,
                     dry_run=dry_run or settings.dry_run(),
                     on_event=display.event,
+                    operations=operations,
                 )
         finally:
             for action in done:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,10 @@ from base_images.cli.options import caller_path, open_registry, variants_of
 from base_images.cli.recipes import mirror_problem
 from base_images.errors import RegistryError
 from base_images.settings import ROOT
+from base_images.versions import Target
 
 if TYPE_CHECKING:
+    from base_images.release.actions import Action
     from base_images.release.status import Published
 
 
@@ -194,10 +196,11 @@ def free_runner_disk(_: Context) -> None:
     iterable=["variant"],
     help={
         "variant": "which image; may be given several times; default: all; one that fails does not stop the others",
+        "operations": "also the test of its operations, beside it",
         "dry_run": "change nothing; BASE_IMAGES_DRY_RUN=true does the same",
     },
 )
-def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
+def publish(_: Context, variant: list[str], operations: bool = False, dry_run: bool = False) -> None:
     """Pushes the local build of this released commit.
 
     Makes one image of all platforms once they are there.
@@ -211,13 +214,20 @@ def publish(_: Context, variant: list[str], dry_run: bool = False) -> None:
     if not dry_run:  # a rehearsal needs no release
         released_commit(repository.Remote(clone=opened), settings.load(ROOT).release_branch, head.version)
     where = open_registry()
-    change_registry(
-        "publish",
-        variants_of(variant),
-        lambda each: publish.publish(
-            where, each, version=head.version, commit=head.commit, connect=engine.connect, dry_run=dry_run
-        ),
-    )
+
+    def publish_one(each: variants.Variant) -> Iterator[Action]:
+        for stage in Target if operations else (Target.RUNTIME,):
+            yield from publish.publish(
+                where,
+                each,
+                version=head.version,
+                commit=head.commit,
+                connect=engine.connect,
+                stage=stage,
+                dry_run=dry_run,
+            )
+
+    change_registry("publish", variants_of(variant), publish_one)
 
 
 @command(

@@ -73,6 +73,7 @@ def test_local_images(
 
 
 @command(
+    optional=["operations"],
     help={
         "variant": "which accelerator",
         "image": "tag, digest or id, pulled if the engine does not have it; default: the local build of this commit",
@@ -84,6 +85,8 @@ def test_local_images(
         "model": "measure the speed on this GGUF file (the first, if there are several), not on random weights",
         "model_name": "--url: which of the server's models",
         "api_key_file": "--url: a file with the server's API key; BASE_IMAGES_API_KEY may have the key itself",
+        "operations": "also llama.cpp's own test of every operation, or of those named: --operations MUL_MAT,ROPE",
+        "operations_minutes": "begin no operation after so many minutes; the same command goes on; default: 60",
         "record": f"directory for JSON, JUnit XML and server logs; default: {RECORD_DIRECTORY}",
         "junit": "write JUnit XML to this file too",
         "html": "write one HTML page for people to this file",
@@ -102,6 +105,8 @@ def smoke(
     model: str = "",
     model_name: str = "",
     api_key_file: str = "",
+    operations: str = "",
+    operations_minutes: float = 60.0,
     record: str = "",
     junit: str = "",
     html: str = "",
@@ -133,6 +138,9 @@ def smoke(
     if model_file := caller_path(model):
         model_files.require_readable(model_files.shards(model_file), "" if binary else ARBITRARY_USER)
 
+    started_here = not url and (on != devices.Where.NOTHING or tested_variant.device is None)
+    wanted = _operations(operations, operations_minutes, caller_path(record), started_here=started_here)
+
     # Reports what the host lacks before looking for an image, and before the slow imports.
     where = devices.where(on or ("software" if software_device else "host"))
     granted = None if url else devices.to_test(tested_variant, where, by_itself=bool(binary))
@@ -153,11 +161,24 @@ def smoke(
     with views.Display(views.mode(quiet=json), f"smoke test of {variant}") as display:
         if path := caller_path(binary):
             tested = smoke_command.smoke_program(
-                path, tested_variant, device=granted, listener=display.progress, model_file=model_file
+                path,
+                tested_variant,
+                device=granted,
+                listener=display.progress,
+                model_file=model_file,
+                operations=wanted,
             )
         else:
             tested, evidence = _smoke_image(
-                tested_variant, image, outputs, display, where=where, keep=keep, json=json, model_file=model_file
+                tested_variant,
+                image,
+                outputs,
+                display,
+                where=where,
+                keep=keep,
+                json=json,
+                model_file=model_file,
+                operations=wanted,
             )
     judge(tested, outputs, *evidence, json=json)
 
@@ -281,6 +302,7 @@ def _smoke_image(
     keep: bool,
     json: bool,
     model_file: Path | None,
+    operations: Any,
 ) -> tuple[Any, list[Callable[[], object]]]:
     """Returns what was tested, and what writes it as evidence."""
     from base_images.adapters import engine
@@ -312,12 +334,25 @@ def _smoke_image(
             listener=display.progress,
             kept=kept,
             model_file=model_file,
+            operations=operations,
         )
         seen = evidence.of_smoke(found, settings.load(ROOT).registry, tested.report)
         return tested, [partial(evidence.write, seen, outputs.record)] if seen else []
     finally:
         if kept and kept.removal:
             views.complain(f"kept: {', '.join(kept.containers)}; `{kept.removal}` removes them")
+
+
+def _operations(value: str | bool, minutes: float, record: Path | None, *, started_here: bool) -> Any:
+    """Returns the operations to test, None for none; without names invoke passes True."""
+    if not value:
+        return None
+    if not started_here:
+        raise UsageError("--operations is for a backend that is started here: leave it out with --url or --on nothing.")
+    from base_images.smoke.operations_run import Wanted
+
+    names = () if value is True else tuple(filter(None, str(value).split(",")))
+    return Wanted(names=names, minutes=minutes, record=record or ROOT / RECORD_DIRECTORY)
 
 
 def judge(tested: Any, outputs: Any, *more: Callable[[], object], json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from base_images.adapters import buildkit
 from base_images.adapters.registry import Repository
 from base_images.build import bakefile, context, local
 from base_images.build.inputs import Source
+from base_images.build.plan import of_operations
 from base_images.errors import UsageError
 from base_images.release import publish
 from base_images.release.actions import Action, Outcome
 from base_images.settings import Settings
 from base_images.variants import Platform, Variant
-from base_images.versions import Version
+from base_images.versions import Target, Version
 
 
 def bake(
@@ -30,6 +32,7 @@ def bake(
     builder: str,
     dry_run: bool,
     on_event: Callable[[buildkit.Event], None],
+    operations: bool = False,
 ) -> Iterator[Action]:
     """Builds a variant and yields the actions; with a repository it skips platforms that are published already.
 
@@ -44,6 +47,7 @@ def bake(
         builder: buildx's name of the builder; empty for the current one.
         dry_run: whether to build everything and keep nothing.
         on_event: receives the build's steps.
+        operations: whether to build also the test of the image's operations.
 
     Raises:
         UsageError: the source is not the checkout's own, or not one that is published.
@@ -51,27 +55,31 @@ def bake(
         BuildError: a step failed.
         RegistryError: the registry refuses.
     """
-    missing = []
-    for platform in platforms:
-        tag = versions.platform_tag(variant.name, version, platform.architecture)
+    missing: list[tuple[Platform, Target]] = []
+    for platform, stage in itertools.product(platforms, Target if operations else (Target.RUNTIME,)):
+        tag = versions.platform_tag(variant.name, version, platform.architecture, stage)
         if repository and (digest := repository.digest(tag)):
             target_name = f"{repository.name}:{tag}"
             yield Action(variant=variant.name, what="bake", target=target_name, outcome=Outcome.ALREADY, digest=digest)
         else:
-            missing.append(platform)
+            missing.append((platform, stage))
     if not missing:
         return
     tree = source()
     bakefile.require_own_source(tree.path, root)
     context.require_only(tree.files, root=root, source=tree.path)
-    plans = local.preview(variant, missing, settings=settings, root=root, source=tree)
+    images = local.preview(
+        variant, list(dict.fromkeys(platform for platform, _ in missing)), settings=settings, root=root, source=tree
+    )
+    of_platform = {image.platform: {Target.RUNTIME: image, Target.OPERATIONS: of_operations(image)} for image in images}
+    plans = [of_platform[platform.docker][stage] for platform, stage in missing]
     if repository and any(plan.version != str(version) for plan in plans):
         raise UsageError(f"{tree.path} is not the pin as it was fetched, and only that is published: move it away.")
     file = bakefile.bake_file(plans, settings.registry, push=repository is not None, dry_run=dry_run)
     digests = bakefile.run(plans, file, root=root, builder=builder, on_event=on_event)
-    for platform, plan in zip(missing, plans, strict=True):
+    for (platform, stage), plan in zip(missing, plans, strict=True):
         if repository and not dry_run:
-            yield publish.anchor(repository, variant, version, platform, digests[bakefile.target(plan)])
+            yield publish.anchor(repository, variant, version, platform, digests[bakefile.target(plan)], stage)
         else:
             outcome = Outcome.WOULD if dry_run else Outcome.DONE
             yield Action(variant=variant.name, what="bake", target=plan.tags[0], outcome=outcome, reason=plan.platform)

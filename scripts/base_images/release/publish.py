@@ -19,7 +19,7 @@ from base_images.errors import ImageNotFoundError, RegistryError
 from base_images.labels import Label
 from base_images.release.actions import Action, Outcome
 from base_images.variants import Platform, Variant
-from base_images.versions import Version
+from base_images.versions import Target, Version
 
 _ANNOTATION_PREFIX = "org.opencontainers.image."
 
@@ -31,6 +31,7 @@ def publish(
     version: Version,
     commit: str,
     connect: Callable[[], Engine],
+    stage: Target = Target.RUNTIME,
     dry_run: bool = False,
 ) -> Iterator[Action]:
     """Pushes the local builds of missing platforms, writes the index if none is, and yields the actions.
@@ -41,53 +42,61 @@ def publish(
         version: which version, clean and released.
         commit: full hash of the version's commit; the image must be built from it.
         connect: returns the engine with the local build; not called when every platform is published.
+        stage: the image, or the test of its operations.
         dry_run: whether to change nothing.
 
     Raises:
         RegistryError: the registry refuses, or has another image under a published tag.
         EngineError: the push failed.
     """
-    missing = _missing(repository, variant, version)
+    missing = _missing(repository, variant, version, stage)
     pushed: list[Platform] = []
     if missing:
         engine = connect()
         here = engine.platform()
         for platform in missing:
             # Another platform's build was made of packages and emulated, which is good enough to rehearse.
-            emulated = f"{repository.name}:{_tag(variant, version, platform)}"
+            emulated = f"{repository.name}:{_tag(variant, version, platform, stage)}"
             if platform is here or (is_loopback(repository.name) and engine.has_image(emulated)):
-                local = _index(repository, variant, version) if platform is here else emulated
-                yield _push(engine, repository, variant, version, commit, platform, local, dry_run=dry_run)
+                local = _index(repository, variant, version, stage) if platform is here else emulated
+                yield _push(engine, repository, variant, version, commit, platform, stage, local=local, dry_run=dry_run)
                 pushed.append(platform)
     if pushed:
         # A push takes minutes: other machines may have pushed meanwhile.
-        missing = [platform for platform in _missing(repository, variant, version) if platform not in pushed]
+        missing = [platform for platform in _missing(repository, variant, version, stage) if platform not in pushed]
     if missing:
         names = ", ".join(platform.docker for platform in missing)
         yield Action(
             variant=variant.name,
             what="merge",
-            target=_index(repository, variant, version),
+            target=_index(repository, variant, version, stage),
             outcome=Outcome.WAITING,
-            reason=f"{names} is missing: run `invoke build-local --variant {variant.name}` and `invoke publish "
-            f"--variant {variant.name}` on a machine of that kind.",
+            reason=f"{names} is missing: run `invoke build-local {_options(variant, stage)}` and `invoke publish "
+            f"{_options(variant, stage)}` on a machine of that kind.",
         )
     elif dry_run and pushed:
-        target = _index(repository, variant, version)
+        target = _index(repository, variant, version, stage)
         yield Action(variant=variant.name, what="merge", target=target, outcome=Outcome.WOULD)
     else:
         for platform in variant.platforms:
-            _require_publishable(repository, variant, version, commit, platform)
-        yield merge(repository, variant, version, dry_run=dry_run)
+            _require_publishable(repository, variant, version, commit, platform, stage)
+        yield merge(repository, variant, version, stage, dry_run=dry_run)
 
 
-def anchor(repository: Repository, variant: Variant, version: Version, platform: Platform, digest: str) -> Action:
+def anchor(
+    repository: Repository,
+    variant: Variant,
+    version: Version,
+    platform: Platform,
+    digest: str,
+    stage: Target = Target.RUNTIME,
+) -> Action:
     """Tags an image that was pushed by its digest, so that the registry keeps it; an existing tag stays.
 
     Raises:
         RegistryError: the registry has no such digest, or refuses.
     """
-    tag = _tag(variant, version, platform)
+    tag = _tag(variant, version, platform, stage)
     target = f"{repository.name}:{tag}"
     if there := repository.digest(tag):
         return Action(variant=variant.name, what="push", target=target, outcome=Outcome.ALREADY, digest=there)
@@ -98,15 +107,22 @@ def anchor(repository: Repository, variant: Variant, version: Version, platform:
     return Action(variant=variant.name, what="push", target=target, outcome=Outcome.DONE, digest=digest)
 
 
-def merge(repository: Repository, variant: Variant, version: Version, *, dry_run: bool = False) -> Action:
+def merge(
+    repository: Repository,
+    variant: Variant,
+    version: Version,
+    stage: Target = Target.RUNTIME,
+    *,
+    dry_run: bool = False,
+) -> Action:
     """Writes the index of all platforms, whose images are published already.
 
     Raises:
         RegistryError: a platform's tag is not an image for that platform alone, another index of that version is
             published, or the registry refuses.
     """
-    tag = versions.image_tag(variant.name, version)
-    found = {platform: _anchored(repository, variant, version, platform) for platform in variant.platforms}
+    tag = versions.image_tag(variant.name, version, stage)
+    found = {platform: _anchored(repository, variant, version, platform, stage) for platform in variant.platforms}
     content = index(repository, found)
     there = repository.manifest(tag)
     if there and there.content != content:
@@ -198,17 +214,18 @@ def _push(
     version: Version,
     commit: str,
     platform: Platform,
-    local: str,
+    stage: Target,
     *,
+    local: str,
     dry_run: bool,
 ) -> Action:
-    tag = _tag(variant, version, platform)
+    tag = _tag(variant, version, platform, stage)
     target = f"{repository.name}:{tag}"
     try:
         image = engine.image(local)
     except ImageNotFoundError as error:
         raise ImageNotFoundError(
-            f"This engine has no {local}: build it with `invoke build-local --variant {variant.name}`."
+            f"This engine has no {local}: build it with `invoke build-local {_options(variant, stage)}`."
         ) from error
     require_publishable(image.labels, variant=variant, version=version, commit=commit, target=target)
     if dry_run:
@@ -229,27 +246,31 @@ def _push(
     )
 
 
-def _missing(repository: Repository, variant: Variant, version: Version) -> list[Platform]:
-    return [platform for platform in variant.platforms if repository.digest(_tag(variant, version, platform)) is None]
+def _missing(repository: Repository, variant: Variant, version: Version, stage: Target) -> list[Platform]:
+    return [
+        platform for platform in variant.platforms if repository.digest(_tag(variant, version, platform, stage)) is None
+    ]
 
 
 def _require_publishable(
-    repository: Repository, variant: Variant, version: Version, commit: str, platform: Platform
+    repository: Repository, variant: Variant, version: Version, commit: str, platform: Platform, stage: Target
 ) -> None:
     """Checks what another machine pushed before the version's tag is made of it.
 
     Raises:
         RegistryError: it may not be published.
     """
-    tag = _tag(variant, version, platform)
+    tag = _tag(variant, version, platform, stage)
     for image in repository.platform_manifests(tag).values():
         require_publishable(
             repository.labels(image), variant=variant, version=version, commit=commit, target=f"{repository.name}:{tag}"
         )
 
 
-def _anchored(repository: Repository, variant: Variant, version: Version, platform: Platform) -> Manifest:
-    tag = _tag(variant, version, platform)
+def _anchored(
+    repository: Repository, variant: Variant, version: Version, platform: Platform, stage: Target
+) -> Manifest:
+    tag = _tag(variant, version, platform, stage)
     manifest = repository.manifest(tag)
     if manifest is None or list(repository.platform_manifests(manifest.digest)) != [platform.docker]:
         raise RegistryError(
@@ -258,9 +279,13 @@ def _anchored(repository: Repository, variant: Variant, version: Version, platfo
     return manifest
 
 
-def _tag(variant: Variant, version: Version, platform: Platform) -> str:
-    return versions.platform_tag(variant.name, version, platform.architecture)
+def _tag(variant: Variant, version: Version, platform: Platform, stage: Target) -> str:
+    return versions.platform_tag(variant.name, version, platform.architecture, stage)
 
 
-def _index(repository: Repository, variant: Variant, version: Version) -> str:
-    return f"{repository.name}:{versions.image_tag(variant.name, version)}"
+def _index(repository: Repository, variant: Variant, version: Version, stage: Target) -> str:
+    return f"{repository.name}:{versions.image_tag(variant.name, version, stage)}"
+
+
+def _options(variant: Variant, stage: Target) -> str:
+    return f"--variant {variant.name}{'' if stage is Target.RUNTIME else f' --{stage}'}"

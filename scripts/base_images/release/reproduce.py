@@ -9,14 +9,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from base_images.adapters.engine import Engine, Image
-from base_images.build.plan import TARGET, BuildPlan
+from base_images.build.plan import BuildPlan
 from base_images.contract import layers
 from base_images.contract.layers import Entry, Layer
 from base_images.contract.rows_contents import DOCUMENTATION
 from base_images.errors import SourceError, UsageError
 from base_images.labels import Label
 from base_images.variants import find
-from base_images.versions import Head
+from base_images.versions import Head, Target
 
 OURS = ("/app/", "/usr/local/bin/", f"{DOCUMENTATION}/")
 
@@ -43,7 +43,7 @@ def plan_of(image: Image, head: Head) -> BuildPlan:
         version=version,
         platform=platform,
         dockerfile=variant.dockerfile,
-        target=TARGET,
+        target=Target.RUNTIME,
         arguments=arguments,
         labels=labels,
         tags=(),

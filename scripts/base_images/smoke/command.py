@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,13 +15,14 @@ from base_images.adapters.engine import Engine, Image
 from base_images.errors import ImageNotFoundError, LaunchError, RepositoryError, UsageError
 from base_images.labels import Label
 from base_images.progress import Listener, Progress, silent
-from base_images.smoke import calibration, containers, model, process, tolerances
+from base_images.smoke import calibration, containers, model, operations_run, process, tolerances
 from base_images.smoke import html as smoke_html
 from base_images.smoke import report as smoke_report
 from base_images.smoke import url as running
 from base_images.smoke.containers import Kept
 from base_images.smoke.device import Granted
 from base_images.smoke.model import KnownAnswer, TensorType
+from base_images.smoke.operations_run import Wanted
 from base_images.smoke.report import SmokeReport, Status
 from base_images.smoke.tolerances import Noise
 from base_images.variants import VARIANTS, Variant
@@ -154,18 +156,31 @@ def smoke_image(
     listener: Listener = silent,
     kept: Kept | None = None,
     model_file: Path | None = None,
+    operations: Wanted | None = None,
 ) -> Tested:
-    """Runs the smoke test on an image; see `containers.smoke`."""
-    report = containers.smoke(
-        engine,
-        image.id,
-        variant,
-        device=device,
-        listener=listener,
-        kept=kept,
-        model_file=model_file,
-        shares_files=engine.is_near,
-    )
+    """Runs the smoke test on an image, see `containers.smoke`, and that of its `operations` if they are wanted.
+
+    Raises:
+        ImageNotFoundError: there is no image of its operations.
+    """
+    with contextlib.ExitStack() as stack:
+        planned = None
+        if operations:  # what can be wrong with them is said before what takes longer
+            beside = operations_run.image_of(engine, image, variant, partial(pulled, engine, listener=listener))
+            program = stack.enter_context(operations_run.in_containers(engine, beside, variant, device))
+            planned = operations_run.plan(program, variant, operations)
+        report = containers.smoke(
+            engine,
+            image.id,
+            variant,
+            device=device,
+            listener=listener,
+            kept=kept,
+            model_file=model_file,
+            shares_files=engine.is_near,
+        )
+        if planned:
+            report = operations_run.added(report, planned, listener)
     return Tested(report=report, labels=image.labels)
 
 
@@ -176,9 +191,18 @@ def smoke_program(
     device: Granted | None,
     listener: Listener = silent,
     model_file: Path | None = None,
+    operations: Wanted | None = None,
 ) -> Tested:
-    """Runs the smoke test on a llama-server of this host; see `process.smoke`."""
-    return Tested(report=process.smoke(program, variant, device=device, listener=listener, model_file=model_file))
+    """Runs the smoke test on a llama-server of this host, see `process.smoke`, and on the program beside it."""
+    with contextlib.ExitStack() as stack:
+        planned = None
+        if operations:
+            beside = stack.enter_context(operations_run.of_host(program, device))
+            planned = operations_run.plan(beside, variant, operations)
+        report = process.smoke(program, variant, device=device, listener=listener, model_file=model_file)
+        if planned:
+            report = operations_run.added(report, planned, listener)
+    return Tested(report=report)
 
 
 def calibrate_image(

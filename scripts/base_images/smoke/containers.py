@@ -190,7 +190,7 @@ def smoke(
     """
     device = options.get("device")
     image = engine.image(image_id)
-    binaries = f"/app/bin/{_triple(image)}"
+    binaries = f"/app/bin/{triple(image)}"
     emulated = image.architecture != engine.info().architecture
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(_volume(engine, kept)) if device else ""
@@ -220,7 +220,12 @@ def smoke(
         return check(image.id, variant, prepare, **options)
 
 
-def _triple(image: Image) -> str:
+def triple(image: Image) -> str:
+    """Returns the directory of the binaries, below /app/bin.
+
+    Raises:
+        LaunchError: the image is for an unknown architecture.
+    """
     platform = Platform.of_architecture(image.architecture)
     if platform is None:
         known = " and ".join(platform.architecture for platform in Platform)

@@ -106,7 +106,8 @@ def built(engine: Engine, stand_in: str, request: pytest.FixtureRequest) -> Iter
     variant = variants.find(name)
     files = {
         str(path.relative_to(settings.ROOT)): path.read_text(encoding="utf-8")
-        for path in (settings.ROOT / "dockerfiles").iterdir()
+        for path in (settings.ROOT / "dockerfiles").rglob("*")
+        if path.is_file()
     }
     source = {f"llama.cpp/tools/ui/{file}": "{}" for file in ("package.json", "package-lock.json")}
     bases = dict.fromkeys([*recipe.BASE_ARGUMENTS.values(), "SLIM_BASE_IMAGE"], stand_in)

@@ -16,7 +16,11 @@ from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import ImageNotFoundError, RegistryError
 from base_images.release import publish
 from base_images.release.actions import Action, Outcome
+from base_images.smoke import command as smoke_command
+from base_images.smoke import operations_run
 from base_images.variants import Platform
+from base_images.versions import Target
+from tests.support import bodhi
 from tests.support.registries import Registry, log_in, make_authority
 from tests.support.releases import (
     CPU,
@@ -80,6 +84,35 @@ def test_an_emulated_build_of_the_other_platform_is_published_too_to_rehearse(si
     published = site.repository.platform_manifests(tag)
     assert set(published) == {platform.docker for platform in CPU.platforms}
     assert site.engine.has_image(emulated)
+
+
+def test_the_operations_are_published_beside_their_image_and_pulled_by_its_version(site: Site) -> None:
+    repository, engine, operations = site.repository, site.engine, Target.OPERATIONS
+    one = site.commit(1)
+    site.build(one)
+    told = site.refused("publish", "--variant", "cpu", "--operations")
+    assert "build it with `invoke build-local --variant cpu --operations`" in told
+    with bodhi.built(engine, f"FROM {site.local(one)}\nCOPY program /app/test\n", {"program": b"x"}) as beside:
+        engine.tag(beside.id, operations.tag(site.local(one)))
+        waiting = site.refused("publish", "--variant", "cpu", "--operations")
+        assert f"{site.elsewhere.docker} is missing: run `invoke build-local --variant cpu --operations`" in waiting
+        site.push_elsewhere(one)
+        site.push_elsewhere(one, operations)
+        site.done("publish", "--variant", "cpu", "--operations")
+        engine.remove_image(operations.tag(site.local(one)))
+    image, tag = (versions.image_tag("cpu", one.version, target) for target in Target)
+    anchors = {f"{name}-{platform.architecture}" for name in (image, tag) for platform in Platform}
+    assert set(state(repository)) == {image, tag, *anchors}
+    # It is no version, so neither the newest one nor latest.
+    shown = checked(json.loads(site.invoke("check-version", "--json").stdout))
+    assert shown["newest"]["tag"] == image
+    assert site.done("image-digest", "--variant", "cpu").strip() == repository.digest(image)
+
+    engine.remove_image(site.local(one))
+    pulled = smoke_command.pulled(engine, site.local(one))
+    found = operations_run.image_of(engine, pulled, CPU, lambda named: smoke_command.pulled(engine, named))
+    assert found.diff_ids[:-1] == pulled.diff_ids
+    assert found.tags == (operations.tag(site.local(one)),)
 
 
 def test_promotion_depends_on_the_attached_reports(site: Site, tmp_path: Path) -> None:

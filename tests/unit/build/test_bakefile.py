@@ -6,7 +6,7 @@ import pytest
 
 from base_images.build import bakefile, local
 from base_images.build.bases import glibc_version
-from base_images.build.plan import BuildPlan
+from base_images.build.plan import BuildPlan, of_operations
 from base_images.errors import EngineError, SourceError, UsageError
 from base_images.labels import Label
 from base_images.settings import ROOT
@@ -41,6 +41,14 @@ def test_targets_and_groups_of_variants_and_platforms() -> None:
         *("glibc-cpu-amd64", "glibc-cpu-arm64", "glibc-vulkan-amd64"),
     }
     assert json.loads(json.dumps(made)) == made
+
+
+def test_the_operations_are_a_target_beside_their_image() -> None:
+    made = file(AMD64, of_operations(AMD64), push=True)
+    assert made["group"]["cpu"] == {"targets": ["cpu-amd64", "cpu-operations-amd64"]}
+    beside = made["target"]["cpu-operations-amd64"]
+    assert beside["target"] == "operations"
+    assert beside["output"] == made["target"]["cpu-amd64"]["output"]
 
 
 def test_a_target_has_the_values_of_its_plan() -> None:

@@ -42,6 +42,13 @@ def test_an_emulated_build_is_removed() -> None:
     assert references(replace(OURS, tags=tags)) == list(tags)
 
 
+def test_the_image_of_the_operations_is_removed() -> None:
+    tags = (f"{REGISTRY}:cpu-2508201420-abc1234-operations", "llama-cpp-cpu:local-operations")
+    arm64 = f"{REGISTRY}:cpu-2508201420-abc1234-operations-arm64"
+    beside = replace(OURS, tags=(*tags, arm64), history=(*OURS.history, "COPY /operations/ / # buildkit"))
+    assert references(beside) == [*tags, arm64]
+
+
 def test_an_untagged_build_is_removed_by_its_id() -> None:
     assert references(replace(OURS, tags=())) == ["sha256:1"]
 

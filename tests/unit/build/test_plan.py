@@ -71,6 +71,19 @@ def test_tags() -> None:
     assert made().tags == ("ghcr.io/x/y:cpu-2508201420-abc1234", "llama-cpp-cpu:local")
 
 
+def test_the_operations_are_the_same_build_with_another_target_and_tags() -> None:
+    image, beside = made(), plan.of_operations(made())
+    assert beside.target == "operations"
+    assert beside.tags == (
+        "ghcr.io/x/y:cpu-2508201420-abc1234-operations",
+        "llama-cpp-cpu:local-operations",
+    )
+    assert beside.arguments == image.arguments
+    assert dict(set(beside.labels.items()) - set(image.labels.items())) == {
+        Label.REF_NAME.value: "cpu-2508201420-abc1234-operations"
+    }
+
+
 def test_labels_are_all_there_and_none_is_empty() -> None:
     labels = made(source=replace(SOURCE, release="v0.6.0")).labels
     assert set(labels) == {label.value for label in Label}

@@ -138,6 +138,12 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
         ("known-answer-model --type Q5_0 --output /nowhere/x", "choose one of F32, F16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K"),
         ("known-answer-model --output /dev/null/x", "choose another file"),
         ("smoke --variant cpu --url http://x --model x", "--model is for a server that is started here"),
+        ("smoke --variant cuda --operations --on nothing", "leave it out with --url or --on nothing"),
+        ("smoke --variant cpu --operations ROPE --url http://x", "leave it out with --url or --on nothing"),
+        (
+            "smoke --variant cpu --operations --binary /nowhere/x",
+            "There is no /nowhere/test-backend-ops: copy it there",
+        ),
         ("smoke --variant cpu --model-name x", "name it with --url"),
         ("smoke --variant cpu --url http://x --api-key-file /nowhere/key", "API key cannot be read from /nowhere/key"),
         ("smoke --variant cpu --model /nowhere/x-00001-of-00002.gguf", "/nowhere/x-00001-of-00002.gguf cannot be used"),
