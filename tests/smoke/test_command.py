@@ -247,7 +247,7 @@ def test_a_running_server_with_another_model_is_not_judged(
         report = running.smoke_url(url, CUDA)
     assert report.ok, [row.seen for row in report.rows if row.status is Status.FAIL]
     skipped = {row.check: row.seen for row in report.rows if row.status is Status.SKIP}
-    assert set(skipped) == SKIPPED | {"known answer", "embeddings", "client: embeddings", "web page"}
+    assert set(skipped) == SKIPPED | {"known answer", "precision", "embeddings", "client: embeddings", "web page"}
     assert "`invoke known-answer-model" in skipped["known answer"]
     seen = {row.check: row.seen for row in report.rows if row.status is Status.PASS}
     assert seen["completion"] == "16 tokens with their log-probabilities, not judged."

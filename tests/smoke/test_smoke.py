@@ -106,11 +106,8 @@ KNOWN_ANSWER_CHECKS = {
 def test_another_answer_than_expected_fails(target: Target) -> None:
     steps = ANSWER.steps
     other = next(text for text in "ab" if text != steps[-1].text)
-    wrong = dataclasses.replace(
-        ANSWER,
-        text=ANSWER.text[:-1] + other,
-        steps=(*steps[:-1], dataclasses.replace(steps[-1], text=other)),
-    )
+    last = dataclasses.replace(steps[-1], text=other, top=((other, steps[-1].log_probability), *steps[-1].top[1:]))
+    wrong = dataclasses.replace(ANSWER, text=ANSWER.text[:-1] + other, steps=(*steps[:-1], last))
     failed = failures(dataclasses.replace(target, answer=wrong))
     assert set(failed) == KNOWN_ANSWER_CHECKS
     assert all(repr(other) in seen for seen in failed.values()), failed

@@ -156,15 +156,20 @@ def of(tensor_type: str, *, kind: Kind = Kind.CPU, device: str = "", caches: Col
     Args:
         tensor_type: of its model.
         kind: of what computes.
-        device: see `device_of`; empty if unknown.
+        device: see `device_of`; empty if unknown: then it may be the CPU too, as where the device is not used.
         caches: the types of its key-value cache, such as `q8_0`.
 
     Raises:
         UsageError: nothing is known of the type, or of a type of cache.
     """
     inexact = sorted(str(cache) for cache in set(caches) - EXACT_CACHES)
-    limits = [_of(tensor_type, kind, device, cache) for cache in inexact or ["f16"]]
-    return max(limits, key=lambda found: found.noise)
+    kinds = (kind,) if device else dict.fromkeys((kind, Kind.CPU))
+    limits = [_of(tensor_type, kind, device, cache) for kind in kinds for cache in inexact or ["f16"]]
+    return Limits(
+        noise=max(found.noise for found in limits),
+        logits=max(found.logits for found in limits),
+        embedding=max(found.embedding for found in limits),
+    )
 
 
 def between(one: Limits, other: Limits) -> Limits:
