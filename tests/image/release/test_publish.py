@@ -24,7 +24,6 @@ from tests.support.releases import (
     PROVEN,
     Site,
     build_directory,
-    checked,
     docker,
     earn,
     first_word,
@@ -36,7 +35,6 @@ from tests.support.releases import (
     push,
     push_all,
     release,
-    rolled_back,
     state,
 )
 
@@ -98,6 +96,7 @@ def test_two_promotions_and_a_rollback(site: Site) -> None:
     repository = site.repository
     one, two = site.commit(1), site.commit(2)
     [first] = earn(repository, one, variant=CPU)
+    assert notes(repository) == ["published and never promoted"]
 
     before = state(repository)
     first_promotion = ("promote", "--version", str(one.version), "--variant", "cpu")
@@ -129,22 +128,6 @@ def test_two_promotions_and_a_rollback(site: Site) -> None:
     outcomes = [Outcome.WOULD, Outcome.DONE, Outcome.ALREADY, Outcome.DONE, Outcome.REFUSED, Outcome.REFUSED]
     assert [line["outcome"] for line in recorded] == outcomes
     assert [line["digest"] for line in recorded] == ["", first, first, second, "", ""]
-
-
-def test_check_version_shows_the_registrys_state(site: Site) -> None:
-    one, two = site.commit(1), site.commit(2)
-    repository = site.repository
-    first, second = earn(repository, one, two, variant=CPU)
-    assert notes(repository) == ["published and never promoted"]
-    promoted(repository, one, CPU)
-    promoted(repository, two, CPU)
-    rolled_back(repository, one, CPU)
-    cpu = checked(json.loads(site.done("check-version", "--json")))
-    assert (cpu["latest"]["version"], cpu["newest"]["version"]) == (str(one.version), str(two.version))
-    assert (cpu["latest"]["digest"], cpu["newest"]["digest"]) == (first, second)
-    assert cpu["latest"]["llama_cpp"] == "b11312"
-    assert cpu["notes"] == [f"rolled back to {one.version}"]
-    assert cpu["before"] == str(two.version)
 
 
 def test_each_platform_gets_its_own_files(site: Site) -> None:

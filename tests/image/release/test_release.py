@@ -111,16 +111,6 @@ def test_failed_preconditions_are_listed_line_by_line(clone: git.Repo, environme
     assert refs(clone) == before
 
 
-def test_a_refused_push_is_one_sentence(clone: git.Repo, environment: dict[str, str]) -> None:
-    before = refs(clone)
-    pre_receive(clone, "echo 'no releases on Fridays' >&2; exit 1")
-    done = invoke(clone, environment, "--yes")
-    assert done.returncode == 7
-    assert "no releases on Fridays" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert refs(clone) == before
-
-
 # CI cancels with SIGTERM, which is handled like Ctrl-C.
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_push_is_finished_by_the_next_run(
