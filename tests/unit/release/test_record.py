@@ -22,10 +22,12 @@ from base_images.labels import Label
 from base_images.release import evidence, signatures
 from base_images.release import notes as release_notes
 from base_images.release import record as release_record
-from base_images.release.evidence import Attached, Evidence, Kind
+from base_images.release.evidence import Attached, Kind
 from base_images.release.promote import Candidate, Move
 from base_images.release.record import Found, LlamaCpp, Record, Released, Seen, Status
 from base_images.versions import Foreign, Version
+from tests.support import releases
+from tests.support.releases import VULKAN, Release
 
 SCHEMA = json.loads(release_record.SCHEMA.read_text(encoding="utf-8"))
 COMMIT = "abc1234567890abcdef1234567890abcdef12345"
@@ -48,10 +50,7 @@ OTHER = "sha256:" + "2" * 64
 
 def labels(variant: str, platform: str, **changes: str) -> dict[str, str]:
     return {
-        Label.VARIANT: variant,
-        Label.VERSION: str(VERSION),
-        Label.REVISION: COMMIT,
-        Label.BUILD_ORIGIN: "registries",
+        **releases.labels(variants.find(variant), Release(version=VERSION, commit=COMMIT)),
         Label.PLATFORM: platform,
         Label.BASE_NAME: "docker.io/library/ubuntu:24.04",
         Label.BASE_DIGEST: "sha256:" + "b" * 64,
@@ -64,20 +63,11 @@ def labels(variant: str, platform: str, **changes: str) -> dict[str, str]:
 def found(
     variant: str = "cuda", platform: str = "linux/amd64", *, kinds: tuple[Kind, ...] = (Kind.CONTRACT, Kind.SMOKE)
 ) -> Found:
+    subject = f"ghcr.io/x_y/z@{INDEX}"
     reports = {
         kind: Attached(
             digest="sha256:" + "e" * 64,
-            evidence=Evidence(
-                kind=kind,
-                subject=f"ghcr.io/x_y/z@{INDEX}",
-                platform=platform,
-                variant=variant,
-                version=str(VERSION),
-                diff_ids=(),
-                made="2025-08-20T15:00:00+00:00",
-                ok=True,
-                report={"ok": True},
-            ),
+            evidence=releases.report(subject, platform, kind, variant=variant, version=VERSION),
         )
         for kind in kinds
     }
@@ -110,7 +100,6 @@ def both(*, kinds: tuple[Kind, ...] = (Kind.CONTRACT, Kind.SMOKE)) -> tuple[Foun
     return found("vulkan", kinds=kinds), found("vulkan", "linux/arm64", kinds=kinds)
 
 
-VULKAN = variants.find("vulkan")
 THERE = Foreign(name="999912312359-e118046")
 AGAIN = f"run `invoke promote --version {VERSION} --variant cuda`."
 STATUSES: dict[str, tuple[Seen, Status, str]] = {

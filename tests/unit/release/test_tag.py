@@ -25,7 +25,8 @@ from tests.support.registries import connections
 NOW = datetime(2025, 9, 1, tzinfo=UTC)
 MERGED = "2025-08-20T14:20:30+0000"
 LATER = "2025-08-20T15:00:00+0000"
-OTHER = "base-images/v2508211200-abcdef0"
+OTHER, SAME_MINUTE = "base-images/v2508211200-abcdef0", "base-images/v2508201420-fffffff"
+NEWER = "newer than the last release"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +132,6 @@ def edit(site: Site) -> None:
     (Path(site.clone.working_dir) / "first").write_text("edited")
 
 
-def other_branch(site: Site) -> None:
-    site.clone.git.switch("--create", "topic")
-
-
-def detach(site: Site) -> None:
-    site.clone.git.checkout("--detach")
-
-
 def ahead(site: Site) -> None:
     commit(site.clone, "third", LATER)
 
@@ -154,30 +147,8 @@ def diverged(site: Site) -> None:
     behind(site)
 
 
-def tag_there_elsewhere(site: Site) -> None:
-    site.colleague.git.tag("-a", "-m", "x", site.tag, "HEAD~")
-    site.colleague.git.push("origin", site.tag)
-
-
-def tag_here_elsewhere(site: Site) -> None:
-    site.clone.git.tag("-a", "-m", "x", site.tag, "HEAD~")
-
-
-def tag_here_lightweight(site: Site) -> None:
-    site.clone.git.tag(site.tag)
-
-
-def newer_there(site: Site) -> None:
-    site.colleague.git.tag(OTHER, "HEAD~")
-    site.colleague.git.push("origin", OTHER)
-
-
-def newer_here(site: Site) -> None:
-    site.clone.git.tag(OTHER, "HEAD~")
-
-
-def same_minute(site: Site) -> None:
-    site.colleague.git.tag("base-images/v2508201420-fffffff", "HEAD~")
+def tagged_there(site: Site, name: str, *options: str) -> None:
+    site.colleague.git.tag(*options, name, "HEAD~")
     site.colleague.git.push("origin", "--tags")
 
 
@@ -185,20 +156,20 @@ def same_minute(site: Site) -> None:
     ("spoil", "check", "said"),
     [
         (edit, "clean tree", "commit or stash first"),
-        (other_branch, "release branch", "on topic: `git switch main`"),
-        (detach, "release branch", "HEAD is detached: `git switch main`"),
+        (lambda site: site.clone.git.switch("--create", "topic"), "release branch", "on topic: `git switch main`"),
+        (lambda site: site.clone.git.checkout("--detach"), "release branch", "HEAD is detached: `git switch main`"),
         (ahead, "level with origin", "1 ahead of origin/main: `git push origin main` first"),
         (behind, "level with origin", "2 behind origin/main: `git pull --ff-only`"),
         (diverged, "level with origin", "diverged from origin/main, 1 ahead and 2 behind"),
-        (tag_there_elsewhere, "tag free", "and is never moved: commit again"),
-        (tag_here_elsewhere, "tag free", "and not at origin: find out why, then `git tag -d base-images/v"),
-        (tag_here_lightweight, "tag free", "not annotated, and not at origin: `git tag -d base-images/v"),
-        (newer_there, "newer than the last release", "is not newer than 2508211200-abcdef0 (at origin)"),
-        (newer_here, "newer than the last release", "is not newer than 2508211200-abcdef0 (here only)"),
-        (same_minute, "newer than the last release", "is not newer than 2508201420-fffffff (at origin)"),
+        (lambda site: tagged_there(site, site.tag, "-am", "x"), "tag free", "and is never moved: commit again"),
+        (lambda site: site.clone.git.tag("-am", "x", site.tag, "HEAD~"), "tag free", "find out why, then `git tag -d"),
+        (lambda site: site.clone.git.tag(site.tag), "tag free", "not annotated, and not at origin: `git tag -d"),
+        (lambda site: tagged_there(site, OTHER), NEWER, "is not newer than 2508211200-abcdef0 (at origin)"),
+        (lambda site: site.clone.git.tag(OTHER, "HEAD~"), NEWER, "is not newer than 2508211200-abcdef0 (here only)"),
+        (lambda site: tagged_there(site, SAME_MINUTE), NEWER, "is not newer than 2508201420-fffffff (at origin)"),
     ],
 )
-def test_each_precondition_fails_alone(site: Site, spoil: Callable[[Site], None], check: str, said: str) -> None:
+def test_each_precondition_fails_alone(site: Site, spoil: Callable[[Site], object], check: str, said: str) -> None:
     spoil(site)
     before = site.refs()
     state = examine(site)
@@ -233,8 +204,10 @@ def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> Non
 
 
 def test_every_precondition_is_checked_even_when_others_fail(site: Site) -> None:
-    for spoil in (diverged, tag_here_lightweight, newer_there, edit):
-        spoil(site)
+    diverged(site)
+    site.clone.git.tag(site.tag)
+    tagged_there(site, OTHER)
+    edit(site)
     site.clone.git.switch("--create", "topic")
     state = examine(site, now=datetime(2025, 1, 1, tzinfo=UTC), problem="look at cuda")
     assert [check.name for check in state.checks if check.status is Status.PASS] == ["whole history", "remote"]
@@ -301,8 +274,7 @@ def test_the_plan_of_the_first_release(site: Site) -> None:
 
 def test_tags_of_another_build_system_are_not_releases(site: Site) -> None:
     """Its tags have a four-digit year, so that each would be newer than every tag of ours."""
-    site.colleague.git.tag("base-images/v202512281717-e118046", "HEAD~")
-    site.colleague.git.push("origin", "--tags")
+    tagged_there(site, "base-images/v202512281717-e118046")
     site.clone.git.fetch("--tags")
     state = examine(site)
     assert failed(state) == {}
@@ -408,7 +380,7 @@ def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
 
 def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: Site) -> None:
     plan = planned(site)
-    tag_there_elsewhere(site)
+    tagged_there(site, site.tag, "-am", "x")
     refused(site, plan, "already exists")
 
 
@@ -435,7 +407,7 @@ def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
 
 def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
     plan = planned(site)
-    tag_here_elsewhere(site)
+    site.clone.git.tag("-am", "x", site.tag, "HEAD~")
     refused(site, plan, "in the meantime")
 
 
