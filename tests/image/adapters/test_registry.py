@@ -25,7 +25,7 @@ from base_images.labels import Label
 from base_images.release import publish
 from base_images.smoke.process import free_port
 from base_images.variants import Platform
-from tests.support import commands
+from tests.support import commands, programs
 from tests.support.registries import (
     PASSWORD,
     USER,
@@ -34,16 +34,10 @@ from tests.support.registries import (
     connections,
     front,
     log_in,
-    make_authority,
 )
 
 MISSING = f"sha256:{'0' * 64}"
 LAYER = b"not really a layer"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +209,6 @@ def test_credentials_of_docker_login_are_used(
 
 
 HELPER = """\
-#!/bin/sh
 read server
 cat /proc/[0-9]*/cmdline > {seen} 2>/dev/null
 test "$1 $server" = "get {address}" || {{ echo "credentials not found in native keychain"; exit 1; }}
@@ -229,9 +222,8 @@ def test_a_credential_helper_is_asked_and_no_secret_is_seen(
     """By the command line: no secret is in the output, the errors or the arguments of any process."""
     address = registries.both.address
     seen = tmp_path / "seen"
-    helper = tmp_path / "docker-credential-test"
-    helper.write_text(HELPER.format(address=address, user=USER, password=PASSWORD, seen=seen))
-    helper.chmod(0o755)
+    text = HELPER.format(address=address, user=USER, password=PASSWORD, seen=seen)
+    helper = programs.script(tmp_path / "docker-credential-test", text)
     (tmp_path / "config.json").write_text(json.dumps({"credHelpers": {address: "test"}}))
     trust(monkeypatch, authority)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

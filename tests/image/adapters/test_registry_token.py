@@ -16,14 +16,9 @@ from base_images.adapters import registry
 from base_images.adapters.manifest import OCI_MANIFEST
 from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import EngineError, RegistryError
-from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in, make_authority
+from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in
 from tests.support.servers import Files, running
 from tests.support.token_server import READER, Asked, Forbidding, TokenServer
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="module")

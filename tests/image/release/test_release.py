@@ -14,7 +14,7 @@ import git
 import pytest
 
 from base_images import settings
-from tests.support import clones, commands
+from tests.support import clones, commands, programs
 from tests.support.programs import is_alive, wait_for, wait_until_gone
 
 COMMAND = (sys.executable, "-m", "invoke", "release-base-images")
@@ -50,9 +50,7 @@ def there(clone: git.Repo) -> str:
 
 
 def pre_receive(clone: git.Repo, script: str) -> None:
-    hook = remote(clone) / "hooks" / "pre-receive"
-    hook.write_text(f"#!/bin/sh\n{script}\n")
-    hook.chmod(0o755)
+    programs.script(remote(clone) / "hooks" / "pre-receive", script)
 
 
 def test_nothing_is_released_without_consent(clone: git.Repo, environment: dict[str, str]) -> None:

@@ -13,15 +13,10 @@ from base_images.adapters import registry
 from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import RegistryError
 from tests.support.hostile import SECRETS, TOKEN, Hostile, Request, hostile, reply
-from tests.support.registries import PASSWORD, USER, Authority, log_in, make_authority
+from tests.support.registries import PASSWORD, USER, Authority, log_in
 
 DIGEST = f"sha256:{'0' * 64}"
 BASIC = {"Www_Authenticate": 'Basic realm="x"'}
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(autouse=True)

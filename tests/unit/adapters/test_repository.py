@@ -10,6 +10,7 @@ import pytest
 
 from base_images.adapters import repository
 from base_images.errors import RepositoryError, SourceError
+from tests.support import programs
 from tests.support.clones import commit
 
 AUGUST = "2025-08-20T14:20:30+0200"
@@ -188,9 +189,8 @@ HOSTILE_VARIABLES = {
 @pytest.fixture
 def _hostile(checkout: git.Repo, tmp_path: Path) -> Iterator[None]:
     """A user's settings and the variables of a hook that would change what git answers of the checkout."""
-    monitor, elsewhere = tmp_path / "monitor", tmp_path / "elsewhere"
-    monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")  # nothing has changed
-    monitor.chmod(0o755)
+    elsewhere = tmp_path / "elsewhere"
+    monitor = programs.script(tmp_path / "monitor", "printf 'token\\0'")  # nothing has changed
     with git.Repo.init(elsewhere, initial_branch="other") as other:
         commit(other, "elsewhere", AUGUST)
     places = {"monitor": monitor, "elsewhere": elsewhere / ".git", "checkout": checkout.working_dir}
@@ -256,9 +256,7 @@ def test_a_user_s_hook_may_forbid_the_push_and_is_quoted_without_colours(
     checkout: git.Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hooks, settings = tmp_path / "hooks", tmp_path / "gitconfig"
-    hooks.mkdir()
-    (hooks / "pre-push").write_text("#!/bin/sh\necho not on a Friday >&2\nexit 1\n")
-    (hooks / "pre-push").chmod(0o755)
+    programs.script(hooks / "pre-push", "echo not on a Friday >&2\nexit 1")
     settings.write_text(
         f"[core]\n\thooksPath = {hooks}\n[color]\n\tui = always\n\tpush = always\n\tadvice = always\n"
         "[user]\n\tname = A\n\temail = a@example.org\n"

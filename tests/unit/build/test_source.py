@@ -23,7 +23,7 @@ from base_images.build.source import STAMP, package_indexes, resolve, tree_diges
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
 from base_images.settings import Pin
-from tests.support import clones
+from tests.support import clones, programs
 from tests.support.hostile import hostile, reply
 from tests.support.registries import connections
 from tests.support.servers import Files, serving
@@ -127,9 +127,7 @@ def test_the_files_of_the_pin_are_the_same_for_every_user(
 ) -> None:
     expected = managed(pin, root).digest
     shutil.rmtree(root / "llama.cpp")
-    (tmp_path / "hooks").mkdir()
-    (tmp_path / "hooks" / "post-checkout").write_text("#!/bin/sh\necho >made-by-a-hook\n")
-    (tmp_path / "hooks" / "post-checkout").chmod(0o755)
+    programs.script(tmp_path / "hooks" / "post-checkout", "echo >made-by-a-hook")
     (tmp_path / "attributes").write_text("* text=auto eol=crlf\n")
     for name, value in {
         "core.attributesFile": tmp_path / "attributes",
@@ -553,9 +551,7 @@ def test_the_digest_covers_names_content_and_the_executable_bit(tmp_path: Path) 
 
 
 def test_a_checkout_runs_no_program_of_its_configuration(pin: Pin, upstream: Path, tmp_path: Path) -> None:
-    program = tmp_path / "program"
-    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran-$1\ncat\n", encoding="utf-8")
-    program.chmod(0o755)
+    program = programs.script(tmp_path / "program", f"touch {tmp_path}/ran-$1\ncat")
     for setting in ("fsmonitor", "sshCommand", "pager", "editor"):
         git(upstream, "config", f"core.{setting}", f"{program} {setting}")
     for setting in ("clean", "smudge"):

@@ -19,6 +19,7 @@ from base_images.adapters.repository import Remote
 from base_images.errors import RepositoryError, SourceError
 from base_images.release import tag as release_tag
 from base_images.release.tag import Plan, State, Status
+from tests.support import programs
 from tests.support.clones import commit
 from tests.support.registries import connections
 
@@ -47,9 +48,7 @@ class Site:
         return "\n".join([*here, "there:", everything(self.bare)])
 
     def hook(self, name: str, script: str) -> None:
-        path = Path(self.bare.git_dir) / "hooks" / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
+        programs.script(Path(self.bare.git_dir) / "hooks" / name, script)
 
 
 def everything(repo: git.Repo) -> str:
@@ -254,9 +253,8 @@ def test_a_remote_that_does_not_answer_is_asked_once(site: Site) -> None:
 
 
 def test_a_remote_that_asks_for_a_password_gets_none(site: Site, tmp_path: Path) -> None:
-    helper = tmp_path / "git-remote-locked"
-    helper.write_text("#!/bin/sh\nprintf 'protocol=https\\nhost=example.org\\n\\n' | git credential fill\nexit 1\n")
-    helper.chmod(0o755)
+    asking = "printf 'protocol=https\\nhost=example.org\\n\\n' | git credential fill\nexit 1"
+    helper = programs.script(tmp_path / "git-remote-locked", asking)
     site.clone.git.remote("set-url", "origin", f"ext::{helper}")
     site.clone.git.config("protocol.ext.allow", "always")
     assert "terminal prompts disabled" in without_remote(examine(site))
