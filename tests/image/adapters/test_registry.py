@@ -9,8 +9,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import publish
-from base_images.smoke.process import free_port
 from base_images.variants import Platform
 from tests.support import commands, programs
+from tests.support.hostile import Request, hostile, reply
 from tests.support.registries import (
     PASSWORD,
     USER,
@@ -127,17 +126,16 @@ def test_an_image_is_found_by_tag_and_by_digest(repository: Repository) -> None:
     assert repository.digest(digest) == digest, "what a tag leaves stays"
 
 
-PAGES = {
-    b"GET /v2/x/tags/list?last=b ": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b'{"tags": ["c"]}',
-    b"GET /v2/x/tags/list ": b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
-    b'Link: </v2/x/tags/list?last=b>; rel="next"\r\n\r\n{"tags": ["a", "b"]}',
-}
-
-
 def test_tags_are_read_from_all_pages() -> None:
     """Debian's registry returns all tags at once; others do not."""
-    with served(PAGES) as address:
-        assert open_repository(f"{address}/x").tags() == ["a", "b", "c"]
+
+    def page(asked: Request) -> Iterable[bytes]:
+        if asked.path.endswith("?last=b"):
+            return reply(200, b'{"tags": ["c"]}')
+        return reply(200, b'{"tags": ["a", "b"]}', Link='</v2/x/tags/list?last=b>; rel="next"')
+
+    with hostile(page) as server:
+        assert open_repository(f"{server.address}/x").tags() == ["a", "b", "c"]
 
 
 def test_an_index_is_reproducible_and_has_the_annotations_common_to_all_images(repository: Repository) -> None:
@@ -156,23 +154,6 @@ def test_an_index_is_reproducible_and_has_the_annotations_common_to_all_images(r
     assert (index.digest, index.media_type, index.content) == (digest, OCI_INDEX, content)
     assert index.document["annotations"] == {Label.TITLE: "llama.cpp cpu"}
     assert repository.platform_manifests("x") == {platform.docker: manifest for platform, manifest in images.items()}
-
-
-@pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_a_registry_on_loopback_is_asked_directly(
-    registries: Registries, authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    trust(monkeypatch, authority)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    repository = open_repository(f"{getattr(registries, kind).address}/proxied-{kind}", patient=False)
-    digest = push(repository, "one")
-    assert repository.digest("one") == digest
-    assert repository.labels(repository.manifest("one") or pytest.fail("lost")) == {}
-    with pytest.raises(RegistryError, match="ProxyError"):
-        open_repository("registry.example/x", patient=False).tags()
 
 
 def test_an_index_of_a_missing_image_is_refused(repository: Repository) -> None:
@@ -380,33 +361,8 @@ def test_a_refusal_is_not_retried(registries: Registries, repository: Repository
 
 @pytest.mark.parametrize("body", [b"<html>Sign in to the hotel's network</html>", b"[]", b"7", b"\xff\xfe"])
 def test_an_answer_that_is_not_a_registrys_is_reported(body: bytes) -> None:
-    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html\r\n\r\n" + body
-    with served({b"GET ": answer}) as address:
-        repository = open_repository(f"{address}/x")
+    with hostile(lambda _: reply(200, body, Content_Type="text/html")) as server:
+        repository = open_repository(f"{server.address}/x")
         for question in (repository.tags, lambda: repository.manifest("one")):
             with pytest.raises(RegistryError, match="gave an answer that makes no sense to "):
                 question()
-
-
-@contextmanager
-def served(answers: Mapping[bytes, bytes]) -> Iterator[str]:
-    """Yields the address of a server that answers by the beginning of the request; empty for any other."""
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            with connection:
-                request = connection.recv(1 << 16)
-                connection.sendall(next((answers[start] for start in answers if request.startswith(start)), b""))
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()

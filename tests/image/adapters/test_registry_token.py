@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from base_images.adapters import registry
 from base_images.adapters.manifest import OCI_MANIFEST
 from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import EngineError, RegistryError
-from tests.support.registries import PASSWORD, USER, Authority, Registry, encrypt, log_in
-from tests.support.servers import Files, running
+from tests.support.registries import PASSWORD, USER, Authority, Registry, log_in
+from tests.support.servers import running
 from tests.support.token_server import READER, Asked, Forbidding, TokenServer
 
 
@@ -188,16 +187,6 @@ def test_a_wrong_password_is_reported_without_secrets(name: str, tokens: TokenSe
     assert not tokens.asked
 
 
-def test_an_identity_token_of_docker_is_refused(name: str, tmp_path: Path) -> None:
-    """`docker login` stores one instead of a password for some registries."""
-    host = name.partition("/")[0]
-    entry = {"auth": "cmVsZWFzZXI6", "identitytoken": "t0ken"}
-    (tmp_path / "config.json").write_text(json.dumps({"auths": {host: entry}}))
-    with pytest.raises(RegistryError, match=rf"no user name and password for {host}: log in with .* an access") as told:
-        open_repository(name)
-    assert "t0ken" not in repr(told.value)
-
-
 def test_a_registry_that_is_busy_during_the_login_is_retried(
     name: str, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
 ) -> None:
@@ -206,32 +195,6 @@ def test_a_registry_that_is_busy_during_the_login_is_retried(
         log_in(tmp_path, front.address)
         assert push(open_repository(name.replace(serving[1].address, front.address)), "one")
     assert not busy
-
-
-def test_a_redirect_to_another_host_gets_no_token(
-    name: str, serving: tuple[TokenServer, Registry], authority: Authority, tmp_path: Path
-) -> None:
-    """GHCR and Docker Hub redirect the download of a blob to another host."""
-    asked: list[str | None] = []
-
-    class Elsewhere(Files):
-        def do_GET(self) -> None:
-            asked.append(self.headers["Authorization"])
-            super().do_GET()
-
-    elsewhere = ThreadingHTTPServer(("127.0.0.1", 0), partial(Elsewhere, directory=str(tmp_path / "data")))
-    encrypt(elsewhere, authority)
-    base = f"https://127.0.0.1:{elsewhere.server_address[1]}/"
-    redirect = f"middleware: {{storage: [{{name: redirect, options: {{baseurl: '{base}'}}}}]}}"
-    registry = Registry(tmp_path, more=f"{serving[0].registry_auth()}\n{redirect}", tls=authority)
-    with elsewhere, running(elsewhere):
-        try:
-            log_in(tmp_path, registry.address)
-            repository = open_repository(name.replace(serving[1].address, registry.address))
-            assert repository.blob(repository.put_blob(b"one")) == b"one"
-        finally:
-            registry.stop()
-    assert asked == [None]
 
 
 def test_bad_tokens_are_not_quoted(

@@ -121,17 +121,6 @@ def test_a_repository_without_a_commit_is_one_sentence(tmp_path: Path) -> None:
         repository.open_clone(tmp_path)
 
 
-def test_a_commit_of_1970_is_one_sentence(checkout: git.Repo) -> None:
-    commit(checkout, "epoch", "1970-01-01T00:00:01+0000")
-    with pytest.raises(RepositoryError, match="1970-01-01"):
-        repository.head(checkout.git)
-
-
-def test_a_commit_of_2099(checkout: git.Repo) -> None:
-    commit(checkout, "late", "2099-12-31T23:59:00+0000")
-    assert repository.head(checkout.git).version.timestamp == "9912312359"
-
-
 # What users' machines are like.
 
 HOSTILE_SETTINGS = {

@@ -56,7 +56,7 @@ VALUES: tuple[object, ...] = (
         DEEP,
         LONG,
         "../../../x",
-        "sha256:" + "0" * 64,
+        f"sha256:{'0' * 64}",
         OCI_INDEX,
         "unknown",
     ),
