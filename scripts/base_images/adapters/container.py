@@ -198,12 +198,12 @@ class Container:
             time.sleep(0.05)
         return state.exit_code
 
-    def execute(self, command: Sequence[str], *, user: str | None = None) -> ProbeResult:
+    def execute(self, command: Sequence[str]) -> ProbeResult:
         """Runs a command in the running container and returns how it ended."""
         started = time.monotonic()
         api = self._container.client.api
         with engine_errors("run a command in the container"):
-            execution = api.exec_create(self.id, list(command), user=user or "")["Id"]
+            execution = api.exec_create(self.id, list(command))["Id"]
             # Not by docker-py's exec_start, which loses output that comes together with the headers.
             url = f"{api.base_url}/v{api.api_version}/exec/{execution}/start"
             with api.post(url, json={"Detach": False}, timeout=api.timeout, stream=True) as answer:

@@ -199,7 +199,7 @@ class Engine:
             raise ImageNotFoundError(f"No registry has the image {reference!r}: {error}.") from error
         return self.image(reference)
 
-    def push(self, reference: str, progress: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    def push(self, reference: str) -> None:
         """Pushes an image by its tag; the registry shows the tag only once all of the image is there.
 
         Raises:
@@ -213,8 +213,6 @@ class Engine:
                         f"The engine could not push {reference}: {message['error'].strip().rstrip('.')}. Fix that and "
                         "run the same command again: what has been pushed is not pushed twice."
                     )
-                if progress:
-                    progress(message)
 
     def ask_registry(self, reference: str, *, timeout: int) -> str:
         """Returns the digest of `reference`, which the engine requests with its own proxy settings.

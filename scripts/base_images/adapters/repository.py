@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,12 +158,12 @@ def _changes(clone: Clone) -> tuple[str, ...]:
     return tuple(line[3:] for line in lines if line)
 
 
-def _branch(clone: Clone, environment: Iterable[str] = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME")) -> str:
+def _branch(clone: Clone) -> str:
     if branch := checked_out_branch(clone):
         return branch
     # CI checks out a commit by its hash. GITHUB_REF_NAME can also be the name of a tag.
     if os.environ.get("GITHUB_REF_TYPE") == "branch":
-        for name in environment:
+        for name in ("GITHUB_HEAD_REF", "GITHUB_REF_NAME"):
             if os.environ.get(name):
                 return os.environ[name]
     refs = _answer(clone, "for-each-ref", "--points-at=HEAD", "--format=%(refname)", "refs/heads", "refs/remotes")

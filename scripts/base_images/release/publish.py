@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from base_images import versions
@@ -47,6 +48,7 @@ def publish(
         RegistryError: the registry refuses, or has another image under a published tag.
         EngineError: the push failed.
     """
+    merged = partial(Action, variant=variant.name, what="merge", target=_index(repository, variant, version))
     missing = _missing(repository, variant, version)
     pushed = None
     if missing:
@@ -59,17 +61,13 @@ def publish(
             missing = [platform for platform in _missing(repository, variant, version) if platform is not here]
     if missing:
         names = ", ".join(platform.docker for platform in missing)
-        yield Action(
-            variant=variant.name,
-            what="merge",
-            target=_index(repository, variant, version),
-            outcome=Outcome.WAITING,
-            reason=f"{names} is missing: run `invoke build-local --variant {variant.name}` and `invoke publish "
-            f"--variant {variant.name}` on a machine of that kind.",
+        reason = (
+            f"{names} is missing: run `invoke build-local --variant {variant.name}` and `invoke publish "
+            f"--variant {variant.name}` on a machine of that kind."
         )
+        yield merged(outcome=Outcome.WAITING, reason=reason)
     elif dry_run and pushed:
-        target = _index(repository, variant, version)
-        yield Action(variant=variant.name, what="merge", target=target, outcome=Outcome.WOULD)
+        yield merged(outcome=Outcome.WOULD)
     else:
         for platform in variant.platforms:
             _require_publishable(repository, variant, version, commit, platform)
@@ -83,14 +81,14 @@ def anchor(repository: Repository, variant: Variant, version: Version, platform:
         RegistryError: the registry has no such digest, or refuses.
     """
     tag = _tag(variant, version, platform)
-    target = f"{repository.name}:{tag}"
+    pushed = partial(Action, variant=variant.name, what="push", target=f"{repository.name}:{tag}")
     if there := repository.digest(tag):
-        return Action(variant=variant.name, what="push", target=target, outcome=Outcome.ALREADY, digest=there)
+        return pushed(outcome=Outcome.ALREADY, digest=there)
     manifest = repository.manifest(digest)
     if manifest is None:
         raise RegistryError(f"{repository.name} has no {digest}, which was just built: run the same command again.")
     repository.put_manifest(tag, manifest.content)
-    return Action(variant=variant.name, what="push", target=target, outcome=Outcome.DONE, digest=digest)
+    return pushed(outcome=Outcome.DONE, digest=digest)
 
 
 def merge(repository: Repository, variant: Variant, version: Version, *, dry_run: bool = False) -> Action:
@@ -101,6 +99,7 @@ def merge(repository: Repository, variant: Variant, version: Version, *, dry_run
             published, or the registry refuses.
     """
     tag = versions.image_tag(variant.name, version)
+    merged = partial(Action, variant=variant.name, what="merge", target=f"{repository.name}:{tag}")
     found = {platform: _anchored(repository, variant, version, platform) for platform in variant.platforms}
     content = index(repository, found)
     there = repository.manifest(tag)
@@ -110,15 +109,10 @@ def merge(repository: Repository, variant: Variant, version: Version, *, dry_run
             "version never changes, so commit again and release that."
         )
     if dry_run and not there:
-        return Action(variant=variant.name, what="merge", target=f"{repository.name}:{tag}", outcome=Outcome.WOULD)
-    return Action(
-        variant=variant.name,
-        what="merge",
-        target=f"{repository.name}:{tag}",
-        outcome=Outcome.ALREADY if there else Outcome.DONE,
-        digest=there.digest if there else repository.put_manifest(tag, content),
-        reason=", ".join(platform.docker for platform in variant.platforms),
-    )
+        return merged(outcome=Outcome.WOULD)
+    outcome = Outcome.ALREADY if there else Outcome.DONE
+    digest = there.digest if there else repository.put_manifest(tag, content)
+    return merged(outcome=outcome, digest=digest, reason=", ".join(platform.docker for platform in variant.platforms))
 
 
 def index(repository: Repository, images: Mapping[Platform, Manifest]) -> bytes:
@@ -199,6 +193,7 @@ def _push(
     local = _index(repository, variant, version)
     tag = _tag(variant, version, platform)
     target = f"{repository.name}:{tag}"
+    pushed = partial(Action, variant=variant.name, what="push", target=target)
     try:
         image = engine.image(local)
     except ImageNotFoundError as error:
@@ -207,19 +202,13 @@ def _push(
         ) from error
     require_publishable(image.labels, variant=variant, version=version, commit=commit, target=target)
     if dry_run:
-        return Action(variant=variant.name, what="push", target=target, outcome=Outcome.WOULD)
+        return pushed(outcome=Outcome.WOULD)
     engine.tag(image.id, target)
     try:
         engine.push(target)
     finally:
         engine.remove_image(target)
-    return Action(
-        variant=variant.name,
-        what="push",
-        target=target,
-        outcome=Outcome.DONE,
-        digest=repository.digest(tag) or "",
-    )
+    return pushed(outcome=Outcome.DONE, digest=repository.digest(tag) or "")
 
 
 def _missing(repository: Repository, variant: Variant, version: Version) -> list[Platform]:

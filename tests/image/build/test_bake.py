@@ -152,9 +152,9 @@ def builder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def attested(repository: Repository, index: Manifest) -> dict[str, Mapping[str, Any]]:
     """Returns the predicates of the attestations in an index, by type."""
-    [child] = [child for child in index.children if child.platform == "unknown/unknown"]
-    assert child.annotations["vnd.docker.reference.type"] == "attestation-manifest"
-    manifest = repository.manifest(child.digest)
+    [entry] = [entry for entry in index.document["manifests"] if entry["platform"]["os"] == "unknown"]
+    assert entry["annotations"]["vnd.docker.reference.type"] == "attestation-manifest"
+    manifest = repository.manifest(entry["digest"])
     assert manifest
     statements = [json.loads(repository.blob(layer["digest"])) for layer in manifest.document["layers"]]
     return {statement["predicateType"]: statement["predicate"] for statement in statements}
