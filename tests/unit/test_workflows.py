@@ -150,25 +150,17 @@ def test_actions_are_pinned_and_one_action_has_one_version() -> None:
 
 
 @pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_job_has_no_more_permissions_than_the_table(file: str, job: str) -> None:
-    assert PARSED[file]["permissions"] == {}
-    given = PARSED[file]["jobs"][job]["permissions"]
-    assert {key: value for key, value in given.items() if PERMISSIONS[file][job].get(key) != value} == {}
-
-
-@pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_checkout_persists_no_credentials_and_fetches_the_history(file: str, job: str) -> None:
-    for step in PARSED[file]["jobs"][job].get("steps", []):
-        if step.get("uses", "").startswith("actions/checkout@"):
-            assert step["with"] == {"persist-credentials": "false", "fetch-depth": "0"}
-
-
-@pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_job_has_a_timeout(file: str, job: str) -> None:
+def test_a_job_has_a_timeout_no_credentials_and_no_more_permissions_than_the_table(file: str, job: str) -> None:
     described = PARSED[file]["jobs"][job]
+    assert PARSED[file]["permissions"] == {}
+    given = described["permissions"].items()
+    assert {key: value for key, value in given if PERMISSIONS[file][job].get(key) != value} == {}
     if "steps" in described:
         assert 0 < int(described["timeout-minutes"]) <= 350
     assert described.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
+    for step in described.get("steps", []):
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"] == {"persist-credentials": "false", "fetch-depth": "0"}
 
 
 @pytest.mark.parametrize("file", sorted(set(PARSED) - CALLED))
@@ -413,16 +405,8 @@ def test_expressions_are_evaluated(expression: str, value: object) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "github.nothing",
-        "runner.os",
-        "hashFiles('x')",
-        "github.ref <= 'x'",
-        "success()",
-        "github",
-        "1 == 1",
-        "(1",
-        "",
-        "a b",
+        *("github.nothing", "runner.os", "hashFiles('x')", "github.ref <= 'x'", "success()", "github"),
+        *("1 == 1", "(1", "", "a b"),
     ],
 )
 def test_unknown_expressions_are_errors(expression: str) -> None:
