@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from base_images.smoke.process import free_port
 from tests.support.programs import need
@@ -90,6 +91,12 @@ class Registry:
                 time.sleep(0.05)
             else:
                 return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Stops the registry after its open requests; does nothing when it does not run."""

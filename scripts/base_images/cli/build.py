@@ -80,7 +80,7 @@ def build_local(
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
-    options = BuildOptions.parse(source, origin, arch, slim=slim)
+    options = BuildOptions(source=source, origin=parse_origin(origin), architectures=arch, slim=slim)
     for named in map(variants.find, variant):
         architectures.architecture_argument(named, arch)
     repository.open_clone(ROOT)  # without a version, nothing is to be fetched or built
@@ -143,7 +143,7 @@ def plan(
     if format == "matrix":
         views.print_json(_matrix(wanted), one_line=True)
         return
-    options = BuildOptions.parse(source, origin, arch, slim=slim)
+    options = BuildOptions(source=source, origin=parse_origin(origin), architectures=arch, slim=slim)
     repository.open_clone(ROOT)  # without a version, no registry is to be asked
     if format == "command":
         plans = _prepared_plans(wanted, options)

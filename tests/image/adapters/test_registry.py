@@ -10,6 +10,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,21 +52,17 @@ class Registries:
 
 @pytest.fixture(scope="module")
 def registries(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registries]:
-    directory = tmp_path_factory.mktemp("registries")
-    started: list[Registry] = []
-    try:
-        for name, password, tls in (
-            ("plain", False, None),
-            ("password", True, None),
-            ("tls", False, authority),
-            ("both", True, authority),
-        ):
-            started.append(Registry(directory / name, password=password, tls=tls))
-        plain, password_, tls_, both = started
-        yield Registries(plain=plain, password=password_, tls=tls_, both=both)
-    finally:
-        for registry in started:
-            registry.stop()
+    with ExitStack() as running:
+
+        def registry(*, password: bool = False, tls: Authority | None = None) -> Registry:
+            return running.enter_context(Registry(tmp_path_factory.mktemp("registry"), password=password, tls=tls))
+
+        yield Registries(
+            plain=registry(),
+            password=registry(password=True),
+            tls=registry(tls=authority),
+            both=registry(password=True, tls=authority),
+        )
 
 
 @pytest.fixture

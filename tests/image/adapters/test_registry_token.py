@@ -23,12 +23,12 @@ from tests.support.token_server import READER, Asked, Forbidding, TokenServer
 @pytest.fixture(scope="module")
 def serving(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TokenServer, Registry]]:
     directory = tmp_path_factory.mktemp("registry")
-    with TokenServer(directory / "tokens", authority) as tokens, running(tokens):
-        registry = Registry(directory / "registry", more=tokens.registry_auth(), tls=authority)
-        try:
-            yield tokens, registry
-        finally:
-            registry.stop()
+    with (
+        TokenServer(directory / "tokens", authority) as tokens,
+        running(tokens),
+        Registry(directory / "registry", more=tokens.registry_auth(), tls=authority) as registry,
+    ):
+        yield tokens, registry
 
 
 @pytest.fixture(autouse=True)

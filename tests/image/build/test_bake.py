@@ -106,8 +106,7 @@ def buildx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry with a base image that has a shell and getconf, and with an SBOM generator."""
     directory = tmp_path_factory.mktemp("registry")
-    running = Registry(directory)
-    try:
+    with Registry(directory) as running:
         tar = builders.write_root(directory / "root.tar", "sh", "getconf", "cat")
         for name in ("ubuntu:24.04", "node:24"):
             reference = f"{running.address}/{name}"
@@ -116,8 +115,6 @@ def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             engine.remove_image(reference)
         builders.push_generator(engine, f"{running.address}/generator:1", directory, file="/app/built")
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture

@@ -173,24 +173,20 @@ def test_an_interrupted_push_leaves_no_tag(site: Site, served: Registry) -> None
 
 
 def test_a_full_disk_of_the_registry_is_one_sentence(tmp_path: Path) -> None:
-    with disks.small(tmp_path / "disk", "2m") as disk:
-        served = Registry(tmp_path / "registry", data=disk)
-        try:
-            repository = open_repository(f"{served.address}/x")
-            one, two = release(1), release(2)
-            first, second = earn(repository, one, two)
-            promoted(repository, one)
-            before = state(repository)
-            disks.fill(disk / "filler")
-            with pytest.raises(RegistryError, match=r"could not push a blob of .* \(HTTP status 500\): run the same"):
-                promoted(repository, two)
-            assert state(repository) == before
-            assert repository.digest("latest-cuda") == first
-            (disk / "filler").unlink()
-            assert promoted(repository, two).outcome is Outcome.DONE
-            assert repository.digest("latest-cuda") == second
-        finally:
-            served.stop()
+    with disks.small(tmp_path / "disk", "2m") as disk, Registry(tmp_path / "registry", data=disk) as served:
+        repository = open_repository(f"{served.address}/x")
+        one, two = release(1), release(2)
+        first, second = earn(repository, one, two)
+        promoted(repository, one)
+        before = state(repository)
+        disks.fill(disk / "filler")
+        with pytest.raises(RegistryError, match=r"could not push a blob of .* \(HTTP status 500\): run the same"):
+            promoted(repository, two)
+        assert state(repository) == before
+        assert repository.digest("latest-cuda") == first
+        (disk / "filler").unlink()
+        assert promoted(repository, two).outcome is Outcome.DONE
+        assert repository.digest("latest-cuda") == second
 
 
 def test_an_unwritable_action_record_is_reported(site: Site, tmp_path: Path) -> None:

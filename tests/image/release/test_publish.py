@@ -153,8 +153,7 @@ def test_each_platform_gets_its_own_files(site: Site) -> None:
 def test_the_whole_way_through_tls_and_a_password(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine and the commands read both from docker's configuration, and print neither."""
     authority = make_authority(tmp_path / "authority")
-    served = Registry(tmp_path / "registry", password=True, tls=authority)
-    try:
+    with Registry(tmp_path / "registry", password=True, tls=authority) as served:
         log_in(tmp_path, served.address)
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.authority))
@@ -170,8 +169,6 @@ def test_the_whole_way_through_tls_and_a_password(site: Site, tmp_path: Path, mo
         docker("rmi", behind.local(one))
         log_in(tmp_path, served.address, password="wrong")  # noqa: S106
         assert "log in with `docker login" in behind.refused("publish", "--variant", "cpu")
-    finally:
-        served.stop()
 
 
 def test_an_unreleased_commit_is_not_published(site: Site) -> None:

@@ -46,8 +46,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The cpu image is latest, rocm failed its contract, vulkan lacks a platform, musa is unreadable; no others."""
     directory = tmp_path_factory.mktemp("release")
     environment = clones.environment()
-    server = Registry(directory / "registry")
-    try:
+    with Registry(directory / "registry") as server:
         name = f"{server.address}/llama.cpp"
         where = registry.open_repository(name)
         with clones.clone(directory) as clone:
@@ -77,8 +76,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
                 where=where,
                 environment={**environment, settings.REGISTRY_VARIABLE: name},
             )
-    finally:
-        server.stop()
 
 
 def test_the_notes_have_every_variant_in_its_state(release: Release) -> None:

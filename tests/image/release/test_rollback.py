@@ -193,8 +193,7 @@ def test_a_rollback_to_an_image_of_several_platforms(repository: Repository) -> 
 
 
 def test_a_rollback_survives_garbage_collection(tmp_path: Path) -> None:
-    served = Registry(tmp_path / "registry")
-    try:
+    with Registry(tmp_path / "registry") as served:
         repository = open_repository(f"{served.address}/x")
         one = release(1)
         named, nameless = (
@@ -214,8 +213,6 @@ def test_a_rollback_survives_garbage_collection(tmp_path: Path) -> None:
         back = gone_back(repository, Foreign(name=nameless), rocm)
         assert back.digest == repository.digest("latest-rocm") == nameless
         assert repository.platform_manifests("latest-rocm")
-    finally:
-        served.stop()
 
 
 LATER = "202601010000-e118046"
