@@ -357,11 +357,8 @@ class Engine:
     ) -> Iterator[Container]:
         """Yields a new container, not yet started, and removes it afterwards, running or not.
 
-        Args:
-            spec: what to run.
-            files: absolute path to content, written before the start and readable by all. With a read-only root the
-                path must be in one of the spec's volumes.
-            keep: whether the container is kept.
+        `files` are absolute path to content, written before the start and readable by all. With a read-only root the
+        path must be in one of the spec's volumes. With `keep` the container stays.
 
         Raises:
             ImageNotFoundError: the engine does not have the image.

@@ -189,11 +189,7 @@ def is_shallow(clone: Clone) -> bool:
 def commits(clone: Clone, head: str, *, since: str | None, most: int) -> Commits | None:
     """Returns the commits `since..head`, newest first; None where `since` is not in this clone.
 
-    Args:
-        clone: the clone.
-        head: the newest commit.
-        since: excluded together with its history; None excludes nothing.
-        most: maximum number of subject lines.
+    `since` is excluded together with its history, None excludes nothing; `most` is the maximum number of subject lines.
     """
     if since and _run(clone, "cat-file", "-e", f"{since}^{{commit}}").exit_code:
         return None

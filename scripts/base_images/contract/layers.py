@@ -129,10 +129,8 @@ Layer = tuple[Entry, ...]
 def read(stream: Iterator[bytes], *, diff_ids: Sequence[str], keep: Collection[str] = ()) -> tuple[Layer, ...]:
     """Returns the layers of an image, lowest first.
 
-    Args:
-        stream: the output of `docker save` in chunks.
-        diff_ids: the engine's digests of the layers; they select the image if the archive has several.
-        keep: absolute paths whose content is kept, up to 1 MiB each.
+    `stream` is the output of `docker save` in chunks. The engine's `diff_ids` of the layers select the image if the
+    archive has several. `keep` are absolute paths whose content is kept, up to 1 MiB each.
 
     Raises:
         EngineError: the stream is not an image's archive, or Python cannot decompress a layer.

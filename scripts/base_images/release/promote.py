@@ -108,12 +108,7 @@ def refusals(
 ) -> list[str]:
     """Returns why a version may not become latest, one sentence per reason; empty when it may.
 
-    Args:
-        variant: which image.
-        version: which version.
-        commit: the commit of its release tag.
-        candidates: its image of each platform in the registry.
-        repository: the name of the registry's repository.
+    `commit` is that of its release tag; `candidates` are its images in the registry by platform.
     """
     if not candidates:
         return [f"{repository} has no {versions.image_tag(variant.name, version)}: publish it first."]
@@ -177,14 +172,8 @@ def promote(
 
     The first promotion also records and keeps what was latest before.
 
-    Args:
-        repository: the registry's repository.
-        variant: which image.
-        version: which version.
-        commit: the commit of its release tag.
-        dry_run: whether to change nothing.
-        unsigned: returns why a digest's signatures do not prove who made the image, a sentence each; called where
-            nothing else is wrong.
+    `commit` is that of its release tag. `unsigned` returns why a digest's signatures do not prove who made the image, a
+    sentence each; it is called where nothing else is wrong.
 
     Raises:
         RegistryError: the registry refuses, or another writer keeps moving the tag.

@@ -36,13 +36,8 @@ def publish(
 ) -> Iterator[Action]:
     """Pushes the local build if its platform is missing, writes the index if none is, and yields the actions.
 
-    Args:
-        repository: the registry's repository.
-        variant: which image.
-        version: which version, clean and released.
-        commit: full hash of the version's commit; the image must be built from it.
-        connect: returns the engine with the local build; not called when every platform is published.
-        dry_run: whether to change nothing.
+    The version is clean and released, and `commit` is its full hash, which the image must be built from. `connect`
+    returns the engine with the local build; it is not called when every platform is published.
 
     Raises:
         RegistryError: the registry refuses, or has another image under a published tag.

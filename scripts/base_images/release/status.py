@@ -67,10 +67,7 @@ class Published:
 def look(repository: Repository, variants: Iterable[Variant], released: Version | None) -> list[Published]:
     """Returns what the registry has of each variant; one that cannot be read does not hide the others.
 
-    Args:
-        repository: the registry's repository.
-        variants: which images.
-        released: the newest released version in this clone; None when there is none.
+    `released` is the newest released version in this clone; None when there is none.
 
     Raises:
         RegistryError: the registry does not answer, or refuses.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import operator
@@ -357,16 +356,9 @@ def test_the_schema_is_valid_and_describes_every_property() -> None:
         assert one.get("required", []) == list(one.get("properties", {})), "what may be missing is null instead"
 
 
-def _parent(document: Any, path: tuple[str | int, ...]) -> Any:
-    return functools.reduce(operator.getitem, path[:-1], document)
-
-
-def _set(*path: str | int, to: object) -> Callable[[Any], None]:
-    return lambda document: operator.setitem(_parent(document, path), path[-1], to)
-
-
-def _drop(*path: str | int) -> Callable[[Any], None]:
-    return lambda document: operator.delitem(_parent(document, path), path[-1])
+def _set(*path: str | int, to: object) -> Callable[[Any], object]:
+    *above, last = path
+    return lambda document: operator.setitem(functools.reduce(operator.getitem, above, document), last, to)
 
 
 IMAGE = ("variants", 0, "platforms", 0)
@@ -375,15 +367,8 @@ IMAGE = ("variants", 0, "platforms", 0)
 @pytest.mark.parametrize(
     "change",
     [
-        _drop("commit"),
-        _drop("variants"),
-        _drop("variants", 0, "status"),
-        _drop("variants", 0, "digest"),
-        _drop(*IMAGE, "reports"),
-        _drop("llama_cpp", "tag"),
+        lambda document: document.pop("commit"),
         _set("surprise", to=1),
-        _set("variants", 0, "surprise", to=1),
-        _set(*IMAGE, "surprise", to=1),
         _set("version", to="v1"),
         _set("made", to="20.8.2025"),
         _set("commit", to="abc1234"),
@@ -403,12 +388,11 @@ IMAGE = ("variants", 0, "platforms", 0)
         _set(*IMAGE, "reports", 0, "file", to="../contract.evidence.json"),
     ],
 )
-def test_the_schema_refuses_invalid_records(change: Callable[[dict[str, Any]], None]) -> None:
+def test_the_schema_refuses_invalid_records(change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads(json.dumps(record(seen(latest=INDEX)).as_dict()))
     assert not problems(document)
-    changed = copy.deepcopy(document)
-    change(changed)
-    assert problems(changed)
+    change(document)
+    assert problems(document)
 
 
 # git.
