@@ -55,9 +55,12 @@ def of_engine(directory: Path) -> Iterator[str]:
 def push_generator(engine: Engine, reference: str, directory: Path, *, file: str) -> None:
     """Pushes an SBOM generator whose SBOMs hold the text of a file of the image, which may have no quotation marks."""
     tar = write_root(directory / "generator.tar", "sh", "cat")
-    engine.import_filesystem(
-        tar, reference, [f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', GENERATOR.replace('FILE', file)])}"]
-    )
+    push_root(engine, tar, reference, f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', GENERATOR.replace('FILE', file)])}")
+
+
+def push_root(engine: Engine, tar: Path, reference: str, change: str) -> None:
+    """Pushes an image of a root file system with one change, such as its command, and removes it from the engine."""
+    engine.import_filesystem(tar, reference, [change])
     engine.push(reference)
     engine.remove_image(reference)
 

@@ -279,11 +279,7 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
 
 
 def _bounded(answer: requests.Response, deadline: float) -> bytearray:
-    """Returns an answer of the engine.
-
-    Raises:
-        EngineError: it is larger than a container's log may be, or not complete at the deadline.
-    """
+    """Returns an answer; raises EngineError if it is larger than a container's log, or late."""
     content = bytearray()
     for chunk in answer.iter_content(1 << 16):
         content += chunk

@@ -366,11 +366,7 @@ def _move(
 
 
 def _recorded(repository: Repository, move: Move) -> Manifest:
-    """Returns the image that a move made latest.
-
-    Raises:
-        RegistryError: the image is gone.
-    """
+    """Returns the image that a move made latest, or raises RegistryError if it is gone."""
     digest = recorded_digest(repository, move)
     image = repository.manifest(digest) if digest else None
     if image is None:

@@ -213,11 +213,7 @@ def _missing(repository: Repository, variant: Variant, version: Version) -> list
 def _require_publishable(
     repository: Repository, variant: Variant, version: Version, commit: str, platform: Platform
 ) -> None:
-    """Checks what another machine pushed before the version's tag is made of it.
-
-    Raises:
-        RegistryError: it may not be published.
-    """
+    """Raises RegistryError unless what another machine pushed may become a part of the version."""
     tag = _tag(variant, version, platform)
     for image in repository.platform_manifests(tag).values():
         require_publishable(

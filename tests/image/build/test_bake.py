@@ -109,10 +109,7 @@ def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with Registry(directory) as running:
         tar = builders.write_root(directory / "root.tar", "sh", "getconf", "cat")
         for name in ("ubuntu:24.04", "node:24"):
-            reference = f"{running.address}/{name}"
-            engine.import_filesystem(tar, reference, [f'CMD ["{name}"]'])
-            engine.push(reference)
-            engine.remove_image(reference)
+            builders.push_root(engine, tar, f"{running.address}/{name}", f'CMD ["{name}"]')
         builders.push_generator(engine, f"{running.address}/generator:1", directory, file="/app/built")
         yield running
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import docker
 import pytest
 
 from base_images import settings, variants
@@ -23,7 +22,7 @@ from base_images.build.inputs import Bases, Origin, SourceKind
 from base_images.errors import EngineError, ImageNotFoundError, SourceError
 from base_images.progress import Listener, Progress, silent
 from base_images.variants import Packages, Root
-from tests.support.builders import write_root
+from tests.support.builders import push_root, write_root
 from tests.support.registries import Registry
 
 GLIBC = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
@@ -44,14 +43,9 @@ def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
     registry = Registry(tmp_path / "registry")
     try:
         tar = write_root(tmp_path / "root.tar", "getconf")
-        client = docker.from_env()
         for reference in sorted(set(references(registry).values())):
             # With another command in each, they are two images.
-            engine.import_filesystem(tar, reference, [f'CMD ["{reference}"]'])
-            messages = list(client.api.push(reference, stream=True, decode=True))
-            assert not [message for message in messages if "error" in message]
-            engine.remove_image(reference)
-        client.close()
+            push_root(engine, tar, reference, f'CMD ["{reference}"]')
         yield registry
     finally:
         registry.stop()

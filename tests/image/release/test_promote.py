@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from base_images import versions
+from base_images.adapters.manifest import Manifest
 from base_images.adapters.registry import Repository
 from base_images.errors import RegistryError
 from base_images.release import evidence, promote
@@ -71,6 +72,13 @@ def test_a_report_of_another_image_is_refused(repository: Repository) -> None:
         promoted(repository, two)
 
 
+def attach(repository: Repository, image: Manifest, kind: Kind, document: dict[str, Any]) -> None:
+    """Attaches a report with another client."""
+    artifact, content = evidence.ARTIFACT_TYPE.format(kind=kind), json.dumps(document).encode()
+    stored = evidence.store_document(repository, image, artifact, content)
+    repository.point(evidence._tag(image.digest, kind), stored)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -100,12 +108,7 @@ def test_a_report_counts_for_the_image_that_it_names_alone(
     assert evidence.attach(repository, made).evidence.subject == f"{repository.name}@{image.digest}"
     with pytest.raises(RegistryError, match=re.escape(told)):
         evidence.attach(repository, dataclasses.replace(made, **change))
-    # Somebody attaches it with another client.
-    artifact = evidence.ARTIFACT_TYPE.format(kind=Kind.SMOKE)
-    content = json.dumps(dataclasses.asdict(dataclasses.replace(made, subject=image.digest, **change))).encode()
-    repository.point(
-        evidence._tag(image.digest, Kind.SMOKE), evidence.store_document(repository, image, artifact, content)
-    )
+    attach(repository, image, Kind.SMOKE, {**dataclasses.asdict(made), "subject": image.digest, **change})
     with pytest.raises(RegistryError, match="is of another image: "):
         promoted(repository, one, CPU)
 
@@ -128,11 +131,7 @@ def test_only_a_report_that_says_so_throughout_is_a_pass(
     [image] = repository.platform_manifests(versions.image_tag("cuda", one.version)).values()
     name = f"{repository.name}@{image.digest}"
     made = report(name, "linux/amd64", Kind.CONTRACT, variant="cuda", version=one.version)
-    content = json.dumps({**dataclasses.asdict(made), "ok": ok, "report": inner}).encode()
-    artifact = evidence.ARTIFACT_TYPE.format(kind=Kind.CONTRACT)
-    repository.point(
-        evidence._tag(image.digest, Kind.CONTRACT), evidence.store_document(repository, image, artifact, content)
-    )
+    attach(repository, image, Kind.CONTRACT, {**dataclasses.asdict(made), "ok": ok, "report": inner})
     try:
         said = promoted(repository, one).reason
     except RegistryError as error:
