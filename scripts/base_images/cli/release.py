@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from invoke.context import Context
 from invoke.exceptions import Exit
@@ -17,9 +15,6 @@ from base_images.cli.options import caller_path, open_registry, variants_of
 from base_images.cli.recipes import mirror_problem
 from base_images.errors import RegistryError
 from base_images.settings import ROOT
-
-if TYPE_CHECKING:
-    from base_images.release.status import Published
 
 
 @command(
@@ -68,32 +63,26 @@ def check_version(_: Context, json: bool = False, released: bool = False) -> Non
             "registry": {"name": chosen.registry, "error": unreachable, "variants": [row.as_dict() for row in found]},
         }
         views.print_json(facts)
-        _require_readable(found)
-        return
-    newest = str(releases.newest) if releases.newest else "none"
-    if releases.shallow:
-        newest += " (this clone is shallow: `git fetch --unshallow --tags` to be sure)"
-    since = "unknown" if releases.commits_since is None else str(releases.commits_since)
-    views.print_pairs(
-        {
-            "this commit": str(head.version),
-            "released": "yes" if releases.head else "no",
-            "newest release": newest,
-            "commits since": since if releases.newest else "-",
-            "llama.cpp": f"{chosen.pin.tag} ({chosen.pin.commit[:9]})",
-        }
-    )
-    if unreachable:
-        views.say(f"note: what is published cannot be seen: {unreachable}")
     else:
-        columns = ["variant", "tag", "version", "llama.cpp", "age", "digest", "note"]
-        views.print_table(chosen.registry, columns, published.rows(found, datetime.now(UTC)))
-    _require_readable(found)
-
-
-def _require_readable(found: Iterable[Published]) -> None:
-    """Raises Exit if the registry has something of a variant that cannot be read."""
-    if failed := [published.variant for published in found if published.problem]:
+        newest = str(releases.newest) if releases.newest else "none"
+        if releases.shallow:
+            newest += " (this clone is shallow: `git fetch --unshallow --tags` to be sure)"
+        since = "unknown" if releases.commits_since is None else str(releases.commits_since)
+        views.print_pairs(
+            {
+                "this commit": str(head.version),
+                "released": "yes" if releases.head else "no",
+                "newest release": newest,
+                "commits since": since if releases.newest else "-",
+                "llama.cpp": f"{chosen.pin.tag} ({chosen.pin.commit[:9]})",
+            }
+        )
+        if unreachable:
+            views.say(f"note: what is published cannot be seen: {unreachable}")
+        else:
+            columns = ["variant", "tag", "version", "llama.cpp", "age", "digest", "note"]
+            views.print_table(chosen.registry, columns, published.rows(found, datetime.now(UTC)))
+    if failed := [row.variant for row in found if row.problem]:
         raise Exit(f"error: what the registry has of {', '.join(failed)} cannot be read: see above.", 1)
 
 

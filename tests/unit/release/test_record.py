@@ -91,6 +91,10 @@ def back(number: int, version: Version | Foreign) -> Move:
     return Move(variant="cuda", number=number, version=version, rollback=True)
 
 
+def moved(*moves: Move, latest: str = OTHER) -> Seen:
+    return seen(latest=latest, moves=moves)
+
+
 def record(*of: Seen, release: Released = RELEASED) -> Record:
     return release_record.record(release, of, SETTINGS, now=NOW)
 
@@ -101,54 +105,40 @@ def both(*, kinds: tuple[Kind, ...] = (Kind.CONTRACT, Kind.SMOKE)) -> tuple[Foun
 
 THERE = Foreign(name="999912312359-e118046")
 AGAIN = f"run `invoke promote --version {VERSION} --variant cuda`."
+BACK = f"it was latest, and was rolled back: {OLDER} was made latest since."
+NOT_YET = f"it has not been promoted yet: {AGAIN}"
 STATUSES: dict[str, tuple[Seen, Status, str]] = {
-    "latest": (seen(latest=INDEX, moves=(move(1, VERSION),)), Status.LATEST, ""),
+    "latest": (moved(move(1, VERSION), latest=INDEX), Status.LATEST, ""),
     "latest before there were records": (seen(latest=INDEX), Status.LATEST, ""),
-    "promoted": (seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER))), Status.PROMOTED, ""),
-    "rolled back": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(3, OLDER))),
-        Status.ROLLED_BACK,
-        f"it was latest, and was rolled back: {OLDER} was made latest since.",
-    ),
+    "promoted": (moved(move(1, VERSION), move(2, NEWER)), Status.PROMOTED, ""),
+    "rolled back": (moved(move(1, OLDER), move(2, VERSION), back(3, OLDER)), Status.ROLLED_BACK, BACK),
     "rolled back with the one after it": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, NEWER), back(4, OLDER))),
+        moved(move(1, OLDER), move(2, VERSION), move(3, NEWER), back(4, OLDER)),
         Status.ROLLED_BACK,
-        f"it was latest, and was rolled back: {OLDER} was made latest since.",
+        BACK,
     ),
     "promoted and rolled back at once": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(2, OLDER))),
+        moved(move(1, OLDER), move(2, VERSION), back(2, OLDER)),
         Status.ROLLED_BACK,
-        f"it was latest, and was rolled back: {OLDER} was made latest since.",
+        BACK,
     ),
     "promoted, and the one after the next rolled back": (
-        seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER), back(3, NEWER))),
+        moved(move(1, VERSION), move(2, NEWER), back(3, NEWER)),
         Status.PROMOTED,
         "",
     ),
-    "back by a rollback": (
-        seen(latest=INDEX, moves=(move(1, VERSION), move(2, NEWER), back(3, VERSION))),
-        Status.LATEST,
-        "",
-    ),
-    "published": (
-        seen(latest=OTHER, moves=(move(1, OLDER),)),
-        Status.PUBLISHED,
-        f"it has not been promoted yet: {AGAIN}",
-    ),
+    "back by a rollback": (moved(move(1, VERSION), move(2, NEWER), back(3, VERSION), latest=INDEX), Status.LATEST, ""),
+    "published": (moved(move(1, OLDER)), Status.PUBLISHED, NOT_YET),
     "rolled back to what was there before": (
-        seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), back(2, THERE))),
+        moved(move(0, THERE), move(1, VERSION), back(2, THERE)),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {THERE} was made latest since.",
     ),
-    "published, and another is latest that was there before": (
-        seen(latest=OTHER, moves=(move(0, THERE),)),
-        Status.PUBLISHED,
-        f"it has not been promoted yet: {AGAIN}",
-    ),
-    "the first one": (seen(), Status.PUBLISHED, f"it has not been promoted yet: {AGAIN}"),
-    "overtaken": (seen(latest=OTHER, moves=(move(1, NEWER),)), Status.PUBLISHED, f"{NEWER} is latest and newer."),
+    "published, and another is latest that was there before": (moved(move(0, THERE)), Status.PUBLISHED, NOT_YET),
+    "the first one": (seen(), Status.PUBLISHED, NOT_YET),
+    "overtaken": (moved(move(1, NEWER)), Status.PUBLISHED, f"{NEWER} is latest and newer."),
     "promotion cut off": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION))),
+        moved(move(1, OLDER), move(2, VERSION)),
         Status.PUBLISHED,
         f"its promotion was cut off: {AGAIN}",
     ),
