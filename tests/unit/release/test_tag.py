@@ -354,18 +354,33 @@ def test_a_refused_push_leaves_no_tag(site: Site) -> None:
     assert examine(site).released
 
 
-def test_a_push_is_atomic(site: Site) -> None:
-    plan = planned(site)
-    site.bare.git.update_ref("refs/heads/main", "main~")  # the last commit was reverted meanwhile
+def reverted(site: Site) -> None:
+    """The last commit, and the remote takes no tag: the push is atomic."""
+    site.bare.git.update_ref("refs/heads/main", "main~")
     site.hook("update", 'case "$1" in refs/tags/*) exit 1 ;; esac')
-    refused(site, plan, "hook declined")
 
 
-def test_a_concurrent_push_to_main_stops_the_release(site: Site) -> None:
+def signing(site: Site) -> None:
+    site.clone.git.config("tag.gpgSign", "true")
+    site.clone.git.config("gpg.program", "false")
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "reason"),
+    [
+        (reverted, "hook declined"),
+        (behind, "fetch first"),
+        (lambda site: tagged_there(site, site.tag, "-am", "x"), "already exists"),
+        (lambda site: site.clone.git.tag("-am", "x", site.tag, "HEAD~"), "in the meantime"),
+        (signing, "unable to sign the tag"),
+    ],
+)
+def test_a_release_that_cannot_be_made_any_more_changes_nothing(
+    site: Site, meanwhile: Callable[[Site], object], reason: str
+) -> None:
     plan = planned(site)
-    behind(site)
-    refused(site, plan, "fetch first")
-    assert list(failed(examine(site))) == ["level with origin"]
+    meanwhile(site)
+    refused(site, plan, reason)
 
 
 def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
@@ -374,12 +389,6 @@ def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
     publish(site, plan)
     assert site.bare.tag(plan.tag).commit.hexsha == plan.commit
     assert site.bare.commit("main").hexsha == plan.commit
-
-
-def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: Site) -> None:
-    plan = planned(site)
-    tagged_there(site, site.tag, "-am", "x")
-    refused(site, plan, "already exists")
 
 
 def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
@@ -401,12 +410,6 @@ def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
     assert "is here from an interrupted run, and not yet at origin" in seen["tag free"]
     publish(site, planned(site))
     assert repository.remote_release_tags(Remote(clone=site.clone.git)) == {plan.tag: tag}
-
-
-def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
-    plan = planned(site)
-    site.clone.git.tag("-am", "x", site.tag, "HEAD~")
-    refused(site, plan, "in the meantime")
 
 
 def test_a_push_that_takes_too_long_leaves_no_tag(site: Site) -> None:
@@ -440,13 +443,6 @@ def test_the_tag_is_signed_if_git_is_configured_to(site: Site, tmp_path: Path) -
     plan = planned(site)
     publish(site, plan)
     assert "BEGIN SSH SIGNATURE" in site.bare.git.cat_file("tag", plan.tag)
-
-
-def test_a_signature_that_fails_is_one_sentence_and_leaves_no_tag(site: Site) -> None:
-    site.clone.git.config("tag.gpgSign", "true")
-    site.clone.git.config("gpg.program", "false")
-    plan = planned(site)
-    refused(site, plan, "unable to sign the tag")
 
 
 @pytest.mark.parametrize(
