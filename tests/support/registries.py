@@ -24,7 +24,7 @@ from typing import Self
 
 from base_images.smoke.process import free_port
 from tests.support.programs import need
-from tests.support.servers import Handler, running
+from tests.support.servers import Handler, pump, running
 
 USER = "releaser"
 PASSWORD = "open sesame"  # noqa: S105 - of registries that exist during a test
@@ -235,7 +235,7 @@ class _Stalled(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         host, port = self.server.registry.split(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as registry:
-            back = threading.Thread(target=self._answer, args=(registry,))
+            back = threading.Thread(target=pump, args=(registry, self.request))
             back.start()
             while data := self.request.recv(1 << 16):
                 self.server.left -= len(data)
@@ -244,9 +244,3 @@ class _Stalled(socketserver.BaseRequestHandler):
                 registry.sendall(data)
             registry.shutdown(socket.SHUT_WR)
             back.join()
-
-    def _answer(self, registry: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := registry.recv(1 << 16):
-                self.request.sendall(data)
-            self.request.shutdown(socket.SHUT_WR)
