@@ -39,11 +39,8 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "release": {"contents": "write", "packages": "read"},
     },
     "variant.yml": {
-        "build": BUILD,
-        "merge": BUILD,
-        "check": PULL,
-        "scan": PULL,
-        "attach": BUILD,
+        **dict.fromkeys(("build", "merge", "attach"), BUILD),
+        **dict.fromkeys(("check", "scan"), PULL),
         "sign": SIGN,
     },
     "scan.yml": {"scan": PULL},

@@ -32,30 +32,22 @@ def test_a_name_is_a_host_and_a_path(name: str, host: str, path: str) -> None:
     assert registry._split(name) == (host, path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["127.0.0.1:5000/x", "127.0.0.1/x", "127.8.9.1:5000/x", "localhost/x", "localhost:5000/x", "[::1]:5000/x"],
-)
-def test_loopback_is_this_machine(name: str) -> None:
-    assert registry.is_loopback(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ghcr.io/bodhisearch/llama.cpp",
-        "ubuntu",
-        "localhost.example.org/x",
-        "127.0.0.1.example.org:5000/x",
+LOOPBACK = ("127.0.0.1:5000/x", "127.0.0.1/x", "127.8.9.1:5000/x", "localhost/x", "localhost:5000/x", "[::1]:5000/x")
+ELSEWHERE = (
+    *("ghcr.io/bodhisearch/llama.cpp", "ubuntu", "localhost.example.org/x", "127.0.0.1.example.org:5000/x"),
+    *(
         "127.0.0.1@example.org/x",
         "10.0.0.1:5000/x",
         "0.0.0.0:5000/x",
         "registry:5000/127.0.0.1",
         "[2001:db8::1]:5000/x",
-    ],
+    ),
 )
-def test_what_is_called_like_loopback_is_not(name: str) -> None:
-    assert not registry.is_loopback(name)
+
+
+@pytest.mark.parametrize("name", [*LOOPBACK, *ELSEWHERE])
+def test_loopback_is_this_machine_and_not_what_is_called_like_it(name: str) -> None:
+    assert registry.is_loopback(name) is (name in LOOPBACK)
 
 
 def manifest(document: dict[str, object], media_type: str) -> Manifest:
