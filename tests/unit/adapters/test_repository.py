@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import git
@@ -110,15 +111,30 @@ def test_a_shallow_clone_has_no_commit_count(checkout: git.Repo, tmp_path: Path)
         assert repository.head(clone.git).version == repository.head(checkout.git).version
 
 
-def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="is not a git repository"):
-        repository.open_clone(tmp_path)
+OF_THE_FUTURE = "[core]\nrepositoryFormatVersion = 1\n[extensions]\nrefstorage = of-the-future\n"
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (shutil.rmtree, "No such file or directory"),
+    "no repository": (lambda tree: shutil.rmtree(tree / ".git"), "is not a git repository"),
+    "no commit": (lambda tree: (tree / ".git/refs/heads/main").unlink(), "has no commit yet"),
+    "damaged": (
+        lambda tree: (tree / ".git/refs/heads/main").write_text(f"{1:040x}\n"),
+        "git refuses to read the repository .*HEAD",
+    ),
+    "of a later git": (
+        lambda tree: (tree / ".git/config").write_text(OF_THE_FUTURE),
+        "git refuses to read the repository .*(refstorage|of-the-future)",
+    ),
+}
 
 
-def test_a_repository_without_a_commit_is_one_sentence(tmp_path: Path) -> None:
-    git.Repo.init(tmp_path).close()
-    with pytest.raises(RepositoryError, match="has no commit yet"):
-        repository.open_clone(tmp_path)
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_clone_that_cannot_be_read_is_one_sentence(checkout: git.Repo, name: str) -> None:
+    spoil, said = SPOILED[name]
+    root = Path(checkout.working_dir)
+    spoil(root)
+    with pytest.raises(RepositoryError, match=said):
+        repository.open_clone(root)
 
 
 # What users' machines are like.
@@ -288,13 +304,6 @@ def test_git_s_words_about_another_user_s_repository_are_quoted(
         repository.source_clone(root, "main")
 
 
-def test_a_repository_that_this_git_does_not_know_is_not_called_empty(checkout: git.Repo) -> None:
-    checkout.git.config("core.repositoryFormatVersion", "1")
-    checkout.git.config("extensions.refstorage", "of-the-future")
-    with pytest.raises(RepositoryError, match=r"git refuses to read the repository .*(refstorage|of-the-future)"):
-        repository.open_clone(Path(checkout.working_dir))
-
-
 def test_a_repository_with_reftable(tmp_path: Path) -> None:
     init = ["git", "init", "--quiet", "--initial-branch=main", "--ref-format=reftable", str(tmp_path)]
     if subprocess.run(init, check=False, capture_output=True).returncode:
@@ -310,12 +319,6 @@ def test_a_repository_with_reftable(tmp_path: Path) -> None:
     assert repository.release_tags(clone)["base-images/v2508201220-abcdef0"].commit == head.commit
 
 
-def test_a_damaged_repository_is_not_called_empty(checkout: git.Repo) -> None:
-    Path(checkout.git_dir, "refs/heads/main").write_text(f"{1:040x}\n")
-    with pytest.raises(RepositoryError, match=r"git refuses to read the repository .*HEAD"):
-        repository.open_clone(Path(checkout.working_dir))
-
-
 @pytest.mark.parametrize("gitdir", ["none", "empty", "gone"])
 def test_files_inside_another_repository_have_no_version(checkout: git.Repo, gitdir: str) -> None:
     inner = Path(checkout.working_dir) / "inner"
@@ -327,8 +330,3 @@ def test_files_inside_another_repository_have_no_version(checkout: git.Repo, git
             (inner / ".git").write_text("gitdir: ../modules/inner\n")
     with pytest.raises(RepositoryError, match="not a git repository"):
         repository.open_clone(inner)
-
-
-def test_a_directory_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="No such file or directory"):
-        repository.open_clone(tmp_path / "gone")
