@@ -12,6 +12,7 @@ from base_images import versions
 from base_images.adapters import engine as engines
 from base_images.adapters import programs
 from base_images.errors import BaseImagesError
+from tests.support.registries import Authority, make_authority
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A background job of a shell ignores Ctrl-C; the commands that these tests interrupt would inherit that.
@@ -52,3 +53,8 @@ def cpu_image(engine: engines.Engine) -> engines.Image:
         return engine.image(versions.local_reference("cpu"))
     except BaseImagesError as error:
         pytest.exit(str(error), error.exit_code)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("authority"))

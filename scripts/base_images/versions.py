@@ -138,26 +138,28 @@ def parse(text: str) -> Version:
     Raises:
         UsageError: the text does not have the form, or its first part is not a time.
     """
-    match = _PATTERN.fullmatch(text)
-    if match:
-        try:
-            time = datetime.strptime(f"{_CENTURY // 100}{match['timestamp']}", "%Y%m%d%H%M").replace(tzinfo=UTC)
-        except ValueError:
-            pass
-        else:
-            return Version(time=time, commit=match["commit"], dirty=match["dirty"] is not None)
-    raise UsageError(f"{text!r} is not a version: write it as YYMMDDHHMM-abc1234, such as 2508201420-abc1234.")
+    if (version := find(text)) is None:
+        raise UsageError(f"{text!r} is not a version: write it as YYMMDDHHMM-abc1234, such as 2508201420-abc1234.")
+    return version
+
+
+def find(text: str) -> Version | None:
+    """Returns the version that a text is; None for any other text."""
+    if (match := _PATTERN.fullmatch(text)) is None:
+        return None
+    try:
+        time = datetime.strptime(f"{_CENTURY // 100}{match['timestamp']}", "%Y%m%d%H%M").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return Version(time=time, commit=match["commit"], dirty=match["dirty"] is not None)
 
 
 def parse_label(text: str) -> Version | Foreign | None:
     """Parses the version in an image's label, ours without `-dirty` or the predecessor's; None for any other text."""
     if _PREDECESSORS.fullmatch(text):
         return Foreign(name=text)
-    try:
-        version = parse(text)
-    except UsageError:
-        return None
-    return None if version.dirty else version
+    version = find(text)
+    return None if version is None or version.dirty else version
 
 
 def parse_any(text: str) -> Version | Foreign:
@@ -177,12 +179,7 @@ def parse_any(text: str) -> Version | Foreign:
 
 def parse_git_tag(tag: str) -> Version | None:
     """Returns the version that a git tag releases; None for other tags."""
-    if not tag.startswith(GIT_TAG_PREFIX):
-        return None
-    try:
-        return parse(tag.removeprefix(GIT_TAG_PREFIX))
-    except UsageError:
-        return None
+    return find(tag.removeprefix(GIT_TAG_PREFIX)) if tag.startswith(GIT_TAG_PREFIX) else None
 
 
 def image_tag(variant: str, version: Version | Foreign, target: Target = Target.RUNTIME) -> str:
@@ -192,11 +189,9 @@ def image_tag(variant: str, version: Version | Foreign, target: Target = Target.
 
 def parse_image_tag(tag: str) -> tuple[str, Version] | None:
     """Returns the variant and version of an image's tag in the registry; None for other tags, `…-operations` too."""
-    variant, _, version = tag.partition("-")
-    try:
-        return variant, parse(version)
-    except UsageError:
-        return None
+    variant, _, said = tag.partition("-")
+    version = find(said)
+    return (variant, version) if version else None
 
 
 def platform_tag(variant: str, version: Version, architecture: str, target: Target = Target.RUNTIME) -> str:

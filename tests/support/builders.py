@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import socketserver
 import subprocess
 import tarfile
 import threading
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from base_images.adapters.engine import Engine
+from tests.support.servers import pump, running
 
 # BuildKit's protocol for generators: scan BUILDKIT_SCAN_SOURCE, write in-toto statements to BUILDKIT_SCAN_DESTINATION.
 GENERATOR = """\
@@ -38,26 +40,24 @@ def can_be_remote(engine: Engine) -> bool:
 @contextmanager
 def of_engine(directory: Path) -> Iterator[str]:
     """Yields the name of a buildx builder that is the engine's BuildKit; it is registered below BUILDX_CONFIG."""
-    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
     path = directory / "s"
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(path))
-    listening.listen()
-    threading.Thread(target=serve_buildkit, args=(listening, address), daemon=True).start()
     create = ["docker", "buildx", "create", "--name", "kit", "--driver", "remote", f"unix://{path}"]
-    subprocess.run(create, check=True, capture_output=True)
-    try:
-        yield "kit"
-    finally:
-        listening.close()
+    with socketserver.ThreadingUnixStreamServer(str(path), _Caller) as server:
+        server.daemon_threads = True
+        with running(server):
+            subprocess.run(create, check=True, capture_output=True)
+            yield "kit"
 
 
 def push_generator(engine: Engine, reference: str, directory: Path, *, file: str) -> None:
     """Pushes an SBOM generator whose SBOMs hold the text of a file of the image, which may have no quotation marks."""
     tar = write_root(directory / "generator.tar", "sh", "cat")
-    engine.import_filesystem(
-        tar, reference, [f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', GENERATOR.replace('FILE', file)])}"]
-    )
+    push_root(engine, tar, reference, f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', GENERATOR.replace('FILE', file)])}")
+
+
+def push_root(engine: Engine, tar: Path, reference: str, change: str) -> None:
+    """Pushes an image of a root file system with one change, such as its command, and removes it from the engine."""
+    engine.import_filesystem(tar, reference, [change])
     engine.push(reference)
     engine.remove_image(reference)
 
@@ -77,33 +77,17 @@ def write_root(tar: Path, *programs: str) -> Path:
     return tar
 
 
-def serve_buildkit(listening: socket.socket, engine_address: str) -> None:
-    while True:
-        try:
-            client, _ = listening.accept()
-        except OSError:
-            return
-        threading.Thread(target=connect, args=(client, engine_address), daemon=True).start()
-
-
-def connect(client: socket.socket, engine_address: str) -> None:
+class _Caller(socketserver.BaseRequestHandler):
     """Connects a BuildKit client with the engine until both have closed."""
-    with client, socket.socket(socket.AF_UNIX) as upstream:
-        upstream.connect(engine_address)
-        upstream.sendall(b"POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n"):
-            answer += upstream.recv(1)
-        back = threading.Thread(target=pump, args=(upstream, client), daemon=True)
-        back.start()
-        pump(client, upstream)
-        back.join()
 
-
-def pump(reader: socket.socket, writer: socket.socket) -> None:
-    try:
-        while data := reader.recv(1 << 16):
-            writer.sendall(data)
-        writer.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+    def handle(self) -> None:
+        with socket.socket(socket.AF_UNIX) as upstream:
+            upstream.connect(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+            upstream.sendall(b"POST /grpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n"):
+                answer += upstream.recv(1)
+            back = threading.Thread(target=pump, args=(upstream, self.request), daemon=True)
+            back.start()
+            pump(self.request, upstream)
+            back.join()

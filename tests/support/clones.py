@@ -118,9 +118,12 @@ def write_differences(root: Path, names: tuple[str, ...]) -> None:
 
 
 def invoke(
-    repository: git.Repo, environment: Mapping[str, str], *arguments: str, timeout: float = 900
+    repository: git.Repo,
+    environment: Mapping[str, str],
+    *arguments: str,
+    stdin: int = subprocess.DEVNULL,
+    timeout: float = 900,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs invoke in the repository, without a terminal."""
-    return commands.run(
-        [*commands.INVOKE, *arguments], cwd=repository.working_dir, env=dict(environment), timeout=timeout
-    )
+    """Runs invoke in the repository, by default without a terminal."""
+    command = [*commands.INVOKE, *arguments]
+    return commands.run(command, cwd=repository.working_dir, env=environment, stdin=stdin, timeout=timeout)

@@ -24,6 +24,7 @@ from base_images.smoke import containers, model
 from base_images.smoke import server as servers
 from base_images.smoke.checks_http import Target, check_at_once, check_chat_streamed, check_web_page
 from base_images.smoke.model import TensorType
+from tests.support import programs
 from tests.support.registries import Authority
 from tests.support.servers import running
 
@@ -37,17 +38,14 @@ def engine_socket() -> Path | None:
 def stand_in_for_ssh(directory: Path) -> Path:
     """Writes a program `ssh` that runs the command here, where `docker` talks to the tests' engine; returns its log."""
     log = directory / "ssh.log"
-    program = directory / "bin" / "ssh"
-    program.parent.mkdir()
-    program.write_text(
-        "#!/bin/sh\n"
+    programs.script(
+        directory / "bin" / "ssh",
         f'echo "$*" >>{shlex.quote(str(log))}\n'
         'while [ "$1" != -- ]; do shift; done\n'
         "shift 2\n"
         f"export DOCKER_HOST=unix://{engine_socket()}\n"
-        'exec "$@"\n'
+        'exec "$@"',
     )
-    program.chmod(0o755)
     return log
 
 

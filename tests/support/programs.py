@@ -29,6 +29,14 @@ def need(program: str, *, package: str = "") -> None:
         )
 
 
+def script(path: Path, text: str) -> Path:
+    """Writes a shell script that all users can run, and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
 def engine_sees(image: str, directory: Path) -> bool:
     """Returns whether the engine can mount this machine's directories; a remote one, or one in a chroot, cannot."""
     mount = f"type=bind,source={directory},target=/here,readonly"

@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from base_images.smoke.process import free_port
 from tests.support.programs import need
-from tests.support.servers import Handler, running
+from tests.support.servers import Handler, pump, running
 
 USER = "releaser"
 PASSWORD = "open sesame"  # noqa: S105 - of registries that exist during a test
@@ -90,6 +91,12 @@ class Registry:
                 time.sleep(0.05)
             else:
                 return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Stops the registry after its open requests; does nothing when it does not run."""
@@ -228,7 +235,7 @@ class _Stalled(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         host, port = self.server.registry.split(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as registry:
-            back = threading.Thread(target=self._answer, args=(registry,))
+            back = threading.Thread(target=pump, args=(registry, self.request))
             back.start()
             while data := self.request.recv(1 << 16):
                 self.server.left -= len(data)
@@ -237,9 +244,3 @@ class _Stalled(socketserver.BaseRequestHandler):
                 registry.sendall(data)
             registry.shutdown(socket.SHUT_WR)
             back.join()
-
-    def _answer(self, registry: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := registry.recv(1 << 16):
-                self.request.sendall(data)
-            self.request.shutdown(socket.SHUT_WR)

@@ -28,7 +28,7 @@ from base_images.release.actions import Action
 from base_images.release.evidence import Evidence, Kind
 from base_images.variants import Platform, Variant
 from base_images.versions import Foreign, Target, Version
-from tests.support import commands
+from tests.support import clones, commands
 from tests.support.images import archive
 
 CPU = variants.find("cpu")
@@ -223,10 +223,7 @@ class Site:
         return {**inherited, settings.REGISTRY_VARIABLE: self.repository.name, "COLUMNS": "400", **changed}
 
     def invoke(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        environment = self.environment(**environment)
-        done = commands.run(
-            [*commands.INVOKE, *arguments], cwd=self.clone.working_dir, env=environment, timeout=SECONDS
-        )
+        done = clones.invoke(self.clone, self.environment(**environment), *arguments, timeout=SECONDS)
         assert "Traceback" not in done.stderr
         return done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -46,3 +47,11 @@ def serving(handler: Callable[..., Any]) -> Iterator[str]:
     """Yields the address of a server whose requests this handler answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, running(server):
         yield f"127.0.0.1:{server.server_port}"
+
+
+def pump(reader: socket.socket, writer: socket.socket) -> None:
+    """Passes on what comes, until either side ends."""
+    with contextlib.suppress(OSError):
+        while data := reader.recv(1 << 16):
+            writer.sendall(data)
+        writer.shutdown(socket.SHUT_WR)

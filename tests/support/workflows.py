@@ -23,19 +23,7 @@ OWN_WORKFLOW = "$/.github/workflows/"
 """Prefix of a called workflow of the same commit."""
 
 JOB_KEYS = frozenset(
-    (
-        "name",
-        "needs",
-        "if",
-        "strategy",
-        "runs-on",
-        "environment",
-        "timeout-minutes",
-        "permissions",
-        "env",
-        "outputs",
-        "steps",
-    )
+    "name needs if strategy runs-on environment timeout-minutes permissions env outputs steps".split()  # noqa: SIM905
 )
 CALL_KEYS = frozenset(("name", "needs", "if", "strategy", "permissions", "uses", "with"))
 STEP_KEYS = frozenset(("id", "name", "if", "env", "run", "uses", "with"))

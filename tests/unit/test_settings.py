@@ -26,22 +26,9 @@ def test_a_registry_is_a_repository(name: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "user:sekret@ghcr.io/x",
-            "https://ghcr.io/x",
-            "https://user:sekret@ghcr.io/x",
-            "ghcr.io/x:latest",
-            "ghcr.io/",
-        ),
-        *(
-            "127.0.0.1:99999/x",
-            "127.0.0.1:0/x",
-            "127.0.0.1:/x",
-            "127.0.0.1:5000/x y",
-            "ghcr.io/x@sha256:1",
-            "ghcr.io/X",
-        ),
-        *("ghcr.io//x", "../x", "x/..", "x\ny", "[::1/x", "a" * 100_000 + "!"),
+        *("user:sekret@ghcr.io/x", "https://ghcr.io/x", "https://user:sekret@ghcr.io/x", "ghcr.io/x:latest"),
+        *("ghcr.io/", "127.0.0.1:99999/x", "127.0.0.1:0/x", "127.0.0.1:/x", "127.0.0.1:5000/x y"),
+        *("ghcr.io/x@sha256:1", "ghcr.io/X", "ghcr.io//x", "../x", "x/..", "x\ny", "[::1/x", "a" * 100_000 + "!"),
     ],
     ids=itertools.count(),
 )

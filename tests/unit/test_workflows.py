@@ -39,11 +39,8 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "release": {"contents": "write", "packages": "read"},
     },
     "variant.yml": {
-        "build": BUILD,
-        "merge": BUILD,
-        "check": PULL,
-        "scan": PULL,
-        "attach": BUILD,
+        **dict.fromkeys(("build", "merge", "attach"), BUILD),
+        **dict.fromkeys(("check", "scan"), PULL),
         "sign": SIGN,
     },
     "scan.yml": {"scan": PULL},
@@ -158,25 +155,17 @@ def test_actions_are_pinned_and_one_action_has_one_version() -> None:
 
 
 @pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_job_has_no_more_permissions_than_the_table(file: str, job: str) -> None:
-    assert PARSED[file]["permissions"] == {}
-    given = PARSED[file]["jobs"][job]["permissions"]
-    assert {key: value for key, value in given.items() if PERMISSIONS[file][job].get(key) != value} == {}
-
-
-@pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_checkout_persists_no_credentials_and_fetches_the_history(file: str, job: str) -> None:
-    for step in PARSED[file]["jobs"][job].get("steps", []):
-        if step.get("uses", "").startswith("actions/checkout@"):
-            assert step["with"] == {"persist-credentials": "false", "fetch-depth": "0"}
-
-
-@pytest.mark.parametrize(("file", "job"), JOBS)
-def test_a_job_has_a_timeout(file: str, job: str) -> None:
+def test_a_job_has_a_timeout_no_credentials_and_no_more_permissions_than_the_table(file: str, job: str) -> None:
     described = PARSED[file]["jobs"][job]
+    assert PARSED[file]["permissions"] == {}
+    given = described["permissions"].items()
+    assert {key: value for key, value in given if PERMISSIONS[file][job].get(key) != value} == {}
     if "steps" in described:
         assert 0 < int(described["timeout-minutes"]) <= 350
     assert described.get("strategy", {"fail-fast": "false"})["fail-fast"] == "false"
+    for step in described.get("steps", []):
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"] == {"persist-credentials": "false", "fetch-depth": "0"}
 
 
 @pytest.mark.parametrize("file", sorted(set(PARSED) - CALLED))
@@ -329,25 +318,15 @@ def test_reports_reach_the_job_that_attaches_them_and_scans_the_release() -> Non
     assert (published["files"], downloaded["merge-multiple"]) == (f"{downloaded['path']}/**", "true")
 
 
-SCANNED = {
-    "release.yml": [
-        (f"registry:{REGISTRY}:{versions.image_tag(variant.name, VERSION)}", platform.docker)
-        for variant in (GPU, CPU)
-        for platform in variant.platforms
-    ],
-    "nightly.yml": [
-        (f"registry:{REGISTRY}:{versions.latest_tag(variant.name)}", platform.docker)
-        for variant in (GPU, CPU)
-        for platform in variant.platforms
-    ],
-}
-
-
-@pytest.mark.parametrize("file", SCANNED)
-def test_every_platform_is_scanned_and_fails_for_what_has_a_fix(file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "tag"),
+    [("release.yml", lambda name: versions.image_tag(name, VERSION)), ("nightly.yml", versions.latest_tag)],
+)
+def test_every_platform_is_scanned_and_fails_for_what_has_a_fix(file: str, tag: Callable[[str], str]) -> None:
+    wanted = [(f"registry:{REGISTRY}:{tag(one.name)}", at.docker) for one in (GPU, CPU) for at in one.platforms]
     steps = walk(file)
     scans = [step for step in steps if step.uses.startswith("anchore/scan-action@")]
-    assert [(step.inputs["image"], step.environment["GRYPE_PLATFORM"]) for step in scans] == SCANNED[file]
+    assert [(step.inputs["image"], step.environment["GRYPE_PLATFORM"]) for step in scans] == wanted
     for step in scans:
         assert (step.inputs["only-fixed"], step.inputs["severity-cutoff"]) == ("true", "high")
         assert step.inputs.get("fail-build", "true") == "true"
@@ -433,16 +412,8 @@ def test_expressions_are_evaluated(expression: str, value: object) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "github.nothing",
-        "runner.os",
-        "hashFiles('x')",
-        "github.ref <= 'x'",
-        "success()",
-        "github",
-        "1 == 1",
-        "(1",
-        "",
-        "a b",
+        *("github.nothing", "runner.os", "hashFiles('x')", "github.ref <= 'x'", "success()", "github"),
+        *("1 == 1", "(1", "", "a b"),
     ],
 )
 def test_unknown_expressions_are_errors(expression: str) -> None:

@@ -29,8 +29,7 @@ _ANY_VERSION = "1.41"
 def connect(timeout: int) -> tuple[docker.DockerClient, Endpoint]:
     """Returns a client of the engine that `endpoint.resolve` finds, and where that is.
 
-    Args:
-        timeout: seconds within which every response has to begin.
+    Every response has to begin within `timeout` seconds.
 
     Raises:
         EngineError: no engine answers, or the chosen context cannot be used.
@@ -53,10 +52,7 @@ def connect(timeout: int) -> tuple[docker.DockerClient, Endpoint]:
 def make(endpoint: Endpoint, timeout: int, version: str) -> docker.DockerClient:
     """Returns a client, which asks the engine nothing yet.
 
-    Args:
-        endpoint: where the engine is.
-        timeout: seconds within which every response has to begin.
-        version: of the API.
+    Every response has to begin within `timeout` seconds; `version` is the API's.
     """
     tls: docker.tls.TLSConfig | bool = False
     if endpoint.tls:

@@ -204,12 +204,12 @@ class Container:
             time.sleep(0.05)
         return state.exit_code
 
-    def execute(self, command: Sequence[str], *, user: str | None = None) -> ProbeResult:
+    def execute(self, command: Sequence[str]) -> ProbeResult:
         """Runs a command in the running container and returns how it ended."""
         started = time.monotonic()
         api = self._container.client.api
         with engine_errors("run a command in the container"):
-            execution = api.exec_create(self.id, list(command), user=user or "")["Id"]
+            execution = api.exec_create(self.id, list(command))["Id"]
             # Not by docker-py's exec_start, which loses output that comes together with the headers.
             url = f"{api.base_url}/v{api.api_version}/exec/{execution}/start"
             with api.post(url, json={"Detach": False}, timeout=api.timeout, stream=True) as answer:
@@ -297,11 +297,7 @@ def _device_requests(spec: ContainerSpec) -> Iterator[docker.types.DeviceRequest
 
 
 def _bounded(answer: requests.Response, deadline: float) -> bytearray:
-    """Returns an answer of the engine.
-
-    Raises:
-        EngineError: it is larger than a container's log may be, or not complete at the deadline.
-    """
+    """Returns an answer; raises EngineError if it is larger than a container's log, or late."""
     content = bytearray()
     for chunk in answer.iter_content(1 << 16):
         content += chunk

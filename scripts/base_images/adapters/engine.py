@@ -202,7 +202,7 @@ class Engine:
             raise ImageNotFoundError(f"No registry has the image {reference!r}: {error}.") from error
         return self.image(reference)
 
-    def push(self, reference: str, progress: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    def push(self, reference: str) -> None:
         """Pushes an image by its tag; the registry shows the tag only once all of the image is there.
 
         Raises:
@@ -216,8 +216,6 @@ class Engine:
                         f"The engine could not push {reference}: {message['error'].strip().rstrip('.')}. Fix that and "
                         "run the same command again: what has been pushed is not pushed twice."
                     )
-                if progress:
-                    progress(message)
 
     def ask_registry(self, reference: str, *, timeout: int) -> str:
         """Returns the digest of `reference`, which the engine requests with its own proxy settings.
@@ -366,11 +364,8 @@ class Engine:
     ) -> Iterator[Container]:
         """Yields a new container, not yet started, and removes it afterwards, running or not.
 
-        Args:
-            spec: what to run.
-            files: absolute path to content, written before the start and readable by all. With a read-only root the
-                path must be in one of the spec's volumes.
-            keep: whether the container is kept.
+        `files` are absolute path to content, written before the start and readable by all. With a read-only root the
+        path must be in one of the spec's volumes. With `keep` the container stays.
 
         Raises:
             ImageNotFoundError: the engine does not have the image.

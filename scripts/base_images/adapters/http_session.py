@@ -167,23 +167,13 @@ class _Response(http.client.HTTPResponse):
         super().__init__(cast("socket.socket", _Source(sock, budget)) if budget else sock, *arguments, **options)
 
 
-class _Connection(urllib3.connection.HTTPConnection):
-    response_class = _Response
+def _within_budget(pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConnectionPool]:
+    """Returns a kind of pool whose connections read their answers as `_Response` does."""
+    connection = type("_Connection", (pool.ConnectionCls,), {"response_class": _Response})
+    return type("_Pool", (pool,), {"ConnectionCls": connection})
 
 
-class _TLSConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Response
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-_POOLS: dict[str, type[urllib3.HTTPConnectionPool]] = {"http": _Pool, "https": _TLSPool}
+_POOLS = {"http": _within_budget(urllib3.HTTPConnectionPool), "https": _within_budget(urllib3.HTTPSConnectionPool)}
 
 
 class _Adapter(HTTPAdapter):

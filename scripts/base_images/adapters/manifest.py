@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -31,22 +31,6 @@ _UNKNOWN = "unknown"
 
 class OddDocumentError(ValueError):
     """A document is not what it must be; the text says why and contains nothing of the document but its type."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Descriptor:
-    """An entry of an index.
-
-    Attributes:
-        size: size of the manifest in bytes.
-        platform: such as `linux/arm64`; `unknown/unknown` for an attestation.
-    """
-
-    media_type: str
-    digest: str
-    size: int
-    platform: str
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +57,10 @@ class Manifest:
         return not self.is_index and self.document["config"]["mediaType"] in _CONFIGURATIONS
 
     @property
-    def children(self) -> tuple[Descriptor, ...]:
-        """The entries of an index, in its order; empty for an image."""
-        return tuple(
-            Descriptor(
-                media_type=entry["mediaType"],
-                digest=entry["digest"],
-                size=entry["size"],
-                platform=platform(entry.get("platform") or {}),
-                annotations=entry.get("annotations") or {},
-            )
-            for entry in self.document.get("manifests") or ()
-        )
+    def entries(self) -> tuple[tuple[str, str], ...]:
+        """Platform and digest of each entry of an index; `unknown/unknown` for an attestation. Empty for an image."""
+        entries = self.document.get("manifests") or ()
+        return tuple((platform(entry.get("platform") or {}), entry["digest"]) for entry in entries)
 
     @property
     def layers_size(self) -> int:

@@ -196,17 +196,17 @@ class Repository:
             return {platform(self.configuration(top)): top}
         what = f"{self.name}:{reference}" if not reference.startswith("sha256:") else f"{self.name}@{reference}"
         found: dict[str, Manifest] = {}
-        for child in top.children:
-            if child.platform == "unknown/unknown":  # an attestation
+        for named, digest in top.entries:
+            if named == "unknown/unknown":  # an attestation
                 continue
-            manifest = self.manifest(child.digest)
+            manifest = self.manifest(digest)
             if manifest is None:
-                raise RegistryError(f"{what} names {child.digest}, which is gone: push the image again.")
+                raise RegistryError(f"{what} names {digest}, which is gone: push the image again.")
             if not manifest.is_image:
-                raise NotAnImageError(f"{what} names {child.digest} for {child.platform}, which is no image: {_WHO}")
-            if child.platform in found:
-                raise NotAnImageError(f"{what} has two images for {child.platform}: {_WHO}")
-            found[child.platform] = manifest
+                raise NotAnImageError(f"{what} names {digest} for {named}, which is no image: {_WHO}")
+            if named in found:
+                raise NotAnImageError(f"{what} has two images for {named}: {_WHO}")
+            found[named] = manifest
         if not found:
             raise NotAnImageError(f"{what} is an index without an image: {_WHO}")
         return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,12 +161,12 @@ def _changes(clone: Clone) -> tuple[str, ...]:
     return tuple(line[3:] for line in lines if line)
 
 
-def _branch(clone: Clone, environment: Iterable[str] = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME")) -> str:
+def _branch(clone: Clone) -> str:
     if branch := checked_out_branch(clone):
         return branch
     # CI checks out a commit by its hash. GITHUB_REF_NAME can also be the name of a tag.
     if os.environ.get("GITHUB_REF_TYPE") == "branch":
-        for name in environment:
+        for name in ("GITHUB_HEAD_REF", "GITHUB_REF_NAME"):
             if os.environ.get(name):
                 return os.environ[name]
     refs = _answer(clone, "for-each-ref", "--points-at=HEAD", "--format=%(refname)", "refs/heads", "refs/remotes")
@@ -193,11 +192,7 @@ def is_shallow(clone: Clone) -> bool:
 def commits(clone: Clone, head: str, *, since: str | None, most: int) -> Commits | None:
     """Returns the commits `since..head`, newest first; None where `since` is not in this clone.
 
-    Args:
-        clone: the clone.
-        head: the newest commit.
-        since: excluded together with its history; None excludes nothing.
-        most: maximum number of subject lines.
+    `since` is excluded together with its history, None excludes nothing; `most` is the maximum number of subject lines.
     """
     if since and _run(clone, "cat-file", "-e", f"{since}^{{commit}}").exit_code:
         return None

@@ -38,11 +38,7 @@ class Tunnel(socketserver.ThreadingTCPServer):
     request_queue_size = 16
 
     def __init__(self, container: Any, port: int) -> None:
-        """Opens the tunnel.
-
-        Args:
-            container: docker-py's, running.
-            port: the port inside.
+        """Opens the tunnel into docker-py's `container`, which runs.
 
         Raises:
             EngineError: the image has no bash.

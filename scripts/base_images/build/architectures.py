@@ -12,9 +12,7 @@ from base_images.variants import Architectures, Variant
 def architecture_argument(variant: Variant, asked: Sequence[str]) -> dict[str, str]:
     """Returns the recipe's ARG for the device architectures of `--arch`; empty without any.
 
-    Args:
-        variant: the variant to build.
-        asked: architectures; an item may hold several, separated by commas or semicolons.
+    An item of `asked` may hold several, separated by commas or semicolons.
 
     Raises:
         UsageError: the variant has no device architectures, or a name is not one of them.

@@ -88,7 +88,7 @@ def build_local(
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
-    options = BuildOptions.parse(source, origin, arch, slim=slim, toolkit=toolkit)
+    options = BuildOptions(source=source, origin=parse_origin(origin), architectures=arch, slim=slim, toolkit=toolkit)
     asked = parse_platform(platform) if platform else None
     for named in map(variants.find, variant):
         architectures.architecture_argument(named, arch)
@@ -160,7 +160,7 @@ def plan(
     if format == "matrix":
         views.print_json(_matrix(wanted), one_line=True)
         return
-    options = BuildOptions.parse(source, origin, arch, slim=slim, toolkit=toolkit)
+    options = BuildOptions(source=source, origin=parse_origin(origin), architectures=arch, slim=slim, toolkit=toolkit)
     repository.open_clone(ROOT)  # without a version, no registry is to be asked
     if format == "command":
         plans = _prepared_plans(wanted, options)

@@ -17,12 +17,8 @@ from base_images.smoke import command as smoke_command
 def check(root: Path, *, source: Path | None, image: str, listener: Listener = silent) -> Report:
     """Compares BodhiApp with our data, and an image with BodhiApp's arguments.
 
-    Args:
-        root: our checkout, which has the data.
-        source: a checkout of BodhiApp, whose arguments an image is asked with. None takes the data's; without an image
-            the newest commit is fetched and compared.
-        image: a tag, a digest or an id; empty for none.
-        listener: receives the progress of a pull.
+    `source` is a checkout of BodhiApp, whose arguments an image is asked with. None takes the data's; without an image
+    the newest commit is fetched and compared.
 
     Raises:
         SourceError: `source` is not a checkout of BodhiApp, or its repository cannot be fetched.

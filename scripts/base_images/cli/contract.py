@@ -58,7 +58,8 @@ def check(
     writes: list[Callable[[], object]] = []
     if record:
         writes = [partial(files.write_json, record / f"contract-{result.variant}.json", result.as_dict())]
-        if seen := evidence.of_contract(connected.image(result.image_id), settings.load(ROOT).registry, result):
+        found, registry = connected.image(result.image_id), settings.load(ROOT).registry
+        if seen := evidence.of_report(found, registry, evidence.Kind.CONTRACT, result):
             writes.append(partial(evidence.write, seen, record))
     if json:
         views.print_json(result.as_dict())

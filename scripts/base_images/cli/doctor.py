@@ -38,13 +38,7 @@ def doctor(_: Context, variant: list[str], image: str = "", json: bool = False) 
 
 
 def examine(chosen: list[variants.Variant], *, by_name: bool, image: str) -> Any:
-    """Returns the doctor's report.
-
-    Args:
-        chosen: which variants.
-        by_name: whether the user named them.
-        image: an image of the one variant; empty for the local build.
-    """
+    """Returns the doctor's report on variants, which the user named if `by_name`; `image` as of the task."""
     from base_images.doctor import doctor
 
     registry = settings.load(ROOT).registry

@@ -67,15 +67,6 @@ class BuildOptions:
     slim: bool
     toolkit: str
 
-    @classmethod
-    def parse(cls, source: str, origin: str, arch: list[str], *, slim: bool, toolkit: str) -> BuildOptions:
-        """Returns the options as typed.
-
-        Raises:
-            UsageError: there is no such origin.
-        """
-        return cls(source=source, origin=parse_origin(origin), architectures=arch, slim=slim, toolkit=toolkit)
-
 
 def resolve_source(source: str, origin: Origin, display: Display) -> Source:
     """Returns llama.cpp's source, fetched if it is missing, and shows notices about it."""

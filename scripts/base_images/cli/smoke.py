@@ -336,7 +336,8 @@ def _smoke_image(
             model_file=model_file,
             operations=operations,
         )
-        seen = evidence.of_smoke(found, settings.load(ROOT).registry, tested.report)
+        kind = evidence.KIND_OF_DEVICE[tested.report.device]
+        seen = evidence.of_report(found, settings.load(ROOT).registry, kind, tested.report)
         return tested, [partial(evidence.write, seen, outputs.record)] if seen else []
     finally:
         if kept and kept.removal:

@@ -349,10 +349,8 @@ MAX_INFORMATION = 10
 def print_telling(telling: Telling, everything: MirrorReport | None = None, *, where: str) -> None:
     """Prints the verdict, what to act on, the rest, and what to do next.
 
-    Args:
-        telling: what there is to tell.
-        everything: to print all of the rest, and the differences of these; default: the beginning of the rest.
-        where: the options that show all of the rest.
+    With `everything` all of the rest and those differences are printed, else the beginning of the rest; `where` names
+    the options that show all of it.
     """
     from base_images.recipes.upstream_report import Kind
 

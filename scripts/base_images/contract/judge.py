@@ -61,10 +61,7 @@ class ContractReport:
 def check(engine: Engine, reference: str, variant: Variant | None = None) -> ContractReport:
     """Checks the image that `reference` names now against the contract.
 
-    Args:
-        engine: the engine that has the image.
-        reference: a tag, a digest or an id.
-        variant: the expected variant; a label that names another one is a finding.
+    `variant` is the expected one; a label that names another is a finding.
 
     Raises:
         ImageNotFoundError: the engine has no such image.

@@ -49,6 +49,7 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"  # both: the image specification's layer format
 _MAX_NOTE_BYTES = 4096
 _ELF = b"\x7fELF"
+_ELF_BELOW = "/app/"  # the directory whose ELF files are parsed
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -128,16 +129,11 @@ Layer = tuple[Entry, ...]
 """The entries of a layer in the order of its archive, with whiteouts."""
 
 
-def read(
-    stream: Iterator[bytes], *, diff_ids: Sequence[str], keep: Collection[str] = (), elf_below: str = "/app/"
-) -> tuple[Layer, ...]:
+def read(stream: Iterator[bytes], *, diff_ids: Sequence[str], keep: Collection[str] = ()) -> tuple[Layer, ...]:
     """Returns the layers of an image, lowest first.
 
-    Args:
-        stream: the output of `docker save` in chunks.
-        diff_ids: the engine's digests of the layers; they select the image if the archive has several.
-        keep: absolute paths whose content is kept, up to 1 MiB each.
-        elf_below: the directory whose ELF files are parsed.
+    `stream` is the output of `docker save` in chunks. The engine's `diff_ids` of the layers select the image if the
+    archive has several. `keep` are absolute paths whose content is kept, up to 1 MiB each.
 
     Raises:
         EngineError: the stream is not an image's archive, or Python cannot decompress a layer.
@@ -155,7 +151,7 @@ def read(
                 elif file is not None and _is_document(file):
                     documents[name] = _document(file)
                 elif file is not None and (name.startswith("blobs/") or name.endswith("/layer.tar")):
-                    layers[name] = _layer(file, name, keep, elf_below)
+                    layers[name] = _layer(file, name, keep)
     except tarfile.TarError as error:
         raise EngineError(f"The engine did not send an image's archive: {error}.") from error
     names = _layer_names(documents, diff_ids)
@@ -299,8 +295,8 @@ def _layer_names(documents: Mapping[str, Any], diff_ids: Sequence[str]) -> list[
     raise EngineError("The engine's archive does not hold the image that was asked for: run the check again.")
 
 
-def _layer(file: IO[bytes], name: str, keep: Collection[str], elf_below: str) -> Layer:
-    reader = _LayerReader(keep, elf_below)
+def _layer(file: IO[bytes], name: str, keep: Collection[str]) -> Layer:
+    reader = _LayerReader(keep)
     try:
         for member, content in tar.members(_decompressed(file, name)):
             reader.add(member, content)
@@ -323,9 +319,8 @@ def _decompressed(file: IO[bytes], name: str) -> IO[bytes]:
 class _LayerReader:
     """The entries of one layer, in the order of its archive."""
 
-    def __init__(self, keep: Collection[str], elf_below: str) -> None:
+    def __init__(self, keep: Collection[str]) -> None:
         self._keep = keep
-        self._elf_below = elf_below
         self._entries: list[Entry] = []
         self._latest: dict[str, Entry] = {}
         self._directories: dict[str, str] = {}
@@ -391,7 +386,7 @@ class _LayerReader:
             for piece in content:
                 if not begin:
                     begin = piece[:4]
-                    wanted = begin == _ELF and bare.path.startswith(self._elf_below)
+                    wanted = begin == _ELF and bare.path.startswith(_ELF_BELOW)
                 digest.update(piece)
                 if wanted or kept:
                     spool.write(piece)

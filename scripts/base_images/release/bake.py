@@ -36,18 +36,9 @@ def bake(
 ) -> Iterator[Action]:
     """Builds a variant and yields the actions; with a repository it skips platforms that are published already.
 
-    Args:
-        variant: which image.
-        platforms: the platforms to build for.
-        settings: the registry's name, and the pin.
-        root: the checkout.
-        version: HEAD's.
-        repository: where to publish; None loads the image into the local engine instead.
-        source: returns llama.cpp's source; not called when there is nothing to build.
-        builder: buildx's name of the builder; empty for the current one.
-        dry_run: whether to build everything and keep nothing.
-        on_event: receives the build's steps.
-        operations: whether to build also the test of the image's operations.
+    Without a repository it loads the image into the local engine. `source` returns llama.cpp's source; it is not called
+    when there is nothing to build. An empty `builder` is buildx's current one. A dry run builds all and keeps nothing.
+    `operations` builds also the test of the image's operations.
 
     Raises:
         UsageError: the source is not the checkout's own, or not one that is published.

@@ -113,17 +113,8 @@ class Attached:
     digest: str
 
 
-def of_contract(image: Image, repository: str, report: ContractReport) -> Evidence | None:
-    """Returns a contract report as evidence; None for an image that the registry does not have, or of no variant."""
-    return _of(image, repository, Kind.CONTRACT, ok=report.ok, report=report.as_dict())
-
-
-def of_smoke(image: Image, repository: str, report: SmokeReport) -> Evidence | None:
-    """Returns a smoke report as evidence; None for an image that the registry does not have, or of no variant."""
-    return _of(image, repository, KIND_OF_DEVICE[report.device], ok=report.ok, report=report.as_dict())
-
-
-def _of(image: Image, repository: str, kind: Kind, *, ok: bool, report: Mapping[str, Any]) -> Evidence | None:
+def of_report(image: Image, repository: str, kind: Kind, report: ContractReport | SmokeReport) -> Evidence | None:
+    """Returns a report as evidence; None for an image that the registry does not have, or of no variant."""
     subject = next((name for name in image.repo_digests if name.partition("@")[0] == repository), None)
     is_known = image.labels.get(Label.VARIANT, "") in {variant.name for variant in variants.VARIANTS}
     if subject is None or not is_known or variants.Platform.of_architecture(image.architecture) is None:
@@ -136,8 +127,8 @@ def _of(image: Image, repository: str, kind: Kind, *, ok: bool, report: Mapping[
         version=image.labels.get(Label.VERSION, ""),
         diff_ids=image.diff_ids,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        ok=ok,
-        report=report,
+        ok=report.ok,
+        report=report.as_dict(),
     )
 
 

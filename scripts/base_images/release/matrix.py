@@ -27,11 +27,7 @@ def matrix(
 ) -> dict[str, Any]:
     """Returns the jobs as JSON values.
 
-    Args:
-        wanted: the variants to release, each with its platforms.
-        version: the version to release.
-        registry: the repository to publish to.
-        runners: the value of RUNNERS; empty for none.
+    `registry` is the repository to publish to, `runners` the value of RUNNERS, empty for none.
 
     Raises:
         UsageError: `runners` is not a JSON object of strings.

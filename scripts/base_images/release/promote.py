@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from base_images import versions
 from base_images.adapters.manifest import Manifest
@@ -107,12 +108,7 @@ def refusals(
 ) -> list[str]:
     """Returns why a version may not become latest, one sentence per reason; empty when it may.
 
-    Args:
-        variant: which image.
-        version: which version.
-        commit: the commit of its release tag.
-        candidates: its image of each platform in the registry.
-        repository: the name of the registry's repository.
+    `commit` is that of its release tag; `candidates` are its images in the registry by platform.
     """
     if not candidates:
         return [f"{repository} has no {versions.image_tag(variant.name, version)}: publish it first."]
@@ -176,14 +172,8 @@ def promote(
 
     The first promotion also records and keeps what was latest before.
 
-    Args:
-        repository: the registry's repository.
-        variant: which image.
-        version: which version.
-        commit: the commit of its release tag.
-        dry_run: whether to change nothing.
-        unsigned: returns why a digest's signatures do not prove who made the image, a sentence each; called where
-            nothing else is wrong.
+    `commit` is that of its release tag. `unsigned` returns why a digest's signatures do not prove who made the image, a
+    sentence each; it is called where nothing else is wrong.
 
     Raises:
         RegistryError: the registry refuses, or another writer keeps moving the tag.
@@ -346,23 +336,21 @@ def _move(
     dry_run: bool,
     about: str = "",
 ) -> Iterator[Action]:
-    what = "rollback" if rollback else "promote"
     tag = versions.latest_tag(variant.name)
-    target = f"{repository.name}:{tag}"
+    what, target = "rollback" if rollback else "promote", f"{repository.name}:{tag}"
+    action = partial(Action, variant=variant.name, what=what, target=target)
     before = repository.digest(tag) or ""
     recorded = bool(found) and found[-1].number > 0 and found[-1].version == version
     if recorded and (made := _recorded(repository, found[-1]).digest) != image.digest:
         reason = f"{version} was made latest as {made} and is {image.digest} now: a published version never changes."
-        yield _refused(variant, what, target, [reason])
+        yield action(outcome=Outcome.REFUSED, reason=reason)
         return
     if recorded and before == image.digest:
-        yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.ALREADY, digest=before)
+        yield action(outcome=Outcome.ALREADY, digest=before)
         return
     if dry_run:
         reason = f"from {before or 'nothing'} to {image.digest}{about}"
-        yield Action(
-            variant=variant.name, what=what, target=target, outcome=Outcome.WOULD, digest=before, reason=reason
-        )
+        yield action(outcome=Outcome.WOULD, digest=before, reason=reason)
         return
     if not recorded:
         number = max((move.number for move in found), default=0) + 1
@@ -371,20 +359,14 @@ def _move(
     winner = settle(repository, variant)
     if winner is None or winner.version != version:
         reason = f"{winner.version if winner else 'nothing'} was made latest at the same time and takes precedence."
-        yield Action(variant=variant.name, what=what, target=target, outcome=Outcome.REFUSED, reason=reason)
+        yield action(outcome=Outcome.REFUSED, reason=reason)
         return
     reason = f"{version}{about}, before: {before or 'nothing'}"
-    yield Action(
-        variant=variant.name, what=what, target=target, outcome=Outcome.DONE, digest=image.digest, reason=reason
-    )
+    yield action(outcome=Outcome.DONE, digest=image.digest, reason=reason)
 
 
 def _recorded(repository: Repository, move: Move) -> Manifest:
-    """Returns the image that a move made latest.
-
-    Raises:
-        RegistryError: the image is gone.
-    """
+    """Returns the image that a move made latest, or raises RegistryError if it is gone."""
     digest = recorded_digest(repository, move)
     image = repository.manifest(digest) if digest else None
     if image is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from base_images import versions
 from base_images.adapters.registry import BusyError, Repository
-from base_images.errors import RegistryError, UsageError
+from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import promote
 from base_images.variants import Variant
@@ -67,10 +67,7 @@ class Published:
 def look(repository: Repository, variants: Iterable[Variant], released: Version | None) -> list[Published]:
     """Returns what the registry has of each variant; one that cannot be read does not hide the others.
 
-    Args:
-        repository: the registry's repository.
-        variants: which images.
-        released: the newest released version in this clone; None when there is none.
+    `released` is the newest released version in this clone; None when there is none.
 
     Raises:
         RegistryError: the registry does not answer, or refuses.
@@ -131,7 +128,7 @@ def _notes(
 ) -> Iterable[str]:
     if newest is None:
         yield "not published yet"
-    elif released and newest.version != str(released) and _is_older(newest.version, released):
+    elif released and (version := versions.find(newest.version)) and version < released:
         yield f"lags: {released} is released and not published"
     if latest is None:
         if newest:
@@ -144,13 +141,6 @@ def _notes(
         yield f"rolled back to {made.version}"
     elif newest and newest.digest != latest.digest:
         yield f"lags: {newest.version} is published and not promoted"
-
-
-def _is_older(version: str, than: Version) -> bool:
-    try:
-        return versions.parse(version) < than
-    except UsageError:
-        return False
 
 
 def _tagged(repository: Repository, tag: str) -> Tagged | None:

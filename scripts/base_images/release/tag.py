@@ -97,11 +97,8 @@ class Plan:
 def examine(remote: Remote, branch: str, *, now: datetime, mirror_problem: Callable[[], str]) -> State:
     """Returns whether HEAD may be released; fetches the remote's branch and nothing else.
 
-    Args:
-        remote: the remote that has the releases.
-        branch: the release branch.
-        now: the time, UTC.
-        mirror_problem: returns why the recipes do not mirror the pinned llama.cpp and what to do; empty where they do.
+    `now` is in UTC. `mirror_problem` returns why the recipes do not mirror the pinned llama.cpp and what to do; empty
+    where they do.
 
     Raises:
         RepositoryError: git cannot answer in this clone.

@@ -19,7 +19,7 @@ from base_images.adapters.engine import Engine, Image
 from base_images.errors import EngineError
 from base_images.settings import ROOT
 from tests.support import elsewhere
-from tests.support.registries import Authority, make_authority
+from tests.support.registries import Authority
 
 pytestmark = pytest.mark.skipif(
     elsewhere.engine_socket() is None or shutil.which("docker") is None,
@@ -35,11 +35,6 @@ NAMESPACE = "ip link set lo up && exec"
 @pytest.fixture(autouse=True)
 def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere.without_configuration(tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 def docker(*arguments: str) -> subprocess.CompletedProcess[str]:

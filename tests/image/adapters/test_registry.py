@@ -9,8 +9,8 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import publish
-from base_images.smoke.process import free_port
 from base_images.variants import Platform
-from tests.support import commands
+from tests.support import commands, programs, releases
+from tests.support.hostile import Request, hostile, reply
 from tests.support.registries import (
     PASSWORD,
     USER,
@@ -34,16 +34,9 @@ from tests.support.registries import (
     connections,
     front,
     log_in,
-    make_authority,
 )
 
 MISSING = f"sha256:{'0' * 64}"
-LAYER = b"not really a layer"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +51,17 @@ class Registries:
 
 @pytest.fixture(scope="module")
 def registries(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registries]:
-    directory = tmp_path_factory.mktemp("registries")
-    started: list[Registry] = []
-    try:
-        for name, password, tls in (
-            ("plain", False, None),
-            ("password", True, None),
-            ("tls", False, authority),
-            ("both", True, authority),
-        ):
-            started.append(Registry(directory / name, password=password, tls=tls))
-        plain, password_, tls_, both = started
-        yield Registries(plain=plain, password=password_, tls=tls_, both=both)
-    finally:
-        for registry in started:
-            registry.stop()
+    with ExitStack() as running:
+
+        def registry(*, password: bool = False, tls: Authority | None = None) -> Registry:
+            return running.enter_context(Registry(tmp_path_factory.mktemp("registry"), password=password, tls=tls))
+
+        yield Registries(
+            plain=registry(),
+            password=registry(password=True),
+            tls=registry(tls=authority),
+            both=registry(password=True, tls=authority),
+        )
 
 
 @pytest.fixture
@@ -86,19 +75,8 @@ def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
 
 
-def push(repository: Repository, tag: str, architecture: str = "amd64", **labels: str) -> str:
-    """Pushes an image of one layer and returns its digest."""
-    configuration = {"os": "linux", "architecture": architecture, "config": {"Labels": labels}}
-    content = json.dumps(configuration).encode()
-    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": len(content)}
-    layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "size": len(LAYER)}
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": {**config, "digest": repository.put_blob(content)},
-        "layers": [{**layer, "digest": repository.put_blob(LAYER)}],
-    }
-    return repository.put_manifest(tag, json.dumps(manifest).encode())
+def push(repository: Repository, tag: str, platform: Platform = Platform.AMD64, **labels: str) -> str:
+    return releases.push(repository, tag, platform, labels)
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:
@@ -125,7 +103,6 @@ def test_an_image_is_found_by_tag_and_by_digest(repository: Repository) -> None:
     assert found == repository.manifest(digest)
     assert (found.digest, found.media_type, found.is_index) == (digest, OCI_MANIFEST, False)
     assert repository.labels(found) == {"a": "b"}
-    assert repository.blob(found.document["layers"][0]["digest"]) == LAYER
     assert repository.platform_manifests("one") == {"linux/amd64": found}
     assert push(repository, "one", a="b") == digest
     other = push(repository, "one", a="c")
@@ -133,24 +110,23 @@ def test_an_image_is_found_by_tag_and_by_digest(repository: Repository) -> None:
     assert repository.digest(digest) == digest, "what a tag leaves stays"
 
 
-PAGES = {
-    b"GET /v2/x/tags/list?last=b ": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b'{"tags": ["c"]}',
-    b"GET /v2/x/tags/list ": b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
-    b'Link: </v2/x/tags/list?last=b>; rel="next"\r\n\r\n{"tags": ["a", "b"]}',
-}
-
-
 def test_tags_are_read_from_all_pages() -> None:
     """Debian's registry returns all tags at once; others do not."""
-    with served(PAGES) as address:
-        assert open_repository(f"{address}/x").tags() == ["a", "b", "c"]
+
+    def page(asked: Request) -> Iterable[bytes]:
+        if asked.path.endswith("?last=b"):
+            return reply(200, b'{"tags": ["c"]}')
+        return reply(200, b'{"tags": ["a", "b"]}', Link='</v2/x/tags/list?last=b>; rel="next"')
+
+    with hostile(page) as server:
+        assert open_repository(f"{server.address}/x").tags() == ["a", "b", "c"]
 
 
 def test_an_index_is_reproducible_and_has_the_annotations_common_to_all_images(repository: Repository) -> None:
     images = {}
     for platform in (Platform.AMD64, Platform.ARM64):
         labels = {Label.TITLE: "llama.cpp cpu", Label.BASE_DIGEST: platform.architecture, "bodhi.variant": "cpu"}
-        digest = push(repository, f"x-{platform.architecture}", platform.architecture, **labels)
+        digest = push(repository, f"x-{platform.architecture}", platform, **labels)
         manifest = repository.manifest(digest)
         assert manifest
         images[platform] = manifest
@@ -162,23 +138,6 @@ def test_an_index_is_reproducible_and_has_the_annotations_common_to_all_images(r
     assert (index.digest, index.media_type, index.content) == (digest, OCI_INDEX, content)
     assert index.document["annotations"] == {Label.TITLE: "llama.cpp cpu"}
     assert repository.platform_manifests("x") == {platform.docker: manifest for platform, manifest in images.items()}
-
-
-@pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_a_registry_on_loopback_is_asked_directly(
-    registries: Registries, authority: Authority, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    trust(monkeypatch, authority)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    repository = open_repository(f"{getattr(registries, kind).address}/proxied-{kind}", patient=False)
-    digest = push(repository, "one")
-    assert repository.digest("one") == digest
-    assert repository.labels(repository.manifest("one") or pytest.fail("lost")) == {}
-    with pytest.raises(RegistryError, match="ProxyError"):
-        open_repository("registry.example/x", patient=False).tags()
 
 
 def test_an_index_of_a_missing_image_is_refused(repository: Repository) -> None:
@@ -215,7 +174,6 @@ def test_credentials_of_docker_login_are_used(
 
 
 HELPER = """\
-#!/bin/sh
 read server
 cat /proc/[0-9]*/cmdline > {seen} 2>/dev/null
 test "$1 $server" = "get {address}" || {{ echo "credentials not found in native keychain"; exit 1; }}
@@ -229,9 +187,8 @@ def test_a_credential_helper_is_asked_and_no_secret_is_seen(
     """By the command line: no secret is in the output, the errors or the arguments of any process."""
     address = registries.both.address
     seen = tmp_path / "seen"
-    helper = tmp_path / "docker-credential-test"
-    helper.write_text(HELPER.format(address=address, user=USER, password=PASSWORD, seen=seen))
-    helper.chmod(0o755)
+    text = HELPER.format(address=address, user=USER, password=PASSWORD, seen=seen)
+    helper = programs.script(tmp_path / "docker-credential-test", text)
     (tmp_path / "config.json").write_text(json.dumps({"credHelpers": {address: "test"}}))
     trust(monkeypatch, authority)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -388,33 +345,8 @@ def test_a_refusal_is_not_retried(registries: Registries, repository: Repository
 
 @pytest.mark.parametrize("body", [b"<html>Sign in to the hotel's network</html>", b"[]", b"7", b"\xff\xfe"])
 def test_an_answer_that_is_not_a_registrys_is_reported(body: bytes) -> None:
-    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html\r\n\r\n" + body
-    with served({b"GET ": answer}) as address:
-        repository = open_repository(f"{address}/x")
+    with hostile(lambda _: reply(200, body, Content_Type="text/html")) as server:
+        repository = open_repository(f"{server.address}/x")
         for question in (repository.tags, lambda: repository.manifest("one")):
             with pytest.raises(RegistryError, match="gave an answer that makes no sense to "):
                 question()
-
-
-@contextmanager
-def served(answers: Mapping[bytes, bytes]) -> Iterator[str]:
-    """Yields the address of a server that answers by the beginning of the request; empty for any other."""
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            with connection:
-                request = connection.recv(1 << 16)
-                connection.sendall(next((answers[start] for start in answers if request.startswith(start)), b""))
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()

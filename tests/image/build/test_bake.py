@@ -106,18 +106,12 @@ def buildx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry with a base image that has a shell and getconf, and with an SBOM generator."""
     directory = tmp_path_factory.mktemp("registry")
-    running = Registry(directory)
-    try:
+    with Registry(directory) as running:
         tar = builders.write_root(directory / "root.tar", "sh", "getconf", "cat")
         for name in ("ubuntu:24.04", "node:24"):
-            reference = f"{running.address}/{name}"
-            engine.import_filesystem(tar, reference, [f'CMD ["{name}"]'])
-            engine.push(reference)
-            engine.remove_image(reference)
+            builders.push_root(engine, tar, f"{running.address}/{name}", f'CMD ["{name}"]')
         builders.push_generator(engine, f"{running.address}/generator:1", directory, file="/app/built")
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture
@@ -152,9 +146,9 @@ def builder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def attested(repository: Repository, index: Manifest) -> dict[str, Mapping[str, Any]]:
     """Returns the predicates of the attestations in an index, by type."""
-    [child] = [child for child in index.children if child.platform == "unknown/unknown"]
-    assert child.annotations["vnd.docker.reference.type"] == "attestation-manifest"
-    manifest = repository.manifest(child.digest)
+    [entry] = [entry for entry in index.document["manifests"] if entry["platform"]["os"] == "unknown"]
+    assert entry["annotations"]["vnd.docker.reference.type"] == "attestation-manifest"
+    manifest = repository.manifest(entry["digest"])
     assert manifest
     statements = [json.loads(repository.blob(layer["digest"])) for layer in manifest.document["layers"]]
     return {statement["predicateType"]: statement["predicate"] for statement in statements}

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import docker
 import pytest
 
 from base_images import settings, variants
@@ -27,7 +26,7 @@ from base_images.progress import Listener, Progress, silent
 from base_images.roots import CUDA, Packages, Root
 from base_images.variants import Platform
 from tests.support import clones, wheels
-from tests.support.builders import write_root
+from tests.support.builders import push_root, write_root
 from tests.support.registries import Registry
 from tests.support.servers import Files, serving
 
@@ -49,14 +48,9 @@ def registry(engine: Engine, tmp_path: Path) -> Iterator[Registry]:
     registry = Registry(tmp_path / "registry")
     try:
         tar = write_root(tmp_path / "root.tar", "getconf")
-        client = docker.from_env()
         for reference in sorted(set(references(registry).values())):
             # With another command in each, they are two images.
-            engine.import_filesystem(tar, reference, [f'CMD ["{reference}"]'])
-            messages = list(client.api.push(reference, stream=True, decode=True))
-            assert not [message for message in messages if "error" in message]
-            engine.remove_image(reference)
-        client.close()
+            push_root(engine, tar, reference, f'CMD ["{reference}"]')
         yield registry
     finally:
         registry.stop()

@@ -6,7 +6,6 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import docker
 import pytest
@@ -52,101 +51,81 @@ def test_the_cpu_image_passes_every_row(engine: Engine, cpu_image: Image) -> Non
     assert (report.variant, report.image_id, report.ok) == ("cpu", cpu_image.id, True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Defect:
-    """A Dockerfile that plants a defect, all rows that fail, and a pattern that one of their findings matches."""
-
-    dockerfile: str
-    rows: set[int]
-    reason: str
-
-
 BIN = "/app/bin/*/cpu"
 CANNOT_START = {2, 3, 11, 13, 14, 15, 18, 20}
 
-DEFECTS = {
-    "missing versioned library": Defect(
-        dockerfile=f"RUN rm {BIN}/libllama.so.0", rows=CANNOT_START, reason=r"libllama\.so\.0 is not found, needed by "
+# What plants a defect, all rows that fail, and a pattern that one of their findings matches.
+DEFECTS: dict[str, tuple[str, set[int], str]] = {
+    "missing versioned library": (
+        f"RUN rm {BIN}/libllama.so.0",
+        CANNOT_START,
+        r"libllama\.so\.0 is not found, needed by ",
     ),
-    "rpath to the build directory": Defect(
-        dockerfile=rf"RUN sed -i 's,\$ORIGIN,/build:,' {BIN}/libllama-server-impl.so",
-        rows=CANNOT_START,
-        reason=r"RUNPATH '/build:' instead of RUNPATH '\$ORIGIN' on /app/bin/.*/cpu/libllama-server-impl\.so",
+    "rpath to the build directory": (
+        rf"RUN sed -i 's,\$ORIGIN,/build:,' {BIN}/libllama-server-impl.so",
+        CANNOT_START,
+        r"RUNPATH '/build:' instead of RUNPATH '\$ORIGIN' on /app/bin/.*/cpu/libllama-server-impl\.so",
     ),
-    "rpath of a library that this machine does not load": Defect(
-        dockerfile=rf"RUN sed -i 's,\$ORIGIN,/build:,' {BIN}/libggml-cpu-x64.so {BIN}/libggml-cpu-armv8.0_1.so || :",
-        rows={2},
-        reason=r"RUNPATH '/build:' instead of RUNPATH '\$ORIGIN' on /app/bin/.*/cpu/libggml-cpu-",
+    "rpath of a library that this machine does not load": (
+        rf"RUN sed -i 's,\$ORIGIN,/build:,' {BIN}/libggml-cpu-x64.so {BIN}/libggml-cpu-armv8.0_1.so || :",
+        {2},
+        r"RUNPATH '/build:' instead of RUNPATH '\$ORIGIN' on /app/bin/.*/cpu/libggml-cpu-",
     ),
-    "payload owned by the user": Defect(
-        dockerfile="RUN chown -R llama:llama /app/bin", rows={4, 12, 17}, reason="Not owned by root: /app/bin, "
+    "payload owned by the user": ("RUN chown -R llama:llama /app/bin", {4, 12, 17}, "Not owned by root: /app/bin, "),
+    "duplicated layer": (f"RUN touch {BIN}/*", {12, 17}, "stores again what a lower layer holds"),
+    "empty label": ('LABEL org.opencontainers.image.licenses=""', {7}, r"image\.licenses is empty"),
+    "broken version.json": ("RUN echo '{\"version\": ' > /app/version.json", {6}, "version.json is not valid JSON"),
+    "health check on a wrong path": (
+        'HEALTHCHECK CMD ["/app/llama-server", "--version"]',
+        {8},
+        "health check's program /app/llama-server is not in the image",
     ),
-    "duplicated layer": Defect(
-        dockerfile=f"RUN touch {BIN}/*", rows={12, 17}, reason="stores again what a lower layer holds"
+    "health check on a fixed port": (
+        "HEALTHCHECK CMD curl -sSf http://localhost:8080/health",
+        {8},
+        "does not follow /app/bin/",
     ),
-    "empty label": Defect(
-        dockerfile='LABEL org.opencontainers.image.licenses=""', rows={7}, reason=r"image\.licenses is empty"
+    "extra binary": (
+        f"RUN cd {BIN} && cp llama-server llama-cli",
+        {9},
+        "Another program of llama.cpp in the image: /app/bin/.*/cpu/llama-cli",
     ),
-    "broken version.json": Defect(
-        dockerfile="RUN echo '{\"version\": ' > /app/version.json", rows={6}, reason="version.json is not valid JSON"
+    "world-writable directory": (
+        "RUN mkdir -m 0777 /var/models",
+        {10},
+        "everyone may write, and not sticky: /var/models",
     ),
-    "health check on a wrong path": Defect(
-        dockerfile='HEALTHCHECK CMD ["/app/llama-server", "--version"]',
-        rows={8},
-        reason="health check's program /app/llama-server is not in the image",
+    "--version of another commit": (
+        f"LABEL bodhi.llama_cpp.commit={'f' * 40}",
+        {7, 13},
+        "reports commit [0-9a-f]{7,40}, but the label bodhi.llama_cpp.commit is 'f+'",
     ),
-    "health check on a fixed port": Defect(
-        dockerfile="HEALTHCHECK CMD curl -sSf http://localhost:8080/health",
-        rows={8},
-        reason="does not follow /app/bin/",
+    "setuid program": ("RUN chmod u+s /usr/bin/env", {10, 12}, "not so in the base image: /usr/bin/env"),
+    "package lists": (
+        "RUN echo x > /var/lib/apt/lists/deb_Packages",
+        {9},
+        "A package list or cache in the image: /var/lib/apt/lists/deb_Packages",
     ),
-    "extra binary": Defect(
-        dockerfile=f"RUN cd {BIN} && cp llama-server llama-cli",
-        rows={9},
-        reason="Another program of llama.cpp in the image: /app/bin/.*/cpu/llama-cli",
+    "no curl": ("RUN rm /usr/bin/curl", {8}, "curl does not run"),
+    "runs as root": ("USER root", {4}, "runs as 'root'"),
+    "one CPU backend missing": (
+        f"RUN rm -f {BIN}/libggml-cpu-sse42.so {BIN}/libggml-cpu-armv8.2_1.so",
+        {13},
+        "lacks 1 of the [0-9]+ portable CPU backends: ",
     ),
-    "world-writable directory": Defect(
-        dockerfile="RUN mkdir -m 0777 /var/models", rows={10}, reason="everyone may write, and not sticky: /var/models"
+    "an argument of BodhiApp's refused": (
+        f"RUN sed -i 's/--no-mmap/--no-mmaq/' {BIN}/libllama-common.so.*.*",
+        {18},
+        "cpu/llama-server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap",
     ),
-    "--version of another commit": Defect(
-        dockerfile=f"LABEL bodhi.llama_cpp.commit={'f' * 40}",
-        rows={7, 13},
-        reason="reports commit [0-9a-f]{7,40}, but the label bodhi.llama_cpp.commit is 'f+'",
+    "a volume of root's": ("RUN chmod 755 /data", {19}, "54321:0 cannot write a new volume at /data"),
+    "llama-server as process 1": (
+        'ENTRYPOINT ["/usr/local/bin/llama-server"]',
+        {20},
+        "still runs 10 s after SIGTERM while it loads a model",
     ),
-    "setuid program": Defect(
-        dockerfile="RUN chmod u+s /usr/bin/env", rows={10, 12}, reason="not so in the base image: /usr/bin/env"
-    ),
-    "package lists": Defect(
-        dockerfile="RUN echo x > /var/lib/apt/lists/deb_Packages",
-        rows={9},
-        reason="A package list or cache in the image: /var/lib/apt/lists/deb_Packages",
-    ),
-    "no curl": Defect(dockerfile="RUN rm /usr/bin/curl", rows={8}, reason="curl does not run"),
-    "runs as root": Defect(dockerfile="USER root", rows={4}, reason="runs as 'root'"),
-    "one CPU backend missing": Defect(
-        dockerfile=f"RUN rm -f {BIN}/libggml-cpu-sse42.so {BIN}/libggml-cpu-armv8.2_1.so",
-        rows={13},
-        reason="lacks 1 of the [0-9]+ portable CPU backends: ",
-    ),
-    "an argument of BodhiApp's refused": Defect(
-        dockerfile=f"RUN sed -i 's/--no-mmap/--no-mmaq/' {BIN}/libllama-common.so.*.*",
-        rows={18},
-        reason="cpu/llama-server refuses --no-mmap, which BodhiApp passes: error: invalid argument: --no-mmap",
-    ),
-    "a volume of root's": Defect(
-        dockerfile="RUN chmod 755 /data",
-        rows={19},
-        reason="54321:0 cannot write a new volume at /data",
-    ),
-    "llama-server as process 1": Defect(
-        dockerfile='ENTRYPOINT ["/usr/local/bin/llama-server"]',
-        rows={20},
-        reason="still runs 10 s after SIGTERM while it loads a model",
-    ),
-    "no license texts": Defect(
-        dockerfile="RUN rm -r /usr/share/doc/llama.cpp", rows={21}, reason="lacks LICENSE, NOTICES, vendor/cpp-httplib"
-    ),
-    "no shell": Defect(dockerfile='RUN ["rm", "/bin/sh"]', rows={2, 3, 8, 19, 20}, reason="no POSIX shell"),
+    "no license texts": ("RUN rm -r /usr/share/doc/llama.cpp", {21}, "lacks LICENSE, NOTICES, vendor/cpp-httplib"),
+    "no shell": ('RUN ["rm", "/bin/sh"]', {2, 3, 8, 19, 20}, "no POSIX shell"),
 }
 
 
@@ -154,12 +133,12 @@ DEFECTS = {
 def test_a_planted_defect_fails_its_rows_with_a_reason(
     engine: Engine, cpu_image: Image, build: Build, name: str
 ) -> None:
-    defect = DEFECTS[name]
-    user = "" if defect.dockerfile.startswith("USER") else f"USER {cpu_image.user}\n"
-    report = judge.check(engine, build(f"FROM {cpu_image.id}\nUSER root\n{defect.dockerfile}\n{user}"))
+    dockerfile, rows, reason = DEFECTS[name]
+    user = "" if dockerfile.startswith("USER") else f"USER {cpu_image.user}\n"
+    report = judge.check(engine, build(f"FROM {cpu_image.id}\nUSER root\n{dockerfile}\n{user}"))
     findings = failed(report)
-    assert set(findings) == defect.rows, findings
-    assert any(re.search(defect.reason, finding) for texts in findings.values() for finding in texts), findings
+    assert set(findings) == rows, findings
+    assert any(re.search(reason, finding) for texts in findings.values() for finding in texts), findings
 
 
 def test_an_image_of_a_single_file(engine: Engine, build: Build) -> None:

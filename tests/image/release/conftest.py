@@ -18,14 +18,10 @@ from tests.support.releases import Site
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Registry]:
-    started = Registry(tmp_path_factory.mktemp("registry"))
-    try:
+    with Registry(tmp_path_factory.mktemp("registry")) as started:
         yield started
-    finally:
-        started.stop()
-        made = engine.images(reference=f"{started.address}/*")
-        if made:
-            subprocess.run(["docker", "rmi", "--force", *{one.id for one in made}], check=True, capture_output=True)
+    if made := engine.images(reference=f"{started.address}/*"):
+        subprocess.run(["docker", "rmi", "--force", *{one.id for one in made}], check=True, capture_output=True)
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -175,51 +172,21 @@ def test_an_interrupted_push_leaves_no_tag(site: Site, served: Registry) -> None
     assert image.layers_size > 24_000_000
 
 
-def test_concurrent_promotions_end_with_the_newest(repository: Repository, served: Registry) -> None:
-    """Three at a time through a randomly slow registry, each round in another order."""
-    dice = random.Random(5)  # noqa: S311 - not for cryptography
-    rounds = 5
-
-    def slow(method: str, path: str) -> int | None:
-        if "latest-" in path or "move-" in path or "tags" in path:
-            time.sleep(dice.choice((0, 0.01, 0.03)))
-        assert method
-        return None
-
-    with front(served.address, slow) as address:
-        name = repository.name.replace(served.address, address)
-        for number in range(rounds):
-            at_once = [release(3 * number + one) for one in (1, 2, 3)]
-            digests = earn(repository, *at_once)
-            with ThreadPoolExecutor() as pool:
-                outcomes = list(
-                    pool.map(lambda one: promoted(open_repository(name), one), dice.sample(at_once, 3), timeout=SECONDS)
-                )
-            assert repository.digest("latest-cuda") == digests[-1]
-            # A promotion that was overtaken before its end reports that.
-            [newest] = [one for one in outcomes if one.digest == digests[-1]]
-            assert newest.outcome is Outcome.DONE
-
-
 def test_a_full_disk_of_the_registry_is_one_sentence(tmp_path: Path) -> None:
-    with disks.small(tmp_path / "disk", "2m") as disk:
-        served = Registry(tmp_path / "registry", data=disk)
-        try:
-            repository = open_repository(f"{served.address}/x")
-            one, two = release(1), release(2)
-            first, second = earn(repository, one, two)
-            promoted(repository, one)
-            before = state(repository)
-            disks.fill(disk / "filler")
-            with pytest.raises(RegistryError, match=r"could not push a blob of .* \(HTTP status 500\): run the same"):
-                promoted(repository, two)
-            assert state(repository) == before
-            assert repository.digest("latest-cuda") == first
-            (disk / "filler").unlink()
-            assert promoted(repository, two).outcome is Outcome.DONE
-            assert repository.digest("latest-cuda") == second
-        finally:
-            served.stop()
+    with disks.small(tmp_path / "disk", "2m") as disk, Registry(tmp_path / "registry", data=disk) as served:
+        repository = open_repository(f"{served.address}/x")
+        one, two = release(1), release(2)
+        first, second = earn(repository, one, two)
+        promoted(repository, one)
+        before = state(repository)
+        disks.fill(disk / "filler")
+        with pytest.raises(RegistryError, match=r"could not push a blob of .* \(HTTP status 500\): run the same"):
+            promoted(repository, two)
+        assert state(repository) == before
+        assert repository.digest("latest-cuda") == first
+        (disk / "filler").unlink()
+        assert promoted(repository, two).outcome is Outcome.DONE
+        assert repository.digest("latest-cuda") == second
 
 
 def test_an_unwritable_action_record_is_reported(site: Site, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def test_a_rollback_to_the_predecessors_latest(site: Site) -> None:
     assert first_word(site.done(*back)) == Outcome.ALREADY
     cpu = checked(json.loads(site.done("check-version", "--json")))
     assert (cpu["latest"]["version"], cpu["before"]) == (PREDECESSORS, str(one.version))
-    assert cpu["newest"]["version"] == str(two.version)
+    assert (cpu["newest"]["version"], cpu["newest"]["digest"]) == (str(two.version), second)
+    assert cpu["newest"]["llama_cpp"] == "b11312"
     assert cpu["notes"] == [f"rolled back to {PREDECESSORS}"]
     assert "it was latest before and was rolled back" in site.refused(*promotion)
     never = site.refused("rollback", "--variant", "cpu", "--to", str(two.version))
@@ -192,8 +193,7 @@ def test_a_rollback_to_an_image_of_several_platforms(repository: Repository) -> 
 
 
 def test_a_rollback_survives_garbage_collection(tmp_path: Path) -> None:
-    served = Registry(tmp_path / "registry")
-    try:
+    with Registry(tmp_path / "registry") as served:
         repository = open_repository(f"{served.address}/x")
         one = release(1)
         named, nameless = (
@@ -213,8 +213,6 @@ def test_a_rollback_survives_garbage_collection(tmp_path: Path) -> None:
         back = gone_back(repository, Foreign(name=nameless), rocm)
         assert back.digest == repository.digest("latest-rocm") == nameless
         assert repository.platform_manifests("latest-rocm")
-    finally:
-        served.stop()
 
 
 LATER = "202601010000-e118046"
@@ -317,7 +315,10 @@ def promoted_in_the_end(name: str, released: Release) -> Action:
         return promoted_in_the_end(name, released)
 
 
-def test_concurrent_first_promotions_keep_the_predecessor(repository: Repository, served: Registry) -> None:
+def test_concurrent_promotions_end_with_the_newest_and_keep_the_predecessor(
+    repository: Repository, served: Registry
+) -> None:
+    """Four at a time through a randomly slow registry: the first ones of a repository, and three after them."""
     dice = random.Random(7)  # noqa: S311 - not for cryptography
 
     def slow(method: str, path: str) -> int | None:
@@ -330,15 +331,15 @@ def test_concurrent_first_promotions_keep_the_predecessor(repository: Repository
         for number in range(4):
             where = open_repository(f"{repository.name}{number}")
             there = push_foreign(where, "cuda", **{Label.VERSION: PREDECESSORS})
-            several = [release(one) for one in (1, 2, 3)]
-            digests = earn(where, *several)
             name = where.name.replace(served.address, address)
-            at_once = [*several, several[-1]]
-            with ThreadPoolExecutor() as pool:
-                orders = dice.sample(at_once, len(at_once))
-                done = list(pool.map(lambda one, at=name: promoted_in_the_end(at, one), orders, timeout=SECONDS))
-            assert where.digest("latest-cuda") == digests[-1]
-            assert {one.outcome for one in done if one.digest == digests[-1]} <= {Outcome.DONE, Outcome.ALREADY}
+            for several in ([release(one) for one in (1, 2, 3)], [release(one) for one in (4, 5, 6)]):
+                digests = earn(where, *several)
+                at_once = [*several, several[-1]]
+                with ThreadPoolExecutor() as pool:
+                    orders = dice.sample(at_once, len(at_once))
+                    done = list(pool.map(lambda one, at=name: promoted_in_the_end(at, one), orders, timeout=SECONDS))
+                assert where.digest("latest-cuda") == digests[-1]
+                assert {one.outcome for one in done if one.digest == digests[-1]} <= {Outcome.DONE, Outcome.ALREADY}
             kept = [move for move in promote.moves(where.tags(), "cuda") if move.number == 0]
             assert [move.version for move in kept] == [Foreign(name=PREDECESSORS)]
             assert gone_back(where, Foreign(name=PREDECESSORS)).digest == where.digest("latest-cuda") == there

@@ -9,7 +9,7 @@ import socketserver
 import ssl
 import warnings
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import docker.auth
@@ -19,19 +19,14 @@ from base_images.adapters import client, ssh
 from base_images.adapters.docker_errors import engine_errors
 from base_images.errors import EngineError
 from base_images.smoke.process import free_port
-from tests.support import elsewhere
+from tests.support import elsewhere, programs
 from tests.support.registries import Authority, make_authority
-from tests.support.servers import running
+from tests.support.servers import Handler, running
 
 
 @pytest.fixture(autouse=True)
 def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere.without_configuration(tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 def no_answer(monkeypatch: pytest.MonkeyPatch, host: str, *, timeout: int = 60) -> str:
@@ -41,22 +36,10 @@ def no_answer(monkeypatch: pytest.MonkeyPatch, host: str, *, timeout: int = 60) 
     return str(caught.value)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    status, body = 200, b""
-
-    def do_GET(self) -> None:
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @contextlib.contextmanager
 def answering(status: int, body: bytes, *, tls: Authority | None = None, wants_client: bool = False) -> Iterator[str]:
     """Serves an answer to everything, and yields HOST:PORT."""
-    handler = type("Handler", (_Handler,), {"status": status, "body": body})
+    handler = type("Everything", (Handler,), {"do_GET": lambda self: self.answer(status, body)})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         if tls:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.authority)
@@ -179,9 +162,7 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_what_ssh_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str) -> None:
-    program = tmp_path / "ssh"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
+    programs.script(tmp_path / "ssh", script)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     message = no_answer(monkeypatch, "ssh://me@host")
     assert said in message
@@ -216,9 +197,7 @@ def test_a_credential_helper_that_fails_is_the_cause(
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker" / "config.json").write_text('{"credsStore": "broken"}')
     if installed:
-        program = tmp_path / "docker-credential-broken"
-        program.write_text("#!/bin/sh\necho the secret is hunter2; exit 1\n")
-        program.chmod(0o755)
+        programs.script(tmp_path / "docker-credential-broken", "echo the secret is hunter2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pytest has reset the filter of docker_errors

@@ -4,8 +4,7 @@ import hashlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ from base_images.adapters import http_session
 from base_images.adapters.download import download
 from base_images.errors import SourceError
 from base_images.progress import Progress, silent
+from tests.support.hostile import Hostile, Request, hostile, reply
 from tests.support.programs import wait_for
-from tests.support.servers import Handler, running
+from tests.support.servers import running
 
 CONTENT = bytes(range(256)) * 12_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -26,49 +26,34 @@ SECONDS = 300
 """A time-out that only a hang exceeds."""
 
 
-class FileServer(ThreadingHTTPServer):
-    """Serves CONTENT at /file, with the faults that a test sets."""
+class FileServer(Hostile):
+    """Serves CONTENT, with the faults that a test sets."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.ranges: list[str | None] = []
-        self.cuts = 0
+        super().__init__(self.serve)
+        self.cuts = self.status = 0
         self.honours_range = True
-        self.status = 0
         self.go_on = threading.Event()
         self.go_on.set()
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/file"
+    def ranges(self) -> list[str | None]:
+        return [request.headers.get("range") for request in self.requests]
 
-
-class _Handler(Handler):
-    server: FileServer
-
-    def do_GET(self) -> None:
-        self.server.ranges.append(self.headers["Range"])
-        if self.server.status:
-            self.send_error(self.server.status)
+    def serve(self, asked: Request) -> Iterable[bytes]:
+        wanted = asked.headers.get("range", "") if self.honours_range else ""
+        start = int(wanted.removeprefix("bytes=").removesuffix("-") or 0)
+        if self.status or start >= len(CONTENT):
+            yield from reply(self.status or 416)
             return
-        start = 0
-        if self.headers["Range"] and self.server.honours_range:
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        if start >= len(CONTENT):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        self.end_headers()
-        body = CONTENT[start:]
-        if self.server.cuts:
-            self.server.cuts -= 1
+        place = {"Content_Range": f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"} if start else {}
+        head, body = reply(206 if start else 200, CONTENT[start:], **place)
+        if self.cuts:
+            self.cuts -= 1
             body = body[: len(body) // 2]
-        self.wfile.write(body[:1000])
-        self.server.go_on.wait(SECONDS)
-        self.wfile.write(body[1000:])
+        yield head + body[:1000]
+        self.go_on.wait(SECONDS)
+        yield body[1000:]
 
 
 @pytest.fixture
@@ -134,7 +119,7 @@ def test_a_server_that_stays_down_is_one_sentence_and_the_next_run_resumes(serve
         download(server.url, target, sha256=SHA256, listener=silent)
     assert "\n" not in str(caught.value)
     assert not target.exists()
-    server.ranges.clear()
+    server.requests.clear()
     download(server.url, target, sha256=SHA256, listener=silent)
 
     assert target.read_bytes() == CONTENT
@@ -248,32 +233,17 @@ def test_the_cache_is_in_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.Monk
     assert downloads.cache_directory() == tmp_path / "llama-cpp-base-images"
 
 
-class Proxy(Handler):
-    """Answers every request itself, as a proxy could."""
-
-    def do_GET(self) -> None:
-        self.answer(200, b"by the proxy")
-
-
-class Redirect(Handler):
+def redirecting(asked: Request) -> Iterable[bytes]:
     """Redirects once to the name of this machine that it is asked for, and then answers."""
-
-    def do_GET(self) -> None:
-        if self.path != "/there":
-            self.answer(302, Location=f"http://{self.path[1:]}:{self.connection.getsockname()[1]}/there")
-        else:
-            self.answer(200, b"directly")
+    if asked.path == "/there":
+        return reply(200, b"directly")
+    return reply(302, Location=f"http://{asked.path[1:]}:{asked.headers['host'].rpartition(':')[2]}/there")
 
 
 def test_loopback_is_asked_directly_and_others_by_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy,
-        ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as here,
-        running(proxy),
-        running(here),
-    ):
+    with hostile(lambda _: reply(200, b"by the proxy")) as proxy, hostile(redirecting) as here:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+            monkeypatch.setenv(name, proxy.url)
         monkeypatch.setenv("NO_PROXY", "direct.invalid")
 
         def get(url: str) -> str:
@@ -283,7 +253,7 @@ def test_loopback_is_asked_directly_and_others_by_the_proxy(monkeypatch: pytest.
         for host in ("127.0.0.1", "localhost"):
             assert get(f"http://{host}:{here.server_port}/there") == "directly"
         assert get("http://example.invalid/there") == "by the proxy"
-        assert get(f"http://127.0.0.1:{here.server_port}/localhost") == "directly"
-        assert get(f"http://127.0.0.1:{here.server_port}/example.invalid") == "by the proxy"
+        assert get(f"{here.url}/localhost") == "directly"
+        assert get(f"{here.url}/example.invalid") == "by the proxy"
         with pytest.raises(requests.ConnectionError):
             get(f"http://direct.invalid:{here.server_port}/there")

@@ -51,12 +51,6 @@ def test_nothing_is_left_running_when_the_caller_is_interrupted(tmp_path: Path) 
     assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout
 
 
-def test_the_environment_is_passed_on() -> None:
-    outcome = programs.run([sys.executable, "-c", "import os; print(os.environ['A'])"], environment={"A": "b"})
-
-    assert outcome.stdout == "b\n"
-
-
 def test_no_program_is_told_the_repository_of_a_calling_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = subprocess.run(["git", "rev-parse", "--local-env-vars"], check=True, capture_output=True, text=True)
     local = set(listed.stdout.split()) - {"GIT_CONFIG_COUNT"}  # the settings that it counts are a user's

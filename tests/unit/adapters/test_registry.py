@@ -32,30 +32,17 @@ def test_a_name_is_a_host_and_a_path(name: str, host: str, path: str) -> None:
     assert registry._split(name) == (host, path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["127.0.0.1:5000/x", "127.0.0.1/x", "127.8.9.1:5000/x", "localhost/x", "localhost:5000/x", "[::1]:5000/x"],
+LOOPBACK = ("127.0.0.1:5000/x", "127.0.0.1/x", "127.8.9.1:5000/x", "localhost/x", "localhost:5000/x", "[::1]:5000/x")
+ELSEWHERE = (
+    *("ghcr.io/bodhisearch/llama.cpp", "ubuntu", "localhost.example.org/x", "127.0.0.1.example.org:5000/x"),
+    *("127.0.0.1@example.org/x", "10.0.0.1:5000/x", "0.0.0.0:5000/x"),
+    *("registry:5000/127.0.0.1", "[2001:db8::1]:5000/x"),
 )
-def test_loopback_is_this_machine(name: str) -> None:
-    assert registry.is_loopback(name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ghcr.io/bodhisearch/llama.cpp",
-        "ubuntu",
-        "localhost.example.org/x",
-        "127.0.0.1.example.org:5000/x",
-        "127.0.0.1@example.org/x",
-        "10.0.0.1:5000/x",
-        "0.0.0.0:5000/x",
-        "registry:5000/127.0.0.1",
-        "[2001:db8::1]:5000/x",
-    ],
-)
-def test_what_is_called_like_loopback_is_not(name: str) -> None:
-    assert not registry.is_loopback(name)
+@pytest.mark.parametrize("name", [*LOOPBACK, *ELSEWHERE])
+def test_loopback_is_this_machine_and_not_what_is_called_like_it(name: str) -> None:
+    assert registry.is_loopback(name) is (name in LOOPBACK)
 
 
 def manifest(document: dict[str, object], media_type: str) -> Manifest:
@@ -63,31 +50,22 @@ def manifest(document: dict[str, object], media_type: str) -> Manifest:
     return Manifest(digest=f"sha256:{hashlib.sha256(content).hexdigest()}", media_type=media_type, content=content)
 
 
-def entry(platform: dict[str, str] | None, **more: object) -> dict[str, object]:
-    described: dict[str, object] = {"mediaType": OCI_MANIFEST, "digest": "sha256:1", "size": 3, **more}
+def entry(platform: dict[str, str] | None) -> dict[str, object]:
+    described: dict[str, object] = {"mediaType": OCI_MANIFEST, "digest": "sha256:1", "size": 3}
     return {**described, "platform": platform} if platform else described
 
 
-def test_an_index_lists_its_children_in_order() -> None:
-    index = manifest(
-        {
-            "manifests": [
-                entry({"os": "linux", "architecture": "arm64", "variant": "v8"}),
-                entry({"os": "linux", "architecture": "amd64"}, annotations={"a": "b"}),
-                entry(None, annotations=None),
-            ]
-        },
-        OCI_INDEX,
-    )
+def test_an_index_lists_its_entries_in_order() -> None:
+    platforms = [{"os": "linux", "architecture": "arm64", "variant": "v8"}, {"os": "linux", "architecture": "amd64"}]
+    index = manifest({"manifests": [*map(entry, platforms), entry(None)]}, OCI_INDEX)
     assert index.is_index
-    assert [child.platform for child in index.children] == ["linux/arm64", "linux/amd64", "unknown/unknown"]
-    assert [dict(child.annotations) for child in index.children] == [{}, {"a": "b"}, {}]
+    assert [named for named, _ in index.entries] == ["linux/arm64", "linux/amd64", "unknown/unknown"]
     assert manifest({}, DOCKER_LIST).is_index
 
 
-def test_an_image_has_a_size_and_no_children() -> None:
+def test_an_image_has_a_size_and_no_entries() -> None:
     image = manifest({"config": {"size": 2}, "layers": [{"size": 30}, {"size": 400}]}, OCI_MANIFEST)
-    assert (image.is_index, image.children, image.layers_size) == (False, (), 432)
+    assert (image.is_index, image.entries, image.layers_size) == (False, (), 432)
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 
 from base_images.adapters import registry
+from base_images.adapters.manifest import digest_of
 from base_images.adapters.registry import Repository, open_repository
 from base_images.errors import RegistryError
 from tests.support.hostile import SECRETS, TOKEN, Hostile, Request, hostile, reply
-from tests.support.registries import PASSWORD, USER, Authority, log_in, make_authority
+from tests.support.registries import PASSWORD, USER, Authority, log_in
 
 DIGEST = f"sha256:{'0' * 64}"
 BASIC = {"Www_Authenticate": 'Basic realm="x"'}
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +111,17 @@ def test_no_secret_leaves_for_another_host_or_port(
         all_questions(open_repository(f"{server.address}/x", patient=False))
         assert server.received_secrets(), "the registry itself gets them"
     assert elsewhere.received_secrets() == []
+
+
+def test_a_blob_is_read_where_the_registry_redirects_to(authority: Authority, tmp_path: Path) -> None:
+    """GHCR and Docker Hub redirect to another host, which gets no token."""
+    with (
+        hostile(lambda _: reply(200, b"one"), tls=authority) as storage,
+        hostile(demanding(moved(307, storage.url), "Bearer"), tls=authority) as server,
+    ):
+        log_in(tmp_path, server.address)
+        assert open_repository(f"{server.address}/x", patient=False).blob(digest_of(b"one")) == b"one"
+        assert [sorted(request.headers.keys() & {"authorization"}) for request in storage.requests] == [[]]
 
 
 def answer_tags(asked: Request) -> Iterable[bytes]:
@@ -226,6 +233,8 @@ def test_a_proxy_is_not_asked_for_a_registry_on_loopback(
             with hostile(answer_tags, tls=tls) as server:
                 assert open_repository(f"{server.address}/x", patient=False).tags() == ["one"]
         assert proxy.heard == ""
+        with pytest.raises(RegistryError, match="ProxyError"):
+            open_repository("registry.example/x", patient=False).tags()
 
 
 def test_a_challenge_of_megabytes_is_not_parsed(authority: Authority, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import git
@@ -10,6 +11,7 @@ import pytest
 
 from base_images.adapters import repository
 from base_images.errors import RepositoryError, SourceError
+from tests.support import programs
 from tests.support.clones import commit
 
 AUGUST = "2025-08-20T14:20:30+0200"
@@ -109,26 +111,30 @@ def test_a_shallow_clone_has_no_commit_count(checkout: git.Repo, tmp_path: Path)
         assert repository.head(clone.git).version == repository.head(checkout.git).version
 
 
-def test_no_repository_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="is not a git repository"):
-        repository.open_clone(tmp_path)
+OF_THE_FUTURE = "[core]\nrepositoryFormatVersion = 1\n[extensions]\nrefstorage = of-the-future\n"
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (shutil.rmtree, "No such file or directory"),
+    "no repository": (lambda tree: shutil.rmtree(tree / ".git"), "is not a git repository"),
+    "no commit": (lambda tree: (tree / ".git/refs/heads/main").unlink(), "has no commit yet"),
+    "damaged": (
+        lambda tree: (tree / ".git/refs/heads/main").write_text(f"{1:040x}\n"),
+        "git refuses to read the repository .*HEAD",
+    ),
+    "of a later git": (
+        lambda tree: (tree / ".git/config").write_text(OF_THE_FUTURE),
+        "git refuses to read the repository .*(refstorage|of-the-future)",
+    ),
+}
 
 
-def test_a_repository_without_a_commit_is_one_sentence(tmp_path: Path) -> None:
-    git.Repo.init(tmp_path).close()
-    with pytest.raises(RepositoryError, match="has no commit yet"):
-        repository.open_clone(tmp_path)
-
-
-def test_a_commit_of_1970_is_one_sentence(checkout: git.Repo) -> None:
-    commit(checkout, "epoch", "1970-01-01T00:00:01+0000")
-    with pytest.raises(RepositoryError, match="1970-01-01"):
-        repository.head(checkout.git)
-
-
-def test_a_commit_of_2099(checkout: git.Repo) -> None:
-    commit(checkout, "late", "2099-12-31T23:59:00+0000")
-    assert repository.head(checkout.git).version.timestamp == "9912312359"
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_clone_that_cannot_be_read_is_one_sentence(checkout: git.Repo, name: str) -> None:
+    spoil, said = SPOILED[name]
+    root = Path(checkout.working_dir)
+    spoil(root)
+    with pytest.raises(RepositoryError, match=said):
+        repository.open_clone(root)
 
 
 # What users' machines are like.
@@ -188,9 +194,8 @@ HOSTILE_VARIABLES = {
 @pytest.fixture
 def _hostile(checkout: git.Repo, tmp_path: Path) -> Iterator[None]:
     """A user's settings and the variables of a hook that would change what git answers of the checkout."""
-    monitor, elsewhere = tmp_path / "monitor", tmp_path / "elsewhere"
-    monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")  # nothing has changed
-    monitor.chmod(0o755)
+    elsewhere = tmp_path / "elsewhere"
+    monitor = programs.script(tmp_path / "monitor", "printf 'token\\0'")  # nothing has changed
     with git.Repo.init(elsewhere, initial_branch="other") as other:
         commit(other, "elsewhere", AUGUST)
     places = {"monitor": monitor, "elsewhere": elsewhere / ".git", "checkout": checkout.working_dir}
@@ -256,9 +261,7 @@ def test_a_user_s_hook_may_forbid_the_push_and_is_quoted_without_colours(
     checkout: git.Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hooks, settings = tmp_path / "hooks", tmp_path / "gitconfig"
-    hooks.mkdir()
-    (hooks / "pre-push").write_text("#!/bin/sh\necho not on a Friday >&2\nexit 1\n")
-    (hooks / "pre-push").chmod(0o755)
+    programs.script(hooks / "pre-push", "echo not on a Friday >&2\nexit 1")
     settings.write_text(
         f"[core]\n\thooksPath = {hooks}\n[color]\n\tui = always\n\tpush = always\n\tadvice = always\n"
         "[user]\n\tname = A\n\temail = a@example.org\n"
@@ -301,13 +304,6 @@ def test_git_s_words_about_another_user_s_repository_are_quoted(
         repository.source_clone(root, "main")
 
 
-def test_a_repository_that_this_git_does_not_know_is_not_called_empty(checkout: git.Repo) -> None:
-    checkout.git.config("core.repositoryFormatVersion", "1")
-    checkout.git.config("extensions.refstorage", "of-the-future")
-    with pytest.raises(RepositoryError, match=r"git refuses to read the repository .*(refstorage|of-the-future)"):
-        repository.open_clone(Path(checkout.working_dir))
-
-
 def test_a_repository_with_reftable(tmp_path: Path) -> None:
     init = ["git", "init", "--quiet", "--initial-branch=main", "--ref-format=reftable", str(tmp_path)]
     if subprocess.run(init, check=False, capture_output=True).returncode:
@@ -323,12 +319,6 @@ def test_a_repository_with_reftable(tmp_path: Path) -> None:
     assert repository.release_tags(clone)["base-images/v2508201220-abcdef0"].commit == head.commit
 
 
-def test_a_damaged_repository_is_not_called_empty(checkout: git.Repo) -> None:
-    Path(checkout.git_dir, "refs/heads/main").write_text(f"{1:040x}\n")
-    with pytest.raises(RepositoryError, match=r"git refuses to read the repository .*HEAD"):
-        repository.open_clone(Path(checkout.working_dir))
-
-
 @pytest.mark.parametrize("gitdir", ["none", "empty", "gone"])
 def test_files_inside_another_repository_have_no_version(checkout: git.Repo, gitdir: str) -> None:
     inner = Path(checkout.working_dir) / "inner"
@@ -340,8 +330,3 @@ def test_files_inside_another_repository_have_no_version(checkout: git.Repo, git
             (inner / ".git").write_text("gitdir: ../modules/inner\n")
     with pytest.raises(RepositoryError, match="not a git repository"):
         repository.open_clone(inner)
-
-
-def test_a_directory_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="No such file or directory"):
-        repository.open_clone(tmp_path / "gone")

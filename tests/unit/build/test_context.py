@@ -59,14 +59,8 @@ def test_the_context_is_recipes_and_source_only(root: Path, source: Path) -> Non
 
 
 SECRETS = (
-    ".git/config",
-    ".env",
-    ".env.local",
-    ".netrc",
-    ".git-credentials",
-    ".ssh/config",
-    ".aws/credentials",
-    "id_rsa",
+    *(".git/config", ".env", ".env.local", ".netrc", ".git-credentials"),
+    *(".ssh/config", ".aws/credentials", "id_rsa"),
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import clones
+from tests.support import clones, programs
 
 GIT = ("git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "protocol.file.allow=always")
 NOWHERE = {"DOCKER_HOST": "unix:///nowhere/docker.sock", "BASE_IMAGES_REGISTRY": "127.0.0.1:1/x"}
@@ -71,10 +71,9 @@ def test_a_hook_of_a_superproject_sees_this_repository(checkout: Path, tmp_path:
     outer = tmp_path / "outer"
     git(tmp_path, "init", "--quiet", "--initial-branch=other", outer)
     git(outer, "submodule", "--quiet", "add", checkout, "images")
-    hook = outer / ".git" / "hooks" / "pre-commit"
     command = f"{sys.executable} -m invoke check-version --json"
-    hook.write_text(f"#!/bin/sh\nenv >{tmp_path}/env\ncd images && {command} >{tmp_path}/facts\n")
-    hook.chmod(0o755)
+    hook = f"env >{tmp_path}/env\ncd images && {command} >{tmp_path}/facts"
+    programs.script(outer / ".git" / "hooks" / "pre-commit", hook)
     (outer / "file").touch()
     git(outer, "add", "file")
     git(outer, "commit", "--quiet", "--message=outer", "file", **NOWHERE)

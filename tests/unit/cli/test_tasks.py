@@ -14,7 +14,6 @@ import tasks
 from invoke.parser import Parser
 
 from base_images import settings, variants
-from base_images.errors import UsageError
 from tests.support.clones import fresh_copy
 from tests.support.commands import invoke
 
@@ -186,15 +185,6 @@ def test_a_directory_without_a_repository_is_an_error(tmp_path: Path) -> None:
     done = invoke("check-version", cwd=fresh_copy(tmp_path))
     assert done.returncode == 7
     assert "is not a git repository" in sentence(done)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"), [("[tool", "is not valid TOML"), ("[tool.base-images]", "lacks the key 'llama-cpp'")]
-)
-def test_a_broken_configuration_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "pyproject.toml").write_text(text)
-    with pytest.raises(UsageError, match=said):
-        settings.load(tmp_path)
 
 
 def test_an_unwritable_path_is_one_sentence(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ REPORT = ContractReport(reference="x", image_id="sha256:1", variant="cpu", rows=
 def of(variant: str, architecture: str = "amd64") -> Evidence | None:
     digests = (f"{NAME}@sha256:{'1' * 64}",)
     labelled = image(repo_digests=digests, labels={Label.VARIANT.value: variant}, architecture=architecture)
-    return evidence.of_contract(labelled, NAME, REPORT)
+    return evidence.of_report(labelled, NAME, Kind.CONTRACT, REPORT)
 
 
 @pytest.mark.parametrize("variant", ["x/../../../tmp/y", "", "..", "nvidia", "cpu\n"])

@@ -10,17 +10,15 @@ from typing import Any
 import pytest
 
 from base_images import variants, versions
-from base_images.labels import Label
 from base_images.release import promote
-from base_images.release.evidence import Attached, Evidence, Kind
+from base_images.release.evidence import Attached, Kind
 from base_images.release.promote import Candidate, Move
 from base_images.smoke.report import Device
 from base_images.variants import Variant
 from base_images.versions import Foreign, Version
+from tests.support import releases
+from tests.support.releases import CPU, CUDA, VULKAN, Release
 
-CPU = variants.find("cpu")
-CUDA = variants.find("cuda")
-VULKAN = variants.find("vulkan")
 COMMIT = "abc1234" + "0" * 33
 VERSION = versions.parse("2508201420-abc1234")
 OLD, MIDDLE, NEW = (versions.parse(f"25082014{minute}-abc1234") for minute in (10, 20, 30))
@@ -141,32 +139,17 @@ def test_a_version_that_was_rolled_back_is_not_promoted_again() -> None:
 
 
 def candidate(variant: Variant, platform: str, reports: dict[Kind, bool], **changed: str) -> Candidate:
-    labels: dict[str, str] = {
-        Label.VARIANT: variant.name,
-        Label.VERSION: str(VERSION),
-        Label.REVISION: COMMIT,
-        Label.BUILD_ORIGIN: "registries",
-    }
+    image = releases.labels(variant, Release(version=VERSION, commit=COMMIT), **changed)
     attached = {
         kind: Attached(
-            evidence=Evidence(
-                kind=kind,
-                subject=f"{REGISTRY}@sha256:1",
-                platform=platform,
-                variant=variant.name,
-                version=str(VERSION),
-                diff_ids=(),
-                made="2025-08-20T15:00:00+00:00",
-                ok=ok,
-                report={"ok": ok},
+            evidence=releases.report(
+                f"{REGISTRY}@sha256:1", platform, kind, variant=variant.name, version=VERSION, ok=ok
             ),
             digest="sha256:2",
         )
         for kind, ok in reports.items()
     }
-    names = {name: label for name, label in Label.__members__.items() if name in changed}
-    relabelled = {label.value: changed[name] for name, label in names.items()}
-    return Candidate(platform=platform, digest="sha256:1", labels={**labels, **relabelled}, reports=attached)
+    return Candidate(platform=platform, digest="sha256:1", labels=image, reports=attached)
 
 
 PROVEN = {Kind.CONTRACT: True, Kind.SMOKE: True}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import operator
@@ -22,10 +21,12 @@ from base_images.labels import Label
 from base_images.release import evidence, signatures
 from base_images.release import notes as release_notes
 from base_images.release import record as release_record
-from base_images.release.evidence import Attached, Evidence, Kind
+from base_images.release.evidence import Attached, Kind
 from base_images.release.promote import Candidate, Move
 from base_images.release.record import Found, LlamaCpp, Record, Released, Seen, Status
 from base_images.versions import Foreign, Version
+from tests.support import releases
+from tests.support.releases import VULKAN, Release
 
 SCHEMA = json.loads(release_record.SCHEMA.read_text(encoding="utf-8"))
 COMMIT = "abc1234567890abcdef1234567890abcdef12345"
@@ -48,10 +49,7 @@ OTHER = "sha256:" + "2" * 64
 
 def labels(variant: str, platform: str, **changes: str) -> dict[str, str]:
     return {
-        Label.VARIANT: variant,
-        Label.VERSION: str(VERSION),
-        Label.REVISION: COMMIT,
-        Label.BUILD_ORIGIN: "registries",
+        **releases.labels(variants.find(variant), Release(version=VERSION, commit=COMMIT)),
         Label.PLATFORM: platform,
         Label.BASE_NAME: "docker.io/library/ubuntu:24.04",
         Label.BASE_DIGEST: "sha256:" + "b" * 64,
@@ -64,20 +62,11 @@ def labels(variant: str, platform: str, **changes: str) -> dict[str, str]:
 def found(
     variant: str = "cuda", platform: str = "linux/amd64", *, kinds: tuple[Kind, ...] = (Kind.CONTRACT, Kind.SMOKE)
 ) -> Found:
+    subject = f"ghcr.io/x_y/z@{INDEX}"
     reports = {
         kind: Attached(
             digest="sha256:" + "e" * 64,
-            evidence=Evidence(
-                kind=kind,
-                subject=f"ghcr.io/x_y/z@{INDEX}",
-                platform=platform,
-                variant=variant,
-                version=str(VERSION),
-                diff_ids=(),
-                made="2025-08-20T15:00:00+00:00",
-                ok=True,
-                report={"ok": True},
-            ),
+            evidence=releases.report(subject, platform, kind, variant=variant, version=VERSION),
         )
         for kind in kinds
     }
@@ -102,6 +91,10 @@ def back(number: int, version: Version | Foreign) -> Move:
     return Move(variant="cuda", number=number, version=version, rollback=True)
 
 
+def moved(*moves: Move, latest: str = OTHER) -> Seen:
+    return seen(latest=latest, moves=moves)
+
+
 def record(*of: Seen, release: Released = RELEASED) -> Record:
     return release_record.record(release, of, SETTINGS, now=NOW)
 
@@ -110,57 +103,42 @@ def both(*, kinds: tuple[Kind, ...] = (Kind.CONTRACT, Kind.SMOKE)) -> tuple[Foun
     return found("vulkan", kinds=kinds), found("vulkan", "linux/arm64", kinds=kinds)
 
 
-VULKAN = variants.find("vulkan")
 THERE = Foreign(name="999912312359-e118046")
 AGAIN = f"run `invoke promote --version {VERSION} --variant cuda`."
+BACK = f"it was latest, and was rolled back: {OLDER} was made latest since."
+NOT_YET = f"it has not been promoted yet: {AGAIN}"
 STATUSES: dict[str, tuple[Seen, Status, str]] = {
-    "latest": (seen(latest=INDEX, moves=(move(1, VERSION),)), Status.LATEST, ""),
+    "latest": (moved(move(1, VERSION), latest=INDEX), Status.LATEST, ""),
     "latest before there were records": (seen(latest=INDEX), Status.LATEST, ""),
-    "promoted": (seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER))), Status.PROMOTED, ""),
-    "rolled back": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(3, OLDER))),
-        Status.ROLLED_BACK,
-        f"it was latest, and was rolled back: {OLDER} was made latest since.",
-    ),
+    "promoted": (moved(move(1, VERSION), move(2, NEWER)), Status.PROMOTED, ""),
+    "rolled back": (moved(move(1, OLDER), move(2, VERSION), back(3, OLDER)), Status.ROLLED_BACK, BACK),
     "rolled back with the one after it": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), move(3, NEWER), back(4, OLDER))),
+        moved(move(1, OLDER), move(2, VERSION), move(3, NEWER), back(4, OLDER)),
         Status.ROLLED_BACK,
-        f"it was latest, and was rolled back: {OLDER} was made latest since.",
+        BACK,
     ),
     "promoted and rolled back at once": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION), back(2, OLDER))),
+        moved(move(1, OLDER), move(2, VERSION), back(2, OLDER)),
         Status.ROLLED_BACK,
-        f"it was latest, and was rolled back: {OLDER} was made latest since.",
+        BACK,
     ),
     "promoted, and the one after the next rolled back": (
-        seen(latest=OTHER, moves=(move(1, VERSION), move(2, NEWER), back(3, NEWER))),
+        moved(move(1, VERSION), move(2, NEWER), back(3, NEWER)),
         Status.PROMOTED,
         "",
     ),
-    "back by a rollback": (
-        seen(latest=INDEX, moves=(move(1, VERSION), move(2, NEWER), back(3, VERSION))),
-        Status.LATEST,
-        "",
-    ),
-    "published": (
-        seen(latest=OTHER, moves=(move(1, OLDER),)),
-        Status.PUBLISHED,
-        f"it has not been promoted yet: {AGAIN}",
-    ),
+    "back by a rollback": (moved(move(1, VERSION), move(2, NEWER), back(3, VERSION), latest=INDEX), Status.LATEST, ""),
+    "published": (moved(move(1, OLDER)), Status.PUBLISHED, NOT_YET),
     "rolled back to what was there before": (
-        seen(latest=OTHER, moves=(move(0, THERE), move(1, VERSION), back(2, THERE))),
+        moved(move(0, THERE), move(1, VERSION), back(2, THERE)),
         Status.ROLLED_BACK,
         f"it was latest, and was rolled back: {THERE} was made latest since.",
     ),
-    "published, and another is latest that was there before": (
-        seen(latest=OTHER, moves=(move(0, THERE),)),
-        Status.PUBLISHED,
-        f"it has not been promoted yet: {AGAIN}",
-    ),
-    "the first one": (seen(), Status.PUBLISHED, f"it has not been promoted yet: {AGAIN}"),
-    "overtaken": (seen(latest=OTHER, moves=(move(1, NEWER),)), Status.PUBLISHED, f"{NEWER} is latest and newer."),
+    "published, and another is latest that was there before": (moved(move(0, THERE)), Status.PUBLISHED, NOT_YET),
+    "the first one": (seen(), Status.PUBLISHED, NOT_YET),
+    "overtaken": (moved(move(1, NEWER)), Status.PUBLISHED, f"{NEWER} is latest and newer."),
     "promotion cut off": (
-        seen(latest=OTHER, moves=(move(1, OLDER), move(2, VERSION))),
+        moved(move(1, OLDER), move(2, VERSION)),
         Status.PUBLISHED,
         f"its promotion was cut off: {AGAIN}",
     ),
@@ -376,16 +354,9 @@ def test_the_schema_is_valid_and_describes_every_property() -> None:
         assert one.get("required", []) == list(one.get("properties", {})), "what may be missing is null instead"
 
 
-def _parent(document: Any, path: tuple[str | int, ...]) -> Any:
-    return functools.reduce(operator.getitem, path[:-1], document)
-
-
-def _set(*path: str | int, to: object) -> Callable[[Any], None]:
-    return lambda document: operator.setitem(_parent(document, path), path[-1], to)
-
-
-def _drop(*path: str | int) -> Callable[[Any], None]:
-    return lambda document: operator.delitem(_parent(document, path), path[-1])
+def _set(*path: str | int, to: object) -> Callable[[Any], object]:
+    *above, last = path
+    return lambda document: operator.setitem(functools.reduce(operator.getitem, above, document), last, to)
 
 
 IMAGE = ("variants", 0, "platforms", 0)
@@ -394,15 +365,8 @@ IMAGE = ("variants", 0, "platforms", 0)
 @pytest.mark.parametrize(
     "change",
     [
-        _drop("commit"),
-        _drop("variants"),
-        _drop("variants", 0, "status"),
-        _drop("variants", 0, "digest"),
-        _drop(*IMAGE, "reports"),
-        _drop("llama_cpp", "tag"),
+        lambda document: document.pop("commit"),
         _set("surprise", to=1),
-        _set("variants", 0, "surprise", to=1),
-        _set(*IMAGE, "surprise", to=1),
         _set("version", to="v1"),
         _set("made", to="20.8.2025"),
         _set("commit", to="abc1234"),
@@ -422,12 +386,11 @@ IMAGE = ("variants", 0, "platforms", 0)
         _set(*IMAGE, "reports", 0, "file", to="../contract.evidence.json"),
     ],
 )
-def test_the_schema_refuses_invalid_records(change: Callable[[dict[str, Any]], None]) -> None:
+def test_the_schema_refuses_invalid_records(change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads(json.dumps(record(seen(latest=INDEX)).as_dict()))
     assert not problems(document)
-    changed = copy.deepcopy(document)
-    change(changed)
-    assert problems(changed)
+    change(document)
+    assert problems(document)
 
 
 # git.

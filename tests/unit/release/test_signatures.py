@@ -9,13 +9,14 @@ import pytest
 
 from base_images.release import signatures
 from base_images.release.signatures import Signer
+from tests.support import programs
 
 IMAGE = f"ghcr.io/bodhisearch/llama.cpp@sha256:{'1' * 64}"
 SIGNER = Signer(
     url="https://github.com/BodhiSearch/llama.cpp", git_tag="base-images/v2508201420-abc1234", commit="a" * 40
 )
 
-PROGRAM = """#!/bin/sh
+PROGRAM = """\
 for argument; do printf '%s\\n' "$argument"; done >"$0.arguments"
 echo "it is signed by somebody else" >&2
 exit {code}
@@ -25,8 +26,7 @@ exit {code}
 def install(directory: Path, *, cosign: int | None, gh: int | None) -> None:
     for name, code in (("cosign", cosign), ("gh", gh)):
         if code is not None:
-            (directory / name).write_text(PROGRAM.format(code=code))
-            (directory / name).chmod(0o755)
+            programs.script(directory / name, PROGRAM.format(code=code))
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,15 @@ from base_images.adapters.repository import Remote
 from base_images.errors import RepositoryError, SourceError
 from base_images.release import tag as release_tag
 from base_images.release.tag import Plan, State, Status
+from tests.support import programs
 from tests.support.clones import commit
 from tests.support.registries import connections
 
 NOW = datetime(2025, 9, 1, tzinfo=UTC)
 MERGED = "2025-08-20T14:20:30+0000"
 LATER = "2025-08-20T15:00:00+0000"
-OTHER = "base-images/v2508211200-abcdef0"
+OTHER, SAME_MINUTE = "base-images/v2508211200-abcdef0", "base-images/v2508201420-fffffff"
+NEWER = "newer than the last release"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,7 @@ class Site:
         return "\n".join([*here, "there:", everything(self.bare)])
 
     def hook(self, name: str, script: str) -> None:
-        path = Path(self.bare.git_dir) / "hooks" / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
+        programs.script(Path(self.bare.git_dir) / "hooks" / name, script)
 
 
 def everything(repo: git.Repo) -> str:
@@ -131,14 +131,6 @@ def edit(site: Site) -> None:
     (Path(site.clone.working_dir) / "first").write_text("edited")
 
 
-def other_branch(site: Site) -> None:
-    site.clone.git.switch("--create", "topic")
-
-
-def detach(site: Site) -> None:
-    site.clone.git.checkout("--detach")
-
-
 def ahead(site: Site) -> None:
     commit(site.clone, "third", LATER)
 
@@ -154,30 +146,8 @@ def diverged(site: Site) -> None:
     behind(site)
 
 
-def tag_there_elsewhere(site: Site) -> None:
-    site.colleague.git.tag("-a", "-m", "x", site.tag, "HEAD~")
-    site.colleague.git.push("origin", site.tag)
-
-
-def tag_here_elsewhere(site: Site) -> None:
-    site.clone.git.tag("-a", "-m", "x", site.tag, "HEAD~")
-
-
-def tag_here_lightweight(site: Site) -> None:
-    site.clone.git.tag(site.tag)
-
-
-def newer_there(site: Site) -> None:
-    site.colleague.git.tag(OTHER, "HEAD~")
-    site.colleague.git.push("origin", OTHER)
-
-
-def newer_here(site: Site) -> None:
-    site.clone.git.tag(OTHER, "HEAD~")
-
-
-def same_minute(site: Site) -> None:
-    site.colleague.git.tag("base-images/v2508201420-fffffff", "HEAD~")
+def tagged_there(site: Site, name: str, *options: str) -> None:
+    site.colleague.git.tag(*options, name, "HEAD~")
     site.colleague.git.push("origin", "--tags")
 
 
@@ -185,20 +155,20 @@ def same_minute(site: Site) -> None:
     ("spoil", "check", "said"),
     [
         (edit, "clean tree", "commit or stash first"),
-        (other_branch, "release branch", "on topic: `git switch main`"),
-        (detach, "release branch", "HEAD is detached: `git switch main`"),
+        (lambda site: site.clone.git.switch("--create", "topic"), "release branch", "on topic: `git switch main`"),
+        (lambda site: site.clone.git.checkout("--detach"), "release branch", "HEAD is detached: `git switch main`"),
         (ahead, "level with origin", "1 ahead of origin/main: `git push origin main` first"),
         (behind, "level with origin", "2 behind origin/main: `git pull --ff-only`"),
         (diverged, "level with origin", "diverged from origin/main, 1 ahead and 2 behind"),
-        (tag_there_elsewhere, "tag free", "and is never moved: commit again"),
-        (tag_here_elsewhere, "tag free", "and not at origin: find out why, then `git tag -d base-images/v"),
-        (tag_here_lightweight, "tag free", "not annotated, and not at origin: `git tag -d base-images/v"),
-        (newer_there, "newer than the last release", "is not newer than 2508211200-abcdef0 (at origin)"),
-        (newer_here, "newer than the last release", "is not newer than 2508211200-abcdef0 (here only)"),
-        (same_minute, "newer than the last release", "is not newer than 2508201420-fffffff (at origin)"),
+        (lambda site: tagged_there(site, site.tag, "-am", "x"), "tag free", "and is never moved: commit again"),
+        (lambda site: site.clone.git.tag("-am", "x", site.tag, "HEAD~"), "tag free", "find out why, then `git tag -d"),
+        (lambda site: site.clone.git.tag(site.tag), "tag free", "not annotated, and not at origin: `git tag -d"),
+        (lambda site: tagged_there(site, OTHER), NEWER, "is not newer than 2508211200-abcdef0 (at origin)"),
+        (lambda site: site.clone.git.tag(OTHER, "HEAD~"), NEWER, "is not newer than 2508211200-abcdef0 (here only)"),
+        (lambda site: tagged_there(site, SAME_MINUTE), NEWER, "is not newer than 2508201420-fffffff (at origin)"),
     ],
 )
-def test_each_precondition_fails_alone(site: Site, spoil: Callable[[Site], None], check: str, said: str) -> None:
+def test_each_precondition_fails_alone(site: Site, spoil: Callable[[Site], object], check: str, said: str) -> None:
     spoil(site)
     before = site.refs()
     state = examine(site)
@@ -233,8 +203,10 @@ def test_recipes_that_do_not_mirror_upstream_are_not_released(site: Site) -> Non
 
 
 def test_every_precondition_is_checked_even_when_others_fail(site: Site) -> None:
-    for spoil in (diverged, tag_here_lightweight, newer_there, edit):
-        spoil(site)
+    diverged(site)
+    site.clone.git.tag(site.tag)
+    tagged_there(site, OTHER)
+    edit(site)
     site.clone.git.switch("--create", "topic")
     state = examine(site, now=datetime(2025, 1, 1, tzinfo=UTC), problem="look at cuda")
     assert [check.name for check in state.checks if check.status is Status.PASS] == ["whole history", "remote"]
@@ -281,9 +253,8 @@ def test_a_remote_that_does_not_answer_is_asked_once(site: Site) -> None:
 
 
 def test_a_remote_that_asks_for_a_password_gets_none(site: Site, tmp_path: Path) -> None:
-    helper = tmp_path / "git-remote-locked"
-    helper.write_text("#!/bin/sh\nprintf 'protocol=https\\nhost=example.org\\n\\n' | git credential fill\nexit 1\n")
-    helper.chmod(0o755)
+    asking = "printf 'protocol=https\\nhost=example.org\\n\\n' | git credential fill\nexit 1"
+    helper = programs.script(tmp_path / "git-remote-locked", asking)
     site.clone.git.remote("set-url", "origin", f"ext::{helper}")
     site.clone.git.config("protocol.ext.allow", "always")
     assert "terminal prompts disabled" in without_remote(examine(site))
@@ -301,8 +272,7 @@ def test_the_plan_of_the_first_release(site: Site) -> None:
 
 def test_tags_of_another_build_system_are_not_releases(site: Site) -> None:
     """Its tags have a four-digit year, so that each would be newer than every tag of ours."""
-    site.colleague.git.tag("base-images/v202512281717-e118046", "HEAD~")
-    site.colleague.git.push("origin", "--tags")
+    tagged_there(site, "base-images/v202512281717-e118046")
     site.clone.git.fetch("--tags")
     state = examine(site)
     assert failed(state) == {}
@@ -384,18 +354,33 @@ def test_a_refused_push_leaves_no_tag(site: Site) -> None:
     assert examine(site).released
 
 
-def test_a_push_is_atomic(site: Site) -> None:
-    plan = planned(site)
-    site.bare.git.update_ref("refs/heads/main", "main~")  # the last commit was reverted meanwhile
+def reverted(site: Site) -> None:
+    """The last commit, and the remote takes no tag: the push is atomic."""
+    site.bare.git.update_ref("refs/heads/main", "main~")
     site.hook("update", 'case "$1" in refs/tags/*) exit 1 ;; esac')
-    refused(site, plan, "hook declined")
 
 
-def test_a_concurrent_push_to_main_stops_the_release(site: Site) -> None:
+def signing(site: Site) -> None:
+    site.clone.git.config("tag.gpgSign", "true")
+    site.clone.git.config("gpg.program", "false")
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "reason"),
+    [
+        (reverted, "hook declined"),
+        (behind, "fetch first"),
+        (lambda site: tagged_there(site, site.tag, "-am", "x"), "already exists"),
+        (lambda site: site.clone.git.tag("-am", "x", site.tag, "HEAD~"), "in the meantime"),
+        (signing, "unable to sign the tag"),
+    ],
+)
+def test_a_release_that_cannot_be_made_any_more_changes_nothing(
+    site: Site, meanwhile: Callable[[Site], object], reason: str
+) -> None:
     plan = planned(site)
-    behind(site)
-    refused(site, plan, "fetch first")
-    assert list(failed(examine(site))) == ["level with origin"]
+    meanwhile(site)
+    refused(site, plan, reason)
 
 
 def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
@@ -404,12 +389,6 @@ def test_a_concurrent_local_commit_is_not_pushed(site: Site) -> None:
     publish(site, plan)
     assert site.bare.tag(plan.tag).commit.hexsha == plan.commit
     assert site.bare.commit("main").hexsha == plan.commit
-
-
-def test_a_concurrent_push_of_the_tag_to_another_commit_stops_the_release(site: Site) -> None:
-    plan = planned(site)
-    tag_there_elsewhere(site)
-    refused(site, plan, "already exists")
 
 
 def test_losing_the_race_for_the_same_commit_is_success(site: Site) -> None:
@@ -431,12 +410,6 @@ def test_a_run_killed_after_tagging_is_finished_by_the_next(site: Site) -> None:
     assert "is here from an interrupted run, and not yet at origin" in seen["tag free"]
     publish(site, planned(site))
     assert repository.remote_release_tags(Remote(clone=site.clone.git)) == {plan.tag: tag}
-
-
-def test_a_concurrent_local_tag_is_not_pushed(site: Site) -> None:
-    plan = planned(site)
-    tag_here_elsewhere(site)
-    refused(site, plan, "in the meantime")
 
 
 def test_a_push_that_takes_too_long_leaves_no_tag(site: Site) -> None:
@@ -470,13 +443,6 @@ def test_the_tag_is_signed_if_git_is_configured_to(site: Site, tmp_path: Path) -
     plan = planned(site)
     publish(site, plan)
     assert "BEGIN SSH SIGNATURE" in site.bare.git.cat_file("tag", plan.tag)
-
-
-def test_a_signature_that_fails_is_one_sentence_and_leaves_no_tag(site: Site) -> None:
-    site.clone.git.config("tag.gpgSign", "true")
-    site.clone.git.config("gpg.program", "false")
-    plan = planned(site)
-    refused(site, plan, "unable to sign the tag")
 
 
 @pytest.mark.parametrize(
