@@ -27,7 +27,7 @@ BASE = """
 ARG BASE
 FROM ${BASE} AS base
 COPY stand-in /usr/local/bin/stand-in
-RUN for tool in apt apt-get ccache cmake dpkg hipconfig npm wget yum; do \\
+RUN for tool in apt apt-get ccache cmake dpkg hipconfig npm objcopy wget yum; do \\
         install /usr/local/bin/stand-in "/usr/local/bin/$tool"; \\
     done
 RUN library=$(echo /usr/lib/*-linux-gnu/libz.so.1) && \\
@@ -62,6 +62,15 @@ cmake)
     ;;
 esac
 """
+
+TERMS = "/* Copyright of somebody:\n * anything goes. */\n"
+SOURCE = {
+    **{f"tools/ui/{file}": "{}" for file in ("package.json", "package-lock.json", "src/main.ts")},
+    "tools/ui/svelte.config.js": "const config = {\n\tkit: {\n",
+    **{f"{directory}LICENSE": "MIT" for directory in ("", "licenses/", "vendor/http/")},
+    **{f"{directory}/one.cpp": TERMS for directory in ("vendor", "common", "src", "tools/mtmd", "tools/server")},
+    **{f"ggml/{directory}/two.h": "// Not about terms.\n" for directory in ("include", "src")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +118,7 @@ def built(engine: Engine, stand_in: str, request: pytest.FixtureRequest) -> Iter
         for path in (settings.ROOT / "dockerfiles").rglob("*")
         if path.is_file()
     }
-    source = {f"llama.cpp/tools/ui/{file}": "{}" for file in ("package.json", "package-lock.json")}
+    source = {f"llama.cpp/{file}": text for file, text in SOURCE.items()}
     bases = dict.fromkeys([*recipe.BASE_ARGUMENTS.values(), "SLIM_BASE_IMAGE"], stand_in)
     image_id = build(engine, {**files, **source}, variant.dockerfile, {**bases, **arguments}, "runtime")
     yield Built(variant=variant, arguments=arguments, image_id=image_id)
@@ -136,6 +145,11 @@ def test_a_recipe_from_end_to_end(engine: Engine, built: Built) -> None:
         assert all(directory.startswith("/usr/local/Ascend/") for directory in directories)
     else:
         assert backend not in run(engine, built, "ls", cpu).split()
+
+    texts = "/usr/share/doc/llama.cpp"
+    assert run(engine, built, "cat", f"{texts}/LICENSE", f"{texts}/vendor/http/LICENSE") == "MITMIT"
+    names = ("common/one.cpp", "src/one.cpp", "tools/mtmd/one.cpp", "tools/server/one.cpp", "vendor/one.cpp", "", TERMS)
+    assert run(engine, built, "cat", f"{texts}/NOTICES") == "\n".join((*names, ""))
 
     defaults = recipe.global_arguments(settings.ROOT / built.variant.dockerfile, built.arguments)
     toolkit = {key: defaults[argument] for key, argument in built.variant.toolkit.items()}

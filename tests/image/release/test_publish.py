@@ -28,6 +28,7 @@ from tests.support.releases import (
     PROVEN,
     Site,
     build_directory,
+    checked,
     docker,
     earn,
     first_word,
@@ -102,7 +103,7 @@ def test_the_operations_are_published_beside_their_image_and_pulled_by_its_versi
     anchors = {f"{name}-{platform.architecture}" for name in (image, tag) for platform in Platform}
     assert set(state(repository)) == {image, tag, *anchors}
     # It is no version, so neither the newest one nor latest.
-    shown = json.loads(site.invoke("check-version", "--json").stdout)
+    shown = checked(json.loads(site.invoke("check-version", "--json").stdout))
     assert shown["newest"]["tag"] == image
     assert site.done("image-digest", "--variant", "cpu").strip() == repository.digest(image)
 
