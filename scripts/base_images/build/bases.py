@@ -288,7 +288,7 @@ def _make(
     targets = _index_targets(listener)
     content = certificates.read_bytes()
     roots = _roots(debian)
-    keyed = f"{other.architecture} on {architecture}" if other else architecture
+    keyed = emulated.base_key(architecture, other) if other else architecture
     names = {
         role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, keyed)}"
         for role, root in roots.items()

@@ -37,6 +37,15 @@ _LINKS = {
     **{f"/usr/local/bin/{name}": f"usr/bin/{name}" for name in ("ccache", "glslc")},
 }
 
+_VARIABLES = {"VULKAN_SDK": f"{NATIVE}/usr"}
+"""CMake's FindVulkan looks for `glslc` in this SDK, then in /bin, and only then in PATH."""
+
+
+def base_key(machine: str, platform: Platform) -> str:
+    """Returns what determines a base for the platform beside its packages, on a machine of the architecture."""
+    native = CROSS_PACKAGES.get((machine, platform), ())
+    return " ".join((platform.architecture, "on", machine, *native, *map(str, (*_LINKS.items(), *_VARIABLES.items()))))
+
 
 def require_emulator(platform: Platform, registered: Path = Path("/proc/sys/fs/binfmt_misc")) -> None:
     """Checks that this machine's kernel runs programs of the platform; `registered` has its entry for each emulator.
@@ -73,7 +82,8 @@ def import_filesystem(
     if native is not None:
         files["native.tar"] = native
         links = " && ".join(f"ln -s {NATIVE}/{target} {link}" for link, target in _LINKS.items())
-        steps += [f"ADD native.tar {NATIVE}/", f"RUN {links}"]
+        variables = " ".join(f"{name}={value}" for name, value in _VARIABLES.items())
+        steps += [f"ADD native.tar {NATIVE}/", f"RUN {links}", f"ENV {variables}"]
     recipe = "\n".join((*steps, *changes, "")).encode()
     with tempfile.TemporaryFile(dir=tar.parent) as context:
         with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as archive:
