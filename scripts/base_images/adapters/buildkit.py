@@ -49,13 +49,17 @@ class StepLog:
 
 @dataclass(frozen=True, kw_only=True)
 class StepFinished:
-    """A step ended after `seconds`; a cached step did not run, and a failed step has an `error`."""
+    """A step ended after `seconds`; a cached step did not run, and a failed step has an `error`.
+
+    `started` is the Unix time of its start, by the engine's clock.
+    """
 
     step: str
     name: str
     seconds: float
     cached: bool
     error: str
+    started: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +233,7 @@ class _Trace:
                 seconds=vertex.completed.ToNanoseconds() / 1e9 - started,
                 cached=vertex.cached,
                 error=vertex.error,
+                started=started,
             )
 
     def failure(self, reason: str) -> BuildError:

@@ -343,6 +343,25 @@ class Engine:
         with engine_errors("ask for the disk usage"):
             return int(self._client.df()["LayersSize"])
 
+    def forget_build_steps(self, word: str) -> int:
+        """Removes from the build cache the steps that have a word in their command, and what was built on them.
+
+        Returns the freed bytes. Steps that images need stay.
+        """
+        with engine_errors("look at the build cache"):
+            records = self._client.df()["BuildCache"] or []
+        found = {record["ID"] for record in records if word in record.get("Description", "")}
+        # The API has one parent up to 1.41, and several since.
+        parents = {record["ID"]: {record.get("Parent"), *(record.get("Parents") or ())} for record in records}
+        while more := {one for one, above in parents.items() if above & found} - found:
+            found |= more
+        if not found:
+            return 0
+        with engine_errors("remove steps from the build cache"):
+            one_of: Any = {"id": f"^({'|'.join(sorted(found))})$"}
+            removed = self._client.api.prune_builds(filters=one_of, all=True)
+        return int(removed["SpaceReclaimed"])
+
     @contextlib.contextmanager
     def volume(self, resource: str, *, keep: bool = False) -> Iterator[str]:
         """Yields the name of a new volume, which is removed afterwards unless `keep` is set."""

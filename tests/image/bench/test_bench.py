@@ -1,0 +1,165 @@
+"""The comparison itself, with recipes of a few lines that copy the real server, and a source of a few files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import git
+import pytest
+
+from base_images import settings
+from base_images.adapters.engine import Engine, Image
+from base_images.bench import builds, contexts, servers
+from base_images.bench.cases import METRICS, Metric, Part, Side
+from base_images.smoke import model
+from base_images.smoke.model import TensorType
+from tests.support import clones, commands
+
+RECIPE = """\
+FROM {web} AS web
+RUN mkdir /web
+FROM {build} AS build
+{copy}
+RUN {cache}mkdir -p /out && {hits}sleep 1 && cp {path}tools/server/server.cpp {path}ggml/include/ggml.h /out/
+FROM {runtime} AS base
+RUN mkdir -p /models {more}
+FROM base AS {target}
+COPY --from=llama-cpp-cpu:local /app /app
+COPY --from=web /web /web
+COPY --from=build /out /app/from-source
+ENTRYPOINT ["/app/bin/{triple}/cpu/llama-server"]
+"""
+
+ARGUMENTS = "ARG WEB_BASE_IMAGE=node\nARG BUILD_BASE_IMAGE=debian\nARG RUNTIME_BASE_IMAGE=debian\n"
+PARTS = "cold,nothing,server,header,bump,size,start"
+
+
+def recipe(side: Side, machine: str) -> str:
+    triple = f"{machine}-unknown-linux-gnu"
+    if side is Side.UPSTREAM:
+        more = "&& head -c 300000 /dev/urandom > /more"
+        names = {"web": "docker.io/node:$N", "build": "docker.io/ubuntu:24.04", "runtime": "docker.io/ubuntu:24.04"}
+        return RECIPE.format(
+            **names, copy="COPY . .", cache="", hits="", path="", more=more, target="server", triple=triple
+        )
+    names = {role: f"${{{role.upper()}_BASE_IMAGE}}" for role in ("web", "build", "runtime")}
+    return ARGUMENTS + RECIPE.format(
+        **names,
+        copy="COPY llama.cpp/ llama.cpp/",
+        cache="--mount=type=cache,id=llama-cpp-ccache,target=/ccache ",
+        hits='touch /ccache/$$ && echo "  Hits:  $(ls /ccache | wc -l) / 7" && ',
+        path="llama.cpp/",
+        more="",
+        target="runtime",
+        triple=triple,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose recipe for cpu is ours of a few lines."""
+    made = tmp_path / "checkout"
+    git.Repo.clone_from(str(settings.ROOT), made)
+    clones.fresh_copy(made, ".dockerignore", "dockerfiles")
+    (made / "dockerfiles/cpu.Dockerfile").write_text(recipe(Side.OURS, os.uname().machine))
+    return made
+
+
+def tree(directory: Path, tag: str) -> Path:
+    """Makes a source tree with upstream's recipe of a few lines, and that tag."""
+    files = {
+        "CMakeLists.txt": 'project("llama.cpp" C CXX)\n',
+        ".devops/cpu.Dockerfile": recipe(Side.UPSTREAM, os.uname().machine),
+        "ggml/CMakeLists.txt": "",
+        "ggml/include/ggml.h": "",
+        "tools/server/CMakeLists.txt": "",
+        "tools/server/server.cpp": f"// {tag}\n",
+        "tools/ui/package.json": "{}",
+    }
+    for name, text in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+    clones.commit_all(directory).create_tag(tag)
+    return directory
+
+
+@pytest.fixture
+def clean(engine: Engine) -> Iterator[None]:
+    before = {tag for image in engine.images(reference=builds.REPOSITORY) for tag in image.tags}
+    yield
+    for image in engine.images(reference=builds.REPOSITORY):
+        for tag in set(image.tags) - before:
+            engine.remove_image(tag)
+
+
+@pytest.mark.usefixtures("clean", "cpu_image")
+def test_a_comparison_is_interrupted_goes_on_and_reports(engine: Engine, checkout: Path, tmp_path: Path) -> None:
+    first, later, record = tree(tmp_path / "first", "b7"), tree(tmp_path / "later", "b8"), tmp_path / "record"
+    command = [*commands.INVOKE, "bench", "--source", str(first), "--to", str(later), "--origin", "packages"]
+    command += ["--rounds", "1", "--record", str(record)]
+    begun = commands.run([*command, "--only", "cold"], cwd=checkout)
+    assert begun.returncode == 0, begun.stderr
+    kept = record / "cpu/measured.jsonl"
+    cold = kept.read_text().splitlines()
+    assert len(cold) == 1 + len(Side)
+
+    done = commands.run([*command, "--only", PARTS, "--json"], cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert kept.read_text().splitlines()[:3] == cold, "what was measured is kept"
+    assert report == json.loads((record / "cpu/report.json").read_text())
+    results = {result["metric"]: result for result in report["results"]}
+    measured = [metric.name for metric in METRICS if metric.part is not Part.SPEED]
+    assert list(results) == measured
+    assert all(result["ours"] and result["upstream"] and result["ratio"] for result in results.values())
+
+    def of(name: str, side: Side) -> list[Any]:
+        return [one for one in report["measurements"] if (one["metric"], one["side"]) == (name, side)]
+
+    for side in Side:
+        for name in ("cold", "server", "header", "bump"):
+            [one] = of(name, side)
+            slept = [step for step in one["steps"] if "sleep 1" in step["name"]]
+            assert [step["cached"] for step in slept] == [False], (name, side)
+            assert slept[0]["seconds"] >= 1
+        [nothing] = of("nothing", side)
+        assert all(step["cached"] for step in nothing["steps"] if "RUN" in step["name"]), side
+        assert len(of("first-token", side)) == len(of("memory", side)) == servers.STARTS
+    # The first build's cache is empty and later ones find what it left there.
+    assert of("cold", Side.OURS)[0]["said"] == {"cache hits": 1, "compilations": 7}
+    assert of("server", Side.OURS)[0]["said"]["cache hits"] == 3, "cold, and again because its layers were removed"
+    assert results["files"]["upstream"]["median"] == results["files"]["ours"]["median"] + 1
+    assert results["disk"]["upstream"]["median"] - results["disk"]["ours"]["median"] == pytest.approx(300_000, abs=99)
+    # Only the layers after the source change: 300 kB of upstream's base stage are not pulled again.
+    assert results["update"]["upstream"]["median"] < 3_000
+    assert results["memory"]["ours"]["median"] > 1 << 20
+    assert results["cold"]["goal"] == "≤ 0.85"
+    assert results["cold"]["met"] is (results["cold"]["ratio"]["median"] <= 0.85)
+    page = (record / "cpu/report.html").read_text()
+    assert "Cold build" in page
+
+    assert not [record for record in build_cache(engine) if contexts.MARK in record["Description"]]
+    again = commands.run([*command, "--only", PARTS], cwd=checkout)
+    assert again.returncode == 0, again.stderr
+    assert len(kept.read_text().splitlines()) == 1 + len(report["measurements"]), "nothing is measured twice"
+
+    (checkout / "dockerfiles/llama-user").write_text("changed")
+    other = commands.run(command, cwd=checkout)
+    assert other.returncode == 2, other.stderr
+    assert "has measurements with another recipes" in other.stderr
+
+
+def build_cache(engine: Engine) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = engine._client.df()["BuildCache"] or []
+    return records
+
+
+def test_tokens_are_counted_over_all_clients(engine: Engine, cpu_image: Image) -> None:
+    gguf = model.known_answer(TensorType.Q8_0).gguf
+    for clients, cpus in ((1, 0), (8, 1)):
+        metric = Metric(name="", title="", part=Part.SPEED, unit="tokens/s", clients=clients, cpus=cpus)
+        assert servers.rate(engine, cpu_image.id, gguf, metric) > 0
