@@ -134,7 +134,7 @@ def _ratio(spread: Mapping[str, Any] | None) -> str:
     return f"{text} ({spread['low']:.3f} to {spread['high']:.3f}), n={spread['count']}" if spread["count"] > 1 else text
 
 
-def timelines(measurements: Sequence[Mapping[str, Any]]) -> dict[Part, dict[Side, Mapping[str, Any]]]:
+def builds(measurements: Sequence[Mapping[str, Any]]) -> dict[Part, dict[Side, Mapping[str, Any]]]:
     """Returns the build of each part and side whose time is the median of its rounds."""
     made: dict[Part, dict[Side, Mapping[str, Any]]] = {}
     for part in BUILDS:
