@@ -95,7 +95,7 @@ def as_json(
     }
 
 
-COLUMNS = ("what", "ours", "upstream's", "ours / upstream's", "goal", "")
+COLUMNS = ("what", "ours", "upstream's", "ours / upstream's", "goal", "goal is")
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:

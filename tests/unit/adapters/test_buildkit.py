@@ -40,7 +40,9 @@ def test_each_step_is_reported_once_and_in_order() -> None:
     assert list(buildkit.events(stream)) == [
         buildkit.StepStarted(step="sha256:1", name="[build 1/2] RUN make"),
         buildkit.StepLog(step="sha256:1", line="[ 10%] one"),
-        buildkit.StepFinished(step="sha256:1", name="[build 1/2] RUN make", seconds=2.5, cached=False, error=""),
+        buildkit.StepFinished(
+            step="sha256:1", name="[build 1/2] RUN make", seconds=2.5, cached=False, error="", started=1
+        ),
         buildkit.StepLog(step="sha256:1", line="[ 20%] two"),
         buildkit.ImageBuilt(image_id="sha256:image"),
     ]
@@ -137,7 +139,9 @@ def test_raw_progress_of_buildx_gives_the_same_events() -> None:
     assert events == [
         buildkit.StepStarted(step="sha256:a", name=name),
         buildkit.StepLog(step="sha256:a", line="[ 42%] Building"),
-        buildkit.StepFinished(step="sha256:a", name=name, seconds=1.5, cached=False, error="exit code: 1"),
+        buildkit.StepFinished(
+            step="sha256:a", name=name, seconds=1.5, cached=False, error="exit code: 1", started=1795416900.5
+        ),
     ]
     failure = raw.failure()
     assert str(failure) == f"The build failed in the step {name!r}: target cpu-amd64: failed to solve: exit code: 1."
