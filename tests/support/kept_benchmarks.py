@@ -31,7 +31,8 @@ def _section(name: str, found: Mapping[str, Any]) -> str:
         f"### {name}\n\n"
         f"{about['variant']}, {about['platform']}, llama.cpp {about['llama.cpp']['tag']}, then "
         f"{about['next llama.cpp']['tag']}. {found['started'][:10]}, {machine['cores']} cores of "
-        f"{machine['processor']}, {machine['engine']}. Other work took at most {busy:.0%} of the machine in the second before a measurement.\n"
+        f"{machine['processor']}, {machine['engine']}. Other work took at most {busy:.0%} of the machine in the second "
+        "before a measurement.\n"
         f"[Numbers]({name}.json); the page is `{name}.html`.\n\n"
         f"{markdown.table([report.COLUMNS, *report.table(found['results'])])}\n"
     )

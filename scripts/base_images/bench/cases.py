@@ -46,19 +46,12 @@ EDITS = {
 }
 
 
-class Of(StrEnum):
-    """What a goal limits."""
-
-    RATIO = "ratio"
-    OURS = "ours"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A goal for the cpu image, for ours / upstream's or for our own value."""
+    """A goal for the cpu image: of ours / upstream's, or with `own` of our seconds."""
 
     limit: float
-    of: Of = Of.RATIO
+    own: bool = False
     at_least: bool = False
 
     def met(self, value: float) -> bool:
@@ -66,7 +59,7 @@ class Goal:
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.limit:g}{' s' if self.of is Of.OURS else ''}"
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}{' s' if self.own else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +80,9 @@ class Metric:
     cpus: int = 0
 
 
-_FASTER = Goal(limit=2, at_least=True)
-
 METRICS = (
     Metric(name="cold", title="Cold build", part=Part.COLD, unit="s", goal=Goal(limit=0.85)),
-    Metric(name="nothing", title="Nothing changed", part=Part.NOTHING, unit="s", goal=Goal(limit=5, of=Of.OURS)),
+    Metric(name="nothing", title="Nothing changed", part=Part.NOTHING, unit="s", goal=Goal(limit=5, own=True)),
     Metric(name="server", title="One server file changed", part=Part.SERVER, unit="s", goal=Goal(limit=0.05)),
     Metric(name="header", title="One ggml header changed", part=Part.HEADER, unit="s", goal=Goal(limit=0.5)),
     Metric(name="bump", title="Next llama.cpp", part=Part.BUMP, unit="s", goal=Goal(limit=0.7)),
@@ -102,25 +93,18 @@ METRICS = (
     Metric(name="update", title="Pulled for the next llama.cpp", part=Part.SIZE, unit="bytes"),
     Metric(name="first-token", title="docker run to first token", part=Part.START, unit="s", goal=Goal(limit=1)),
     Metric(name="memory", title="Idle memory", part=Part.START, unit="bytes"),
-    Metric(name="rate-1", title="1 client", part=Part.SPEED, unit="tokens/s", clients=1),
-    Metric(name="rate-8", title="8 clients", part=Part.SPEED, unit="tokens/s", clients=8),
-    Metric(
-        name="rate-1-cpus-1",
-        title="1 client, --cpus 1",
-        part=Part.SPEED,
-        unit="tokens/s",
-        goal=_FASTER,
-        clients=1,
-        cpus=1,
-    ),
-    Metric(
-        name="rate-8-cpus-1",
-        title="8 clients, --cpus 1",
-        part=Part.SPEED,
-        unit="tokens/s",
-        goal=_FASTER,
-        clients=8,
-        cpus=1,
+    *(
+        Metric(
+            name=f"rate-{clients}{'-cpus-1' if cpus else ''}",
+            title=f"{clients} client{'s' * (clients > 1)}{', --cpus 1' if cpus else ''}",
+            part=Part.SPEED,
+            unit="tokens/s",
+            goal=Goal(limit=2, at_least=True) if cpus else None,
+            clients=clients,
+            cpus=cpus,
+        )
+        for cpus in (0, 1)
+        for clients in (1, 8)
     ),
 )
 

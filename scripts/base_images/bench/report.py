@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from base_images.bench.cases import BUILDS, METRICS, Metric, Of, Part, Side
+from base_images.bench.cases import BUILDS, METRICS, Metric, Part, Side
 from base_images.bench.measured import Measurement, paired
 
 GOALS_OF = "cpu"
@@ -59,7 +59,7 @@ def rows(variant: str, measurements: Sequence[Measurement]) -> list[Row]:
         ratio = Spread.of(ratios) if ratios else None
         own, others = (Spread.of([one.value for one in side]) if side else None for side in (ours, upstream))
         goal = metric.goal if variant == GOALS_OF else None
-        judged = own if goal and goal.of is Of.OURS else ratio
+        judged = own if goal and goal.own else ratio
         met = goal.met(judged.median) if goal and judged else None
         made.append(Row(metric=metric, ours=own, upstream=others, ratio=ratio, goal=str(goal) if goal else "", met=met))
     return made

@@ -10,7 +10,7 @@ import pytest
 
 from base_images.adapters import buildkit
 from base_images.bench import builds, measured, page, report, servers, sizes
-from base_images.bench.cases import METRICS, NEXT, Goal, Of, Part, Side
+from base_images.bench.cases import METRICS, NEXT, Goal, Part, Side
 from base_images.bench.measured import Kept, Measurement, Step
 from base_images.bench.sizes import LayerSize
 from base_images.errors import UsageError
@@ -99,7 +99,6 @@ def test_the_table_has_units_extremes_and_verdicts() -> None:
     [(Goal(limit=0.5), 0.5, True), (Goal(limit=0.5), 0.51, False), (Goal(limit=2, at_least=True), 1.9, False)],
 )
 def test_goals(goal: Goal, value: float, met: bool) -> None:
-    assert goal.of is Of.RATIO
     assert goal.met(value) is met
 
 
