@@ -26,13 +26,12 @@ def text(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _section(name: str, found: Mapping[str, Any]) -> str:
     about, machine = found["about"], found["machine"]
-    busy = max((one.get("busy") or 0 for one in found["measurements"]), default=0)
     return (
         f"### {name}\n\n"
         f"{about['variant']}, {about['platform']}, llama.cpp {about['llama.cpp']['tag']}, then "
         f"{about['next llama.cpp']['tag']}. {found['started'][:10]}, {machine['cores']} cores of "
-        f"{machine['processor']}, {machine['engine']}. Other work took at most {busy:.0%} of the machine in the second "
-        "before a measurement.\n"
+        f"{machine['processor']}, {machine['engine']}. "
+        f"Other work took at most {found['busy']:.0%} of the machine in the second before a measurement.\n"
         f"[Numbers]({name}.json); the page is `{name}.html`.\n\n"
         f"{markdown.table([report.COLUMNS, *report.table(found['results'])])}\n"
     )

@@ -5,7 +5,7 @@ The template is `bench.html.jinja` in this directory. The page needs no script, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,20 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """The steps of the builds of both sides, on one scale; `seconds` are those of the whole builds."""
+    """The steps of the builds of both sides, on one scale, and the builds themselves."""
 
     title: str
     sides: Mapping[Side, Sequence[Bar]]
-    seconds: Mapping[Side, float]
+    builds: Mapping[Side, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """The layers of a side, widths on a scale of both sides."""
+    """The layers of a side and their largest files, widths on a scale of both sides."""
 
     side: Side
     bars: Sequence[Bar]
+    files: Sequence[Bar]
     rows: Sequence[Mapping[str, Any]]
 
 
@@ -74,8 +75,7 @@ def timelines(measurements: Sequence[Mapping[str, Any]]) -> list[Timeline]:
         whole = max(build["value"] for build in builds.values())
         sides = {side: tuple(_bars(build["steps"], whole)) for side, build in builds.items()}
         if any(sides.values()) and part is not Part.NOTHING:
-            seconds = {side: build["value"] for side, build in builds.items()}
-            made.append(Timeline(title=titles[part], sides=sides, seconds=seconds))
+            made.append(Timeline(title=titles[part], sides=sides, builds=builds))
     return made
 
 
@@ -99,13 +99,18 @@ def layers(measurements: Sequence[Mapping[str, Any]]) -> list[Layers]:
     whole = max((sum(layer["disk"] for layer in own) for own in found.values()), default=0)
     made = []
     for side, own in found.items():
-        left, bars = 0.0, []
-        for layer in own:
-            width = 100 * layer["disk"] / whole if whole else 0.0
-            bars.append(Bar(name=layer["made_by"], left=left, width=width, told=_megabytes(layer["disk"])))
-            left += width
-        made.append(Layers(side=side, bars=bars, rows=own))
+        bars = list(_in_a_row([(layer["made_by"], layer["disk"]) for layer in own], whole))
+        within = zip(bars, own, strict=True)
+        files = [file for bar, layer in within for file in _in_a_row(layer["largest"], whole, bar.left)]
+        made.append(Layers(side=side, bars=bars, files=files, rows=own))
     return made
+
+
+def _in_a_row(sizes: Sequence[tuple[str, int]], whole: int, left: float = 0.0) -> Iterator[Bar]:
+    for name, size in sizes:
+        width = 100 * size / whole if whole else 0.0
+        yield Bar(name=name, left=left, width=width, told=_megabytes(size))
+        left += width
 
 
 def _megabytes(size: int) -> str:

@@ -75,6 +75,7 @@ def as_json(
         "machine": dict(machine),
         "started": times[0] if times else "",
         "ended": times[-1] if times else "",
+        "busy": max((one.busy or 0 for one in measurements), default=0),
         "results": [
             {
                 "metric": row.metric.name,
@@ -89,10 +90,12 @@ def as_json(
             }
             for row in rows(about["variant"], measurements)
         ],
-        "measurements": [
-            {key: value for key, value in asdict(one).items() if value or key == "value"} for one in measurements
-        ],
+        "measurements": [_without_empty(asdict(one)) for one in measurements],
     }
+
+
+def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value not in ("", (), {}, None)}
 
 
 COLUMNS = ("what", "ours", "upstream's", "ours / upstream's", "goal", "goal is")

@@ -43,7 +43,7 @@ def measurement(metric: str, side: Side, number: int, value: float, **more: Any)
 
 
 MEASURED = [
-    measurement("cold", Side.OURS, 1, 80, steps=STEPS),
+    measurement("cold", Side.OURS, 1, 80, steps=STEPS, busy=0.25, said={"cache hits": 5, "compilations": 7}),
     measurement("cold", Side.UPSTREAM, 1, 100, steps=STEPS),
     measurement("cold", Side.UPSTREAM, 2, 200),
     measurement("cold", Side.OURS, 2, 176),
@@ -212,6 +212,8 @@ def test_the_page_has_the_results_and_the_pictures_and_nothing_unescaped() -> No
     ):
         assert told in text
     assert "make &lt;all&gt;" in text
+    assert "the compiler's cache had 5 of 7" in text
+    assert "at most 25 % of the machine" in text
     assert "<all>" not in text
     assert "RUN echo" not in text, "too short to be drawn"
     assert "npm ci" not in text, "cached"
