@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,16 +75,24 @@ class Bench:
         """Returns the mark of a side's builds in a round."""
         return self.kept.of(Part.COLD, side, number)[0].mark
 
-    def image(self, part: Part, side: Side, number: int) -> str:
-        """Returns the image of the cold build or of the bump, built if the engine lacks it."""
-        for made in reversed(self.kept.measurements):
-            if (made.metric, made.side) == (part, side) and self.engine.has_image(made.image):
-                return made.image
-        self.measure(part, side, number)
-        [made] = self.kept.of(part, side, number)
-        if not self.engine.has_image(made.image):
-            return self._build(part, side, number, made.mark).image
-        return made.image
+    def images(self, parts: Sequence[Part], side: Side, number: int) -> list[str]:
+        """Returns the images of these parts, all of one round, as only those share layers.
+
+        They are those of the newest round that the engine still has, else they are built in this one.
+        """
+        for known in sorted({one.round for one in self.kept.measurements}, reverse=True):
+            found = self._existing(parts, side, known)
+            if found:
+                return found
+        for part in parts:
+            self.measure(part, side, number)
+        mark = self.mark(side, number)
+        return self._existing(parts, side, number) or [self._build(part, side, number, mark).image for part in parts]
+
+    def _existing(self, parts: Sequence[Part], side: Side, number: int) -> list[str]:
+        """Returns the images of these parts; none unless the engine has all."""
+        found = [made.image for part in parts for made in self.kept.of(part, side, number)]
+        return found if len(found) == len(parts) and all(map(self.engine.has_image, found)) else []
 
     def forget(self, number: int) -> int:
         """Removes what the builds of a round left in the build cache; returns the freed bytes."""

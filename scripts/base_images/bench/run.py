@@ -79,7 +79,7 @@ def _measure_starts(bench: Bench, number: int) -> None:
     sides = builds.order(number)
     for _ in range(servers.STARTS - len(bench.kept.of("memory", sides[1], number))):
         for side in sides:
-            image = bench.image(Part.COLD, side, number)
+            [image] = bench.images([Part.COLD], side, number)
 
             def measure(side: Side = side, image: str = image) -> Iterator[Measurement]:
                 started = servers.start(bench.engine, image)
@@ -96,7 +96,7 @@ def _measure_speed(bench: Bench, number: int) -> None:
         for side in builds.order(number):
             if bench.kept.of(metric.name, side, number):
                 continue
-            image = bench.image(Part.COLD, side, number)
+            [image] = bench.images([Part.COLD], side, number)
 
             def measure(metric: Metric = metric, side: Side = side, image: str = image) -> Iterator[Measurement]:
                 tokens = servers.rate(bench.engine, image, gguf, metric)
@@ -110,7 +110,7 @@ def _measure_sizes(bench: Bench) -> None:
     for side in Side:
         if bench.kept.of("update", side, 1):
             continue
-        images = [bench.image(part, side, 1) for part in (Part.COLD, Part.BUMP)]
+        images = bench.images([Part.COLD, Part.BUMP], side, 1)
 
         def measure(side: Side = side, images: Sequence[str] = images) -> Iterator[Measurement]:
             first, later = (sizes.added(bench.engine, bench.engine.image(image), base) for image in images)

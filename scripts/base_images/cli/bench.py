@@ -58,7 +58,7 @@ def bench(
         raise UsageError("--rounds counts from 1.")
     from base_images.adapters import engine, files, repository
     from base_images.bench import measured, page, report, run
-    from base_images.bench.cases import NEXT
+    from base_images.bench.cases import NEXT, Part
     from base_images.build import local
     from base_images.build import source as sources
     from base_images.cli import views
@@ -78,6 +78,11 @@ def bench(
                 root.mkdir(parents=True, exist_ok=True)
                 trees.append(
                     sources.resolve(pin, path=caller_path(path), origin=wanted, root=root, listener=display.progress)
+                )
+            if trees[0].commit == trees[1].commit and {Part.BUMP, Part.SIZE} & {*parts}:
+                raise UsageError(
+                    f"Both trees are llama.cpp {trees[0].tag}, so there is no bump to measure: name another tree with "
+                    "--to, or leave bump and size out by --only."
                 )
             first, later = (
                 local.prepare(

@@ -135,6 +135,9 @@ def test_a_comparison_is_interrupted_goes_on_and_reports(engine: Engine, checkou
     assert "Cold build" in page
 
     assert not [record for record in build_cache(engine) if contexts.MARK in record["Description"]]
+    same = commands.run([*command, "--only", "bump", "--to", str(first)], cwd=checkout)
+    assert same.returncode == 2, same.stderr
+    assert "Both trees are llama.cpp b7" in same.stderr
     (checkout / "dockerfiles/llama-user").write_text("changed")
     other = commands.run(command, cwd=checkout)
     assert other.returncode == 2, other.stderr
@@ -153,12 +156,13 @@ def test_starts_take_turns_and_tokens_are_counted_over_all_clients(
     kept = Kept(tmp_path, {"variant": "cpu"})
     for side in Side:  # so that nothing has to be built
         kept.add(Measurement(metric="cold", side=side, round=1, value=1, mark="none", image=cpu_image.id))
+    kept.add(Measurement(metric="cold", side=Side.OURS, round=2, value=1, mark="none", image="sha256:" + "0" * 64))
     prepared: Any = None
     bench = builds.Bench(
         engine=engine, root=tmp_path, kept=kept, first=prepared, later=prepared, on_event=print, say=print
     )
     run.run(bench, (Part.START,), 1)
-    started = [(one.metric, one.side) for one in kept.measurements[2:]]
+    started = [(one.metric, one.side) for one in kept.measurements[3:]]
     once = [(name, side) for side in Side for name in ("first-token", "memory")]
     assert started == 2 * once
     assert all(one.value > (1 << 20) for one in kept.measurements if one.metric == "memory")
