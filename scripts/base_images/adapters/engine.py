@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import docker
 import docker.utils.build
 import requests
 
-from base_images.adapters import client, devices, ownership
+from base_images.adapters import buildkit, client, devices, ownership
 from base_images.adapters.client import REACH_SECONDS
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult, create_arguments, resource_labels
 from base_images.adapters.devices import EngineDevices
@@ -344,23 +343,11 @@ class Engine:
             return int(self._client.df()["LayersSize"])
 
     def forget_build_steps(self, word: str) -> int:
-        """Removes from the build cache the steps that have a word in their command, and what was built on them.
-
-        Returns the freed bytes. Steps that images need stay.
-        """
-        with engine_errors("look at the build cache"):
-            records = self._client.df()["BuildCache"] or []
-        found = {record["ID"] for record in records if word in record.get("Description", "")}
-        # The API has one parent up to 1.41, and several since.
-        parents = {record["ID"]: {record.get("Parent"), *(record.get("Parents") or ())} for record in records}
-        while more := {one for one, above in parents.items() if above & found} - found:
-            found |= more
-        if not found:
-            return 0
+        """Removes steps, see `buildkit.steps_with`, from the build cache unless images need them; returns the bytes."""
         with engine_errors("remove steps from the build cache"):
-            one_of: Any = {"id": f"^({'|'.join(sorted(found))})$"}
-            removed = self._client.api.prune_builds(filters=one_of, all=True)
-        return int(removed["SpaceReclaimed"])
+            found = buildkit.steps_with(word, self._client.df()["BuildCache"] or ())
+            of_one: Any = {"id": f"^({'|'.join(sorted(found))})$"}
+            return int(self._client.api.prune_builds(filters=of_one, all=True)["SpaceReclaimed"]) if found else 0
 
     @contextlib.contextmanager
     def volume(self, resource: str, *, keep: bool = False) -> Iterator[str]:

@@ -171,3 +171,17 @@ def test_messages_of_buildx_are_the_detail_without_a_failed_step() -> None:
 )
 def test_internal_steps_are_recognised(name: str, internal: bool) -> None:
     assert buildkit.is_internal(name) is internal
+
+
+@pytest.mark.parametrize("parents", [lambda *ids: {"Parent": (ids or ("",))[0]}, lambda *ids: {"Parents": list(ids)}])
+def test_steps_in_the_cache_are_found_by_their_command_with_what_is_on_top(parents: Any) -> None:
+    cache = [
+        {"ID": "base", "Description": "pulled from node", **parents()},
+        {"ID": "copied", "Description": "[2/9] COPY a", **parents("made")},
+        {"ID": "made", "Description": "mount / from exec env MARK=1 sh -c make", **parents("base")},
+        {"ID": "last", "Description": "mount / from exec sh -c true", **parents("copied")},
+        {"ID": "other", "Description": "mount / from exec env MARK=2 sh -c make", **parents("base")},
+        {"ID": "odd", "Parents": None},
+    ]
+    assert buildkit.steps_with("MARK=1", cache) == {"made", "copied", "last"}
+    assert buildkit.steps_with("MARK=3", cache) == set()
