@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,17 @@ class StepLog:
 
 @dataclass(frozen=True, kw_only=True)
 class StepFinished:
-    """A step ended after `seconds`; a cached step did not run, and a failed step has an `error`."""
+    """A step ended after `seconds`; a cached step did not run, and a failed step has an `error`.
+
+    `started` is the Unix time of its start, by the engine's clock.
+    """
 
     step: str
     name: str
     seconds: float
     cached: bool
     error: str
+    started: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,19 @@ def events(stream: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
             yield ImageBuilt(image_id=message["aux"]["ID"])
         elif message.get("id") == TRACE:
             yield from trace.read(StatusResponse.FromString(base64.b64decode(message["aux"])))
+
+
+def steps_with(word: str, cache: Collection[Mapping[str, Any]]) -> set[str]:
+    """Returns the ids of the steps in the engine's build cache that have a word in their command, and of those on top.
+
+    `cache` are the records of `/system/df`.
+    """
+    # One parent up to API 1.41, several since.
+    parents = {record["ID"]: {record.get("Parent"), *(record.get("Parents") or ())} for record in cache}
+    found = {record["ID"] for record in cache if word in record.get("Description", "")}
+    while more := {step for step, above in parents.items() if above & found} - found:
+        found |= more
+    return found
 
 
 class RawProgress:
@@ -229,6 +246,7 @@ class _Trace:
                 seconds=vertex.completed.ToNanoseconds() / 1e9 - started,
                 cached=vertex.cached,
                 error=vertex.error,
+                started=started,
             )
 
     def failure(self, reason: str) -> BuildError:

@@ -55,6 +55,7 @@ class ContainerSpec:
         runtime: the container runtime; empty for the engine's default.
         mounts: files or directories of the engine's host, mounted read-only at the same path.
         placed: path in the container to a file of the engine's host, mounted read-only there.
+        cpus: limits its processes to the time of so many CPUs, like `docker run --cpus`; None: no limit.
         memory: bytes that its processes may use; None does not limit them, such as for a model of the user's.
         log_bytes: of its log as the engine keeps it; what was printed before the last so many is lost.
         resource: the purpose of the container, the value of its `bodhi.resource` label.
@@ -76,6 +77,7 @@ class ContainerSpec:
     runtime: str = ""
     mounts: tuple[str, ...] = ()
     placed: Mapping[str, str] = field(default_factory=dict)
+    cpus: float | None = None
     memory: int | None = 16 << 30
     read_only: bool = True
     log_bytes: int = LOG_BYTES
@@ -269,6 +271,7 @@ def create_arguments(spec: ContainerSpec, *, keep: bool) -> dict[str, Any]:
         # What a hostile image can take of the host.
         "pids_limit": PROCESSES,
         "mem_limit": spec.memory,
+        "nano_cpus": None if spec.cpus is None else round(spec.cpus * 1e9),
         "log_config": docker.types.LogConfig(
             type="json-file", config={"max-size": str(spec.log_bytes), "max-file": "1"}
         ),

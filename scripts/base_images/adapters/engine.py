@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import docker
 import docker.utils.build
 import requests
 
-from base_images.adapters import client, devices, ownership
+from base_images.adapters import buildkit, client, devices, ownership
 from base_images.adapters.client import REACH_SECONDS
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult, create_arguments, resource_labels
 from base_images.adapters.devices import EngineDevices
@@ -342,6 +341,13 @@ class Engine:
         """Returns the size of all image layers in bytes, shared layers counted once."""
         with engine_errors("ask for the disk usage"):
             return int(self._client.df()["LayersSize"])
+
+    def forget_build_steps(self, word: str) -> int:
+        """Removes steps, see `buildkit.steps_with`, from the build cache unless images need them; returns the bytes."""
+        with engine_errors("remove steps from the build cache"):
+            found = buildkit.steps_with(word, self._client.df()["BuildCache"] or ())
+            of_one: Any = {"id": f"^({'|'.join(sorted(found))})$"}
+            return int(self._client.api.prune_builds(filters=of_one, all=True)["SpaceReclaimed"]) if found else 0
 
     @contextlib.contextmanager
     def volume(self, resource: str, *, keep: bool = False) -> Iterator[str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from base_images import versions
 from base_images.adapters.engine import Engine, Image
-from base_images.build.bases import PACKAGES_REPOSITORY
 from base_images.errors import BaseImagesError, UsageError
 from base_images.labels import Label
 from base_images.variants import VARIANTS, Platform
@@ -56,11 +55,11 @@ def removals(images: Iterable[Image], registry: str) -> list[Removal]:
     return found
 
 
-def bases(images: Iterable[Image]) -> list[Removal]:
-    """Returns what to remove of those `images` that are bases made of Debian's packages."""
+def in_repository(images: Iterable[Image], repository: str) -> list[Removal]:
+    """Returns what to remove of those `images` that have a tag in a repository, such as that of the packages' bases."""
     found = []
     for image in images:
-        references = tuple(tag for tag in image.tags if tag.startswith(f"{PACKAGES_REPOSITORY}:"))
+        references = tuple(tag for tag in image.tags if tag.startswith(f"{repository}:"))
         if references:
             found.append(Removal(image_id=image.id, version="", references=references, kept=()))
     return found

@@ -5,12 +5,14 @@ In GNU format with whole-second times: Engine 20.10 to 28.5 takes a tar with PAX
 
 from __future__ import annotations
 
+import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from base_images.adapters.engine import not_ignored
+from base_images.build.source import STAMP
 from base_images.errors import UsageError
 
 SOURCE_DIRECTORY = "llama.cpp"
@@ -18,21 +20,50 @@ RECIPE_DIRECTORY = "dockerfiles"
 IGNORE_FILE = ".dockerignore"
 
 
-def write(stream: IO[bytes], *, root: Path, source: Path, files: frozenset[str] | None = None) -> None:
+def write(
+    stream: IO[bytes],
+    *,
+    root: Path,
+    source: Path,
+    files: frozenset[str] | None = None,
+    replaced: Mapping[str, bytes] | None = None,
+) -> None:
     """Writes the context of the checkout `root`, with the tree `source` as `llama.cpp/`, or only its `files`.
 
     The same content gives the same bytes: names are sorted, times and owners fixed, modes reduced to 644 and 755.
+    `replaced` has the content of files that differ from those on the disk, by their names in the context.
     """
+    _write(stream, _members(root, source, _with_directories(files)), replaced or {})
+
+
+def write_tree(
+    stream: IO[bytes], *, source: Path, files: frozenset[str] | None = None, replaced: Mapping[str, bytes] | None = None
+) -> None:
+    """Writes the tree `source` as the context of upstream's own recipes, which are in it; otherwise like `write`."""
     built = _with_directories(files)
+    ignore = source / IGNORE_FILE
+    paths = not_ignored(source, _patterns(ignore) if ignore.exists() else ())
+    members = (
+        (name, source / name)
+        for name in paths
+        if PurePosixPath(name).parts[0] not in (".git", STAMP) and (built is None or name in built)
+    )
+    _write(stream, members, replaced or {})
+
+
+def _write(stream: IO[bytes], members: Iterable[tuple[str, Path]], replaced: Mapping[str, bytes]) -> None:
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name, path in sorted(_members(root, source, built)):
+        for name, path in sorted(members):
             entry = archive.gettarinfo(path, arcname=name)
             entry.mtime = 0
             entry.uid = entry.gid = 0
             entry.uname = entry.gname = ""
             executable = entry.isdir() or entry.mode & 0o100
             entry.mode = 0o755 if executable else 0o644
-            if entry.isreg():
+            if entry.isreg() and name in replaced:
+                entry.size = len(replaced[name])
+                archive.addfile(entry, io.BytesIO(replaced[name]))
+            elif entry.isreg():
                 with path.open("rb") as content:
                     archive.addfile(entry, content)
             elif entry.isdir() or entry.issym():
@@ -66,15 +97,16 @@ def _members(root: Path, source: Path, built: frozenset[str] | None) -> Iterator
 
     Of the source, only the paths in `built` unless that is None.
     """
-    patterns = [
-        line
-        for line in (root / IGNORE_FILE).read_text(encoding="utf-8").splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
+    patterns = _patterns(root / IGNORE_FILE)
     yield from _selected(root / RECIPE_DIRECTORY, RECIPE_DIRECTORY, patterns)
     for name, path in _selected(source, SOURCE_DIRECTORY, patterns):
         if built is None or path == source or path.relative_to(source).as_posix() in built:
             yield name, path
+
+
+def _patterns(file: Path) -> list[str]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _selected(directory: Path, name: str, patterns: list[str]) -> Iterator[tuple[str, Path]]:

@@ -6,7 +6,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from base_images.adapters import buildkit, repository
 from base_images.adapters.container import ContainerSpec
@@ -199,19 +201,48 @@ def build(
         BuildError: a step failed; the detail is the tail of its log.
         EngineError: the engine stopped answering.
     """
-    started = time.monotonic()
     plan = prepared.plan
+    image_id, seconds = build_context(
+        engine,
+        partial(context.write, root=root, source=prepared.source.path, files=prepared.source.files),
+        dockerfile=plan.dockerfile,
+        target=plan.target,
+        arguments=plan.arguments,
+        labels=plan.labels,
+        platform=plan.platform,
+        tags=plan.tags,
+        on_event=on_event,
+        fresh=fresh,
+    )
+    return Built(image_id=image_id, plan=plan, seconds=seconds)
+
+
+def build_context(
+    engine: Engine,
+    write: Callable[[IO[bytes]], None],
+    *,
+    dockerfile: str,
+    target: str,
+    arguments: Mapping[str, str],
+    labels: Mapping[str, str],
+    platform: str,
+    tags: Sequence[str],
+    on_event: Callable[[buildkit.Event], None],
+    fresh: bool = False,
+) -> tuple[str, float]:
+    """Builds from the context that `write` writes, and tags the image; returns its id and the seconds. See `build`."""
+    started = time.monotonic()
     image_id = ""
     with tempfile.TemporaryFile() as tar:
-        context.write(tar, root=root, source=prepared.source.path, files=prepared.source.files)
+        write(tar)
         tar.seek(0)
         stream = engine.build(
             tar,
-            dockerfile=plan.dockerfile,
-            target=plan.target,
-            arguments=plan.arguments,
-            labels=plan.labels,
-            platform=plan.platform,
+            dockerfile=dockerfile,
+            target=target,
+            arguments=arguments,
+            labels=labels,
+            platform=platform,
             fresh=fresh,
         )
         try:
@@ -223,6 +254,6 @@ def build(
             stream.close()  # cancels an unfinished build, such as after Ctrl-C
     if not image_id:
         raise EngineError("The engine ended the build without an image and without a reason: look at its log.")
-    for tag in plan.tags:
+    for tag in tags:
         engine.tag(image_id, tag)
-    return Built(image_id=image_id, plan=plan, seconds=time.monotonic() - started)
+    return image_id, time.monotonic() - started

@@ -260,6 +260,7 @@ def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -
     All versions of them, and nothing else.
     """
     from base_images.adapters import engine
+    from base_images.bench.builds import REPOSITORY as BENCH_REPOSITORY
     from base_images.build import clean
     from base_images.build.bases import PACKAGES_REPOSITORY
     from base_images.cli import views
@@ -267,8 +268,9 @@ def clean_local_images(_: Context, dry_run: bool = False, bases: bool = False) -
 
     connected = engine.connect()
     planned = clean.removals(connected.images(label=Label.VARIANT), settings.load(ROOT).registry)
+    planned += clean.in_repository(connected.images(reference=BENCH_REPOSITORY), BENCH_REPOSITORY)
     if bases:
-        planned += clean.bases(connected.images(reference=PACKAGES_REPOSITORY))
+        planned += clean.in_repository(connected.images(reference=PACKAGES_REPOSITORY), PACKAGES_REPOSITORY)
     for removal in planned:
         kept = f" (the image stays: it is also {', '.join(removal.kept)})" if removal.kept else ""
         views.say(f"{'would remove' if dry_run else 'remove'} {' '.join(removal.references)}{kept}")

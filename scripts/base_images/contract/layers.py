@@ -30,7 +30,7 @@ from elftools.elf.elffile import ELFFile
 from base_images.contract import tar
 from base_images.errors import EngineError
 
-_UNREADABLE: tuple[type[Exception], ...] = (tar.TarError, gzip.BadGzipFile, EOFError, zlib.error)
+_UNREADABLE: tuple[type[Exception], ...] = (tar.TarError, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError, ZstdFile
 
@@ -162,6 +162,42 @@ def read(stream: Iterator[bytes], *, diff_ids: Sequence[str], keep: Collection[s
         )
     except KeyError as error:
         raise EngineError(f"The engine's archive of the image lacks the layer {error}.") from error
+
+
+def compressed_sizes(stream: Iterator[bytes], wanted: Collection[str]) -> dict[str, int]:
+    """Returns the bytes that a registry stores for each of the `wanted` layers of an image's archive, by its diff id.
+
+    A layer that the archive has uncompressed is compressed as `docker push` does, by gzip at its default level.
+
+    Raises:
+        EngineError: the stream is not an image's archive, or Python cannot decompress a layer.
+    """
+    sizes: dict[str, int] = {}
+    try:
+        with tarfile.open(fileobj=io.BufferedReader(_Pieces(stream), _PIECE), mode="r|", bufsize=_PIECE) as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is None or _is_document(file):
+                    continue
+                content = _decompressed(file, member.name)
+                digest = hashlib.sha256()
+                with tempfile.TemporaryFile() as spool:
+                    while piece := content.read(_PIECE):
+                        digest.update(piece)
+                        spool.write(piece)
+                    if (diff_id := f"sha256:{digest.hexdigest()}") in wanted:
+                        sizes[diff_id] = _packed(spool) if content is file else member.size
+    except _UNREADABLE as error:
+        raise EngineError(f"The engine did not send an image's archive: {error}.") from error
+    return sizes
+
+
+def _packed(file: IO[bytes]) -> int:
+    file.seek(0)
+    packer, size = zlib.compressobj(wbits=31), 0
+    while piece := file.read(_PIECE):
+        size += len(packer.compress(piece))
+    return size + len(packer.flush())
 
 
 @dataclass(slots=True)

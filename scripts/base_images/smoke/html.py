@@ -145,14 +145,19 @@ def _printable(value: Any) -> Any:
     return printable(value)
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    finalize=_printable,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_ENVIRONMENT.globals.update(
-    Status=Status, amount=amount, count=_count, duration=duration, excerpt=excerpt, percent=percent, tally=tally
-)
+def environment(directory: Path) -> Environment:
+    """Returns the environment of the HTML templates in a directory: what they print is cleaned and escaped."""
+    made = Environment(
+        loader=FileSystemLoader(directory),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals.update(count=_count, duration=duration)
+    return made
+
+
+_ENVIRONMENT = environment(Path(__file__).parent)
+_ENVIRONMENT.globals.update(Status=Status, amount=amount, excerpt=excerpt, percent=percent, tally=tally)

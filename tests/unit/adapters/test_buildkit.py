@@ -40,7 +40,9 @@ def test_each_step_is_reported_once_and_in_order() -> None:
     assert list(buildkit.events(stream)) == [
         buildkit.StepStarted(step="sha256:1", name="[build 1/2] RUN make"),
         buildkit.StepLog(step="sha256:1", line="[ 10%] one"),
-        buildkit.StepFinished(step="sha256:1", name="[build 1/2] RUN make", seconds=2.5, cached=False, error=""),
+        buildkit.StepFinished(
+            step="sha256:1", name="[build 1/2] RUN make", seconds=2.5, cached=False, error="", started=1
+        ),
         buildkit.StepLog(step="sha256:1", line="[ 20%] two"),
         buildkit.ImageBuilt(image_id="sha256:image"),
     ]
@@ -137,7 +139,9 @@ def test_raw_progress_of_buildx_gives_the_same_events() -> None:
     assert events == [
         buildkit.StepStarted(step="sha256:a", name=name),
         buildkit.StepLog(step="sha256:a", line="[ 42%] Building"),
-        buildkit.StepFinished(step="sha256:a", name=name, seconds=1.5, cached=False, error="exit code: 1"),
+        buildkit.StepFinished(
+            step="sha256:a", name=name, seconds=1.5, cached=False, error="exit code: 1", started=1795416900.5
+        ),
     ]
     failure = raw.failure()
     assert str(failure) == f"The build failed in the step {name!r}: target cpu-amd64: failed to solve: exit code: 1."
@@ -167,3 +171,17 @@ def test_messages_of_buildx_are_the_detail_without_a_failed_step() -> None:
 )
 def test_internal_steps_are_recognised(name: str, internal: bool) -> None:
     assert buildkit.is_internal(name) is internal
+
+
+@pytest.mark.parametrize("parents", [lambda *ids: {"Parent": (ids or ("",))[0]}, lambda *ids: {"Parents": list(ids)}])
+def test_steps_in_the_cache_are_found_by_their_command_with_what_is_on_top(parents: Any) -> None:
+    cache = [
+        {"ID": "base", "Description": "pulled from node", **parents()},
+        {"ID": "copied", "Description": "[2/9] COPY a", **parents("made")},
+        {"ID": "made", "Description": "mount / from exec env MARK=1 sh -c make", **parents("base")},
+        {"ID": "last", "Description": "mount / from exec sh -c true", **parents("copied")},
+        {"ID": "other", "Description": "mount / from exec env MARK=2 sh -c make", **parents("base")},
+        {"ID": "odd", "Parents": None},
+    ]
+    assert buildkit.steps_with("MARK=1", cache) == {"made", "copied", "last"}
+    assert buildkit.steps_with("MARK=3", cache) == set()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from base_images.build import clean
+from base_images.build.bases import PACKAGES_REPOSITORY
 from base_images.labels import Label
 from tests.support.images import image
 
@@ -54,4 +55,6 @@ def test_a_child_image_inherits_our_labels_and_stays(tags: tuple[str, ...]) -> N
 def test_only_bases_that_were_made_here_are_removed() -> None:
     base = replace(OURS, id="sha256:2", tags=("llama-cpp-packages-origin:build-1",), labels={})
     other = replace(OURS, id="sha256:3", tags=("debian:trixie",), labels={})
-    assert [removal.references for removal in clean.bases([base, other, OURS])] == [base.tags]
+    assert [removal.references for removal in clean.in_repository([base, other, OURS], PACKAGES_REPOSITORY)] == [
+        base.tags
+    ]

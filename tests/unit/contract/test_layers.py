@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import posixpath
 import struct
@@ -90,6 +91,18 @@ def test_oci_layout_with_a_compressed_layer_and_another_image() -> None:
     )
     (layer,) = archive.read(pieces(data), diff_ids=["sha256:1"])
     assert [entry.path for entry in layer] == ["/a"]
+
+
+def test_a_registry_stores_layers_compressed() -> None:
+    plain, packed = tar(member("a", bytes(100_000))), gzip.compress(tar(member("b", b"1")), mtime=0)
+    ids = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in (plain, gzip.decompress(packed))]
+    data = docker_archive(plain, packed, tar(member("of the base")))
+    sizes = archive.compressed_sizes(pieces(data), ids)
+    assert list(sizes) == list(reversed(ids)), "not the layer that was not asked for"
+    assert sizes[ids[0]] == pytest.approx(len(gzip.compress(plain, 6)), abs=20)
+    assert sizes[ids[1]] == len(packed)
+    with pytest.raises(EngineError, match="did not send an image's archive"):
+        archive.compressed_sizes(pieces(b"<html>" * 1000), ids)
 
 
 def test_a_repeated_layer_that_docker_stores_as_a_link() -> None:
