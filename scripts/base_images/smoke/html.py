@@ -145,14 +145,19 @@ def _printable(value: Any) -> Any:
     return printable(value)
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    finalize=_printable,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+def environment(directory: Path) -> Environment:
+    """Returns an environment for templates of HTML, which cleans and escapes every value that they print."""
+    return Environment(
+        loader=FileSystemLoader(directory),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+_ENVIRONMENT = environment(Path(__file__).parent)
 _ENVIRONMENT.globals.update(
     Status=Status, amount=amount, count=_count, duration=duration, excerpt=excerpt, percent=percent, tally=tally
 )
