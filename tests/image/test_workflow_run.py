@@ -116,8 +116,8 @@ class GitHub:
                 # Each runner starts without the files of earlier ones.
                 shutil.rmtree(here / "build", ignore_errors=True)
                 self.clone.git.clean("--force", "-d")
-            case "actions/upload-artifact":
-                _copy(here / step.inputs["path"], artifacts / step.inputs["name"])
+            case "actions/upload-artifact" | "actions/upload-pages-artifact":
+                _copy(here / step.inputs["path"], artifacts / step.inputs.get("name", "github-pages"))
             case "actions/download-artifact":
                 merges = step.inputs.get("merge-multiple") == "true"
                 for found in artifacts.glob(step.inputs["pattern"]):
@@ -131,8 +131,6 @@ class GitHub:
                 self._scan(step)
             case "actions/attest":
                 assert re.fullmatch("sha256:[0-9a-f]{64}", step.inputs["subject-digest"])
-            case "actions/upload-pages-artifact":
-                _copy(here / step.inputs["path"], self.directory / "site")
             case (
                 "actions/deploy-pages"
                 | "docker/login-action"
@@ -255,7 +253,7 @@ def test_a_pushed_tag_becomes_latest_and_a_failure_stops_its_variant_only(github
     assert "contract-cpu" in " ".join(page)
     assert [name.startswith(f"scan-{GOOD}-") for name in page if name.endswith(".sarif")] == [True]
 
-    [page_of, *_] = json.loads((github.directory / "site" / "status.json").read_text())["variants"]
+    [page_of, *_] = json.loads((github.directory / "artifacts/github-pages/status.json").read_text())["variants"]
     assert (page_of["published"]["latest"]["digest"], page_of["release"]["status"]) == (digest, "latest")
 
     # At night, what is latest is verified and scanned; the other variant was never promoted, which is no failure.

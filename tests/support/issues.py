@@ -17,6 +17,13 @@ sent = json.loads(pathlib.Path(body[1]).read_text()) if body else {{}}
 store = pathlib.Path({store!r})
 issues = json.loads(store.read_text())
 prefix = "repos/{{owner}}/{{repo}}/issues"
+labels = pathlib.Path({store!r} + ".labels")
+if path == "repos/{{owner}}/{{repo}}/labels":
+    if labels.exists():
+        sys.exit("gh: Validation Failed (HTTP 422)")
+    labels.write_text(sent["name"])
+    print("{{}}")
+    sys.exit()
 assert path.startswith(prefix), path
 number = re.search(r"issues/(\\d+)", path)
 answer = {{}}
@@ -24,6 +31,7 @@ if method == "GET":
     assert path == prefix + "?state=open&labels=nightly&per_page=100", path
     answer = [issue for issue in issues if issue["state"] == "open" and "nightly" in issue["labels"]]
 elif path == prefix:
+    assert sent["labels"] == [labels.read_text()], "a label that does not exist"
     answer = {{"number": len(issues) + 1, "state": "open", "comments": [], **sent}}
     issues.append(answer)
 elif path.endswith("/comments"):

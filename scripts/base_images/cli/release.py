@@ -407,15 +407,16 @@ def verify_latest(_: Context, variant: str, on: str = "", record: str = "", json
         commit = released_commit(repository.Remote(clone=opened), chosen.release_branch, version)
         return signatures.Signer(url=chosen.url, git_tag=version.git_tag, commit=commit)
 
-    subject = latest.Subject(
-        where=registry.open_repository(chosen.registry, anonymous=True),
-        engine=connected,
-        variant=known,
-        signer=signer,
-        device=devices.to_test(known, where, engine=connected.devices()),
-        on_check=(lambda _: None) if json else views.say,
-    )
-    found = latest.verify(subject)
+    with views.Display(views.mode(quiet=json), f"verify latest-{known.name}") as display:
+        subject = latest.Subject(
+            where=registry.open_repository(chosen.registry, anonymous=True),
+            engine=connected,
+            variant=known,
+            signer=signer,
+            device=devices.to_test(known, where, engine=connected.devices()),
+            listener=display.progress,
+        )
+        found = latest.verify(subject)
     if found is None:
         told = f"nothing of {known.name} was ever promoted in {chosen.registry}: nothing to verify"
         views.print_json({"ok": True, "checks": [], "note": told}) if json else views.say(told)

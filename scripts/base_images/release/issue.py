@@ -62,12 +62,10 @@ def parse_jobs(text: str) -> list[dict[str, str]] | None:
     Raises:
         UsageError: the text is something else.
     """
-    try:
-        jobs: Any = json.loads(text) if text else None
-        if jobs is None or all(isinstance(job[key], str) for job in jobs for key in ("variant", "platform")):
-            return jobs  # type: ignore[no-any-return]
-    except (ValueError, LookupError, TypeError):
-        pass
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        jobs: list[dict[str, str]] | None = json.loads(text) if text else None
+        if all(isinstance(job[key], str) for job in jobs or () for key in ("variant", "platform")):
+            return jobs
     raise UsageError(f"{JOBS_VARIABLE} has no jobs: set it to what `invoke plan --format latest` prints.")
 
 
@@ -126,7 +124,8 @@ def requests(issues: Iterable[Mapping[str, Any]], body: str, *, run: str) -> lis
     """Returns what to ask of GitHub, given the open issues with the label, and the text; empty: nothing failed."""
     numbers = sorted(issue["number"] for issue in issues if issue.get("title") == TITLE and "pull_request" not in issue)
     if body and not numbers:
-        return [Request(method="POST", path="issues", fields={"title": TITLE, "body": body, "labels": [LABEL]})]
+        label = Request(method="POST", path="labels", fields={"name": LABEL, "color": "b3231c"})
+        return [label, Request(method="POST", path="issues", fields={"title": TITLE, "body": body, "labels": [LABEL]})]
     kept = numbers[:1] if body else []
     why = f"The same as #{numbers[0]}." if body else f"Everything that is latest passes.{f' {run}' if run else ''}"
     found = [Request(method="PATCH", path=f"issues/{number}", fields={"body": body}) for number in kept]
@@ -139,7 +138,8 @@ def requests(issues: Iterable[Mapping[str, Any]], body: str, *, run: str) -> lis
 def update(body: str, *, run: str) -> Iterator[Request]:
     """Makes the issue say what the text says, and yields each request once it is answered; see `requests` and `ask`."""
     for request in requests(ask(OPEN), body, run=run):
-        ask(request)
+        with contextlib.suppress(BaseImagesError) if request.path == "labels" else contextlib.nullcontext():
+            ask(request)  # a label that exists is refused
         yield request
 
 

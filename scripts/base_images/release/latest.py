@@ -15,11 +15,12 @@ from typing import Any
 
 from base_images import variants, versions
 from base_images.adapters import programs
-from base_images.adapters.engine import Engine
+from base_images.adapters.engine import Engine, pull_progress
 from base_images.adapters.manifest import Manifest, OddDocumentError, parse_object
 from base_images.adapters.registry import ForbiddenError, Repository
 from base_images.contract import facts, judge
 from base_images.errors import BaseImagesError, LaunchError, RegistryError
+from base_images.progress import Listener, Progress, silent
 from base_images.recipes import consumer, consumer_checkout
 from base_images.release import promote, signatures
 from base_images.release.promote import Move
@@ -49,7 +50,7 @@ class Subject:
         where: the registry's repository, opened without credentials.
         signer: returns who must have signed a version; raises RepositoryError where that is not released.
         device: for the smoke test; None for the CPU alone.
-        on_check: called with the name of each check when it begins.
+        listener: called with the progress of pull and smoke test, and with the name of each check when it begins.
     """
 
     where: Repository
@@ -57,7 +58,7 @@ class Subject:
     variant: Variant
     signer: Callable[[Version], Signer]
     device: Granted | None
-    on_check: Callable[[str], object] = lambda _: None
+    listener: Listener = silent
 
 
 @dataclass(kw_only=True)
@@ -106,7 +107,7 @@ def verify(subject: Subject) -> Verified | None:
     found = Verified(image=f"{where.name}:{name}", variant=subject.variant.name, platform=platform)
 
     def passes(check: str, run: Callable[[], str]) -> bool:
-        subject.on_check(check)
+        subject.listener(Progress(what=check))
         found.checks.append(_result(check, run))
         return found.checks[-1].status is not Status.FAIL
 
@@ -133,7 +134,7 @@ def verify(subject: Subject) -> Verified | None:
     passes("evidence", partial(_evidence, subject, move, found.digest))
     passes("signature", partial(_signature, subject, move, named))
     passes("sbom", partial(sbom, where, found.digest, platform))
-    if passes("pull", partial(_pull, subject.engine, named)):
+    if passes("pull", partial(_pull, subject, named)):
         for check, run in (("contract", _contract), ("consumer", _consumer), ("smoke", _smoke)):
             passes(check, partial(run, subject, named, found.reports))
     return found
@@ -241,8 +242,8 @@ def _packages(statement: dict[str, Any]) -> list[dict[str, Any]]:
     return [package for package in packages if isinstance(package, dict)] if isinstance(packages, list) else []
 
 
-def _pull(engine: Engine, named: str) -> str:
-    image = engine.pull(named, anonymous=True)
+def _pull(subject: Subject, named: str) -> str:
+    image = subject.engine.pull(named, pull_progress(named, subject.listener), anonymous=True)
     return f"{variants.megabytes(image.size)} on the engine, pulled without an account"
 
 
@@ -265,7 +266,9 @@ def _consumer(subject: Subject, named: str, reports: dict[str, Any]) -> str:
 
 def _smoke(subject: Subject, named: str, reports: dict[str, Any]) -> str:
     image = subject.engine.image(named)
-    report = smoke_command.smoke_image(subject.engine, image, subject.variant, device=subject.device).report
+    report = smoke_command.smoke_image(
+        subject.engine, image, subject.variant, device=subject.device, listener=subject.listener
+    ).report
     reports["smoke"] = report.as_dict()
     _require_none(f"{row.server}, {row.check}: {row.seen}" for row in report.rows if row.status is Status.FAIL)
     if not report.ok:

@@ -38,6 +38,8 @@ from tests.support.releases import (
 )
 
 SPDX = {"in-toto.io/predicate-type": "https://spdx.dev/Document"}
+ODD_PREDICATES: tuple[object, ...] = ({}, [], None, {"packages": {"name": "llama.cpp"}})
+ODD_SUBJECTS: tuple[object, ...] = (None, [1], [{}], "x")
 REFUSED = "no basic auth credentials|unauthorized|authentication required"
 PACKAGES = {"packages": [{"name": "libc6"}, {"name": "llama.cpp", "versionInfo": "b11312"}]}
 
@@ -179,9 +181,9 @@ def test_an_sbom_names_its_image_and_llama_cpp(repository: Repository) -> None:
     ("statement", "told"),
     [
         ({"predicate": {"packages": [{"name": "libc6"}, "llama.cpp"]}}, "has 1 packages, and llama.cpp is not among"),
-        *(({"predicate": odd}, "has 0 packages") for odd in ({}, [], None, {"packages": {"name": "llama.cpp"}})),
+        *(({"predicate": odd}, "has 0 packages") for odd in ODD_PREDICATES),
         ({"predicate": PACKAGES, "subject": [{"digest": {"sha256": "0" * 64}}]}, "is of another image"),
-        *(({"predicate": PACKAGES, "subject": odd}, "cannot be read") for odd in (None, [1], [{}], "x")),
+        *(({"predicate": PACKAGES, "subject": odd}, "cannot be read") for odd in ODD_SUBJECTS),
         ([], "cannot be read"),
     ],
 )

@@ -20,6 +20,7 @@ from tests.support.smoke_reports import HOSTILE
 from tests.unit.release.test_record import INDEX, NOW, RELEASED, SETTINGS, found
 from tests.unit.smoke.test_html import Page
 
+ODD: tuple[object, ...] = (None, 1, [1], [{}], [{"checks": None}], [{"checks": [{}]}])
 RUN = "https://github.com/X/z.z/actions/runs/123"
 MOVE = Recorded(
     number=1, version="2508201420-abc1234", rollback=False, digest=INDEX, before="", by=RUN, at="2025-08-20T15:00:00.1"
@@ -111,7 +112,7 @@ def test_json_has_the_same(tmp_path: Path) -> None:
             ["NVIDIA H200"],
         ),
         ({"servers": [{"checks": [{"name": Check.LIST_DEVICES, "seen": "no device"}]}]}, []),
-        *(({"servers": odd}, []) for odd in (None, 1, [1], [{}], [{"checks": None}], [{"checks": [{}]}])),
+        *(({"servers": odd}, []) for odd in ODD),
         ({}, []),
     ],
 )
