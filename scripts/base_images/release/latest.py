@@ -161,7 +161,8 @@ def _require_none(problems: Iterable[str]) -> None:
 
 def _as_recorded(where: Repository, move: Move, digest: str) -> str:
     tag = f"{where.name}:{versions.latest_tag(move.variant)}"
-    again = f"run `invoke {'rollback' if move.rollback else 'promote'}` of {move.version} again"
+    how = "rollback --to" if move.rollback else "promote --version"
+    again = f"run `invoke {how} {move.version} --variant {move.variant}`"
     if not digest:
         raise RegistryError(f"{tag} is gone, and {move.version} was made latest: {again}.")
     if digest != (recorded := promote.recorded_digest(where, move)):
@@ -221,8 +222,9 @@ def sbom(where: Repository, digest: str, platform: str) -> str:
 
 def _statements(where: Repository, index: Manifest, image: Manifest) -> Iterator[dict[str, Any]]:
     """Yields the SBOMs of an image, each of which has to name that very image."""
-    attestation = where.manifest(index.attestations.get(image.digest) or "")
-    for layer in attestation.document["layers"] if attestation else ():
+    named = index.attestations.get(image.digest)
+    attestation = where.manifest(named) if named else None
+    for layer in attestation.document.get("layers", ()) if attestation else ():
         annotations = layer.get("annotations")
         if not isinstance(annotations, dict) or annotations.get(_PREDICATE_TYPE) != _SPDX:
             continue

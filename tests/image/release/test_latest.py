@@ -15,7 +15,7 @@ from base_images import versions
 from base_images.adapters import engine
 from base_images.adapters.manifest import OCI_INDEX, OCI_MANIFEST
 from base_images.adapters.registry import Repository, open_repository
-from base_images.errors import EngineError, RegistryError
+from base_images.errors import BaseImagesError, EngineError, RegistryError
 from base_images.labels import Label
 from base_images.release import evidence, latest
 from base_images.variants import VARIANTS, Platform
@@ -132,7 +132,8 @@ def test_a_latest_that_somebody_moved_or_removed_fails(site: Site, served: Regis
     assert "latest" in found["fail"]
     assert "evidence" in found["fail"], "the reports are of the recorded version"
     assert f"was made latest as {repository.digest(versions.image_tag('cpu', one.version))}" in seen(told, "latest")
-    assert f"`invoke promote` of {one.version} again" in seen(told, "latest")
+    again = ("promote", "--version", str(one.version), "--variant", "cpu")
+    assert seen(told, "latest").endswith(f"run `invoke {' '.join(again)}`.")
 
     path = repository.name.partition("/")[2]
     tags = served.configuration.parent / "data/docker/registry/v2/repositories" / path / "_manifests/tags"
@@ -140,6 +141,8 @@ def test_a_latest_that_somebody_moved_or_removed_fails(site: Site, served: Regis
     told, found = verified(site, code=1)
     assert found == {"pass": ["public"], "fail": ["latest"], "skip": []}
     assert f"{repository.name}:latest-cpu is gone" in seen(told, "latest")
+    site.done(*again)
+    assert repository.digest("latest-cpu") == repository.digest(versions.image_tag("cpu", one.version))
 
 
 def attested(repository: Repository, statement: object, annotations: object = SPDX) -> str:
@@ -173,6 +176,13 @@ def attested(repository: Repository, statement: object, annotations: object = SP
 def test_an_sbom_names_its_image_and_llama_cpp(repository: Repository) -> None:
     digest = attested(repository, {"predicate": PACKAGES})
     assert latest.sbom(repository, digest, "linux/amd64") == "2 packages, llama.cpp among them"
+    index = repository.manifest(digest)
+    assert index
+    entries = index.document["manifests"]
+    entries[1]["annotations"] = {"vnd.docker.reference.digest": digest}
+    other = repository.put_manifest("other", json.dumps({**index.document, "manifests": entries}).encode())
+    with pytest.raises(BaseImagesError, match="it has none"):
+        latest.sbom(repository, other, "linux/amd64")
     with pytest.raises(RegistryError, match="has no image for linux/arm64"):
         latest.sbom(repository, digest, "linux/arm64")
 
