@@ -102,20 +102,21 @@ def project(
                     engine.remove_image(reference)
 
 
-def release_blocks() -> tuple[str, str, str, str]:
-    """Returns the blocks that tag, publish, promote and roll back."""
-    release, publish, promote, rollback = BLOCKS
+def release_blocks() -> tuple[str, str, str, str, str]:
+    """Returns the blocks that tag, publish, promote, roll back and make the status page."""
+    release, publish, promote, rollback, status = BLOCKS
     return (
         release.replace("invoke release-base-images\n", "invoke release-base-images --yes\n"),
         publish,
         promote,
         rollback,
+        status,
     )
 
 
 @pytest.mark.usefixtures("cpu_image")
 def test_a_release_and_its_rollback(project: Project) -> None:
-    release, publish, promote, rollback = release_blocks()
+    release, publish, promote, rollback, status = release_blocks()
 
     project.says(release)
     first = project.version()
@@ -143,6 +144,10 @@ def test_a_release_and_its_rollback(project: Project) -> None:
     project.says(rollback.replace(EXAMPLE, first))
     assert project.latest() == first
     assert project.published()["notes"] == [f"rolled back to {first}"]
+    project.says(status)
+    [page] = json.loads(Path(project.clone.working_dir, "build/status/status.json").read_text())["variants"]
+    assert [move["version"] for move in page["moves"]] == [first, second, first]
+    assert all(image["smoke_tested_on"] for image in page["release"]["platforms"])
     assert "was rolled back" in project.refused("promote", "--version", second)
     assert project.latest() == first
     project.says(f"invoke rollback --variant cpu --to {second}")

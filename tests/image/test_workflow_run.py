@@ -1,7 +1,7 @@
 """The workflows' own lines, run in GitHub's order and environment, against a local registry and local remotes.
 
-This machine stands in for the runners, a few lines for each action, and a program that records its arguments for
-cosign. One variant is real; another one's base images cannot be pulled.
+This machine stands in for the runners, a few lines for each action, a program that records its arguments for cosign,
+and one that keeps issues for gh. One variant is real; another one's base images cannot be pulled.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from base_images.recipes import bump, consumer
 from base_images.recipes.dockerfile import BASE_ARGUMENTS
 from base_images.versions import Version
 from tests.support import bodhi, builders, clones, commands, workflows
+from tests.support.issues import Issues
 from tests.support.registries import Registry
 
 GOOD, BAD = "cpu", "musa"
@@ -46,6 +47,7 @@ class GitHub:
     directory: Path
     repository: str
     bakes: bool
+    issues: Issues
     ran: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     opened: str = ""
@@ -68,6 +70,7 @@ class GitHub:
                 "ref": f"refs/tags/{self.version.git_tag}",
                 "ref_type": "tag",
                 "actor": "somebody",
+                "repository": "somebody/llama.cpp",
                 "token": "",
             },
             "vars": {},
@@ -113,8 +116,8 @@ class GitHub:
                 # Each runner starts without the files of earlier ones.
                 shutil.rmtree(here / "build", ignore_errors=True)
                 self.clone.git.clean("--force", "-d")
-            case "actions/upload-artifact":
-                _copy(here / step.inputs["path"], artifacts / step.inputs["name"])
+            case "actions/upload-artifact" | "actions/upload-pages-artifact":
+                _copy(here / step.inputs["path"], artifacts / step.inputs.get("name", "github-pages"))
             case "actions/download-artifact":
                 merges = step.inputs.get("merge-multiple") == "true"
                 for found in artifacts.glob(step.inputs["pattern"]):
@@ -128,7 +131,12 @@ class GitHub:
                 self._scan(step)
             case "actions/attest":
                 assert re.fullmatch("sha256:[0-9a-f]{64}", step.inputs["subject-digest"])
-            case "docker/login-action" | "docker/setup-buildx-action" | "sigstore/cosign-installer":
+            case (
+                "actions/deploy-pages"
+                | "docker/login-action"
+                | "docker/setup-buildx-action"
+                | "sigstore/cosign-installer"
+            ):
                 pass
             case _:
                 raise AssertionError(action)
@@ -158,9 +166,9 @@ def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFa
     repository = f"{host.address}/bodhisearch/llama.cpp"
     programs = tmp_path / "bin"
     programs.mkdir()
-    for program in ("cosign", "gh"):
-        (programs / program).write_text(COSIGN)
-        (programs / program).chmod(0o755)
+    issues = Issues(programs)
+    (programs / "cosign").write_text(COSIGN)
+    (programs / "cosign").chmod(0o755)
     environment = {
         **clones.environment(),
         settings.REGISTRY_VARIABLE: repository,
@@ -189,7 +197,14 @@ def github(engine: Engine, cpu_image: Image, tmp_path_factory: pytest.TempPathFa
                 serve_bases(engine, Path(clone.working_dir), host.address)
                 clone.git.commit("--all", "--message", "Bases from the local registry")
                 clone.git.push("origin", "main")
-            yield GitHub(clone=clone, environment=environment, directory=tmp_path, repository=repository, bakes=bakes)
+            yield GitHub(
+                clone=clone,
+                environment=environment,
+                directory=tmp_path,
+                repository=repository,
+                bakes=bakes,
+                issues=issues,
+            )
     finally:
         host.stop()
         engine.tag(cpu_image.id, versions.local_reference(GOOD))
@@ -238,16 +253,34 @@ def test_a_pushed_tag_becomes_latest_and_a_failure_stops_its_variant_only(github
     assert "contract-cpu" in " ".join(page)
     assert [name.startswith(f"scan-{GOOD}-") for name in page if name.endswith(".sarif")] == [True]
 
-    # At night, what is latest is scanned; nothing is, of the other variant.
+    [page_of, *_] = json.loads((github.directory / "artifacts/github-pages/status.json").read_text())["variants"]
+    assert (page_of["published"]["latest"]["digest"], page_of["release"]["status"]) == (digest, "latest")
+
+    # At night, what is latest is verified and scanned; the other variant was never promoted, which is no failure.
     github.run("nightly.yml")
-    assert [BAD in text for text in github.failed] == [True], "\n".join(github.failed)
-    assert f"'image': 'registry:{github.repository}:{versions.latest_tag(GOOD)}'" in "\n".join(github.ran)
+    trail = "\n".join(github.ran)
+    assert github.failed == [], trail
+    assert re.search(r"smoke +│ pass", trail), trail
+    assert f"'image': 'registry:{github.repository}:{versions.latest_tag(GOOD)}'" in trail
+    assert "Everything that is latest passes." in trail
+    assert github.issues.all == []
 
     # "Re-run all jobs" builds and moves nothing again.
     tags = {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")}
     github.run("release.yml")
     assert {tag: where.digest(tag) for tag in where.tags() if not tag.startswith("sha256-")} == tags
     assert f"already  promote {GOOD}" in "\n".join(github.ran)
+
+    # Somebody removes the tag: the next night has an issue.
+    path = github.repository.partition("/")[2]
+    repositories = github.directory / "registry/data/docker/registry/v2/repositories"
+    shutil.rmtree(repositories / path / "_manifests/tags" / versions.latest_tag(GOOD))
+    github.run("nightly.yml")
+    assert [text.partition(":")[0] for text in github.failed] == ["scan/scan", "verify"], "\n".join(github.ran)
+    [issue] = github.issues.all
+    assert f"{versions.latest_tag(GOOD)} is gone, and {github.version} was made latest" in issue["body"].replace(
+        "\\", ""
+    )
 
 
 def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:

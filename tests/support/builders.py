@@ -26,7 +26,7 @@ from tests.support.servers import pump, running
 GENERATOR = """\
 cat > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json <<END
 {"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document",
- "predicate": {"name": "$(cat ${BUILDKIT_SCAN_SOURCE}FILE)"}}
+ "predicate": {"name": "$(cat ${BUILDKIT_SCAN_SOURCE}FILE)", "packages": [{"name": "llama.cpp"}]}}
 END
 """
 

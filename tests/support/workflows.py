@@ -149,8 +149,8 @@ def _job(
 def _called(name: str, job: dict[str, Any], contexts: Values) -> Generator[Step, None, bool]:
     """Yields the steps of a called workflow, which gets inputs and no `needs`, and returns whether all succeeded."""
     path = job["uses"].removeprefix(OWN_WORKFLOW)
-    declared = load(DIRECTORY / path)["on"]["workflow_call"]["inputs"]
-    given: dict[str, Any] = {key: resolve(text, contexts) for key, text in job["with"].items()}
+    declared = (load(DIRECTORY / path)["on"]["workflow_call"] or {}).get("inputs", {})
+    given: dict[str, Any] = {key: resolve(text, contexts) for key, text in job.get("with", {}).items()}
     if set(given) != set(declared):
         raise UnknownExpressionError(f"{path} asks for {sorted(declared)} and is given {sorted(given)}")
     given |= {key: given[key] == "true" for key, value in declared.items() if value["type"] == "boolean"}
@@ -185,7 +185,8 @@ def _machine(
         succeeded = succeeded and running.succeeded
         if "id" in step:
             here["steps"][step["id"]] = {"outputs": running.outputs}
-    outputs = {key: resolve(text, here) for key, text in job.get("outputs", {}).items()} if succeeded else {}
+    named = job.get("outputs", {})
+    outputs = {key: resolve(text, here) for key, text in named.items()} if succeeded else dict.fromkeys(named, "")
     return succeeded, outputs
 
 

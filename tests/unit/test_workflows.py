@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from invoke.collection import Collection
 from invoke.parser import Parser
 
 from base_images import settings, variants, versions
-from base_images.release import matrix
-from base_images.variants import VARIANTS
+from base_images.release import issue, matrix
+from base_images.variants import VARIANTS, Variant
 from tests.support import workflows
 from tests.support.workflows import DIRECTORY, OWN_WORKFLOW, Step, UnknownExpressionError
 
@@ -30,12 +30,14 @@ READ: Mapping[str, str] = {"contents": "read"}
 BUILD = {**READ, "packages": "write"}
 PULL = {**READ, "packages": "read"}
 SIGN = {**BUILD, "id-token": "write", "attestations": "write"}
+PAGES = {**PULL, "pages": "write", "id-token": "write"}
 PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "ci.yml": {"test": READ},
     "release.yml": {
         "plan": READ,
         "variants": SIGN,
         "promote": {**BUILD, "attestations": "read"},
+        "status": PAGES,
         "release": {"contents": "write", "packages": "read"},
     },
     "variant.yml": {
@@ -44,7 +46,13 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "sign": SIGN,
     },
     "scan.yml": {"scan": PULL},
-    "nightly.yml": {"plan": READ, "scan": PULL},
+    "nightly.yml": {
+        **dict.fromkeys(("plan", "scan"), PULL),
+        "verify": {**READ, "attestations": "read"},  # what a user can pull: nothing that could read packages
+        "issue": {**READ, "issues": "write"},
+        "status": PAGES,
+    },
+    "status.yml": {"page": PULL, "deploy": {"pages": "write", "id-token": "write"}},
     "upstream.yml": {"bump": {"contents": "write", "pull-requests": "write", "actions": "write"}},
 }
 """The most that a job may have; a new permission needs a line here too."""
@@ -95,14 +103,19 @@ def walk(
     dry_run: bool | None = None,
     fails: Callable[[Step], bool] = lambda _: False,
     operation: str = "created",
+    latest: Sequence[Variant] = (GPU, CPU),
 ) -> list[Step]:
-    """Returns the steps that GitHub runs of a workflow for two variants; `fails` chooses those that fail."""
+    """Returns the steps that GitHub runs of a workflow for two variants; `fails` chooses those that fail.
+
+    `latest` are those that were promoted.
+    """
     contexts = {
         "github": {
             "ref": ref,
             "ref_type": "tag" if ref.startswith("refs/tags/") else "branch",
             "actor": "somebody",
             "token": "not-a-secret",
+            "repository": "somebody/llama.cpp",
             "event": {"pull_request": {"number": "1"}},
         },
         "vars": RUNNERS,
@@ -117,6 +130,9 @@ def walk(
             wanted = [(variant, variant.platforms) for variant in (GPU, CPU)]
             plan = matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment.get("RUNNERS", ""))
             step.outputs["matrix"] = json.dumps(plan)
+        elif "--format latest" in step.run and step.succeeded:
+            jobs = matrix.nightly([(one, one.platforms) for one in latest], registry=REGISTRY)
+            step.outputs["latest"] = json.dumps(jobs)
         elif "image-digest" in step.run:
             step.outputs["digest"] = DIGEST
         elif "create-pull-request" in step.uses:
@@ -172,7 +188,8 @@ def test_a_job_has_a_timeout_no_credentials_and_no_more_permissions_than_the_tab
 def test_concurrent_runs_of_a_workflow_do_not_interfere(file: str) -> None:
     concurrency = PARSED[file]["concurrency"]
     assert concurrency["group"]
-    assert concurrency["cancel-in-progress"] == ("false" if file == "release.yml" else "true")
+    # What publishes is never cut off.
+    assert concurrency["cancel-in-progress"] == ("false" if file in ("release.yml", "status.yml") else "true")
     if file == "release.yml":
         for dry_run, group in ((None, "release-false"), (False, "release-false"), (True, "release-true")):
             assert workflows.resolve(concurrency["group"], {"inputs": {"dry_run": dry_run}}) == group
@@ -259,6 +276,9 @@ def test_the_steps_of_a_release_in_order() -> None:
         *of_each[1],
         "promote: sigstore/cosign-installer",
         "promote: promote",
+        "status/page: status-page",
+        "status/page: actions/upload-pages-artifact",
+        "status/deploy: actions/deploy-pages",
         "release: release-notes",
         "release: actions/download-artifact",
         "release: softprops/action-gh-release",
@@ -333,6 +353,66 @@ def test_every_platform_is_scanned_and_fails_for_what_has_a_fix(file: str, tag: 
     written = [step.inputs["output-file"] for step in scans]
     assert [step.inputs["path"] for step in steps if "upload-artifact" in step.uses and "/scan" in step.job] == written
     assert len(set(written)) == len(written), "the files of a release lie in one directory"
+
+
+def test_at_night_every_platform_of_what_is_latest_is_verified_without_a_login() -> None:
+    steps = walk("nightly.yml")
+    told = [name for name in ran(steps) if name.startswith("verify: ")]
+    of_each = ["actions/checkout", "free-runner-disk", "sigstore/cosign-installer", "verify-latest"]
+    assert told == [f"verify: {name}" for name in (*of_each, "actions/upload-artifact")] * 3
+    verified = [step for step in steps if "verify-latest" in step.run]
+    assert [(step.environment["VARIANT"], step.environment["DEVICE"], step.runner) for step in verified] == [
+        ("cuda", "nothing", "ubuntu-24.04"),
+        ("cpu", "host", "ubuntu-24.04"),
+        ("cpu", "host", "ubuntu-24.04-arm"),
+    ]
+    assert {step.environment["GH_TOKEN"] for step in verified} == {"not-a-secret"}, "`gh attestation verify` needs it"
+
+
+def never(_: Step) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        never,
+        lambda step: "verify-latest" in step.run,
+        lambda step: "scan-action" in step.uses,
+        lambda step: "--format latest" in step.run,
+    ],
+)
+def test_the_nightly_issue_gets_every_result_whatever_fails(fails: Callable[[Step], bool]) -> None:
+    steps = walk("nightly.yml", fails=fails)
+    downloaded, reported = [step for step in steps if step.job == "issue"][-2:]
+    assert (reported.environment["GH_REPO"], reported.environment["GH_TOKEN"]) == (
+        "somebody/llama.cpp",
+        "not-a-secret",
+    )
+    assert reported.run.endswith(f"invoke report-latest {downloaded.inputs['path']}")
+    assert downloaded.inputs["merge-multiple"] == "true"
+    uploads = [step.inputs["name"] for step in steps if step.uses.startswith("actions/upload-artifact")]
+    assert [name for name in uploads if not fnmatch(name, downloaded.inputs["pattern"])] == []
+    jobs = issue.parse_jobs(reported.environment["LATEST"])
+    expected = [f"{kind}-{job['variant']}-{job['architecture']}" for job in jobs or () for kind in ("latest", "scan")]
+    assert sorted(uploads) == sorted(expected)
+    assert (jobs is None) is fails(Step(job="", runner="", run="--format latest", uses="", inputs={}, environment={}))
+    assert "status/deploy: actions/deploy-pages" in ran(steps)
+
+
+def test_a_night_with_nothing_promoted_is_green() -> None:
+    steps = walk("nightly.yml", latest=())
+    assert {step.job for step in steps} == {"plan", "issue", "status/page", "status/deploy"}
+    [reported] = [step for step in steps if "report-latest" in step.run]
+    assert reported.environment["LATEST"] == "[]"
+
+
+@pytest.mark.parametrize("file", ["release.yml", "nightly.yml", "status.yml"])
+def test_the_status_page_that_is_made_is_published(file: str) -> None:
+    steps = walk(file)
+    [made] = [step for step in steps if "status-page" in step.run]
+    [uploaded] = [step for step in steps if "upload-pages-artifact" in step.uses]
+    assert made.run.endswith(f" --output {uploaded.inputs['path']}")
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,10 @@ class Engine:
         with engine_errors(f"save the image {image_id}"):
             yield from self._client.images.get(image_id).save(chunk_size=1 << 20)
 
-    def pull(self, reference: str, progress: Callable[[Mapping[str, Any]], None] | None = None) -> Image:
-        """Pulls an image and returns it; `progress` receives the engine's messages.
+    def pull(
+        self, reference: str, progress: Callable[[Mapping[str, Any]], None] | None = None, *, anonymous: bool = False
+    ) -> Image:
+        """Pulls an image and returns it; `progress` receives the engine's messages, `anonymous` sends no credentials.
 
         Raises:
             ImageNotFoundError: the registry has no such image.
@@ -192,7 +194,10 @@ class Engine:
             repository, tag = _split_tag(reference)
         try:
             with engine_errors(f"pull {reference}"):
-                for message in self._client.api.pull(repository, tag=tag, stream=True, decode=True):
+                credentials: dict[str, Any] | None = {} if anonymous else None  # None: those of `docker login`
+                for message in self._client.api.pull(
+                    repository, tag=tag, stream=True, decode=True, auth_config=credentials
+                ):
                     if "error" in message:
                         raise EngineError(f"The engine could not pull {reference}: {message['error'].strip()}.")
                     if progress:

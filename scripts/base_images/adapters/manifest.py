@@ -63,6 +63,13 @@ class Manifest:
         return tuple((platform(entry.get("platform") or {}), entry["digest"]) for entry in entries)
 
     @property
+    def attestations(self) -> dict[str, str]:
+        """The digest of each image's attestations in an index, by the image's (BuildKit, attestation-storage.md)."""
+        entries = self.document.get("manifests") or ()
+        of_each = ((entry, (entry.get("annotations") or {}).get("vnd.docker.reference.digest")) for entry in entries)
+        return {image: entry["digest"] for entry, image in of_each if image}
+
+    @property
     def layers_size(self) -> int:
         """Download size of an image in bytes: compressed layers and configuration."""
         document = self.document

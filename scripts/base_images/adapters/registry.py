@@ -129,13 +129,15 @@ class Repository:
         )
         return digest
 
-    def blob(self, digest: str) -> bytes:
-        """Returns a blob, such as an image's configuration.
+    def blob(self, digest: str, *, size: int = http_session.ANSWER_BYTES) -> bytes:
+        """Returns a blob, such as an image's configuration, of at most `size` bytes.
 
         Raises:
-            RegistryError: the repository does not have it.
+            RegistryError: the repository does not have it, or it is larger.
         """
-        content = self._ask(f"read {digest}", lambda: b"".join(cast("Iterable[bytes]", self._client.pull_blob(digest))))
+        content = self._ask(
+            f"read {digest}", lambda: b"".join(cast("Iterable[bytes]", self._client.pull_blob(digest))), size=size
+        )
         if content is None:
             raise RegistryError(f"{self.name} has lost the blob {digest}: push the image again.")
         return content
@@ -217,11 +219,13 @@ class Repository:
             self._ask("log in to write", self._ask_to_write)
             self._ask_to_write = None
 
-    def _ask(self, what: str, question: Callable[[], _T], missing: str = "") -> _T | None:
+    def _ask(
+        self, what: str, question: Callable[[], _T], missing: str = "", *, size: int = http_session.ANSWER_BYTES
+    ) -> _T | None:
         """Returns the answer, retrying while the registry is busy; "not found" is None, or an error with `missing`."""
         for attempt in range(1, self._attempts + 1):
             try:
-                with _registry_errors(self.name, what), http_session.limited(seconds=self._seconds):
+                with _registry_errors(self.name, what), http_session.limited(size=size, seconds=self._seconds):
                     return question()
             except _NotFoundError as error:
                 if missing:
@@ -234,11 +238,11 @@ class Repository:
         raise AssertionError
 
 
-def open_repository(name: str, *, patient: bool = True) -> Repository:
+def open_repository(name: str, *, patient: bool = True, anonymous: bool = False) -> Repository:
     """Returns a repository, such as `ghcr.io/bodhisearch/llama.cpp` or `127.0.0.1:5000/llama.cpp`.
 
     A registry on loopback may use plain HTTP, as in docker; any other has to use TLS. Without `patient`, time-outs are
-    short and nothing is retried.
+    short and nothing is retried. `anonymous` uses no credentials, whatever docker has.
 
     Raises:
         RegistryError: docker's credentials cannot be read, or the registry's host or port is none.
@@ -252,7 +256,7 @@ def open_repository(name: str, *, patient: bool = True) -> Repository:
         session = None
     if session is None or "@" in host:
         raise RegistryError(f"{host.rpartition('@')[2]!r} is no registry: write it as ghcr.io or 127.0.0.1:5000.")
-    username, password = _credentials(host) or (None, None)
+    username, password = (None if anonymous else _credentials(host)) or (None, None)
 
     actions: list[str] = []  # when empty, the registry's answer says which actions the request needs
 
@@ -360,6 +364,10 @@ class _NotFoundError(RegistryError):
     """The registry answered that an object does not exist."""
 
 
+class ForbiddenError(RegistryError):
+    """The registry does not let this user, or anybody without a name, do what was asked."""
+
+
 class BusyError(RegistryError):
     """The registry did not answer, or is temporarily unable to."""
 
@@ -375,7 +383,7 @@ def _registry_errors(name: str, what: str) -> Iterator[None]:
             f"The registry {host} wants credentials and speaks no TLS: they are not sent in the clear; give it TLS."
         ) from error
     except DXFUnauthorizedError as error:
-        raise RegistryError(
+        raise ForbiddenError(
             f"The registry {host} did not let us {what} of {name}: log in with `docker login {host}` as a user who may."
         ) from error
     except DXFUnexpectedStatusCodeError as error:  # from the request that asks how to authenticate
@@ -419,7 +427,7 @@ def _refusal(name: str, what: str, status: int, reason: str) -> RegistryError:
     if status == requests.codes.not_found:
         return _NotFoundError(f"{name} has no such thing: {what}.")
     if status in {requests.codes.forbidden, requests.codes.unauthorized}:
-        return RegistryError(
+        return ForbiddenError(
             f"The registry {host} forbids to {what} of {name}: `docker login {host}` as a user who may."
         )
     if status >= requests.codes.server_error or status == requests.codes.too_many_requests:

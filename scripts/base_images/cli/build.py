@@ -131,7 +131,8 @@ def build_local(
         "variant": "which image; default: all of them",
         "platform": "amd64 or arm64; default: all that a variant is published for",
         "push": "bake: the file of `invoke bake --push`, which publishes what it builds",
-        "format": "table, json, command (of docker, by hand), bake (the file of `invoke bake`) or matrix (CI's jobs)",
+        "format": "table, json, command (of docker, by hand), bake (the file of `invoke bake`), matrix (CI's jobs) or "
+        "latest (CI's nightly jobs, for what was promoted)",
     },
 )
 def plan(
@@ -154,11 +155,14 @@ def plan(
     from base_images.build import bakefile, plan
     from base_images.cli import views
 
-    if format not in ("table", "json", "command", "bake", "matrix"):
-        raise UsageError(f"There is no format {format!r}: choose table, json, command, bake or matrix.")
+    if format not in ("table", "json", "command", "bake", "matrix", "latest"):
+        raise UsageError(f"There is no format {format!r}: choose table, json, command, bake, matrix or latest.")
     wanted = wanted_platforms(variant, platform)
     if format == "matrix":
         views.print_json(_matrix(wanted), one_line=True)
+        return
+    if format == "latest":
+        views.print_json(_nightly(wanted), one_line=True)
         return
     options = BuildOptions(source=source, origin=parse_origin(origin), architectures=arch, slim=slim, toolkit=toolkit)
     repository.open_clone(ROOT)  # without a version, no registry is to be asked
@@ -296,6 +300,14 @@ def _matrix(wanted: Wanted) -> dict[str, Any]:
     rows = [[name, *map(job.get, columns)] for name, checks in jobs["checks"].items() for job in checks]
     github.summarise_table(f"{jobs['tag']} to {jobs['repository']}", ["variant", *columns], rows)
     return jobs
+
+
+def _nightly(wanted: Wanted) -> list[dict[str, str]]:
+    from base_images.release import matrix, promote
+
+    where = open_registry()
+    tags = where.tags()
+    return matrix.nightly([one for one in wanted if promote.was_promoted(tags, one[0].name)], registry=where.name)
 
 
 def _plans(wanted: Wanted, options: BuildOptions, *, packages: bool) -> list[BuildPlan]:

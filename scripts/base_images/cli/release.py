@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,10 @@ from invoke.exceptions import Exit
 
 from base_images import settings, variants
 from base_images.cli import github
-from base_images.cli.front_door import agree, change_registry, command
+from base_images.cli.front_door import agree, change_registry, command, conclude
 from base_images.cli.options import caller_path, open_registry, variants_of
 from base_images.cli.recipes import mirror_problem
-from base_images.errors import RegistryError
+from base_images.errors import RegistryError, UsageError
 from base_images.settings import ROOT
 from base_images.versions import Target
 
@@ -373,3 +374,108 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
         views.print_json(told.as_dict())
     elif not directory:
         views.say(notes.rstrip())
+
+
+@command(
+    help={
+        "variant": "which image",
+        "on": "the smoke test's device: host, software or nothing; default: what a machine without an accelerator has",
+        "record": "directory for the result, as JSON",
+        "json": "print JSON",
+    }
+)
+def verify_latest(_: Context, variant: str, on: str = "", record: str = "", json: bool = False) -> None:
+    """Verifies what latest-<variant> is.
+
+    Pulls it without an account, checks its signature, attestation, SBOM and reports, and tests it again: contract,
+    BodhiApp's arguments, smoke test. Exit code 1 on a failure; what was never promoted is none.
+
+    Example: invoke verify-latest --variant cpu
+    """
+    from base_images.adapters import engine, files, registry, repository
+    from base_images.cli import views
+    from base_images.release import latest, matrix, signatures
+    from base_images.release.tag import released_commit
+    from base_images.smoke import device as devices
+    from base_images.versions import Version
+
+    known, chosen = variants.find(variant), settings.load(ROOT)
+    where = devices.where(on or matrix.device_without_one(known))
+    connected, opened = engine.connect(), repository.open_clone(ROOT)
+
+    def signer(version: Version) -> signatures.Signer:
+        commit = released_commit(repository.Remote(clone=opened), chosen.release_branch, version)
+        return signatures.Signer(url=chosen.url, git_tag=version.git_tag, commit=commit)
+
+    with views.Display(views.mode(quiet=json), f"verify latest-{known.name}") as display:
+        subject = latest.Subject(
+            where=registry.open_repository(chosen.registry, anonymous=True),
+            engine=connected,
+            variant=known,
+            signer=signer,
+            device=devices.to_test(known, where, engine=connected.devices()),
+            listener=display.progress,
+        )
+        found = latest.verify(subject)
+    if found is None:
+        told = f"nothing of {known.name} was ever promoted in {chosen.registry}: nothing to verify"
+        views.print_json({"ok": True, "checks": [], "note": told}) if json else views.say(told)
+        return
+    views.print_json(found.as_dict()) if json else views.print_verified(found)
+    writes = []
+    if directory := caller_path(record):
+        path = directory / f"latest-{known.name}-{found.platform.rpartition('/')[2]}.json"
+        writes.append(partial(files.write_json, path, found.as_dict()))
+    conclude(writes, ok=found.ok)
+
+
+@command(
+    positional=["directory"],
+    help={
+        "directory": "where the results are: latest-….json of `verify-latest`, scan-….sarif of Grype",
+        "dry_run": "ask nothing of GitHub, only print the issue's text; BASE_IMAGES_DRY_RUN=true does the same",
+    },
+)
+def report_latest(_: Context, directory: str, dry_run: bool = False) -> None:
+    """Opens, updates or closes the issue on what is latest.
+
+    LATEST has the jobs whose results are reported, see `plan --format latest`. The program gh asks GitHub.
+    """
+    from base_images.cli import views
+    from base_images.release import issue
+    from base_images.release.actions import run_url
+
+    jobs = issue.parse_jobs(os.environ.get(issue.JOBS_VARIABLE, ""))
+    run = run_url(os.environ)
+    text = issue.text(list(issue.problems(jobs, caller_path(directory) or ROOT)), run=run)
+    github.summarise(text or "Everything that is latest passes.")
+    views.say(text.rstrip() or "Everything that is latest passes.")
+    if dry_run or settings.dry_run():
+        return
+    for request in issue.update(text, run=run):
+        views.say(f"{request.method} {request.path}")
+
+
+@command(help={"output": "directory for index.html and status.json", "json": "print status.json"})
+def status_page(_: Context, output: str = "", json: bool = False) -> None:
+    """Makes a page of what is latest, and why.
+
+    From the registry and this clone: versions, reports, who moved what and when.
+
+    Example: invoke status-page --output build/status
+    """
+    from datetime import UTC, datetime
+
+    from base_images.adapters import repository
+    from base_images.cli import views
+    from base_images.release import status_page
+
+    directory = caller_path(output)
+    if directory is None and not json:
+        raise UsageError("Name a directory with --output, or print the facts with --json.")
+    opened = repository.open_clone(ROOT)
+    page = status_page.look(open_registry(), variants.VARIANTS, opened, settings.load(ROOT), now=datetime.now(UTC))
+    if json:
+        views.print_json(page.as_dict())
+    for path in status_page.write(page, directory) if directory else ():
+        views.complain(str(path)) if json else views.say(str(path))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # some of these import docker, which most output does not nee
     from base_images.recipes.mirror import Report as MirrorReport
     from base_images.recipes.upstream_report import Telling
     from base_images.release.actions import Action
+    from base_images.release.latest import Verified
     from base_images.release.tag import Plan as ReleasePlan
     from base_images.smoke.report import SmokeReport
 
@@ -246,6 +247,14 @@ def print_contract(result: ContractReport) -> None:
     title, columns = f"contract of {result.reference} ({result.image_id})", ["row", "must hold", "is", "seen"]
     print_table(title, columns, rows)
     github.summarise_table(title, columns, rows)
+
+
+def print_verified(result: Verified) -> None:
+    """Prints one line per check of what is latest."""
+    rows = [(check.name, check.status.value, check.seen, f"{check.seconds:.1f} s") for check in result.checks]
+    title = f"{result.image} for {result.platform}: {'pass' if result.ok else 'fail'}"
+    print_table(title, ["check", "is", "seen", "took"], rows)
+    github.summarise_table(title, ["check", "is", "seen", "took"], rows)
 
 
 def print_smoke(result: SmokeReport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -46,6 +46,12 @@ class Action:
     def ok(self) -> bool:
         """Whether nothing is left to fix."""
         return self.outcome in {Outcome.DONE, Outcome.ALREADY, Outcome.WOULD}
+
+
+def run_url(environment: Mapping[str, str]) -> str:
+    """Returns the URL of the run on GitHub that has this environment; empty elsewhere."""
+    parts = [environment.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
+    return "{}/{}/actions/runs/{}".format(*parts) if all(parts) else ""
 
 
 def with_failure(variant: Variant, what: str, change: Callable[[Variant], Iterable[Action]]) -> Iterator[Action]:

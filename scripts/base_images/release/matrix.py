@@ -56,6 +56,27 @@ def matrix(
     }
 
 
+def nightly(wanted: Sequence[tuple[Variant, Sequence[Platform]]], *, registry: str) -> list[dict[str, str]]:
+    """Returns the jobs that verify what is latest, as JSON values; all on GitHub's own runners."""
+    return [
+        {
+            "variant": variant.name,
+            **_names(platform),
+            **_tested(variant, platform, {}),
+            "image": f"{registry}:{versions.latest_tag(variant.name)}",
+        }
+        for variant, platforms in wanted
+        for platform in platforms
+    ]
+
+
+def device_without_one(variant: Variant) -> str:
+    """Returns what a smoke test on a machine without accelerators can be on: a value of `invoke smoke --on`."""
+    if variant.device is None:
+        return "host"  # the CPU is its device, and every host has one
+    return "software" if variant.device.software else "nothing"
+
+
 def _labels(runners: str) -> Mapping[str, str]:
     try:
         found = json.loads(runners or "{}")
@@ -73,9 +94,7 @@ def _names(platform: Platform) -> dict[str, str]:
 def _tested(variant: Variant, platform: Platform, labels: Mapping[str, str]) -> dict[str, str]:
     """Returns the runner that tests a variant, and the device: a value of `invoke smoke --on`."""
     hosted = HOSTED_RUNNERS[platform]
-    if variant.device is None:
-        return {"runner": hosted, "device": "host"}  # the CPU is its device, and every host has one
     suffix = "" if platform is Platform.AMD64 else f"_{platform.architecture.upper()}"
-    if label := labels.get(f"RUNNER_{variant.name.upper()}{suffix}", "").strip():
+    if variant.device and (label := labels.get(f"RUNNER_{variant.name.upper()}{suffix}", "").strip()):
         return {"runner": label, "device": "host"}
-    return {"runner": hosted, "device": "software" if variant.device.software else "nothing"}
+    return {"runner": hosted, "device": device_without_one(variant)}

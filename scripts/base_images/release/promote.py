@@ -14,6 +14,7 @@ made before the read, because a move is recorded before `latest` moves.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -22,14 +23,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from base_images import versions
-from base_images.adapters.manifest import Manifest
+from base_images.adapters.manifest import Manifest, OddDocumentError, parse_object
 from base_images.adapters.registry import NotAnImageError, Repository
 from base_images.errors import RegistryError
 from base_images.labels import Label
 from base_images.release import evidence, publish
-from base_images.release.actions import Action, Outcome
+from base_images.release.actions import Action, Outcome, run_url
 from base_images.release.evidence import Attached, Kind
 from base_images.smoke.report import Device
 from base_images.variants import Variant
@@ -77,6 +79,51 @@ class Candidate:
     digest: str
     labels: Mapping[str, str]
     reports: Mapping[Kind, Attached]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A move with what its record says; texts are empty where the record lacks them, or is gone.
+
+    Attributes:
+        digest: the image that became latest.
+        before: the digest that was latest until then.
+        by: the run on GitHub, by its URL, or a person's user name.
+        at: RFC 3339, UTC.
+    """
+
+    number: int
+    version: str
+    rollback: bool
+    digest: str
+    before: str
+    by: str
+    at: str
+
+
+def was_promoted(tags: Iterable[str], variant: str) -> bool:
+    """Returns whether anything of a variant was ever promoted; what is latest without that is not of this project."""
+    return any(move.number for move in moves(tags, variant))
+
+
+def history(repository: Repository, tags: Iterable[str], variant: str) -> list[Recorded]:
+    """Returns the recorded moves of a variant in the order of `moves`.
+
+    Raises:
+        RegistryError: the registry does not answer, or refuses.
+    """
+    found = []
+    for move in moves(tags, variant):
+        record = repository.manifest(move.tag)
+        said: Mapping[str, Any] = {}
+        with contextlib.suppress(OddDocumentError, LookupError):
+            said = parse_object(repository.blob(record.document["layers"][0]["digest"])) if record else {}
+        texts = {name: str(said.get(name) or "") for name in ("before", "by", "at")}
+        digest = record.subject if record else ""
+        found.append(
+            Recorded(number=move.number, version=str(move.version), rollback=move.rollback, digest=digest, **texts)
+        )
+    return found
 
 
 def moves(tags: Iterable[str], variant: str) -> list[Move]:
@@ -380,9 +427,8 @@ def _refused(variant: Variant, what: str, target: str, reasons: list[str]) -> Ac
 
 def _who() -> str:
     """Returns the URL of the run on GitHub, else the user's name."""
-    parts = [os.environ.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
-    if all(parts):
-        return "{}/{}/actions/runs/{}".format(*parts)
+    if url := run_url(os.environ):
+        return url
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name

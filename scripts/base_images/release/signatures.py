@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -73,8 +74,11 @@ def as_shell(command: tuple[tuple[str, ...], ...]) -> str:
     return " \\\n  ".join(shlex.join(line) for line in command)
 
 
-def problems(image: str, signer: Signer) -> list[str]:
-    """Verifies an image, which is given by its digest, and returns a sentence for each command that does not."""
+def problems(image: str, signer: Signer, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Verifies an image, which is given by its digest, and returns a sentence for each command that does not.
+
+    `environment` is the commands', None for this process's own.
+    """
     found = []
     for command in commands(image, signer):
         arguments = [argument for line in command for argument in line]
@@ -84,7 +88,7 @@ def problems(image: str, signer: Signer) -> list[str]:
                 f"{arguments[0]} is not installed, which verifies who made {image}: install it, or promote in CI."
             )
             continue
-        done = programs.run([path, *arguments[1:]], timeout=SECONDS)
+        done = programs.run([path, *arguments[1:]], environment=environment, timeout=SECONDS)
         if done.exit_code:
             why = f"no answer within {SECONDS:g} s" if done.timed_out else done.last_words
             found.append(

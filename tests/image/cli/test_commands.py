@@ -70,7 +70,7 @@ def test_a_plan_is_the_same_in_three_formats(engine: Engine) -> None:
     table = invoke("plan", "--variant", "cpu", "--origin", origin).stdout
     assert f"{Label.VERSION.value}={plan['version']}" in words
     assert plan["tags"][0] in table
-    assert_sentence(invoke("plan", "--format", "xml"), 2, "choose table, json, command, bake or matrix")
+    assert_sentence(invoke("plan", "--format", "xml"), 2, "choose table, json, command, bake, matrix or latest")
 
 
 def test_the_engine_is_that_of_dockers_current_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_without_an_engine_the_error_says_what_to_do(arguments: tuple[str, ...])
         ("smoke --variant cpu --url http://x --software-device", "leave it out with --url"),
         ("smoke --variant cpu --url x", r"'x' is not a URL of a server: write it as http://127\.0\.0\.1:8080\."),
         ("smoke --variant cpu --binary /nowhere/llama-server", "/nowhere/llama-server is not a program"),
-        ("plan --format yaml", "choose table, json, command, bake or matrix"),
+        ("plan --format yaml", "choose table, json, command, bake, matrix or latest"),
         ("plan --platform riscv64", "choose amd64 or arm64"),
         ("plan --format matrix --variant cuda --platform arm64", "cuda is not built for linux/arm64"),
         ("plan --format bake --origin packages", "only on bases from registries"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from base_images.release import signatures
+from base_images.release import latest, signatures
 from base_images.release.signatures import Signer
 from tests.support import programs
 
@@ -69,3 +69,13 @@ def test_images_outside_the_registry_of_the_workflow_are_not_signed() -> None:
     assert signatures.exist("ghcr.io/bodhisearch/llama.cpp")
     assert not signatures.exist("127.0.0.1:5000/llama.cpp")
     assert not signatures.exist("ghcr.io.example.org/bodhisearch/llama.cpp")
+
+
+def test_what_is_latest_is_verified_without_dockers_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cosign", "gh"):
+        programs.script(tmp_path / name, f'cat "$DOCKER_CONFIG/config.json" >{tmp_path / name}.config')
+    (tmp_path / "config.json").write_text('{"auths": {"ghcr.io": {"auth": "c29tZWJvZHk6c2VjcmV0"}}}')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    assert latest.signature_problems(IMAGE, SIGNER) == []
+    assert [(tmp_path / f"{name}.config").read_text() for name in ("cosign", "gh")] == ["{}", "{}"]
