@@ -123,7 +123,8 @@ def _left(run: Run | None, step: _Step, now: float) -> float | None:
     elapsed = now - step.began
     began, ended = run.steps.get(step.name, (0.0, 0.0)) if run else (0.0, 0.0)
     own = max(ended - began - elapsed, 0)
-    if step.percent and step.percent >= LEAST_PERCENT:
+    # At 100 % it still links, which can take minutes.
+    if step.percent and LEAST_PERCENT <= step.percent < 100:  # noqa: PLR2004
         own = elapsed * (100 - step.percent) / step.percent
     elif not ended:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from base_images.cli.options import (
     Wanted,
     caller_path,
     open_registry,
+    parse_jobs,
     parse_origin,
     parse_platform,
     resolve_source,
@@ -29,7 +31,7 @@ from base_images.cli.options import (
     wanted_platforms,
 )
 from base_images.cli.smoke import judge
-from base_images.errors import UsageError
+from base_images.errors import BaseImagesError, UsageError
 from base_images.settings import ROOT
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def build_local(
     slim: bool = False,
     operations: bool = False,
     smoke: bool = False,
-    jobs: int = 0,
+    jobs: str = "",
     quiet: bool = False,
 ) -> None:
     """Builds images on the local engine.
@@ -96,8 +98,7 @@ def build_local(
 
     options = BuildOptions(source=source, origin=parse_origin(origin), architectures=arch, slim=slim, toolkit=toolkit)
     asked = parse_platform(platform) if platform else None
-    if jobs < 0:
-        raise UsageError(f"--jobs {jobs} would build nothing: give the number of builds at once, 1 or more.")
+    at_once = parse_jobs(jobs)
     for named in map(variants.find, variant):
         architectures.architecture_argument(named, arch)
         architectures.toolkit_argument(named, toolkit)
@@ -121,16 +122,19 @@ def build_local(
             raise many.failure(one)
         for built in one.built:
             views.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
-        if smoke:
-            one.state = many.State.FAILED
+        if not smoke:
+            return
+        try:
             check(connected, one.built[0].image_id, variant, json=False)
             outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
             image = connected.image(one.built[0].image_id)
             judge(smoke_command.smoke_image(connected, image, variant, device=None), outputs, json=False)
-            one.state = many.State.BUILT
+        except (BaseImagesError, Exit):
+            one.state = many.State.FAILED
+            raise
 
     try:
-        builds.build(list(works.values()), jobs)
+        builds.build(list(works.values()), at_once)
         for_each_variant(list(chosen.values()), finish)
     finally:
         if len(works) > 1:
@@ -164,31 +168,31 @@ class _Builds:
 
     def _alone(self, one: Work) -> None:
         from base_images.build import many
-        from base_images.build.plan import of_operations
         from base_images.cli import views
 
         with many.recorded(one) as record:
             with views.Display(self.how, f"build {one.variant.name}") as display:
-                prepared = _prepare(
-                    self.connected, one.variant, self.source, self.options, display.progress, self.platform
-                )
-                for notice in prepared.notices:
-                    display.notice(notice)
-                many.build(self.connected, one, prepared, root=ROOT, receivers=(record, display.event))
-            if self.operations:
-                beside = dataclasses.replace(prepared, plan=of_operations(prepared.plan))
+                image, *beside = self._fetch(one, display.progress, display.notice)
+                many.build(self.connected, one, image, root=ROOT, receivers=(record, display.event))
+            for tests in beside:
                 with views.Display(self.how, f"build the operations of {one.variant.name}") as display:
-                    many.build(self.connected, one, beside, root=ROOT, receivers=(record, display.event))
+                    many.build(self.connected, one, tests, root=ROOT, receivers=(record, display.event))
 
     def _prepare(self, one: Work) -> None:
-        from base_images.build.plan import of_operations
         from base_images.cli import views
 
-        prepared = _prepare(self.connected, one.variant, self.source, self.options, one.track.progress, self.platform)
-        for notice in prepared.notices:
-            views.note(f"{one.variant.name}: {notice}")
-        plans = [prepared.plan, *([of_operations(prepared.plan)] if self.operations else [])]
-        one.build = partial(self._beside, one, [dataclasses.replace(prepared, plan=plan) for plan in plans])
+        each = self._fetch(one, one.track.progress, lambda text: views.note(f"{one.variant.name}: {text}"))
+        one.build = partial(self._beside, one, each)
+
+    def _fetch(self, one: Work, listener: Listener, notice: Callable[[str], None]) -> list[Prepared]:
+        """Returns what is to be built of a variant, on bases that are there."""
+        from base_images.build.plan import of_operations
+
+        prepared = _prepare(self.connected, one.variant, self.source, self.options, listener, self.platform)
+        for text in prepared.notices:
+            notice(text)
+        beside = [dataclasses.replace(prepared, plan=of_operations(prepared.plan))] if self.operations else []
+        return [prepared, *beside]
 
     def _beside(self, one: Work, each: list[Prepared]) -> None:
         from base_images.adapters import engine

@@ -70,6 +70,12 @@ def test_the_percentage_of_a_compilation_corrects_the_time_left(clock: Clock) ->
     for percent in (*range(1, 11), 20):
         first.event(compiled(percent))
     assert first.moment() == Moment(step=COMPILE, percent=20, left=40)
+    clock.now += 10
+    for percent in (*range(21, 101, 9), 100):
+        now.event(compiled(percent))
+        first.event(compiled(percent))
+    assert first.moment() == Moment(step=COMPILE, percent=100, left=None), "it links, and nothing says for how long"
+    assert now.moment().left == 800 - 30 + 40
 
 
 def test_of_several_steps_the_one_that_compiles_is_shown() -> None:
