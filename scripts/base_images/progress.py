@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +32,17 @@ Listener = Callable[[Progress], None]
 
 def silent(_progress: Progress) -> None:
     """Ignores the message."""
+
+
+def pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str, Any]], None]:
+    """Returns a receiver for the engine's messages of a pull that reports the sum over all layers."""
+    layers: dict[str, tuple[int, int]] = {}
+
+    def on_message(message: Mapping[str, Any]) -> None:
+        detail = message.get("progressDetail") or {}
+        if message.get("status") == "Downloading" and detail.get("total"):
+            layers[message["id"]] = (detail.get("current", 0), detail["total"])
+        done, total = sum(done for done, _ in layers.values()), sum(total for _, total in layers.values())
+        listener(Progress(what=f"pull {reference}", done=done, total=total or None, note=message.get("status", "")))
+
+    return on_message

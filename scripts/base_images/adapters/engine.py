@@ -29,7 +29,6 @@ from base_images.adapters.docker_errors import NotFoundError, engine_errors, uni
 from base_images.adapters.endpoint import Endpoint
 from base_images.errors import EngineError, ImageNotFoundError
 from base_images.labels import OWNER, RESOURCE
-from base_images.progress import Listener, Progress
 from base_images.variants import Platform
 
 
@@ -113,6 +112,12 @@ class Engine:
         if platform is None:
             raise EngineError(f"This engine runs on {architecture}, and images are built for amd64 and arm64 only.")
         return platform
+
+    def capacity(self) -> tuple[int, int]:
+        """Returns the processor cores of the engine's machine, and its memory in bytes."""
+        with engine_errors("ask the engine for its processors and memory"):
+            info = self._client.info()
+        return int(info["NCPU"]), int(info["MemTotal"])
 
     @property
     def is_local(self) -> bool:
@@ -264,15 +269,17 @@ class Engine:
         labels: Mapping[str, str],
         platform: str,
         fresh: bool = False,
+        build_id: str = "",
     ) -> Generator[Mapping[str, Any], None, None]:
         """Builds with BuildKit and yields the engine's messages for `buildkit.events`; closing it cancels the build.
 
-        `fresh` runs every step again. Cache mounts, such as the compiler's cache, are kept.
+        `fresh` runs every step again. Cache mounts, such as the compiler's cache, are kept. `build_id` is a name for
+        `cancel_build`.
 
         docker-py does not support BuildKit, but its session adds `params` to every request, and `version=2` selects
         BuildKit (Engine API, POST /build).
         """
-        build_id = uuid.uuid4().hex
+        build_id = build_id or uuid.uuid4().hex
         api = self._another(client.REQUEST_SECONDS).api
         api.params = {"version": "2", "buildid": build_id}
         done = False
@@ -295,7 +302,7 @@ class Engine:
             if not done:
                 # Otherwise the engine continues the build.
                 with contextlib.suppress(EngineError):
-                    self._cancel_build(build_id)
+                    self.cancel_build(build_id)
             api.close()
 
     def require_buildkit(self) -> None:
@@ -305,13 +312,18 @@ class Engine:
             EngineError: the engine has no BuildKit, such as Podman's implementation of the Docker API.
         """
         try:
-            self._cancel_build(uuid.uuid4().hex)
+            self.cancel_build(uuid.uuid4().hex)
         except NotFoundError as error:
             raise EngineError(
                 "This engine builds without BuildKit, which the recipes need: use Docker 20.10 or newer."
             ) from error
 
-    def _cancel_build(self, build_id: str) -> None:
+    def cancel_build(self, build_id: str) -> None:
+        """Ends a build, which may be another thread's.
+
+        Raises:
+            EngineError: the engine has no builds to cancel, or does not answer.
+        """
         api = self._client.api
         with engine_errors("cancel a build"):
             answer = api.post(
@@ -509,17 +521,3 @@ def _healthcheck(raw: Mapping[str, Any] | None) -> tuple[str, ...]:
         case ["CMD-SHELL", script]:
             return ("/bin/sh", "-c", script)
     return ()
-
-
-def pull_progress(reference: str, listener: Listener) -> Callable[[Mapping[str, Any]], None]:
-    """Returns a receiver for the messages of a pull that reports the sum over all layers."""
-    layers: dict[str, tuple[int, int]] = {}
-
-    def on_message(message: Mapping[str, Any]) -> None:
-        detail = message.get("progressDetail") or {}
-        if message.get("status") == "Downloading" and detail.get("total"):
-            layers[message["id"]] = (detail.get("current", 0), detail["total"])
-        done, total = sum(done for done, _ in layers.values()), sum(total for _, total in layers.values())
-        listener(Progress(what=f"pull {reference}", done=done, total=total or None, note=message.get("status", "")))
-
-    return on_message

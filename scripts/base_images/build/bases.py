@@ -15,13 +15,13 @@ from base_images import image
 from base_images.adapters import ownership, programs, registry
 from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, locked
-from base_images.adapters.engine import Engine, Image, pull_progress
+from base_images.adapters.engine import Engine, Image
 from base_images.adapters.http_session import host_certificates
 from base_images.build import emulated, packages, wheels
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
-from base_images.progress import Listener, Progress
+from base_images.progress import Listener, Progress, pull_progress
 from base_images.roots import UNSTABLE, Packages, Root, Wheels
 from base_images.variants import Platform, Variant, gigabytes
 

@@ -194,8 +194,11 @@ def build(
     root: Path,
     on_event: Callable[[buildkit.Event], None],
     fresh: bool = False,
+    build_id: str = "",
 ) -> Built:
     """Builds the plan and tags the image; `fresh` runs steps again that the engine has cached.
+
+    `build_id` is a name by which another thread can end the build.
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
@@ -244,6 +247,7 @@ def build_context(
             labels=labels,
             platform=platform,
             fresh=fresh,
+            build_id=build_id,
         )
         try:
             for event in buildkit.events(stream):

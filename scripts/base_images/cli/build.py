@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
@@ -20,6 +23,7 @@ from base_images.cli.options import (
     Wanted,
     caller_path,
     open_registry,
+    parse_jobs,
     parse_origin,
     parse_platform,
     resolve_source,
@@ -27,15 +31,17 @@ from base_images.cli.options import (
     wanted_platforms,
 )
 from base_images.cli.smoke import judge
-from base_images.errors import UsageError
+from base_images.errors import BaseImagesError, UsageError
 from base_images.settings import ROOT
 
 if TYPE_CHECKING:
     from base_images.adapters.engine import Engine
     from base_images.build.inputs import Source
     from base_images.build.local import Prepared
+    from base_images.build.many import Work
     from base_images.build.plan import BuildPlan
-    from base_images.cli.views import Display
+    from base_images.cli.views import Mode
+    from base_images.progress import Listener
 
 
 @command(help={**SOURCE_HELP, "quiet": "print only the result"})
@@ -60,6 +66,7 @@ def fetch_source(_: Context, source: str = "", origin: str = "auto", quiet: bool
         "platform": "amd64 or arm64; default: the engine's; another one is emulated, on bases of --origin packages",
         "operations": "also the test of its operations, beside it, for `invoke smoke --operations`",
         "smoke": "check the built image against the contract, then start it and ask it for the known answer",
+        "jobs": "how many variants are built at once; default: as many as the engine's cores and memory bear",
         "quiet": "print only the result",
     },
 )
@@ -74,22 +81,24 @@ def build_local(
     slim: bool = False,
     operations: bool = False,
     smoke: bool = False,
+    jobs: str = "",
     quiet: bool = False,
 ) -> None:
     """Builds images on the local engine.
 
-    Tags have this commit's version; exit code 1 names the images that failed.
+    Tags have this commit's version; exit code 1 names the images that failed. build/logs/ has the log of each.
 
     Example: invoke build-local --variant cpu --smoke
     """
     from base_images.adapters import engine, repository
-    from base_images.build import architectures, local
-    from base_images.build.plan import of_operations, require_platform
+    from base_images.build import architectures, many
+    from base_images.build.plan import require_platform
     from base_images.cli import views
     from base_images.smoke import command as smoke_command
 
     options = BuildOptions(source=source, origin=parse_origin(origin), architectures=arch, slim=slim, toolkit=toolkit)
     asked = parse_platform(platform) if platform else None
+    at_once = parse_jobs(jobs)
     for named in map(variants.find, variant):
         architectures.architecture_argument(named, arch)
         architectures.toolkit_argument(named, toolkit)
@@ -101,27 +110,98 @@ def build_local(
     how = views.mode(quiet=quiet)
     with views.Display(how) as display:
         resolved = resolve_source(options.source, options.origin, display)
+    chosen = {known.name: known for known in variants_of(variant) if variant or wanted in known.platforms}
+    works = {name: many.work(known, ROOT) for name, known in chosen.items()}
+    builds = _Builds(
+        connected=connected, source=resolved, options=options, platform=wanted, operations=operations, how=how
+    )
 
-    def build_one(variant: variants.Variant) -> None:
-        with views.Display(how, f"build {variant.name}") as display:
-            prepared = _prepare(connected, variant, resolved, options, display, wanted)
-            for notice in prepared.notices:
-                display.notice(notice)
-            built = local.build(connected, prepared, root=ROOT, on_event=display.event)
-        done = [built]
-        if operations:
-            beside = dataclasses.replace(prepared, plan=of_operations(prepared.plan))
-            with views.Display(how, f"build the operations of {variant.name}") as display:
-                done.append(local.build(connected, beside, root=ROOT, on_event=display.event))
-        for one in done:
-            views.say(f"built {one.plan.tags[0]} in {one.seconds:.1f} s, also {', '.join(one.plan.tags[1:])}")
-        if smoke:
-            check(connected, built.image_id, variant, json=False)
+    def finish(variant: variants.Variant) -> None:
+        one = works[variant.name]
+        if one.error:
+            raise many.failure(one)
+        for built in one.built:
+            views.say(f"built {built.plan.tags[0]} in {built.seconds:.1f} s, also {', '.join(built.plan.tags[1:])}")
+        if not smoke:
+            return
+        try:
+            check(connected, one.built[0].image_id, variant, json=False)
             outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
-            image = connected.image(built.image_id)
+            image = connected.image(one.built[0].image_id)
             judge(smoke_command.smoke_image(connected, image, variant, device=None), outputs, json=False)
+        except (BaseImagesError, Exit):
+            one.state = many.State.FAILED
+            raise
 
-    for_each_variant([known for known in variants_of(variant) if variant or wanted in known.platforms], build_one)
+    try:
+        builds.build(list(works.values()), at_once)
+        for_each_variant(list(chosen.values()), finish)
+    finally:
+        if len(works) > 1:
+            views.print_builds(list(works.values()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Builds:
+    """What the builds of several variants have in common."""
+
+    connected: Engine
+    source: Source
+    options: BuildOptions
+    platform: variants.Platform
+    operations: bool
+    how: Mode
+
+    def build(self, works: list[Work], jobs: int) -> None:
+        """Builds all; on GitHub one after the other, since the lines of groups do not mix."""
+        from base_images.build import many
+        from base_images.cli import board
+
+        if len(works) == 1 or github.present():
+            for one in works:
+                many.attempt(one, many.State.BUILDING, partial(self._alone, one), many.State.BUILT)
+            return
+        works = sorted(works, key=lambda one: len(one.variant.directories))  # what cpu/ compiles is in all of them
+        jobs = jobs or many.at_once(*self.connected.capacity())
+        with board.Board(self.how, works):
+            many.run(works, jobs=jobs, prepare=self._prepare, cancel=self.connected.cancel_build)
+
+    def _alone(self, one: Work) -> None:
+        from base_images.build import many
+        from base_images.cli import views
+
+        with many.recorded(one) as record:
+            with views.Display(self.how, f"build {one.variant.name}") as display:
+                image, *beside = self._fetch(one, display.progress, display.notice)
+                many.build(self.connected, one, image, root=ROOT, receivers=(record, display.event))
+            for tests in beside:
+                with views.Display(self.how, f"build the operations of {one.variant.name}") as display:
+                    many.build(self.connected, one, tests, root=ROOT, receivers=(record, display.event))
+
+    def _prepare(self, one: Work) -> None:
+        from base_images.cli import views
+
+        each = self._fetch(one, one.track.progress, lambda text: views.note(f"{one.variant.name}: {text}"))
+        one.build = partial(self._beside, one, each)
+
+    def _fetch(self, one: Work, listener: Listener, notice: Callable[[str], None]) -> list[Prepared]:
+        """Returns what is to be built of a variant, on bases that are there."""
+        from base_images.build.plan import of_operations
+
+        prepared = _prepare(self.connected, one.variant, self.source, self.options, listener, self.platform)
+        for text in prepared.notices:
+            notice(text)
+        beside = [dataclasses.replace(prepared, plan=of_operations(prepared.plan))] if self.operations else []
+        return [prepared, *beside]
+
+    def _beside(self, one: Work, each: list[Prepared]) -> None:
+        from base_images.adapters import engine
+        from base_images.build import many
+
+        # A connection is for one thread.
+        with contextlib.closing(engine.connect()) as connected, many.recorded(one) as record:
+            for prepared in each:
+                many.build(connected, one, prepared, root=ROOT, receivers=(record,))
 
 
 @command(
@@ -358,7 +438,7 @@ def _prepared_plans(wanted: Wanted, options: BuildOptions) -> list[BuildPlan]:
         raise UsageError(f"This engine builds for {here.docker}: choose that, or another engine with DOCKER_HOST.")
     with views.Display(views.Mode.QUIET) as display:
         source = resolve_source(options.source, options.origin, display)
-        return [_prepare(connected, variant, source, options, display).plan for variant in chosen]
+        return [_prepare(connected, variant, source, options, display.progress).plan for variant in chosen]
 
 
 def _prepare(
@@ -366,7 +446,7 @@ def _prepare(
     variant: variants.Variant,
     source: Source,
     options: BuildOptions,
-    display: Display,
+    listener: Listener,
     platform: variants.Platform | None = None,
 ) -> Prepared:
     from base_images.build import local
@@ -378,7 +458,7 @@ def _prepare(
         root=ROOT,
         source=source,
         wanted=options.origin,
-        listener=display.progress,
+        listener=listener,
         architectures=options.architectures,
         slim=options.slim,
         version=options.toolkit,

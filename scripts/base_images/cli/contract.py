@@ -13,7 +13,11 @@ from invoke.exceptions import Exit
 from base_images import settings, variants
 from base_images.cli.front_door import command, conclude
 from base_images.cli.options import caller_path
+from base_images.errors import RegistryError
 from base_images.settings import ROOT
+
+LATEST = "latest"
+"""The word of --since for the registry's latest-<variant>."""
 
 
 @command(
@@ -21,11 +25,15 @@ from base_images.settings import ROOT
     help={
         "image": "reference or id, pulled if the engine does not have it",
         "variant": "the variant of an image without the label",
+        "since": "the image to compare its size with, by layer and file: a reference, or `latest` for the registry's "
+        "latest-<variant>, which is asked, not pulled; default: latest, if the image has grown",
         "record": "directory for the report; of an image in the registry also for `attach-reports`",
         "json": "print JSON",
     },
 )
-def check_image(_: Context, image: str, variant: str = "", record: str = "", json: bool = False) -> None:
+def check_image(
+    _: Context, image: str, variant: str = "", since: str = "", record: str = "", json: bool = False
+) -> None:
     """Checks an image against the contract.
 
     The image may be ours or not. Prints one line per row; exit code 1 on a finding.
@@ -38,11 +46,19 @@ def check_image(_: Context, image: str, variant: str = "", record: str = "", jso
     connected = engine.connect()
     with views.Display(views.mode(quiet=json), f"pull {image}") as display:
         smoke_command.pulled(connected, image, listener=display.progress)
-    check(connected, image, known, json=json, record=caller_path(record))
+        if since not in ("", LATEST):
+            smoke_command.pulled(connected, since, listener=display.progress)
+    check(connected, image, known, json=json, record=caller_path(record), since=since)
 
 
 def check(
-    connected: Any, reference: str, variant: variants.Variant | None, *, json: bool, record: Path | None = None
+    connected: Any,
+    reference: str,
+    variant: variants.Variant | None,
+    *,
+    json: bool,
+    record: Path | None = None,
+    since: str = "",
 ) -> None:
     """Checks an image against the contract; prints and records the report.
 
@@ -54,7 +70,7 @@ def check(
     from base_images.contract import judge
     from base_images.release import evidence
 
-    result = judge.check(connected, reference, variant)
+    result = judge.check(connected, reference, variant, before=partial(_before, connected, since))
     writes: list[Callable[[], object]] = []
     if record:
         writes = [partial(files.write_json, record / f"contract-{result.variant}.json", result.as_dict())]
@@ -66,6 +82,23 @@ def check(
     else:
         views.print_contract(result)
     conclude(writes, ok=result.ok)
+
+
+def _before(connected: Any, since: str, found: Any) -> Any:
+    """Returns what an image's size is compared with: `since`, or the released image if it has grown; else None."""
+    from base_images.adapters import registry
+    from base_images.contract import facts, rows_contents, sizes
+    from base_images.release import evidence
+
+    if since not in ("", LATEST):
+        return sizes.Before(name=since, sizes=facts.sizes_of(connected, connected.image(since)))
+    if found.variant is None or not (since or rows_contents.has_grown(found)):
+        return None
+    try:
+        where = registry.open_repository(settings.load(ROOT).registry, patient=False)
+        return evidence.released_sizes(where, found.variant.name, f"linux/{found.image.architecture}")
+    except RegistryError as error:
+        return sizes.Before(name=f"not compared with the last release: {error}")
 
 
 @command(

@@ -32,18 +32,18 @@ class _Log(io.TextIOBase):
 
 def log(stream: IO[str]) -> IO[str]:
     """Returns the stream; on GitHub, one that keeps what is written to it from being a workflow command."""
-    return cast("IO[str]", _Log(stream)) if _present() else stream
+    return cast("IO[str]", _Log(stream)) if present() else stream
 
 
 def without_commands(text: str) -> str:
     """Returns whole lines as they may be written to GitHub's log; elsewhere as they are."""
-    return untrusted.without_commands(text) if _present() else text
+    return untrusted.without_commands(text) if present() else text
 
 
 @contextlib.contextmanager
 def group(title: str) -> Iterator[None]:
     """Folds what is printed in the `with` block; workflow commands in it, such as a build log's, have no effect."""
-    if not _present():
+    if not present():
         yield
         return
     token = secrets.token_hex()
@@ -71,7 +71,8 @@ def summarise_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[
     summarise(f"**{markdown.text(title)}**\n\n{markdown.table([columns, *cells]) if rows else ''}")
 
 
-def _present() -> bool:
+def present() -> bool:
+    """Returns whether this is a job of GitHub Actions."""
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 

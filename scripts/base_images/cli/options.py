@@ -36,6 +36,17 @@ def caller_path(text: str) -> Path | None:
     return Path(os.environ.get("BASE_IMAGES_CALLER_DIRECTORY", ""), text).absolute() if text else None
 
 
+def parse_jobs(text: str) -> int:
+    """Returns a number of builds at once; 0 for an empty text.
+
+    Raises:
+        UsageError: it is no number, or no build would run.
+    """
+    if text and not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"--jobs {text} is not a number of builds at once: give 1 or more.")
+    return int(text or 0)
+
+
 def parse_origin(name: str) -> Origin:
     """Returns the origin of that name.
 

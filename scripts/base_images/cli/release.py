@@ -361,7 +361,7 @@ def release_notes(_: Context, version: str = "", output: str = "", dry_run: bool
     wanted = versions.parse(version) if version else repository.head(opened).version
     release = release_record.released(opened, wanted)
     chosen = settings.load(ROOT)
-    seen = release_record.look(open_registry(), variants.VARIANTS, wanted)
+    seen = release_record.look(open_registry(), variants.VARIANTS, wanted, release.previous)
     told = release_record.record(release, seen, chosen, now=datetime.now(UTC))
     notes = release_notes.as_markdown(told, chosen)
     github.summarise(notes)

@@ -27,6 +27,7 @@ from base_images.recipes import consumer
 from base_images.untrusted import printable
 
 if TYPE_CHECKING:  # some of these import docker, which most output does not need
+    from base_images.build.many import Work
     from base_images.contract.judge import ContractReport
     from base_images.doctor.doctor import Report as DoctorReport
     from base_images.doctor.doctor import VariantReport
@@ -59,9 +60,9 @@ class Mode(Enum):
 
 
 _COLOURS = {
-    **dict.fromkeys(("pass", "intended", "ready"), "green"),
-    **dict.fromkeys(("fail", "not ported", "not intended", "not ready"), "bold red"),
-    **dict.fromkeys(("skip", "exception"), "yellow"),
+    **dict.fromkeys(("pass", "intended", "ready", "built"), "green"),
+    **dict.fromkeys(("fail", "failed", "not ported", "not intended", "not ready"), "bold red"),
+    **dict.fromkeys(("skip", "exception", "ended"), "yellow"),
 }
 """Colours of the words for a check's result."""
 
@@ -92,6 +93,11 @@ def failure(error: BaseImagesError) -> str:
 def say(text: str) -> None:
     """Prints one line."""
     console().print(styled(text), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Prints one line that says what a user may not expect."""
+    console().print(Text.assemble(styled("note:", "bold yellow"), " ", styled(text)), soft_wrap=True)
 
 
 def complain(text: str) -> None:
@@ -151,7 +157,7 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Shows a line in every mode."""
-        self._console.print(Text.assemble(styled("note:", "bold yellow"), " ", styled(text)), soft_wrap=True)
+        note(text)
 
     def progress(self, moment: Progress) -> None:
         """Shows the progress of a download, a pull or the making of a base image."""
@@ -181,10 +187,10 @@ class Display:
     def _step(self, key: str, name: str, percent: int | None, note: str) -> None:
         if self._how is Mode.LIVE:
             if key not in self._tasks:
-                self._tasks[key] = self._bars.add_task(_short(name, LIVE_NAME_WIDTH), total=None, note="")
+                self._tasks[key] = self._bars.add_task(short(name, LIVE_NAME_WIDTH), total=None, note="")
             total = None if percent is None else 100
             said = note if percent is None else f"{percent:3d} % {note}"
-            self._bars.update(self._tasks[key], note=_short(said, LIVE_NOTE_WIDTH), completed=percent, total=total)
+            self._bars.update(self._tasks[key], note=short(said, LIVE_NOTE_WIDTH), completed=percent, total=total)
         elif self._how is Mode.PLAIN:
             previous = self._percent.setdefault(key, 0)
             # It falls when a step compiles a second project.
@@ -201,10 +207,11 @@ class Display:
 
     def _line(self, how: str, name: str) -> None:
         elapsed = time.monotonic() - self._started
-        self._console.print(styled(f"{elapsed:7.1f} s  {how:>9}  {_short(name, STEP_NAME_WIDTH)}"), soft_wrap=True)
+        self._console.print(styled(f"{elapsed:7.1f} s  {how:>9}  {short(name, STEP_NAME_WIDTH)}"), soft_wrap=True)
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
+    """Returns a text on one line of at most `width` characters."""
     line = " ".join(printable(text).split())
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
@@ -239,6 +246,23 @@ def print_action(action: Action) -> None:
     say(f"{action.outcome.value:>8}  {action.what} {action.variant}: {about}".rstrip(": "))
     for line in action.reason.splitlines():
         say(f"{'':>8}  {line}")
+
+
+def print_builds(works: Sequence[Work]) -> None:
+    """Prints one line per variant that was to be built."""
+    rows = [
+        (
+            one.variant.name,
+            one.state.value,
+            f"{one.seconds:.1f} s" if one.seconds else "-",
+            variants.megabytes(one.size) if one.size else "-",
+            one.built[0].plan.tags[-1] if one.built else "-",
+        )
+        for one in works
+    ]
+    columns = ["variant", "result", "time", "size", "image"]
+    print_table("", columns, rows)
+    github.summarise_table("builds", columns, rows)
 
 
 def print_contract(result: ContractReport) -> None:
@@ -370,7 +394,7 @@ def print_telling(telling: Telling, everything: MirrorReport | None = None, *, w
     shown = rest if everything else rest[:MAX_INFORMATION]
     for item in shown:
         line = f"{item.kind.value}: {item.place}: {item.text}"
-        say(line if everything else _short(line, PLAIN_WIDTH))
+        say(line if everything else short(line, PLAIN_WIDTH))
     if more := len(rest) - len(shown):
         say(f"for information: {more} more: {where}")
     if everything:

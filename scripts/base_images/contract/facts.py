@@ -15,6 +15,7 @@ from functools import partial
 from base_images.adapters.container import Container, ContainerSpec, ProbeResult
 from base_images.adapters.engine import Engine, Image
 from base_images.contract import layers as archive
+from base_images.contract import sizes
 from base_images.contract.layers import Entry, Kind, Layer
 from base_images.errors import EngineError, ImageNotFoundError
 from base_images.image import (
@@ -172,6 +173,7 @@ class ImageFacts:
         places: what each kind of user can write.
         stops: how it stops in each phase; empty when its entrypoint is no llama-server, and so a child's own program.
         emulated: whether the engine emulates the image's processor, which takes ten times as long.
+        before: the image that its size is compared with; None to compare it with none.
     """
 
     reference: str
@@ -190,6 +192,12 @@ class ImageFacts:
     places: tuple[Places, ...]
     stops: tuple[Stop, ...]
     emulated: bool = False
+    before: sizes.Before | None = None
+
+    @property
+    def sizes(self) -> sizes.Sizes:
+        """What it stores above its base."""
+        return sizes.of_layers(self.layers[self.base_layers :], self.image.history)
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -248,6 +256,16 @@ def gather(engine: Engine, reference: str, asked: Variant | None = None) -> Imag
         stops=_stops(engine, image),
         emulated=image.architecture != engine.info().architecture,
     )
+
+
+def sizes_of(engine: Engine, image: Image) -> sizes.Sizes:
+    """Returns what another image stores above its base.
+
+    Raises:
+        EngineError: the engine failed, or sent an archive that cannot be read.
+    """
+    layers = archive.read(engine.save(image.id), diff_ids=image.diff_ids)
+    return sizes.of_layers(layers[_base(engine, image)[0] :], image.history)
 
 
 def ask_arguments(engine: Engine, image: Image, variant: Variant, known: Consumer) -> tuple[Answer, ...]:

@@ -7,12 +7,13 @@ needs more than the image, such as a device, names the test that covers it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from base_images.adapters.engine import Engine
 from base_images.contract import rows_behaviour, rows_contents, rows_layout, rows_metadata
 from base_images.contract.facts import ImageFacts, gather
+from base_images.contract.sizes import Before, Sizes
 from base_images.contract.verdict import Status, Verdict
 from base_images.recipes import consumer
 from base_images.variants import Variant
@@ -41,12 +42,14 @@ class ContractReport:
 
     Attributes:
         variant: the variant's name; None when unknown.
+        sizes: what the image stores above its base, which a later image is compared with.
     """
 
     reference: str
     image_id: str
     variant: str | None
     rows: tuple[RowResult, ...]
+    sizes: Sizes | None = None
 
     @property
     def ok(self) -> bool:
@@ -58,21 +61,30 @@ class ContractReport:
         return {**asdict(self), "ok": self.ok}
 
 
-def check(engine: Engine, reference: str, variant: Variant | None = None) -> ContractReport:
+def check(
+    engine: Engine,
+    reference: str,
+    variant: Variant | None = None,
+    *,
+    before: Callable[[ImageFacts], Before | None] = lambda _: None,
+) -> ContractReport:
     """Checks the image that `reference` names now against the contract.
 
-    `variant` is the expected one; a label that names another is a finding.
+    `variant` is the expected one; a label that names another is a finding. `before` returns the image that its size is
+    compared with, if any.
 
     Raises:
         ImageNotFoundError: the engine has no such image.
         EngineError: the engine failed.
     """
     facts = gather(engine, reference, variant)
+    facts = replace(facts, before=before(facts))
     return ContractReport(
         reference=reference,
         image_id=facts.image.id,
         variant=facts.variant.name if facts.variant else None,
         rows=judge(facts),
+        sizes=facts.sizes,
     )
 
 

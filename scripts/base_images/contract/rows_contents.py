@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections import defaultdict
 
-from base_images.contract import layers
+from base_images.contract import layers, sizes
 from base_images.contract.facts import ImageFacts
 from base_images.contract.layers import Entry, Kind
 from base_images.contract.verdict import Status, Verdict, some
@@ -16,6 +16,9 @@ from base_images.variants import megabytes
 
 DUPLICATE_BYTES = 64 << 10
 """Equal files below this size do not count as duplicates of the payload."""
+
+GROWN = 1.02
+"""The part of the measured size from which an image counts as grown."""
 
 DOCUMENTATION = "/usr/share/doc/llama.cpp"
 _LICENSE_TEXTS = ("LICENSE", "NOTICES", "vendor/cpp-httplib/LICENSE")
@@ -145,16 +148,31 @@ def stored_once(facts: ImageFacts) -> Verdict:
     return Verdict(f"{len(facts.layers)} layers, {megabytes(wasted)} stored again", findings)
 
 
+def has_grown(facts: ImageFacts) -> bool:
+    """Returns whether an image is larger than its variant was when last measured, by more than builds differ."""
+    measured = facts.variant.size_measured if facts.variant else None
+    return measured is not None and facts.sizes.added > measured * GROWN
+
+
 def size(facts: ImageFacts) -> Verdict:
-    """Row 17: the layers above the base are within the variant's size budget."""
-    added = sum(entry.stored for layer in facts.layers[facts.base_layers :] for entry in layer)
+    """Row 17: the layers above the base are within the variant's size budget; what grew, by layer and file."""
+    added = facts.sizes.added
     seen = f"{megabytes(added)} over its base; {facts.base}"
-    if facts.variant is None or facts.variant.size_budget is None:
-        return Verdict(f"{seen}; no budget yet", status=Status.NOT_APPLICABLE)
-    budget = facts.variant.size_budget
-    if added <= budget:
-        return Verdict(f"{seen}; budget {megabytes(budget)}")
-    return Verdict(seen, [f"The image adds {megabytes(added)} to its base, over the budget of {megabytes(budget)}."])
+    grown: list[str] = []
+    if facts.before and facts.before.sizes:
+        more = added - facts.before.sizes.added
+        grown = list(sizes.growth(facts.before.sizes, facts.sizes))
+        than = f"{megabytes(abs(more))} {'more' if more > 0 else 'less'}" if more else "as much"
+        seen += f"; {than} {'than' if more else 'as'} {facts.before.name}"
+    elif facts.before:
+        seen += f"; {facts.before.name}"
+    budget = facts.variant.size_budget if facts.variant else None
+    if budget is not None and added > budget:
+        over = f"The image adds {megabytes(added)} to its base, over the budget of {megabytes(budget)}."
+        return Verdict(seen, [over, *grown])
+    seen = f"{seen}; {'no budget yet' if budget is None else f'budget {megabytes(budget)}'}"
+    status = Status.NOT_APPLICABLE if budget is None else Status.PASS
+    return Verdict(f"{seen}. {' '.join(grown)}" if grown else seen, status=status)
 
 
 def licenses(facts: ImageFacts) -> Verdict:

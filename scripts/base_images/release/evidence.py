@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from base_images import variants
+from base_images import variants, versions
 from base_images.adapters import files
 from base_images.adapters.engine import Image
 from base_images.adapters.manifest import (
@@ -32,6 +32,8 @@ from base_images.adapters.manifest import (
 )
 from base_images.adapters.registry import Repository
 from base_images.contract.judge import ContractReport
+from base_images.contract.sizes import Before
+from base_images.contract.sizes import parse as parse_sizes
 from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
 from base_images.release.actions import Action, Outcome
@@ -240,6 +242,23 @@ def attached(repository: Repository, image: Manifest) -> dict[Kind, Attached]:
             raise RegistryError(f"{tag} is of another image: {differs}. Attach the right report.")
         found[kind] = Attached(evidence=evidence, digest=manifest.digest)
     return found
+
+
+def released_sizes(repository: Repository, variant: str, platform: str) -> Before:
+    """Returns the sizes that the contract report of `latest-<variant>` has, read from the registry without a pull.
+
+    Raises:
+        RegistryError: the registry does not answer, or the report is not of this image.
+    """
+    tag = versions.latest_tag(variant)
+    image = repository.platform_manifests(tag).get(platform)
+    if image is None:
+        return Before(name=f"not compared: {repository.name} has no {tag} for {platform}")
+    found = attached(repository, image).get(Kind.CONTRACT)
+    sizes = parse_sizes(found.evidence.report.get("sizes")) if found else None
+    if found is None or sizes is None:
+        return Before(name=f"not compared: {tag} has no contract report with sizes; name an image with --since")
+    return Before(name=f"{tag} ({found.evidence.version})", sizes=sizes)
 
 
 def _differs(digest: str, configuration: Mapping[str, Any], evidence: Evidence) -> str:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from base_images import variants
 from base_images.recipes import consumer, markdown
 from base_images.release import signatures
-from base_images.release.record import Record, Status
+from base_images.release.record import PlatformRecord, Record, Status
 from base_images.release.signatures import Signer
 from base_images.settings import Settings
 
@@ -52,6 +52,14 @@ def code(value: str) -> Markup:
     return Markup(markdown.code(value, in_table=True))  # noqa: S704 - likewise
 
 
+def _since(image: PlatformRecord) -> str:
+    """Returns how much more or less there is to download than of the previous release; empty when it has none."""
+    if image.previous_size is None:
+        return ""
+    more = image.size - image.previous_size
+    return f"{variants.megabytes(abs(more))} {'less' if more < 0 else 'more'}" if more else "the same"
+
+
 def _passed(ok: bool | None) -> str:
     return {True: "passed", False: "failed", None: "no report"}[ok]
 
@@ -69,4 +77,4 @@ _ENVIRONMENT = Environment(  # noqa: S701 - the text is Markdown: `_shown` escap
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_ENVIRONMENT.filters.update(code=code, megabytes=variants.megabytes, passed=_passed, raw=Markup)
+_ENVIRONMENT.filters.update(code=code, megabytes=variants.megabytes, passed=_passed, since=_since, raw=Markup)

@@ -86,11 +86,13 @@ class Found:
     Attributes:
         size: bytes to download.
         arguments: the build arguments, from the image's labels.
+        previous_size: of the previous release's image; None where there is none that can be read.
     """
 
     candidate: Candidate
     size: int
     arguments: Mapping[str, str]
+    previous_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +130,12 @@ class ReportRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PlatformRecord:
-    """One platform's image; a field is None where the labels lack it."""
+    """One platform's image; a field is None where the labels, or the previous release, lack it."""
 
     platform: str
     digest: str
     size: int
+    previous_size: int | None
     base_name: str | None
     base_digest: str | None
     glibc: str | None
@@ -238,17 +241,21 @@ def _pin(clone: repository.Clone, commit: str) -> LlamaCpp:
         ) from error
 
 
-def look(where: Repository, variants: Iterable[Variant], version: Version) -> list[Seen]:
+def look(
+    where: Repository, variants: Iterable[Variant], version: Version, previous: Version | None = None
+) -> list[Seen]:
     """Returns what the registry has of each variant; an unreadable variant does not hide the others.
+
+    `previous` is the release whose sizes these images are compared with.
 
     Raises:
         RegistryError: the registry does not answer.
     """
     tags = where.tags()
-    return [_look(where, variant, version, tags) for variant in variants]
+    return [_look(where, variant, version, previous, tags) for variant in variants]
 
 
-def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[str]) -> Seen:
+def _look(where: Repository, variant: Variant, version: Version, previous: Version | None, tags: Sequence[str]) -> Seen:
     tag = versions.image_tag(variant.name, version)
     anchors = [versions.platform_tag(variant.name, version, platform.architecture) for platform in variant.platforms]
     try:
@@ -256,13 +263,16 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
         images: dict[str, Manifest] = {}
         for reference in [top.digest] if top else anchors:
             images |= where.platform_manifests(reference)
+        sizes = _sizes(where, versions.image_tag(variant.name, previous)) if images and previous else {}
         return Seen(
             variant=variant,
             digest=top.digest if top else None,
             latest=where.digest(versions.latest_tag(variant.name)),
             tags=tuple(name for name in (tag, *anchors) if name in tags),
             moves=tuple(promote.moves(tags, variant.name)),
-            images=tuple(_found(where, platform, manifest) for platform, manifest in images.items()),
+            images=tuple(
+                _found(where, platform, manifest, sizes.get(platform)) for platform, manifest in images.items()
+            ),
         )
     except RegistryError as error:
         return Seen(variant=variant, problem=str(error))
@@ -273,12 +283,21 @@ def _look(where: Repository, variant: Variant, version: Version, tags: Sequence[
         return Seen(variant=variant, problem=problem)
 
 
-def _found(where: Repository, platform: str, manifest: Manifest) -> Found:
+def _sizes(where: Repository, tag: str) -> dict[str, int]:
+    """Returns the bytes to download for each platform of another release; empty when it cannot be read."""
+    try:
+        return {platform: manifest.layers_size for platform, manifest in where.platform_manifests(tag).items()}
+    except RegistryError:
+        return {}
+
+
+def _found(where: Repository, platform: str, manifest: Manifest, previous_size: int | None) -> Found:
     candidate = promote.candidate(where, platform, manifest)
     arguments = parse_object(candidate.labels.get(Label.BUILD_ARGUMENTS, "{}").encode())
     return Found(
         candidate=candidate,
         size=manifest.layers_size,
+        previous_size=previous_size,
         arguments={name: str(value) for name, value in arguments.items()},
     )
 
@@ -372,6 +391,7 @@ def _platform(variant: Variant, found: Found) -> PlatformRecord:
         platform=candidate.platform,
         digest=candidate.digest,
         size=found.size,
+        previous_size=found.previous_size,
         base_name=candidate.labels.get(Label.BASE_NAME) or None,
         base_digest=candidate.labels.get(Label.BASE_DIGEST) or None,
         glibc=candidate.labels.get(Label.GLIBC) or None,

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from base_images import labels, variants, versions
-from base_images.adapters import engine as engines
 from base_images.adapters import files, repository
 from base_images.adapters.engine import Engine, Image
 from base_images.errors import ImageNotFoundError, LaunchError, RepositoryError, UsageError
 from base_images.labels import Label
-from base_images.progress import Listener, Progress, silent
+from base_images.progress import Listener, Progress, pull_progress, silent
 from base_images.smoke import calibration, containers, model, operations_run, process, tolerances
 from base_images.smoke import html as smoke_html
 from base_images.smoke import report as smoke_report
@@ -100,7 +99,7 @@ def pulled(engine: Engine, reference: str, *, listener: Listener = silent) -> Im
         return engine.image(reference)
     # First with a time-out, which a pull has not: a registry behind a firewall that drops packets would block it.
     engine.ask_registry(reference, timeout=REGISTRY_SECONDS)
-    image = engine.pull(reference, engines.pull_progress(reference, listener))
+    image = engine.pull(reference, pull_progress(reference, listener))
     listener(Progress(what=f"pull {reference}", finished=True))
     return image
 

@@ -182,6 +182,25 @@ def test_ctrl_c_while_building_leaves_nothing_running_and_the_next_run_works(
     assert engine.has_image(versions.local_reference("cpu"))
 
 
+@pytest.mark.usefixtures("clean")
+def test_ctrl_c_ends_a_build_beside_others_and_the_table_says_so(checkout: Path, tree: Path) -> None:
+    unique = f"{40_000_000 + os.getpid()}"
+    (checkout / "dockerfiles" / "cpu.Dockerfile").write_text(HEAD)
+    (checkout / "dockerfiles" / "vulkan.Dockerfile").write_text(HEAD + f"RUN echo {unique} && sleep {unique}\n")
+    command = [*commands.INVOKE, "build-local", "--variant", "vulkan", "--variant", "cpu", "--source", str(tree)]
+    command += ["--origin", "packages", "--jobs", "2"]
+    with commands.start(command, cwd=checkout, new_session=True) as process:
+        wait_for(lambda: running("sleep", unique))
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert stderr.strip() == "Interrupted: nothing is left running; the same command starts again."
+    wait_for(lambda: not running("sleep", unique))
+    rows = [line.split("│")[1:3] for line in stdout.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [["vulkan", "ended"], ["cpu", "built"]]
+    assert unique in (checkout / "build" / "logs" / "vulkan.log").read_text()
+
+
 def running(*words: str) -> bool:
     """Returns whether any process of this machine, in containers too, has this command line."""
     wanted = "\0".join(words).encode() + b"\0"
@@ -297,6 +316,12 @@ def test_a_failed_variant_is_named_and_the_others_are_built(engine: engine.Engin
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"built {REGISTRY}:cpu-" in done.stdout
     assert "the-reason" in done.stderr
+    log = checkout / "build" / "logs" / "vulkan.log"
+    assert f" Its log: {log}" in done.stderr
+    assert "the-reason" in log.read_text()
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert [row[:2] for row in table] == [["cpu", "built"], ["vulkan", "failed"], ["cann", "failed"]]
+    assert table[0][4] == versions.local_reference("cpu")
     assert "cann: error: No Debian package has the compiler of CANN" in done.stderr
     assert done.stderr.splitlines()[-1] == "error: failed: vulkan, cann (see above); done: cpu."
     assert "Traceback" not in done.stderr

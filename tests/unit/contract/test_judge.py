@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from base_images.adapters.container import ProbeResult
-from base_images.contract import judge
+from base_images.contract import judge, rows_contents
 from base_images.contract import layers as archive
 from base_images.contract.facts import ImageFacts, Places, Server, Shell, Start, Stop
 from base_images.contract.judge import RowResult
 from base_images.contract.layers import Elf, Entry, Kind
 from base_images.contract.rows_behaviour import CPU_BACKENDS
+from base_images.contract.sizes import Before
 from base_images.contract.verdict import Status
 from base_images.labels import Label
 from base_images.recipes.consumer import Answer, Refused
@@ -205,6 +206,10 @@ CUDA_IMAGE = good("cuda", "libggml-cuda.so")
 
 def adding(*entries: Entry) -> ImageFacts:
     return with_layers(GOOD, BASE, [*TOP, *entries])
+
+
+def compared(facts: ImageFacts) -> ImageFacts:
+    return replace(facts, before=Before(name="latest-cpu (1)", sizes=GOOD.sizes))
 
 
 def without(path: str, *instead: Entry) -> ImageFacts:
@@ -434,12 +439,32 @@ DEFECTS: list[tuple[int, str, Callable[[], ImageFacts]]] = [
     (21, "does not name llama.cpp b11312: 7", lambda: linked(SERVER.path, package="7")),
     (21, "does not name llama.cpp b10454", lambda: label(Label.LLAMA_CPP_TAG, "b10454")),
     (17, "over the budget of 76.0 MB", lambda: adding(file("/usr/lib/ffmpeg", size=76_000_000))),
+    (
+        17,
+        "has 76.0 MB more: /usr/lib/ffmpeg is new",
+        lambda: compared(adding(file("/usr/lib/ffmpeg", size=76_000_000))),
+    ),
 ]
 
 
 def cases(table: list[tuple[int, str, Callable[[], ImageFacts]]]) -> pytest.MarkDecorator:
     ids = [f"{number}-{text[:40]}" for number, text, _ in table]
     return pytest.mark.parametrize(("number", "text", "changed"), table, ids=ids)
+
+
+def test_an_image_that_grew_within_its_budget_passes_and_says_what_grew() -> None:
+    grown = row(compared(adding(file("/usr/lib/ffmpeg", size=1_000_000))), 17)
+    assert grown.status is Status.PASS
+    assert "; 1.0 MB more than latest-cpu (1); budget 76.0 MB. Layer 1 of 1 above the base" in grown.seen
+    assert grown.seen.endswith("has 1.0 MB more: /usr/lib/ffmpeg is new (1.0 MB).")
+    assert "; as much as latest-cpu (1); budget 76.0 MB" in row(compared(GOOD), 17).seen
+    unknown = row(replace(GOOD, before=Before(name="not compared: the registry is gone")), 17)
+    assert unknown.status is Status.PASS
+    assert "; not compared: the registry is gone; budget" in unknown.seen
+    measured = GOOD.variant and GOOD.variant.size_measured
+    assert measured
+    assert not rows_contents.has_grown(adding(file("/x", size=int(measured * 1.01) - GOOD.sizes.added)))
+    assert rows_contents.has_grown(adding(file("/x", size=int(measured * 1.03) - GOOD.sizes.added)))
 
 
 @cases(DEFECTS)

@@ -74,6 +74,7 @@ def found(
     return Found(
         candidate=Candidate(platform=platform, digest=digest, labels=labels(variant, platform), reports=reports),
         size=123_456_789,
+        previous_size=120_000_000,
         arguments={"BUILD_COMMIT": "abc"},
     )
 
