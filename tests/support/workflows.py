@@ -26,7 +26,7 @@ JOB_KEYS = frozenset(
     "name needs if strategy runs-on environment timeout-minutes permissions env outputs steps".split()  # noqa: SIM905
 )
 CALL_KEYS = frozenset(("name", "needs", "if", "strategy", "permissions", "uses", "with"))
-STEP_KEYS = frozenset(("id", "name", "if", "env", "run", "uses", "with"))
+STEP_KEYS = frozenset(("id", "name", "if", "env", "run", "uses", "with", "continue-on-error", "timeout-minutes"))
 """The keys that are handled below; any other one would change what GitHub does."""
 
 Values = Mapping[str, Any]
@@ -182,7 +182,7 @@ def _machine(
             environment={key: resolve(text, here) for key, text in added.items()},
         )
         yield running
-        succeeded = succeeded and running.succeeded
+        succeeded = succeeded and (running.succeeded or step.get("continue-on-error") == "true")
         if "id" in step:
             here["steps"][step["id"]] = {"outputs": running.outputs}
     outputs = {key: resolve(text, here) for key, text in job.get("outputs", {}).items()} if succeeded else {}

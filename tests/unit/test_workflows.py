@@ -237,7 +237,8 @@ def test_the_pull_request_on_upstream_is_tested(operation: str, starts: bool) ->
 
 def test_the_steps_of_a_release_in_order() -> None:
     told = [name for name in ran(walk("release.yml")) if not name.endswith(("actions/checkout", "docker/login-action"))]
-    build = [f"variants/build: {name}" for name in ("free-runner-disk", "docker/setup-buildx-action", "bake")]
+    around = ("load-compiler-cache", "bake", "save-compiler-cache")
+    build = [f"variants/build: {name}" for name in ("free-runner-disk", "docker/setup-buildx-action", *around)]
     check = [
         f"variants/check: {name}" for name in ("free-runner-disk", "check-image", "smoke", "actions/upload-artifact")
     ]
@@ -296,8 +297,8 @@ def test_the_steps_of_a_release_get_its_values() -> None:
 
 def test_the_commands_of_a_variants_workflow_name_the_variant() -> None:
     found = [line for job in PARSED["variant.yml"]["jobs"] for line in lines("variant.yml", job)]
-    about_one = [line for line in found if re.search("invoke (bake|publish|smoke|image-digest) ", f"{line} ")]
-    assert len(about_one) == 4
+    about_one = [line for line in found if re.search("invoke (bake|publish|smoke|image-digest|.*-cache) ", f"{line} ")]
+    assert len(about_one) == 6
     assert [line for line in about_one if '--variant "$VARIANT"' not in line] == []
 
 
@@ -364,6 +365,14 @@ def test_a_build_that_fails_stops_its_variant_only() -> None:
     assert {job for job, variant in jobs if variant == GPU.name} == {"variants/build"}
     assert ("variants/sign", "cpu") in jobs
     assert [step.job for step in steps if step.job in ("promote", "release") and step.run] == ["promote", "release"]
+
+
+def test_the_compilers_cache_is_saved_after_a_failure_and_never_stops_a_release() -> None:
+    steps = walk("release.yml", fails=of_variant(GPU.name, "invoke bake"))
+    saved = [step.environment["VARIANT"] for step in steps if "invoke save-compiler-cache" in step.run]
+    assert saved == [GPU.name, *(CPU.name for _ in CPU.platforms)]
+    told = ran(walk("release.yml", fails=lambda step: "compiler-cache" in step.run))
+    assert told == ran(walk("release.yml"))
 
 
 @pytest.mark.parametrize("failing", ["invoke check-image", "invoke smoke"])

@@ -13,7 +13,8 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine
 from base_images.build import architectures as toolkit
 from base_images.build import bases as origin
-from base_images.build import context
+from base_images.build import compiler_cache, context
+from base_images.build.compiler_cache import Hits
 from base_images.build.inputs import Bases, Origin, Source
 from base_images.build.plan import BuildPlan, build_plan, require_platform
 from base_images.errors import EngineError, SourceError, UsageError
@@ -34,11 +35,15 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A finished build; `seconds` excludes source and bases."""
+    """A finished build; `seconds` excludes source and bases.
+
+    `compiled` is what came out of the compiler's cache; None where nothing was compiled.
+    """
 
     image_id: str
     plan: BuildPlan
     seconds: float
+    compiled: Hits | None = None
 
 
 def prepare(
@@ -202,6 +207,7 @@ def build(
     started = time.monotonic()
     plan = prepared.plan
     image_id = ""
+    counter = compiler_cache.Counter()
     with tempfile.TemporaryFile() as tar:
         context.write(tar, root=root, source=prepared.source.path, files=prepared.source.files)
         tar.seek(0)
@@ -218,6 +224,7 @@ def build(
             for event in buildkit.events(stream):
                 if isinstance(event, buildkit.ImageBuilt):
                     image_id = event.image_id
+                counter.read(event)
                 on_event(event)
         finally:
             stream.close()  # cancels an unfinished build, such as after Ctrl-C
@@ -225,4 +232,4 @@ def build(
         raise EngineError("The engine ended the build without an image and without a reason: look at its log.")
     for tag in plan.tags:
         engine.tag(image_id, tag)
-    return Built(image_id=image_id, plan=plan, seconds=time.monotonic() - started)
+    return Built(image_id=image_id, plan=plan, seconds=time.monotonic() - started, compiled=counter.total)

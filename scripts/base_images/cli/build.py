@@ -115,6 +115,9 @@ def build_local(
                 done.append(local.build(connected, beside, root=ROOT, on_event=display.event))
         for one in done:
             views.say(f"built {one.plan.tags[0]} in {one.seconds:.1f} s, also {', '.join(one.plan.tags[1:])}")
+            if one.compiled:
+                views.say(str(one.compiled))
+                github.summarise_table(f"{one.plan.tags[0]}: {one.compiled}", [], [])
         if smoke:
             check(connected, built.image_id, variant, json=False)
             outputs = smoke_command.Outputs(record=ROOT / RECORD_DIRECTORY)
@@ -251,6 +254,61 @@ def bake(
             raise Exit(code=UsageError.exit_code)
 
     for_each_variant([known for known, _ in wanted], bake_one)
+
+
+_CACHE_HELP = {
+    "variant": "of which image",
+    "platform": "amd64 or arm64: that of the builder",
+    "builder": "buildx's name of the builder; default: the current one",
+}
+
+
+@command(help=_CACHE_HELP)
+def load_compiler_cache(_: Context, variant: str, platform: str, builder: str = "") -> None:
+    """Fills a new builder's compiler cache from the registry.
+
+    With what `save-compiler-cache` saved of this image, else of another one for the platform.
+    """
+    from base_images.build import bakefile, compiler_cache
+    from base_images.cli import views
+
+    plan, known, one = _planned(variant, platform)
+    bakefile.require_builder(builder, push=False)
+    saved = compiler_cache.saved(open_registry(), known, one)
+    if saved:
+        compiler_cache.load(plan, saved, root=ROOT, builder=builder)
+    told = f"compiler cache of {variant} for {one.docker}: {saved or 'none was saved, so everything is compiled'}"
+    views.say(told)
+    github.summarise_table(told, [], [])
+
+
+@command(help={**_CACHE_HELP, "dry_run": "push nothing; BASE_IMAGES_DRY_RUN=true does the same"})
+def save_compiler_cache(_: Context, variant: str, platform: str, builder: str = "", dry_run: bool = False) -> None:
+    """Pushes a builder's compiler cache to the registry.
+
+    At most 2 GB of it, what was used last; the next builder starts with `load-compiler-cache`.
+    """
+    from base_images.build import bakefile, compiler_cache
+    from base_images.cli import views
+
+    plan, known, one = _planned(variant, platform)
+    reference = f"{settings.load(ROOT).registry}:{compiler_cache.tag(known, one)}"
+    if dry_run or settings.dry_run():
+        views.say(f"dry run: would save {reference}")
+        return
+    bakefile.require_builder(builder, push=True)
+    compiler_cache.save(plan, reference, root=ROOT, builder=builder)
+    views.say(f"saved {reference}")
+
+
+def _planned(variant: str, platform: str) -> tuple[BuildPlan, variants.Variant, variants.Platform]:
+    """Returns the plan of an image on the bases that registries have now, its variant and its platform."""
+    from base_images.build.inputs import Origin
+
+    known, one = variants.find(variant), parse_platform(platform)
+    options = BuildOptions(source="", origin=Origin.REGISTRIES, architectures=[], slim=False, toolkit="")
+    [plan] = _plans([(known, [one])], options, packages=False)
+    return plan, known, one
 
 
 @command(help={"dry_run": "only say what would go", "bases": "also the base images made from package mirrors"})

@@ -274,14 +274,10 @@ def test_two_platforms_in_one_file_become_one_image(checkout: Checkout, builder:
     file = bakefile.bake_file(plans, checkout.repository.name, push=True)
     for target in file["target"].values():
         target["attest"] = [value for value in target["attest"] if "sbom" not in value]
-    path, metadata = checkout.root / "build" / "bake.json", checkout.root / "build" / "metadata.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(file))
     known = {"GLIBC_CPU_AMD64": "2.39", "GLIBC_CPU_ARM64": "2.40"}
-    arguments = ["--builder", builder, "--file", str(path), "--metadata-file", str(metadata), "default"]
-    bakefile._bake(arguments, root=checkout.root, environment=known, on_event=lambda _: None)
-
-    results = json.loads(metadata.read_text())
+    results = bakefile.bake(
+        file, ["default"], root=checkout.root, builder=builder, environment=known, on_event=lambda _: None
+    )
     for platform in CPU.platforms:
         digest = results[f"cpu-{platform.architecture}"]["containerimage.digest"]
         publish.anchor(checkout.repository, CPU, checkout.version, platform, digest)
