@@ -26,10 +26,11 @@ RUN npm ci
 
 COPY llama.cpp/tools/ui/ ./
 # SvelteKit would name the page's version by the time, and gzip packs the files' times into the server: each build would differ.
+# Not time 0, which gzip refuses.
 RUN sed -i 's/^\tkit: {$/&version: { name: process.env.LLAMA_BUILD_NUMBER },/' svelte.config.js && \
     grep -q 'kit: {version' svelte.config.js && \
     LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build && \
-    find dist -exec touch -d @0 {} +
+    find dist -exec touch -d @1 {} +
 
 FROM ${BUILD_BASE_IMAGE} AS build
 

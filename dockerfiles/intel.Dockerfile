@@ -34,7 +34,7 @@ COPY llama.cpp/tools/ui/ ./
 RUN sed -i 's/^\tkit: {$/&version: { name: process.env.LLAMA_BUILD_NUMBER },/' svelte.config.js && \
     grep -q 'kit: {version' svelte.config.js && \
     LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build && \
-    find dist -exec touch -d @0 {} +
+    find dist -exec touch -d @1 {} +
 
 FROM ${BUILD_BASE_IMAGE} AS build
 
