@@ -67,6 +67,7 @@ VERSION = versions.parse("2508201420-abc1234")
 REGISTRY = "registry.example.org/x"
 RUNNERS = {"RUNNER_CUDA": "machine-of-ours"}
 DIGEST = f"sha256:{'0' * 64}"
+BASES = {"docker.io/node:24": DIGEST}
 TAGGED = f"refs/tags/{VERSION.git_tag}"
 
 
@@ -117,6 +118,8 @@ def walk(
             wanted = [(variant, variant.platforms) for variant in (GPU, CPU)]
             plan = matrix.matrix(wanted, VERSION, registry=REGISTRY, runners=step.environment.get("RUNNERS", ""))
             step.outputs["matrix"] = json.dumps(plan)
+        elif "lock-bases --json" in step.run:
+            step.outputs["bases"] = json.dumps(BASES)
         elif "image-digest" in step.run:
             step.outputs["digest"] = DIGEST
         elif "create-pull-request" in step.uses:
@@ -226,8 +229,11 @@ def test_ci_runs_the_readmes_command_on_both_architectures() -> None:
 @pytest.mark.parametrize(("operation", "starts"), [("created", True), ("updated", True), ("none", False), ("", False)])
 def test_the_pull_request_on_upstream_is_tested(operation: str, starts: bool) -> None:
     # Also where BodhiApp has changed, which fails the step before.
-    *_, opened, last = walk("upstream.yml", operation=operation, fails=lambda step: "check-consumer" in step.run)
-    opened, started = (opened, last) if starts else (last, None)
+    *_, locked, opened, last = walk(
+        "upstream.yml", operation=operation, fails=lambda step: "check-consumer" in step.run
+    )
+    locked, opened, started = (locked, opened, last) if starts else (opened, last, None)
+    assert "invoke lock-bases --report" in locked.run
     assert opened.inputs["branch"] == "follow-upstream"
     assert (started is not None) is starts
     if started:
@@ -256,6 +262,7 @@ def test_the_steps_of_a_release_in_order() -> None:
     assert told == [
         "plan: check-version",
         "plan: plan",
+        "plan: lock-bases",
         *of_each[0],
         *of_each[1],
         "promote: sigstore/cosign-installer",
@@ -277,6 +284,8 @@ def test_the_steps_of_a_release_get_its_values() -> None:
         ("cpu", "linux/amd64", "ubuntu-24.04"),
         ("cpu", "linux/arm64", "ubuntu-24.04-arm"),
     ]
+    resolved = [json.loads(step.environment["BASE_IMAGES_BASES"]) for step in steps if "bake" in step.run]
+    assert resolved == [BASES] * len(baked), "once, for all jobs"
     image = f"{REGISTRY}:{versions.image_tag(GPU.name, VERSION)}"
     smoked = next(step for step in steps if "invoke smoke" in step.run)
     assert (smoked.environment["IMAGE"], smoked.environment["DEVICE"], smoked.runner) == (

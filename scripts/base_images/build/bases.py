@@ -110,31 +110,13 @@ def resolve_bases(
     )
 
 
-def ask_bases(references: Mapping[str, str]) -> Bases:
-    """Returns the base images that the registries currently have, without an engine and without pulling.
-
-    Their glibc version stays empty: only a program in the runtime base can tell it. `references` are the recipe's for
-    the roles `web`, `build` and `runtime`.
+def ask(reference: str) -> str:
+    """Returns the digest that a reference has: its own, or that of its tag at the registry now.
 
     Raises:
-        ImageNotFoundError: a registry does not have an image.
-        SourceError: a registry does not answer, or denies access.
+        ImageNotFoundError: the registry does not have the image.
+        SourceError: the registry does not answer, or denies access.
     """
-    digests = {reference: _asked(reference) for reference in dict.fromkeys(references.values())}
-    bases = _by_digest(references, digests)
-    return Bases(origin=Origin.REGISTRIES, **bases, glibc="", arguments={}, notices=())
-
-
-def _by_digest(references: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, BaseImage]:
-    """Returns the base of each role, given the digest of each reference."""
-    return {
-        role: BaseImage(reference=_pinned(name, digests[name]), name=name, digest=digests[name])
-        for role, name in references.items()
-    }
-
-
-def _asked(reference: str) -> str:
-    """Returns the digest of a reference at its registry."""
     name, _, digest = reference.partition("@")
     if digest:
         return digest
@@ -146,6 +128,29 @@ def _asked(reference: str) -> str:
     if found is None:
         raise ImageNotFoundError(f"No registry has the image {reference!r}: check its name and tag in the recipe.")
     return found
+
+
+def ask_bases(references: Mapping[str, str]) -> Bases:
+    """Returns the base images that the registries currently have, without an engine and without pulling.
+
+    Their glibc version stays empty: only a program in the runtime base can tell it. `references` are the recipe's for
+    the roles `web`, `build` and `runtime`.
+
+    Raises:
+        ImageNotFoundError: a registry does not have an image.
+        SourceError: a registry does not answer, or denies access.
+    """
+    digests = {reference: ask(reference) for reference in dict.fromkeys(references.values())}
+    bases = _by_digest(references, digests)
+    return Bases(origin=Origin.REGISTRIES, **bases, glibc="", arguments={}, notices=())
+
+
+def _by_digest(references: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, BaseImage]:
+    """Returns the base of each role, given the digest of each reference."""
+    return {
+        role: BaseImage(reference=_pinned(name, digests[name]), name=name.partition("@")[0], digest=digests[name])
+        for role, name in references.items()
+    }
 
 
 def _glibc(engine: Engine, reference: str) -> str:
@@ -189,6 +194,9 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
     """Pulls each image and returns the digest of each reference."""
     digests: dict[str, str] = {}
     for reference in dict.fromkeys(references.values()):
+        if "@" in reference and engine.has_image(reference):
+            digests[reference] = reference.partition("@")[2]
+            continue
         try:
             # Ask for the digest first: a pull has no time-out, and a firewall that drops packets would block it.
             pinned = _pinned(reference, engine.ask_registry(reference, timeout=REACH_SECONDS))

@@ -13,7 +13,7 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine
 from base_images.build import architectures as toolkit
 from base_images.build import bases as origin
-from base_images.build import compiler_cache, context
+from base_images.build import compiler_cache, context, lock
 from base_images.build.compiler_cache import Hits
 from base_images.build.inputs import Bases, Origin, Source
 from base_images.build.plan import BuildPlan, build_plan, require_platform
@@ -87,11 +87,12 @@ def prepare(
             f"This engine builds for {here.docker}; for {platform.docker} it takes --origin packages, or "
             f"`invoke bake --platform {platform.architecture}`."
         )
+    locked = lock.digests(root)
     # An architecture can be part of a base image's tag.
     bases = origin.resolve_bases(
         engine,
         variant,
-        dockerfile.base_references(path, chosen),
+        lock.pinned(dockerfile.base_references(path, chosen), locked),
         origin=wanted,
         slim=slim,
         toolkit=dockerfile.global_arguments(path, chosen).get(variant.version_argument, ""),
@@ -105,7 +106,9 @@ def prepare(
     if platform is not here:
         # The tags without it are of the image that this engine runs natively.
         plan = replace(plan, tags=tuple(f"{tag}-{platform.architecture}" for tag in plan.tags))
-    return Prepared(plan=plan, source=source, notices=bases.notices)
+    stale = lock.problem(locked, lock.references(sorted((root / "dockerfiles").glob("*.Dockerfile"))))
+    notices = (*bases.notices, stale) if stale and bases.origin is Origin.REGISTRIES else bases.notices
+    return Prepared(plan=plan, source=source, notices=notices)
 
 
 def preview(
@@ -138,7 +141,7 @@ def preview(
     }
     for platform in platforms:
         require_platform(variant, platform)  # before any request to a registry
-    bases = origin.ask_bases(dockerfile.base_references(path, chosen))
+    bases = origin.ask_bases(lock.pinned(dockerfile.base_references(path, chosen), lock.digests(root)))
     return tuple(
         _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
         for platform in platforms

@@ -256,6 +256,53 @@ def bake(
     for_each_variant([known for known, _ in wanted], bake_one)
 
 
+@command(
+    help={
+        "json": "print the digests that this commit's builds take, as JSON, and write nothing: those of the lock, and of "
+        "what it lacks those of now",
+        "report": "add what changed to this file, as Markdown",
+    },
+)
+def lock_bases(_: Context, json: bool = False, report: str = "") -> None:
+    """Writes the digests of all base images to dockerfiles/bases.lock.
+
+    Of the tags that the recipes name, as the registries have them now. A digest that cannot be had stays as it was.
+    """
+    from base_images.adapters import files
+    from base_images.build import bases, lock
+    from base_images.cli import views
+    from base_images.errors import BaseImagesError, SourceError
+
+    path = ROOT / lock.FILE
+    before = lock.digests(ROOT)
+    wanted = lock.references(ROOT / variant.dockerfile for variant in variants_of([]))
+    after = {name: before[name] for name in wanted if name in before}
+    failed = []
+    for name in wanted:
+        if json and name in before:
+            continue
+        try:
+            after[name] = bases.ask(name)
+        except BaseImagesError as error:
+            failed.append(name)
+            views.complain(f"note: {error}")
+    if json:
+        empty = (
+            "" if before else f"{lock.FILE} is empty, so the tags are taken as they are now: run `invoke lock-bases`."
+        )
+        if stale := lock.problem(before, wanted) or empty:
+            views.complain(f"note: {stale}")
+        views.print_json(after, one_line=True)
+        return
+    files.write(path, lock.text(path.read_text(encoding="utf-8"), after))
+    rows = [(name, before.get(name, "none"), after.get(name, "none")) for name in sorted(before.keys() | after.keys())]
+    views.print_table(lock.FILE, ["base image", "was", "is"], rows)
+    if (written := caller_path(report)) and before != after:
+        files.add(written, lock.markdown(before, after))
+    if failed:
+        raise SourceError(f"{', '.join(failed)} could not be looked up, see above; the rest is in {lock.FILE}.")
+
+
 _CACHE_HELP = {
     "variant": "of which image",
     "platform": "amd64 or arm64: that of the builder",

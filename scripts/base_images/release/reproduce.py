@@ -15,6 +15,7 @@ from base_images.contract.layers import Entry, Layer
 from base_images.contract.rows_contents import DOCUMENTATION
 from base_images.errors import SourceError, UsageError
 from base_images.labels import Label
+from base_images.recipes import dockerfile
 from base_images.variants import find
 from base_images.versions import Head, Target
 
@@ -58,7 +59,7 @@ def fetch_bases(engine: Engine, plan: BuildPlan) -> None:
         EngineError: a base cannot be pulled.
     """
     for name, reference in plan.arguments.items():
-        if name.endswith("_BASE_IMAGE") and not engine.has_image(reference):
+        if name.endswith(dockerfile.BASE_SUFFIX) and not engine.has_image(reference):
             if "@sha256:" not in reference:
                 raise SourceError(
                     f"This engine has no {reference}, which the image was built on: such a base is made from the "
