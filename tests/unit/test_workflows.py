@@ -36,6 +36,7 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "plan": READ,
         "variants": SIGN,
         "promote": {**BUILD, "attestations": "read"},
+        "rebuild": BUILD,
         "release": {"contents": "write", "packages": "read"},
     },
     "variant.yml": {
@@ -265,6 +266,8 @@ def test_the_steps_of_a_release_in_order() -> None:
         "plan: lock-bases",
         *of_each[0],
         *of_each[1],
+        *(f"rebuild: {name}" for name in ("free-runner-disk", "verify-reproducible", "attach-reports")),
+        *(f"rebuild: {name}" for name in ("free-runner-disk", "verify-reproducible", "attach-reports")),
         "promote: sigstore/cosign-installer",
         "promote: promote",
         "release: release-notes",
@@ -407,6 +410,16 @@ def test_an_image_with_a_vulnerability_is_reported_and_not_signed() -> None:
 
 def test_without_a_plan_there_is_no_release() -> None:
     assert {step.job for step in walk("release.yml", fails=lambda step: "invoke plan" in step.run)} == {"plan"}
+
+
+def test_a_difference_between_two_builds_is_attached_and_stops_nothing() -> None:
+    steps = walk("release.yml", fails=lambda step: "verify-reproducible" in step.run)
+    told = ran(steps)
+    assert told.count("rebuild: attach-reports") == len(CPU.platforms)
+    assert "promote: promote" in told
+    assert told[-1] == "release: softprops/action-gh-release"
+    images = {step.environment["IMAGE"] for step in steps if "verify-reproducible" in step.run}
+    assert images == {f"{REGISTRY}:{versions.image_tag(CPU.name, VERSION)}"}
 
 
 def test_a_refused_promotion_still_makes_the_release() -> None:

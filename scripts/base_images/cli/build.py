@@ -258,8 +258,8 @@ def bake(
 
 @command(
     help={
-        "json": "print the digests that this commit's builds take, as JSON, and write nothing: those of the lock, and of "
-        "what it lacks those of now",
+        "json": "write nothing, and print the digests that builds of this commit take, as JSON: those of now where the "
+        "lock has none",
         "report": "add what changed to this file, as Markdown",
     },
 )
@@ -287,10 +287,8 @@ def lock_bases(_: Context, json: bool = False, report: str = "") -> None:
             failed.append(name)
             views.complain(f"note: {error}")
     if json:
-        empty = (
-            "" if before else f"{lock.FILE} is empty, so the tags are taken as they are now: run `invoke lock-bases`."
-        )
-        if stale := lock.problem(before, wanted) or empty:
+        empty = f"{lock.FILE} is empty, so the tags are taken as they are now: run `invoke lock-bases`."
+        if stale := lock.problem(before, wanted) if before else empty:
             views.complain(f"note: {stale}")
         views.print_json(after, one_line=True)
         return

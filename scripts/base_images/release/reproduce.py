@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from base_images.adapters.engine import Engine, Image
 from base_images.build.plan import BuildPlan
@@ -18,6 +20,26 @@ from base_images.labels import Label
 from base_images.recipes import dockerfile
 from base_images.variants import find
 from base_images.versions import Head, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """An image and its second build; `differences` are sentences, none where they are the same."""
+
+    image: str
+    rebuilt: str
+    version: str
+    differences: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two are the same."""
+        return not self.differences
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the report for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
 
 OURS = ("/app/", "/usr/local/bin/", f"{DOCUMENTATION}/")
 

@@ -10,6 +10,7 @@ from base_images.errors import UsageError
 
 ONE, TWO = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
 NODE, UBUNTU = "docker.io/node:24", "docker.io/ubuntu:24.04"
+LOCK = "`invoke lock-bases`"
 RECIPE = """\
 ARG VERSION=24.04
 ARG BUILD_BASE_IMAGE=docker.io/ubuntu:${VERSION}
@@ -66,11 +67,10 @@ def test_the_bases_of_recipes_are_all_that_they_name(tmp_path: Path) -> None:
     [
         ({}, ""),
         ({NODE: ONE, UBUNTU: TWO}, ""),
-        ({NODE: ONE}, f"{lock.FILE} lacks {UBUNTU}: run `invoke lock-bases` and commit it."),
+        ({NODE: ONE}, f"{lock.FILE} lacks {UBUNTU}: run {LOCK} and commit it."),
         (
             {NODE: ONE, "docker.io/old:1": TWO},
-            f"{lock.FILE} lacks {UBUNTU} and has docker.io/old:1, which no recipe names: run `invoke lock-bases` and "
-            "commit it.",
+            f"{lock.FILE} lacks {UBUNTU} and has docker.io/old:1, which no recipe names: run {LOCK} and commit it.",
         ),
     ],
 )
