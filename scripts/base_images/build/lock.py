@@ -15,7 +15,7 @@ from base_images.recipes import dockerfile
 
 FILE = "dockerfiles/bases.lock"
 
-VARIABLE = "BASE_IMAGES_BASES"
+BASES_VARIABLE = "BASE_IMAGES_BASES"
 """Environment variable with digests as JSON that take precedence over the file: those of one release, for its jobs."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -31,9 +31,9 @@ def digests(root: Path) -> dict[str, str]:
     path = root / FILE
     written = settings.read_toml(path).get("digests") if path.exists() else {}
     found = _checked(written, f"{path} is not a lock of base images: restore it from git.")
-    if text := os.environ.get(VARIABLE):
+    if text := os.environ.get(BASES_VARIABLE):
         wrong = (
-            f"{VARIABLE} is not a JSON object of references and digests: unset it, or set it to what "
+            f"{BASES_VARIABLE} is not a JSON object of references and digests: unset it, or set it to what "
             "`invoke lock-bases --json` prints."
         )
         try:

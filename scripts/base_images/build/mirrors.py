@@ -19,7 +19,7 @@ from base_images.roots import UNSTABLE, Root
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 """Debian's archive keys, at the same path on the host and in the base."""
 
-VARIABLE = "BASE_IMAGES_DEBIAN_SNAPSHOT"
+SNAPSHOT_VARIABLE = "BASE_IMAGES_DEBIAN_SNAPSHOT"
 """Environment variable with the time of a snapshot of Debian's archive, or the archive's address and the time."""
 
 ARCHIVE = "http://snapshot.debian.org/archive"
@@ -47,13 +47,13 @@ def snapshot() -> Snapshot | None:
     Raises:
         UsageError: its value is no time of a snapshot.
     """
-    value = os.environ.get(VARIABLE, "")
+    value = os.environ.get(SNAPSHOT_VARIABLE, "")
     if not value:
         return None
     found = _SNAPSHOT.fullmatch(value)
     if found is None:
         raise UsageError(
-            f"{VARIABLE} is {value!r}: write a time such as 20261101T000000Z, or the address of an archive before it, "
+            f"{SNAPSHOT_VARIABLE} is {value!r}: write a time such as 20261101T000000Z, or the address of an archive before it, "
             f"such as {ARCHIVE}/20261101T000000Z."
         )
     return Snapshot(found[1] or ARCHIVE, found[2])
@@ -74,13 +74,13 @@ def require(wanted: Snapshot, suites: Iterable[str]) -> None:
                 )
         except requests.RequestException as error:
             raise SourceError(
-                f"{wanted.archive} does not answer ({type(error).__name__}): name another archive in {VARIABLE}, "
+                f"{wanted.archive} does not answer ({type(error).__name__}): name another archive in {SNAPSHOT_VARIABLE}, "
                 f"before the time, or unset it to take the packages of the day."
             ) from error
         if not answer.ok:
             raise SourceError(
                 f"{wanted.archive} has no Debian {suite} of {wanted.time} (HTTP status {answer.status_code}): choose "
-                f"another time or archive in {VARIABLE}, or unset it to take the packages of the day."
+                f"another time or archive in {SNAPSHOT_VARIABLE}, or unset it to take the packages of the day."
             )
 
 

@@ -264,9 +264,9 @@ def bake(
     },
 )
 def lock_bases(_: Context, json: bool = False, report: str = "") -> None:
-    """Writes the digests of all base images to dockerfiles/bases.lock.
+    """Locks the base images by digest.
 
-    Of the tags that the recipes name, as the registries have them now. A digest that cannot be had stays as it was.
+    Writes dockerfiles/bases.lock: what the recipes' tags point at now. A digest that cannot be looked up stays as it was.
     """
     from base_images.adapters import files
     from base_images.build import bases, lock

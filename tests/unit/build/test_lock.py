@@ -38,10 +38,10 @@ def test_the_file_is_what_is_written_and_keeps_its_comment(tmp_path: Path) -> No
 
 def test_a_releases_digests_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, f'[digests]\n"{NODE}" = "{ONE}"\n')
-    monkeypatch.setenv(lock.VARIABLE, f'{{"{NODE}": "{TWO}", "{UBUNTU}": "{ONE}"}}')
+    monkeypatch.setenv(lock.BASES_VARIABLE, f'{{"{NODE}": "{TWO}", "{UBUNTU}": "{ONE}"}}')
     assert lock.digests(tmp_path) == {NODE: TWO, UBUNTU: ONE}
     for text in ("{", "[]", '{"docker.io/node:24": "sha256:1"}', f'{{"a b": "{ONE}"}}', '{"a": 1}'):
-        monkeypatch.setenv(lock.VARIABLE, text)
+        monkeypatch.setenv(lock.BASES_VARIABLE, text)
         with pytest.raises(UsageError, match=r"BASE_IMAGES_BASES is not .* `invoke lock-bases --json`"):
             lock.digests(tmp_path)
 

@@ -44,19 +44,19 @@ def archive() -> Iterator[str]:
 def test_a_snapshot_is_a_time_and_an_archive(
     value: str, snapshot: Snapshot | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(mirrors.VARIABLE, value)
+    monkeypatch.setenv(mirrors.SNAPSHOT_VARIABLE, value)
     assert mirrors.snapshot() == snapshot
 
 
 @pytest.mark.parametrize("value", ["2026-11-01", "yesterday", f"ftp://x/{TIME}", f"http://x y/{TIME}", f"{TIME}\n"])
 def test_another_value_is_one_sentence(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(mirrors.VARIABLE, value)
+    monkeypatch.setenv(mirrors.SNAPSHOT_VARIABLE, value)
     with pytest.raises(UsageError, match="write a time such as 20261101T000000Z"):
         mirrors.snapshot()
 
 
 def test_bases_are_made_from_the_snapshot_and_its_old_lists_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(mirrors.VARIABLE, f"http://mirror.example/{TIME}")
+    monkeypatch.setenv(mirrors.SNAPSHOT_VARIABLE, f"http://mirror.example/{TIME}")
     sources = mirrors.apt_sources(mirrors.index_targets(silent), Root())
     assert [line.split("] ")[1] for line in sources] == [
         f"http://mirror.example/debian/{TIME}/ trixie main",
@@ -64,7 +64,7 @@ def test_bases_are_made_from_the_snapshot_and_its_old_lists_are_valid(monkeypatc
         f"http://mirror.example/debian-security/{TIME}/ trixie-security main",
     ]
     assert bases._apt_options(Root()) == ['--aptopt=Acquire::Check-Valid-Until "false"']
-    monkeypatch.delenv(mirrors.VARIABLE)
+    monkeypatch.delenv(mirrors.SNAPSHOT_VARIABLE)
     assert bases._apt_options(Root()) == []
 
 
