@@ -53,8 +53,8 @@ def snapshot() -> Snapshot | None:
     found = _SNAPSHOT.fullmatch(value)
     if found is None:
         raise UsageError(
-            f"{SNAPSHOT_VARIABLE} is {value!r}: write a time such as 20261101T000000Z, or the address of an archive before it, "
-            f"such as {ARCHIVE}/20261101T000000Z."
+            f"{SNAPSHOT_VARIABLE} is {value!r}: write a time such as 20261101T000000Z, or the address of an archive "
+            f"before it, such as {ARCHIVE}/20261101T000000Z."
         )
     return Snapshot(found[1] or ARCHIVE, found[2])
 
@@ -74,8 +74,8 @@ def require(wanted: Snapshot, suites: Iterable[str]) -> None:
                 )
         except requests.RequestException as error:
             raise SourceError(
-                f"{wanted.archive} does not answer ({type(error).__name__}): name another archive in {SNAPSHOT_VARIABLE}, "
-                f"before the time, or unset it to take the packages of the day."
+                f"{wanted.archive} does not answer ({type(error).__name__}): name another archive before the time in "
+                f"{SNAPSHOT_VARIABLE}, or unset it to take the packages of the day."
             ) from error
         if not answer.ok:
             raise SourceError(

@@ -266,7 +266,7 @@ def bake(
 def lock_bases(_: Context, json: bool = False, report: str = "") -> None:
     """Locks the base images by digest.
 
-    Writes dockerfiles/bases.lock: what the recipes' tags point at now. A digest that cannot be looked up stays as it was.
+    Writes what the recipes' tags point at now to dockerfiles/bases.lock. A digest that cannot be looked up stays.
     """
     from base_images.adapters import files
     from base_images.build import bases, lock
