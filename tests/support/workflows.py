@@ -47,6 +47,7 @@ class Step:
         uses: the action; empty for shell lines.
         inputs: the action's inputs.
         environment: the variables that the workflow adds to the runner's own.
+        tolerated: whether the job goes on when the step fails.
         outputs: set by the caller to what the step wrote to GITHUB_OUTPUT.
         succeeded: set by the caller to False when the step failed.
     """
@@ -57,6 +58,7 @@ class Step:
     uses: str
     inputs: Values
     environment: Mapping[str, str]
+    tolerated: bool
     outputs: dict[str, str] = field(default_factory=dict)
     succeeded: bool = True
 
@@ -180,9 +182,10 @@ def _machine(
             uses=step.get("uses", ""),
             inputs={key: resolve(text, here) for key, text in step.get("with", {}).items()},
             environment={key: resolve(text, here) for key, text in added.items()},
+            tolerated=step.get("continue-on-error") == "true",
         )
         yield running
-        succeeded = succeeded and (running.succeeded or step.get("continue-on-error") == "true")
+        succeeded = succeeded and (running.succeeded or running.tolerated)
         if "id" in step:
             here["steps"][step["id"]] = {"outputs": running.outputs}
     outputs = {key: resolve(text, here) for key, text in job.get("outputs", {}).items()} if succeeded else {}
