@@ -36,7 +36,7 @@ RUN yum install -y gcc g++ cmake make git openssl-devel python3 python3-pip find
     yum clean all && \
     rm -rf /var/cache/yum
 
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 WORKDIR /app
 
@@ -81,7 +81,7 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
         -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} \
         . && \
     cmake --build build --config Release --target llama-server -j$(nproc) && \
-    ccache --show-stats
+    ccache --show-log-stats
 
 # What both builds made alike is stored once.
 RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licenses \

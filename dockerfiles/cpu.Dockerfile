@@ -39,7 +39,7 @@ RUN apt-get update && \
     apt-get install -y gcc-14 g++-14 build-essential git cmake libssl-dev ccache
 
 ENV CC=gcc-14 CXX=g++-14
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 WORKDIR /app
 
@@ -67,7 +67,7 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
         exit 1; \
     fi && \
     cmake --build build --target llama-server -j $(nproc) && \
-    ccache --show-stats
+    ccache --show-log-stats
 
 # Everything that was built for the server, whatever the libraries are called today, links and versioned names included.
 # Without the time of the build: the same files make the same layer.

@@ -42,7 +42,7 @@ RUN apt-get update && \
     apt-get install -y gcc-${GCC_VERSION} g++-${GCC_VERSION} build-essential cmake python3 python3-pip git libssl-dev libgomp1 ccache
 
 ENV CC=gcc-${GCC_VERSION} CXX=g++-${GCC_VERSION} CUDAHOSTCXX=g++-${GCC_VERSION}
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 WORKDIR /app
 
@@ -64,7 +64,7 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
         -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} . && \
     cmake --build build --config Release --target llama-server -j$(nproc) && \
-    ccache --show-stats
+    ccache --show-log-stats
 
 # cpu/ is the same files by hard links, without the accelerator's backend: BodhiApp falls back to it in every image.
 RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licenses \

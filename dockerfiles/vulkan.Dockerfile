@@ -37,7 +37,7 @@ RUN apt update && apt install -y git build-essential cmake wget xz-utils ccache
 RUN apt install -y libssl-dev curl \
     libxcb-xinput0 libxcb-xinerama0 libxcb-cursor-dev libvulkan-dev glslc spirv-headers
 
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 # Build it
 WORKDIR /app
@@ -56,7 +56,7 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
         -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} && \
     cmake --build build --config Release --target llama-server -j$(nproc) && \
-    ccache --show-stats
+    ccache --show-log-stats
 
 # cpu/ is the same files by hard links, without the accelerator's backend: BodhiApp falls back to it in every image.
 RUN --mount=type=bind,source=dockerfiles/llama-licenses,target=/mnt/llama-licenses \

@@ -29,6 +29,7 @@ class Label(StrEnum):
     BUILD_BRANCH = "bodhi.build.branch"
     BUILD_ORIGIN = "bodhi.build.origin"
     BUILD_ARGUMENTS = "bodhi.build.arguments"
+    DEBIAN_SNAPSHOT = "bodhi.build.debian_snapshot"
     LLAMA_CPP_TAG = "bodhi.llama_cpp.tag"
     LLAMA_CPP_RELEASE = "bodhi.llama_cpp.release"
     LLAMA_CPP_COMMIT = "bodhi.llama_cpp.commit"

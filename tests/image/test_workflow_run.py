@@ -22,7 +22,7 @@ import pytest
 from base_images import settings, variants, versions
 from base_images.adapters import registry
 from base_images.adapters.engine import Engine, Image
-from base_images.build import bakefile
+from base_images.build import bakefile, lock
 from base_images.build import bases as origin
 from base_images.build.inputs import Origin
 from base_images.labels import Label
@@ -80,8 +80,14 @@ class GitHub:
         for step in workflows.steps(workflow, contexts):
             if step.uses:
                 self._act(step)
-            else:
+            elif not any(left in step.run for left in self._left_out):
                 self._shell(step)
+
+    @property
+    def _left_out(self) -> tuple[str, ...]:
+        """What is not run here: a second build compiles everything, and without buildx there is no builder to fill."""
+        rebuild = ("invoke verify-reproducible", "invoke attach-reports build/rebuilt")
+        return rebuild if self.bakes else (*rebuild, "-compiler-cache ")
 
     def _shell(self, step: workflows.Step) -> None:
         output = self.directory / "output"
@@ -96,7 +102,7 @@ class GitHub:
         for line in output.read_text().splitlines():
             name, _, step.outputs[name] = line.partition("=")
         self.ran.append(f"{step.job}: {step.run}\n{done.stdout}{done.stderr}")
-        if not step.succeeded:
+        if not step.succeeded and not step.tolerated:
             self.failed.append(self.ran[-1])
 
     def _executable(self, lines: str) -> str:
@@ -249,6 +255,10 @@ def test_a_pushed_tag_becomes_latest_and_a_failure_stops_its_variant_only(github
     assert signed.endswith(f"@{digest}")
     record = json.loads((github.directory / "page" / "release.json").read_text())
     assert {variant["name"]: variant["status"] for variant in record["variants"]} == {GOOD: "latest", BAD: "missing"}
+    assert record["bases"]
+    assert {len(digests) for digests in record["bases"].values()} == {1}, "all jobs took the same"
+    if github.bakes:
+        assert where.digest(f"ccache-{GOOD}-amd64") or where.digest(f"ccache-{GOOD}-arm64")
     page = {path.name for path in (github.directory / "page").iterdir()}
     assert "contract-cpu" in " ".join(page)
     assert [name.startswith(f"scan-{GOOD}-") for name in page if name.endswith(".sarif")] == [True]
@@ -305,11 +315,15 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
 
     github.run("upstream.yml")
 
-    [failed] = github.failed
-    assert "invoke check-consumer" in failed
+    consumers, bases = github.failed
+    assert "invoke check-consumer" in consumers
+    assert re.search(rf"invoke lock-bases(?s:.*){BAD}\S* could not be looked up, see above; the rest is in", bases)
+    assert re.search(r"## Base images\n\n- `127\.0\.0\.1:\d+/build:1`: none → sha256:", github.opened)
+    assert len(lock.digests(root)) == len(BASE_ARGUMENTS)
     assert "gh workflow run ci.yml" in github.ran[-1]
     assert "cpu: `BODHI_LLAMACPP_ARGS_CPU`: `--threads 4 --no-mmap` → `--threads 6 --no-mmap`" in github.opened
     assert (settings.load(root).pin.tag, settings.load(root).pin.commit) == ("b2", two)
     changed = github.opened.partition("## What our recipes need")[0]
     assert re.search(r"cpu(?s:.*)GGML_NATIVE(?s:.*)ON", changed), github.opened
-    assert {item.a_path for item in github.clone.index.diff(None)} <= set(bump.pinned_texts(root)), "nothing else moved"
+    moved = {item.a_path for item in github.clone.index.diff(None)}
+    assert moved <= {*bump.pinned_texts(root), lock.FILE}, "nothing else moved"

@@ -26,7 +26,7 @@ JOB_KEYS = frozenset(
     "name needs if strategy runs-on environment timeout-minutes permissions env outputs steps".split()  # noqa: SIM905
 )
 CALL_KEYS = frozenset(("name", "needs", "if", "strategy", "permissions", "uses", "with"))
-STEP_KEYS = frozenset(("id", "name", "if", "env", "run", "uses", "with"))
+STEP_KEYS = frozenset(("id", "name", "if", "env", "run", "uses", "with", "continue-on-error", "timeout-minutes"))
 """The keys that are handled below; any other one would change what GitHub does."""
 
 Values = Mapping[str, Any]
@@ -47,6 +47,7 @@ class Step:
         uses: the action; empty for shell lines.
         inputs: the action's inputs.
         environment: the variables that the workflow adds to the runner's own.
+        tolerated: whether the job goes on when the step fails.
         outputs: set by the caller to what the step wrote to GITHUB_OUTPUT.
         succeeded: set by the caller to False when the step failed.
     """
@@ -57,6 +58,7 @@ class Step:
     uses: str
     inputs: Values
     environment: Mapping[str, str]
+    tolerated: bool
     outputs: dict[str, str] = field(default_factory=dict)
     succeeded: bool = True
 
@@ -180,9 +182,10 @@ def _machine(
             uses=step.get("uses", ""),
             inputs={key: resolve(text, here) for key, text in step.get("with", {}).items()},
             environment={key: resolve(text, here) for key, text in added.items()},
+            tolerated=step.get("continue-on-error") == "true",
         )
         yield running
-        succeeded = succeeded and running.succeeded
+        succeeded = succeeded and (running.succeeded or running.tolerated)
         if "id" in step:
             here["steps"][step["id"]] = {"outputs": running.outputs}
     named = job.get("outputs", {})

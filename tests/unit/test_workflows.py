@@ -38,6 +38,7 @@ PERMISSIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "variants": SIGN,
         "promote": {**BUILD, "attestations": "read"},
         "status": PAGES,
+        "rebuild": BUILD,
         "release": {"contents": "write", "packages": "read"},
     },
     "variant.yml": {
@@ -75,6 +76,7 @@ VERSION = versions.parse("2508201420-abc1234")
 REGISTRY = "registry.example.org/x"
 RUNNERS = {"RUNNER_CUDA": "machine-of-ours"}
 DIGEST = f"sha256:{'0' * 64}"
+BASES = {"docker.io/node:24": DIGEST}
 TAGGED = f"refs/tags/{VERSION.git_tag}"
 
 
@@ -133,6 +135,8 @@ def walk(
         elif "--format latest" in step.run and step.succeeded:
             jobs = matrix.nightly([(one, one.platforms) for one in latest], registry=REGISTRY)
             step.outputs["latest"] = json.dumps(jobs)
+        elif "lock-bases --json" in step.run:
+            step.outputs["bases"] = json.dumps(BASES)
         elif "image-digest" in step.run:
             step.outputs["digest"] = DIGEST
         elif "create-pull-request" in step.uses:
@@ -243,8 +247,11 @@ def test_ci_runs_the_readmes_command_on_both_architectures() -> None:
 @pytest.mark.parametrize(("operation", "starts"), [("created", True), ("updated", True), ("none", False), ("", False)])
 def test_the_pull_request_on_upstream_is_tested(operation: str, starts: bool) -> None:
     # Also where BodhiApp has changed, which fails the step before.
-    *_, opened, last = walk("upstream.yml", operation=operation, fails=lambda step: "check-consumer" in step.run)
-    opened, started = (opened, last) if starts else (last, None)
+    *_, locked, opened, last = walk(
+        "upstream.yml", operation=operation, fails=lambda step: "check-consumer" in step.run
+    )
+    locked, opened, started = (locked, opened, last) if starts else (opened, last, None)
+    assert "invoke lock-bases --report" in locked.run
     assert opened.inputs["branch"] == "follow-upstream"
     assert (started is not None) is starts
     if started:
@@ -254,7 +261,8 @@ def test_the_pull_request_on_upstream_is_tested(operation: str, starts: bool) ->
 
 def test_the_steps_of_a_release_in_order() -> None:
     told = [name for name in ran(walk("release.yml")) if not name.endswith(("actions/checkout", "docker/login-action"))]
-    build = [f"variants/build: {name}" for name in ("free-runner-disk", "docker/setup-buildx-action", "bake")]
+    around = ("load-compiler-cache", "bake", "save-compiler-cache")
+    build = [f"variants/build: {name}" for name in ("free-runner-disk", "docker/setup-buildx-action", *around)]
     check = [
         f"variants/check: {name}" for name in ("free-runner-disk", "check-image", "smoke", "actions/upload-artifact")
     ]
@@ -272,8 +280,11 @@ def test_the_steps_of_a_release_in_order() -> None:
     assert told == [
         "plan: check-version",
         "plan: plan",
+        "plan: lock-bases",
         *of_each[0],
         *of_each[1],
+        *(f"rebuild: {name}" for name in ("free-runner-disk", "verify-reproducible", "attach-reports")),
+        *(f"rebuild: {name}" for name in ("free-runner-disk", "verify-reproducible", "attach-reports")),
         "promote: sigstore/cosign-installer",
         "promote: promote",
         "status/page: status-page",
@@ -296,6 +307,8 @@ def test_the_steps_of_a_release_get_its_values() -> None:
         ("cpu", "linux/amd64", "ubuntu-24.04"),
         ("cpu", "linux/arm64", "ubuntu-24.04-arm"),
     ]
+    resolved = [json.loads(step.environment["BASE_IMAGES_BASES"]) for step in steps if "bake" in step.run]
+    assert resolved == [BASES] * len(baked), "once, for all jobs"
     image = f"{REGISTRY}:{versions.image_tag(GPU.name, VERSION)}"
     smoked = next(step for step in steps if "invoke smoke" in step.run)
     assert (smoked.environment["IMAGE"], smoked.environment["DEVICE"], smoked.runner) == (
@@ -316,8 +329,8 @@ def test_the_steps_of_a_release_get_its_values() -> None:
 
 def test_the_commands_of_a_variants_workflow_name_the_variant() -> None:
     found = [line for job in PARSED["variant.yml"]["jobs"] for line in lines("variant.yml", job)]
-    about_one = [line for line in found if re.search("invoke (bake|publish|smoke|image-digest) ", f"{line} ")]
-    assert len(about_one) == 4
+    about_one = [line for line in found if re.search("invoke (bake|publish|smoke|image-digest|.*-cache) ", f"{line} ")]
+    assert len(about_one) == 6
     assert [line for line in about_one if '--variant "$VARIANT"' not in line] == []
 
 
@@ -446,6 +459,14 @@ def test_a_build_that_fails_stops_its_variant_only() -> None:
     assert [step.job for step in steps if step.job in ("promote", "release") and step.run] == ["promote", "release"]
 
 
+def test_the_compilers_cache_is_saved_after_a_failure_and_never_stops_a_release() -> None:
+    steps = walk("release.yml", fails=of_variant(GPU.name, "invoke bake"))
+    saved = [step.environment["VARIANT"] for step in steps if "invoke save-compiler-cache" in step.run]
+    assert saved == [GPU.name, *(CPU.name for _ in CPU.platforms)]
+    told = ran(walk("release.yml", fails=lambda step: "compiler-cache" in step.run))
+    assert told == ran(walk("release.yml"))
+
+
 @pytest.mark.parametrize("failing", ["invoke check-image", "invoke smoke"])
 def test_a_failed_check_is_reported_and_not_signed(failing: str) -> None:
     steps = walk("release.yml", fails=of_variant(GPU.name, failing))
@@ -469,6 +490,16 @@ def test_an_image_with_a_vulnerability_is_reported_and_not_signed() -> None:
 
 def test_without_a_plan_there_is_no_release() -> None:
     assert {step.job for step in walk("release.yml", fails=lambda step: "invoke plan" in step.run)} == {"plan"}
+
+
+def test_a_difference_between_two_builds_is_attached_and_stops_nothing() -> None:
+    steps = walk("release.yml", fails=lambda step: "verify-reproducible" in step.run)
+    told = ran(steps)
+    assert told.count("rebuild: attach-reports") == len(CPU.platforms)
+    assert "promote: promote" in told
+    assert told[-1] == "release: softprops/action-gh-release"
+    images = {step.environment["IMAGE"] for step in steps if "verify-reproducible" in step.run}
+    assert images == {f"{REGISTRY}:{versions.image_tag(CPU.name, VERSION)}"}
 
 
 def test_a_refused_promotion_still_makes_the_release() -> None:

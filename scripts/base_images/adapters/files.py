@@ -34,6 +34,12 @@ def write(path: Path, content: str | bytes) -> None:
         raise UsageError(f"{path} cannot be written ({reason}): choose another file.") from error
 
 
+def add(path: Path, section: str) -> None:
+    """Appends a section to a text file, after an empty line; see `write`."""
+    before = f"{path.read_text(encoding='utf-8', errors='replace').rstrip()}\n\n" if path.is_file() else ""
+    write(path, f"{before}{section}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as JSON; see `write`."""
     write(path, json.dumps(value, indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,6 @@ from base_images.errors import ImageNotFoundError
 
 REPOSITORY = "llama-cpp-bench"
 """Of the images that are compared. They stay, since further parts need them; `clean-local-images` removes them."""
-
-_HITS = re.compile(r"^\s*Hits:\s+(\d+) /\s+(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +111,7 @@ class Bench:
         tag = f"{REPOSITORY}:{plan.variant}-{side}-{prepared.source.tag}"
         if part in EDITS:
             tag += "-edited"
-        image, seconds = local.build_context(
+        image, seconds, compiled = local.build_context(
             self.engine,
             recipe.write,
             dockerfile=recipe.dockerfile,
@@ -136,7 +133,7 @@ class Bench:
             mark=mark,
             image=image,
             steps=seen.steps(),
-            said=seen.said,
+            said={"cache hits": compiled.hits, "compilations": compiled.calls} if compiled else {},
         )
 
     def _remove_untagged(self, before: set[str]) -> None:
@@ -154,14 +151,11 @@ class Seen:
 
     def __init__(self) -> None:
         self._finished: list[buildkit.StepFinished] = []
-        self.said: dict[str, int] = {}
 
     def add(self, event: buildkit.Event) -> None:
         """Takes an event."""
         if isinstance(event, buildkit.StepFinished) and not buildkit.is_internal(event.name):
             self._finished.append(event)
-        if isinstance(event, buildkit.StepLog) and (hits := _HITS.match(event.line)) and not self.said:
-            self.said = {"cache hits": int(hits[1]), "compilations": int(hits[2])}
 
     def steps(self) -> tuple[Step, ...]:
         """Returns the steps in the order of their start."""

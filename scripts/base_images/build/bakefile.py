@@ -86,17 +86,48 @@ def run(
         BuildError: a step failed; the detail is the tail of its log.
         SourceError: a runtime base has no glibc.
     """
+    bake(file, ["glibc"], root=root, builder=builder, on_event=on_event)
+    known = {_glibc_variable(plan): _read_glibc(plan, root) for plan in plans}
+    targets = list(map(target, plans))
+    results = bake(file, targets, root=root, builder=builder, environment=known, on_event=on_event)
+    digests = {name: results.get(name, {}).get("containerimage.digest") for name in map(target, plans)}
+    return {name: digest for name, digest in digests.items() if digest}
+
+
+def bake(
+    file: Mapping[str, Any],
+    targets: Sequence[str],
+    *,
+    root: Path,
+    builder: str,
+    on_event: Callable[[buildkit.Event], None],
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Builds targets of a bake file and returns buildx's metadata, by target; `environment` sets the file's variables.
+
+    Raises:
+        BuildError: a step failed; the detail is the tail of its log.
+    """
+    progress = buildkit.RawProgress()
+
+    def read(line: str) -> None:
+        for event in progress.read(line):
+            on_event(event)
+
     with ownership.temporary_directory() as directory:
         written, metadata = directory / "bake.json", directory / "metadata.json"
         written.write_text(json.dumps(file), encoding="utf-8")
         options = [*(("--builder", builder) if builder else ()), "--file", str(written)]
-        _bake([*options, "glibc"], root=root, environment={}, on_event=on_event)
-        known = {_glibc_variable(plan): _read_glibc(plan, root) for plan in plans}
-        options += ["--metadata-file", str(metadata)]
-        _bake([*options, *map(target, plans)], root=root, environment=known, on_event=on_event)
-        results = json.loads(metadata.read_text(encoding="utf-8"))
-    digests = {name: results.get(name, {}).get("containerimage.digest") for name in map(target, plans)}
-    return {name: digest for name, digest in digests.items() if digest}
+        done = programs.run(
+            ["docker", "buildx", "bake", "--progress", "rawjson", *options, "--metadata-file", str(metadata), *targets],
+            environment={**programs.inherited(), **(environment or {})},
+            directory=root,
+            on_line=read,
+        )
+        if done.exit_code:
+            raise progress.failure()
+        results: dict[str, Any] = json.loads(metadata.read_text(encoding="utf-8"))
+    return results
 
 
 def require_builder(builder: str, *, push: bool) -> None:
@@ -145,7 +176,7 @@ def _building(plan: BuildPlan, registry: str, *, push: bool, dry_run: bool) -> M
         attestations = ["type=provenance,mode=max", f"type=sbom{generator}"]
     else:
         # buildx refuses to build with attestations for an engine without the containerd store.
-        output, attestations = "type=docker", _NO_ATTESTATIONS
+        output, attestations = "type=docker", NO_ATTESTATIONS
     cache = f"type=registry,ref={registry}:cache-{target(plan)}"
     return {
         "context": ".",
@@ -163,7 +194,7 @@ def _building(plan: BuildPlan, registry: str, *, push: bool, dry_run: bool) -> M
     }
 
 
-_NO_ATTESTATIONS = ["type=provenance,disabled=true", "type=sbom,disabled=true"]
+NO_ATTESTATIONS = ["type=provenance,disabled=true", "type=sbom,disabled=true"]
 
 
 def _reading_glibc(plan: BuildPlan) -> Mapping[str, object]:
@@ -179,7 +210,7 @@ def _reading_glibc(plan: BuildPlan) -> Mapping[str, object]:
         "dockerfile-inline": "".join(f"{line}\n" for line in lines),
         "platforms": [plan.platform],
         "output": [f"type=local,dest={GLIBC_DIRECTORY}"],
-        "attest": _NO_ATTESTATIONS,
+        "attest": NO_ATTESTATIONS,
     }
 
 
@@ -203,26 +234,3 @@ def _glibc_variable(plan: BuildPlan) -> str:
 def _escaped(values: Mapping[str, str]) -> dict[str, str]:
     """Escapes `${…}` and `%{…}`, which bake replaces in every string, as in HCL, by doubling the first character."""
     return {name: re.sub(r"[$%](?=\{)", r"\g<0>\g<0>", value) for name, value in values.items()}
-
-
-def _bake(
-    arguments: Sequence[str],
-    *,
-    root: Path,
-    environment: Mapping[str, str],
-    on_event: Callable[[buildkit.Event], None],
-) -> None:
-    progress = buildkit.RawProgress()
-
-    def read(line: str) -> None:
-        for event in progress.read(line):
-            on_event(event)
-
-    done = programs.run(
-        ["docker", "buildx", "bake", "--progress", "rawjson", *arguments],
-        environment={**programs.inherited(), **environment},
-        directory=root,
-        on_line=read,
-    )
-    if done.exit_code:
-        raise progress.failure()

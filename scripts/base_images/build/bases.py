@@ -17,7 +17,7 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.download import cache_directory, locked
 from base_images.adapters.engine import Engine, Image
 from base_images.adapters.http_session import host_certificates
-from base_images.build import emulated, packages, wheels
+from base_images.build import emulated, mirrors, packages, wheels
 from base_images.build.inputs import BaseImage, Bases, Origin
 from base_images.errors import EngineError, ImageNotFoundError, RegistryError, SourceError
 from base_images.labels import RESOURCE
@@ -30,9 +30,6 @@ REACH_SECONDS = 15
 
 PACKAGES_REPOSITORY = "llama-cpp-packages-origin"
 """Repository of the bases that are made here; every image in it may be removed."""
-
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-"""Debian's archive keys, at the same path on the host and in the base."""
 
 CERTIFICATES = "/usr/local/share/host-ca.pem"
 """The host's certificate authorities in the bases of build stages. The runtime base never has them."""
@@ -107,7 +104,28 @@ def resolve_bases(
         glibc=_glibc(engine, bases["runtime"].reference),
         arguments=arguments,
         notices=tuple(notices),
+        snapshot=snapshot.time if origin is Origin.PACKAGES and (snapshot := mirrors.snapshot()) else "",
     )
+
+
+def ask(reference: str) -> str:
+    """Returns the digest that a reference has: its own, or that of its tag at the registry now.
+
+    Raises:
+        ImageNotFoundError: the registry does not have the image.
+        SourceError: the registry does not answer, or denies access.
+    """
+    name, _, digest = reference.partition("@")
+    if digest:
+        return digest
+    tag = name.rpartition("/")[2].partition(":")[2] or "latest"
+    try:
+        found = registry.open_repository(_repository(reference)).digest(tag)
+    except RegistryError as error:
+        raise SourceError(f"The base image {reference} cannot be looked up ({str(error).rstrip('.')}).") from error
+    if found is None:
+        raise ImageNotFoundError(f"No registry has the image {reference!r}: check its name and tag in the recipe.")
+    return found
 
 
 def ask_bases(references: Mapping[str, str]) -> Bases:
@@ -120,32 +138,17 @@ def ask_bases(references: Mapping[str, str]) -> Bases:
         ImageNotFoundError: a registry does not have an image.
         SourceError: a registry does not answer, or denies access.
     """
-    digests = {reference: _asked(reference) for reference in dict.fromkeys(references.values())}
+    digests = {reference: ask(reference) for reference in dict.fromkeys(references.values())}
     bases = _by_digest(references, digests)
-    return Bases(origin=Origin.REGISTRIES, **bases, glibc="", arguments={}, notices=())
+    return Bases(origin=Origin.REGISTRIES, **bases, glibc="", arguments={}, notices=(), snapshot="")
 
 
 def _by_digest(references: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, BaseImage]:
     """Returns the base of each role, given the digest of each reference."""
     return {
-        role: BaseImage(reference=_pinned(name, digests[name]), name=name, digest=digests[name])
+        role: BaseImage(reference=_pinned(name, digests[name]), name=name.partition("@")[0], digest=digests[name])
         for role, name in references.items()
     }
-
-
-def _asked(reference: str) -> str:
-    """Returns the digest of a reference at its registry."""
-    name, _, digest = reference.partition("@")
-    if digest:
-        return digest
-    tag = name.rpartition("/")[2].partition(":")[2] or "latest"
-    try:
-        found = registry.open_repository(_repository(reference)).digest(tag)
-    except RegistryError as error:
-        raise SourceError(f"The base image {reference} cannot be looked up ({str(error).rstrip('.')}).") from error
-    if found is None:
-        raise ImageNotFoundError(f"No registry has the image {reference!r}: check its name and tag in the recipe.")
-    return found
 
 
 def _glibc(engine: Engine, reference: str) -> str:
@@ -189,6 +192,9 @@ def _pull(engine: Engine, variant: Variant, references: Mapping[str, str], liste
     """Pulls each image and returns the digest of each reference."""
     digests: dict[str, str] = {}
     for reference in dict.fromkeys(references.values()):
+        if "@" in reference and engine.has_image(reference):
+            digests[reference] = reference.partition("@")[2]
+            continue
         try:
             # Ask for the digest first: a pull has no time-out, and a firewall that drops packets would block it.
             pinned = _pinned(reference, engine.ask_registry(reference, timeout=REACH_SECONDS))
@@ -285,12 +291,14 @@ def _make(
     certificates = host_certificates()
     if certificates is None:
         raise SourceError("This machine has no bundle of certificate authorities: install ca-certificates.")
-    targets = _index_targets(listener)
-    content = certificates.read_bytes()
+    targets = mirrors.index_targets(listener)
     roots = _roots(debian)
+    if snapshot := mirrors.snapshot():
+        mirrors.require(snapshot, (root.suite for root in roots.values()))
+    content = certificates.read_bytes()
     keyed = emulated.base_key(architecture, other) if other else architecture
     names = {
-        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, apt_sources(targets, root), content, keyed)}"
+        role: f"{PACKAGES_REPOSITORY}:{role}-{base_key(role, root, mirrors.apt_sources(targets, root), content, keyed)}"
         for role, root in roots.items()
     }
     cache = cache_directory()
@@ -302,7 +310,7 @@ def _make(
         for root in dict.fromkeys(missing.values()):
             with ownership.temporary_directory(cache) as directory:
                 tar = directory / "root.tar"
-                sources = apt_sources(targets, root)
+                sources = mirrors.apt_sources(targets, root)
                 # Node stays this machine's, since it makes the same web interface on every platform.
                 of = other.architecture if other and root != packages.WEB else architecture
                 hooks = _toolkit(root.wheels, of, directory / "toolkit.tar", listener) if root.wheels else []
@@ -391,52 +399,13 @@ _OPTIONS = (
 )
 
 
-def apt_sources(index_targets: str, root: Root) -> tuple[str, ...]:
-    """Returns the sources.list lines of a root, from this machine's mirrors; empty without a Debian mirror.
-
-    Args:
-        index_targets: `label|URI` lines of the machine's package lists, from `apt-get indextargets`.
-        root: the root file system to make.
-    """
-    mirrors: dict[str, str] = {}
-    for line in index_targets.splitlines():
-        label, _, uri = line.partition("|")
-        mirrors.setdefault(label, uri)
-    suites: dict[str, tuple[str, ...]] = {"Debian": (root.suite,)}
-    if root.experimental:
-        suites["Debian"] += ("experimental",)
-    if root.suite != UNSTABLE:  # which has its updates in itself
-        suites = {"Debian": (root.suite, f"{root.suite}-updates"), "Debian-Security": (f"{root.suite}-security",)}
-    if "Debian" not in mirrors:
-        return ()
-    return tuple(
-        f"deb [signed-by={KEYRING}] {mirrors[label]} {suite} {' '.join(root.components)}"
-        for label, names in suites.items()
-        if label in mirrors
-        for suite in names
-    )
-
-
-def _index_targets(listener: Listener) -> str:
-    """Returns `label|URI` lines of Debian's package lists on this machine, after `apt-get update` without any."""
-    query = ("apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
-    targets = programs.run(query).stdout
-    if not apt_sources(targets, packages.WEB) and os.geteuid() == 0:
-        _apt(("update",), listener)
-        targets = programs.run(query).stdout
-    if not apt_sources(targets, packages.WEB):
-        raise SourceError(
-            "The packages origin needs a Debian mirror in apt's configuration, and this machine has none (or its "
-            "lists were never fetched: `apt-get update`): use --origin registries."
-        )
-    return targets
-
-
 def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listener, *options: str) -> None:
     """Writes the tar of a Debian root file system; `options` are further ones of mmdebstrap."""
     what = f"make a Debian {root.suite} base" + (f" with {', '.join(root.packages)}" if root.packages else "")
-    if not KEYRING.is_file():
-        raise SourceError(f"{KEYRING} is missing, so Debian's packages cannot be verified: install the package of it.")
+    if not mirrors.KEYRING.is_file():
+        raise SourceError(
+            f"{mirrors.KEYRING} is missing, so Debian's packages cannot be verified: install the package of it."
+        )
     arguments = ["mmdebstrap", "--format=tar", *_OPTIONS, *options]
     arguments += _apt_options(root)
     if root.packages:
@@ -448,7 +417,7 @@ def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listen
 
     outcome = programs.run(arguments, on_line=note)
     if outcome.exit_code == programs.NOT_INSTALLED and os.geteuid() == 0:
-        _apt(("install", "--yes", "--no-install-recommends", "mmdebstrap"), listener)
+        mirrors.apt(("install", "--yes", "--no-install-recommends", "mmdebstrap"), listener)
         outcome = programs.run(arguments, on_line=note)
     if outcome.exit_code == programs.NOT_INSTALLED:
         raise SourceError("The packages origin needs mmdebstrap: install it (`apt-get install mmdebstrap`).")
@@ -464,8 +433,8 @@ def _bootstrap(tar: Path, root: Root, sources: tuple[str, ...], listener: Listen
 def _apt_options(root: Root) -> list[str]:
     """Returns mmdebstrap's options for what apt does in the root file system, and in the recipe's steps later."""
     options = []
-    if root.suite == UNSTABLE:
-        # A mirror's Release file may have expired.
+    if root.suite == UNSTABLE or mirrors.snapshot():
+        # A mirror's Release file may have expired, and a snapshot's has.
         options.append('--aptopt=Acquire::Check-Valid-Until "false"')
     if root.experimental:
         # Before unstable, which has priority 500; no package but these is taken from experimental.
@@ -478,16 +447,6 @@ def _apt_options(root: Root) -> list[str]:
         directory = '"$1/etc/apt/preferences.d"'
         options.append(f"--setup-hook=mkdir -p {directory} && printf '%s\\n' {quoted} > {directory}/experimental")
     return options
-
-
-def _apt(arguments: tuple[str, ...], listener: Listener) -> None:
-    what = f"apt-get {' '.join(arguments)}"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    listener(Progress(what=what, note="as root, because it is needed and missing"))
-    outcome = programs.run(("apt-get", "--quiet", *arguments), environment=environment)
-    if outcome.exit_code:
-        raise SourceError(f"`{what}` failed: {outcome.last_words}", detail=outcome.stderr)
-    listener(Progress(what=what, finished=True))
 
 
 def _add_file(tar: Path, path: str, content: bytes) -> None:

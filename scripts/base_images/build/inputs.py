@@ -39,6 +39,7 @@ class Bases:
         glibc: glibc version of the runtime base, such as `2.41`; empty while unknown.
         arguments: other ARGs of the recipe whose values depend on these bases.
         notices: messages for the user, such as about an unreachable registry.
+        snapshot: the time of the Debian archive that the bases were made from; empty for the packages of the day.
     """
 
     origin: Origin
@@ -48,6 +49,7 @@ class Bases:
     glibc: str
     arguments: Mapping[str, str]
     notices: tuple[str, ...]
+    snapshot: str
 
 
 class SourceKind(StrEnum):

@@ -15,7 +15,8 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine
 from base_images.build import architectures as toolkit
 from base_images.build import bases as origin
-from base_images.build import context
+from base_images.build import compiler_cache, context, lock
+from base_images.build.compiler_cache import Hits
 from base_images.build.inputs import Bases, Origin, Source
 from base_images.build.plan import BuildPlan, build_plan, require_platform
 from base_images.errors import EngineError, SourceError, UsageError
@@ -36,11 +37,15 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A finished build; `seconds` excludes source and bases."""
+    """A finished build; `seconds` excludes source and bases.
+
+    `compiled` is what came out of the compiler's cache; None where nothing was compiled.
+    """
 
     image_id: str
     plan: BuildPlan
     seconds: float
+    compiled: Hits | None = None
 
 
 def prepare(
@@ -84,11 +89,12 @@ def prepare(
             f"This engine builds for {here.docker}; for {platform.docker} it takes --origin packages, or "
             f"`invoke bake --platform {platform.architecture}`."
         )
+    locked = lock.digests(root)
     # An architecture can be part of a base image's tag.
     bases = origin.resolve_bases(
         engine,
         variant,
-        dockerfile.base_references(path, chosen),
+        lock.pinned(dockerfile.base_references(path, chosen), locked),
         origin=wanted,
         slim=slim,
         toolkit=dockerfile.global_arguments(path, chosen).get(variant.version_argument, ""),
@@ -102,7 +108,9 @@ def prepare(
     if platform is not here:
         # The tags without it are of the image that this engine runs natively.
         plan = replace(plan, tags=tuple(f"{tag}-{platform.architecture}" for tag in plan.tags))
-    return Prepared(plan=plan, source=source, notices=bases.notices)
+    stale = lock.problem(locked, lock.references(sorted((root / "dockerfiles").glob("*.Dockerfile"))))
+    notices = (*bases.notices, stale) if stale and bases.origin is Origin.REGISTRIES else bases.notices
+    return Prepared(plan=plan, source=source, notices=notices)
 
 
 def preview(
@@ -135,7 +143,7 @@ def preview(
     }
     for platform in platforms:
         require_platform(variant, platform)  # before any request to a registry
-    bases = origin.ask_bases(dockerfile.base_references(path, chosen))
+    bases = origin.ask_bases(lock.pinned(dockerfile.base_references(path, chosen), lock.digests(root)))
     return tuple(
         _plan(variant, platform, settings=settings, root=root, source=source, bases=bases, chosen=chosen)
         for platform in platforms
@@ -205,7 +213,7 @@ def build(
         EngineError: the engine stopped answering.
     """
     plan = prepared.plan
-    image_id, seconds = build_context(
+    image_id, seconds, compiled = build_context(
         engine,
         partial(context.write, root=root, source=prepared.source.path, files=prepared.source.files),
         dockerfile=plan.dockerfile,
@@ -216,8 +224,9 @@ def build(
         tags=plan.tags,
         on_event=on_event,
         fresh=fresh,
+        build_id=build_id,
     )
-    return Built(image_id=image_id, plan=plan, seconds=seconds)
+    return Built(image_id=image_id, plan=plan, seconds=seconds, compiled=compiled)
 
 
 def build_context(
@@ -232,10 +241,16 @@ def build_context(
     tags: Sequence[str],
     on_event: Callable[[buildkit.Event], None],
     fresh: bool = False,
-) -> tuple[str, float]:
-    """Builds from the context that `write` writes, and tags the image; returns its id and the seconds. See `build`."""
+    build_id: str = "",
+) -> tuple[str, float, compiler_cache.Hits | None]:
+    """Builds from the context that `write` writes, and tags the image; see `build`.
+
+    Returns:
+        The image's id, the seconds, and what came out of the compiler's cache.
+    """
     started = time.monotonic()
     image_id = ""
+    counter = compiler_cache.Counter()
     with tempfile.TemporaryFile() as tar:
         write(tar)
         tar.seek(0)
@@ -253,6 +268,7 @@ def build_context(
             for event in buildkit.events(stream):
                 if isinstance(event, buildkit.ImageBuilt):
                     image_id = event.image_id
+                counter.read(event)
                 on_event(event)
         finally:
             stream.close()  # cancels an unfinished build, such as after Ctrl-C
@@ -260,4 +276,4 @@ def build_context(
         raise EngineError("The engine ended the build without an image and without a reason: look at its log.")
     for tag in tags:
         engine.tag(image_id, tag)
-    return image_id, time.monotonic() - started
+    return image_id, time.monotonic() - started, counter.total

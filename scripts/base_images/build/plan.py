@@ -171,6 +171,7 @@ def _labels(
         Label.LLAMA_CPP_TAG: source.tag,
         Label.LLAMA_CPP_COMMIT: source.commit,
         **({Label.LLAMA_CPP_RELEASE: source.release} if source.release else {}),
+        **({Label.DEBIAN_SNAPSHOT: bases.snapshot} if bases.snapshot else {}),
         **({Label.GLIBC: bases.glibc} if bases.glibc else {}),
     }
     return {label.value: value for label, value in labels.items()}

@@ -49,5 +49,4 @@ def add_to(path: Path, seen: Report) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    before = f"{path.read_text(encoding='utf-8', errors='replace').rstrip()}\n\n" if path.is_file() else ""
-    files.write(path, f"{before}{consumer_checkout.markdown(seen)}")
+    files.add(path, consumer_checkout.markdown(seen))

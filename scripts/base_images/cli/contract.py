@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from invoke.context import Context
-from invoke.exceptions import Exit
 
 from base_images import settings, variants
+from base_images.cli import github
 from base_images.cli.front_door import command, conclude
 from base_images.cli.options import caller_path
 from base_images.errors import RegistryError
@@ -119,7 +119,7 @@ def verify_reproducible(_: Context, image: str, record: str = "", quiet: bool = 
     from base_images.build.inputs import Origin
     from base_images.cli import views
     from base_images.cli.options import resolve_source
-    from base_images.release import reproduce
+    from base_images.release import evidence, reproduce
     from base_images.smoke import command as smoke_command
 
     connected = engine.connect()
@@ -131,12 +131,15 @@ def verify_reproducible(_: Context, image: str, record: str = "", quiet: bool = 
         reproduce.fetch_bases(connected, plan)
         prepared = local.Prepared(plan=plan, source=source, notices=())
         built = local.build(connected, prepared, root=ROOT, on_event=display.event, fresh=True)
-        found = list(reproduce.differences(connected, first, connected.image(built.image_id)))
+        found = tuple(reproduce.differences(connected, first, connected.image(built.image_id)))
+    result = reproduce.Reproduction(image=first.id, rebuilt=built.image_id, version=plan.version, differences=found)
+    writes: list[Callable[[], object]] = []
     if directory := caller_path(record):
-        result = {"image": first.id, "rebuilt": built.image_id, "version": plan.version, "differences": found}
-        files.write_json(directory / f"reproducible-{plan.variant}.json", result)
-    for sentence in found:
+        writes.append(partial(files.write_json, directory / f"reproducible-{plan.variant}.json", result.as_dict()))
+        if seen := evidence.of_report(first, settings.load(ROOT).registry, evidence.Kind.REPRODUCIBLE, result):
+            writes.append(partial(evidence.write, seen, directory))
+    same = f"{image} and {built.image_id}, built again in {built.seconds:.0f} s: the same files and layers."
+    for sentence in found or (same,):
         views.say(sentence)
-    if found:
-        raise Exit(code=1)
-    views.say(f"{image} and {built.image_id}, built again in {built.seconds:.0f} s: the same files and layers.")
+    github.summarise_table(f"{image}, built again", ["what"], [[sentence] for sentence in found or (same,)])
+    conclude(writes, ok=result.ok)

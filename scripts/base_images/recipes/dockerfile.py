@@ -12,6 +12,9 @@ from base_images.recipes.instructions import MAX_CHARACTERS, assignments, instru
 BASE_ARGUMENTS = {"web": "WEB_BASE_IMAGE", "build": "BUILD_BASE_IMAGE", "runtime": "RUNTIME_BASE_IMAGE"}
 """The global ARG that names the base image of each role; the same in every recipe."""
 
+BASE_SUFFIX = "_BASE_IMAGE"
+"""Suffix of the ARGs that name a base image, `SLIM_BASE_IMAGE` included."""
+
 SLIM = {"RUNTIME_LIBRARIES": "slim"}
 """The ARG that copies the toolkit's libraries that the server needs onto a small base."""
 

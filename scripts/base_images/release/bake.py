@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from base_images import versions
 from base_images.adapters import buildkit
 from base_images.adapters.registry import Repository
-from base_images.build import bakefile, context, local
+from base_images.build import bakefile, compiler_cache, context, local
 from base_images.build.inputs import Source
 from base_images.build.plan import of_operations
 from base_images.errors import UsageError
@@ -67,10 +68,20 @@ def bake(
     if repository and any(plan.version != str(version) for plan in plans):
         raise UsageError(f"{tree.path} is not the pin as it was fetched, and only that is published: move it away.")
     file = bakefile.bake_file(plans, settings.registry, push=repository is not None, dry_run=dry_run)
-    digests = bakefile.run(plans, file, root=root, builder=builder, on_event=on_event)
+    counter = compiler_cache.Counter()
+
+    def read(event: buildkit.Event) -> None:
+        counter.read(event)
+        on_event(event)
+
+    digests = bakefile.run(plans, file, root=root, builder=builder, on_event=read)
     for (platform, stage), plan in zip(missing, plans, strict=True):
+        # buildx builds all of them at once, so the count is of all of them.
+        compiled = str(counter.total or "") if (platform, stage) == missing[0] else ""
         if repository and not dry_run:
-            yield publish.anchor(repository, variant, version, platform, digests[bakefile.target(plan)], stage)
+            done = publish.anchor(repository, variant, version, platform, digests[bakefile.target(plan)], stage)
+            yield dataclasses.replace(done, reason=compiled)
         else:
             outcome = Outcome.WOULD if dry_run else Outcome.DONE
-            yield Action(variant=variant.name, what="bake", target=plan.tags[0], outcome=outcome, reason=plan.platform)
+            reason = "\n".join(filter(None, (plan.platform, compiled)))
+            yield Action(variant=variant.name, what="bake", target=plan.tags[0], outcome=outcome, reason=reason)

@@ -37,6 +37,7 @@ from base_images.contract.sizes import parse as parse_sizes
 from base_images.errors import RegistryError, UsageError
 from base_images.labels import Label
 from base_images.release.actions import Action, Outcome
+from base_images.release.reproduce import Reproduction
 from base_images.smoke.report import Device, SmokeReport
 
 FILE_SUFFIX = ".evidence.json"
@@ -54,6 +55,7 @@ class Kind(StrEnum):
     SMOKE = "smoke"
     SMOKE_ON_SOFTWARE_DEVICE = "smoke-on-software-device"
     SMOKE_ON_DEVICE = "smoke-on-device"
+    REPRODUCIBLE = "reproducible"
 
 
 KIND_OF_DEVICE = {
@@ -100,6 +102,8 @@ class Evidence:
             if self.kind is Kind.CONTRACT:
                 row = next(row for row in self.report["rows"] if row["status"] == "fail")
                 return f"row {row['number']}, {row['findings'][0]}"
+            if self.kind is Kind.REPRODUCIBLE:
+                return str(next(iter(self.report["differences"])))
             checks = [(server["name"], check) for server in self.report["servers"] for check in server["checks"]]
             server, check = next((server, check) for server, check in checks if check["status"] == "fail")
             return f"{server}, {check['name']}: {check['seen']}"
@@ -115,7 +119,9 @@ class Attached:
     digest: str
 
 
-def of_report(image: Image, repository: str, kind: Kind, report: ContractReport | SmokeReport) -> Evidence | None:
+def of_report(
+    image: Image, repository: str, kind: Kind, report: ContractReport | SmokeReport | Reproduction
+) -> Evidence | None:
     """Returns a report as evidence; None for an image that the registry does not have, or of no variant."""
     subject = next((name for name in image.repo_digests if name.partition("@")[0] == repository), None)
     is_known = image.labels.get(Label.VARIANT, "") in {variant.name for variant in variants.VARIANTS}

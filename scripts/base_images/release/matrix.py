@@ -42,6 +42,17 @@ def matrix(
             variant.name: [{**_names(platform), "runner": HOSTED_RUNNERS[platform]} for platform in platforms]
             for variant, platforms in wanted
         },
+        # Without an accelerator's toolkit, a build is short enough to be repeated.
+        "rebuilds": [
+            {
+                **_names(platform),
+                "runner": HOSTED_RUNNERS[platform],
+                "image": f"{registry}:{versions.image_tag(variant.name, version)}",
+            }
+            for variant, platforms in wanted
+            if variant.device is None
+            for platform in platforms
+        ],
         "checks": {
             variant.name: [
                 {

@@ -7,6 +7,7 @@ record shows the present state: a release that was finished, promoted or rolled 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from base_images.adapters.registry import Repository
 from base_images.adapters.repository import Commits
 from base_images.errors import RegistryError, RepositoryError, UsageError
 from base_images.labels import Label
+from base_images.recipes import dockerfile
 from base_images.release import evidence, promote
 from base_images.release.evidence import Evidence
 from base_images.release.promote import Candidate, Move
@@ -48,6 +50,8 @@ class Status(StrEnum):
     MISSING = "missing"
     UNREADABLE = "unreadable"
 
+
+_PINNED = re.compile(r"([^@\s]+)@(sha256:[0-9a-f]{64})")
 
 WERE_LATEST = frozenset({Status.LATEST, Status.PROMOTED, Status.ROLLED_BACK})
 
@@ -150,9 +154,14 @@ class PlatformRecord:
         return next((report.ok for report in self.reports if report.kind == evidence.Kind.CONTRACT), None)
 
     @property
+    def reproducible(self) -> bool | None:
+        """Whether a second build gave the same files and layers; None without a report."""
+        return next((report.ok for report in self.reports if report.kind == evidence.Kind.REPRODUCIBLE), None)
+
+    @property
     def smoke(self) -> bool | None:
         """Whether the image passed every smoke test; None without a report."""
-        found = [report.ok for report in self.reports if report.kind != evidence.Kind.CONTRACT]
+        found = [report.ok for report in self.reports if report.kind in evidence.KIND_OF_DEVICE.values()]
         return all(found) if found else None
 
 
@@ -181,7 +190,12 @@ class VariantRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A release. `made` is when the registry was read: RFC 3339, UTC."""
+    """A release.
+
+    Attributes:
+        made: when the registry was read: RFC 3339, UTC.
+        bases: the digests of each base image that the images were built on; one, if all jobs took the same.
+    """
 
     version: str
     git_tag: str
@@ -191,6 +205,7 @@ class Record:
     llama_cpp: LlamaCpp
     previous: str | None
     changes: Commits | None
+    bases: Mapping[str, tuple[str, ...]]
     variants: tuple[VariantRecord, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -307,6 +322,7 @@ def _found(where: Repository, platform: str, manifest: Manifest, previous_size: 
 
 def record(release: Released, seen: Iterable[Seen], settings: Settings, *, now: datetime) -> Record:
     """Returns the record of a release."""
+    seen = tuple(seen)
     return Record(
         version=str(release.version),
         git_tag=release.version.git_tag,
@@ -316,8 +332,18 @@ def record(release: Released, seen: Iterable[Seen], settings: Settings, *, now: 
         llama_cpp=release.llama_cpp,
         previous=str(release.previous) if release.previous else None,
         changes=release.changes,
+        bases=_bases(image for observed in seen for image in observed.images),
         variants=tuple(_variant(release, observed, settings.registry) for observed in seen),
     )
+
+
+def _bases(images: Iterable[Found]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, set[str]] = {}
+    for image in images:
+        for name, value in image.arguments.items():
+            if name.endswith(dockerfile.BASE_SUFFIX) and (match := _PINNED.fullmatch(value)):
+                found.setdefault(match[1], set()).add(match[2])
+    return {name: tuple(sorted(digests)) for name, digests in sorted(found.items())}
 
 
 def _variant(release: Released, seen: Seen, registry: str) -> VariantRecord:

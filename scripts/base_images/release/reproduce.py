@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from base_images.adapters.engine import Engine, Image
 from base_images.build.plan import BuildPlan
@@ -15,8 +17,29 @@ from base_images.contract.layers import Entry, Layer
 from base_images.contract.rows_contents import DOCUMENTATION
 from base_images.errors import SourceError, UsageError
 from base_images.labels import Label
+from base_images.recipes import dockerfile
 from base_images.variants import find
 from base_images.versions import Head, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """An image and its second build; `differences` are sentences, none where they are the same."""
+
+    image: str
+    rebuilt: str
+    version: str
+    differences: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two are the same."""
+        return not self.differences
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the report for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
 
 OURS = ("/app/", "/usr/local/bin/", f"{DOCUMENTATION}/")
 
@@ -58,7 +81,7 @@ def fetch_bases(engine: Engine, plan: BuildPlan) -> None:
         EngineError: a base cannot be pulled.
     """
     for name, reference in plan.arguments.items():
-        if name.endswith("_BASE_IMAGE") and not engine.has_image(reference):
+        if name.endswith(dockerfile.BASE_SUFFIX) and not engine.has_image(reference):
             if "@sha256:" not in reference:
                 raise SourceError(
                     f"This engine has no {reference}, which the image was built on: such a base is made from the "

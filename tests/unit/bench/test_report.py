@@ -147,7 +147,7 @@ def test_parts_are_chosen_by_name_and_measured_in_their_order() -> None:
     assert NEXT.tag == "b11312"
 
 
-def test_the_events_of_a_build_become_steps_and_the_compiler_caches_hits() -> None:
+def test_the_events_of_a_build_become_steps_in_the_order_of_their_start() -> None:
     seen = builds.Seen()
     finished = buildkit.StepFinished(step="1", name="[a] RUN x", seconds=2, cached=False, error="", started=1010)
     for event in (
@@ -155,9 +155,6 @@ def test_the_events_of_a_build_become_steps_and_the_compiler_caches_hits() -> No
         buildkit.StepFinished(step="2", name="[b] RUN  y\n z", seconds=1, cached=False, error="", started=1012.5),
         finished,
         buildkit.StepFinished(step="3", name="[c] RUN z", seconds=0, cached=True, error="", started=1011),
-        buildkit.StepLog(step="1", line="  Hits:             418 /    427 (97.89%)"),
-        buildkit.StepLog(step="1", line="    Direct:           1 /    418"),
-        buildkit.StepLog(step="1", line="  Hits:               1 /    2"),
     ):
         seen.add(event)
     assert [(step.name, step.started, step.cached) for step in seen.steps()] == [
@@ -165,7 +162,6 @@ def test_the_events_of_a_build_become_steps_and_the_compiler_caches_hits() -> No
         ("[c] RUN z", 0, True),
         ("[b] RUN y z", 2.5, False),
     ]
-    assert seen.said == {"cache hits": 418, "compilations": 427}
 
 
 def test_an_update_pulls_the_layers_that_are_not_there() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from base_images import variants
 from base_images.build import bases, packages, wheels
-from base_images.build.bases import apt_sources, base_key
+from base_images.build.bases import base_key
+from base_images.build.mirrors import apt_sources
 from base_images.progress import Progress, pull_progress
 from base_images.roots import UNSTABLE, Packages, Root
 from tests.support.images import image

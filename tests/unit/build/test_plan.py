@@ -50,6 +50,7 @@ BASES = Bases(
     glibc="2.39",
     arguments={},
     notices=(),
+    snapshot="",
 )
 
 
@@ -85,11 +86,14 @@ def test_the_operations_are_the_same_build_with_another_target_and_tags() -> Non
 
 
 def test_labels_are_all_there_and_none_is_empty() -> None:
-    labels = made(source=replace(SOURCE, release="v0.6.0")).labels
+    snapshot = replace(BASES, snapshot="20261101T000000Z")
+    labels = made(source=replace(SOURCE, release="v0.6.0"), bases=snapshot).labels
     assert set(labels) == {label.value for label in Label}
     assert all(labels.values())
     assert labels[Label.LLAMA_CPP_RELEASE] == "v0.6.0"
-    assert set(labels) - set(made().labels) == {Label.LLAMA_CPP_RELEASE.value}, "no release, no label"
+    absent = {Label.LLAMA_CPP_RELEASE.value, Label.DEBIAN_SNAPSHOT.value}
+    assert set(labels) - set(made().labels) == absent, "no release, no snapshot, no label"
+    assert labels[Label.DEBIAN_SNAPSHOT] == "20261101T000000Z"
     assert labels[Label.CREATED] == "2025-08-20T14:20:31Z"
     assert labels[Label.BUILD_TIMESTAMP] == "2508201420"
     assert labels[Label.REVISION] == COMMIT

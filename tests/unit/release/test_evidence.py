@@ -12,6 +12,7 @@ from base_images.errors import UsageError
 from base_images.labels import Label
 from base_images.release import evidence
 from base_images.release.evidence import Evidence, Kind
+from base_images.release.reproduce import Reproduction
 from tests.support.images import image
 
 NAME = "registry.example/llama.cpp"
@@ -36,6 +37,24 @@ def test_evidence_is_written_below_its_directory(tmp_path: Path) -> None:
     path = evidence.write(made, tmp_path)
     assert path == tmp_path / "contract-cpu-amd64.evidence.json"
     assert json.loads(path.read_text(encoding="utf-8"))["variant"] == "cpu"
+
+
+@pytest.mark.parametrize("differences", [(), ("/app/x has another content.", "Layer 1 of 1 is another.")])
+def test_a_second_build_is_evidence(differences: tuple[str, ...]) -> None:
+    told = Reproduction(image="sha256:1", rebuilt="sha256:2", version="", differences=differences)
+    digests = (f"{NAME}@sha256:{'1' * 64}",)
+    made = evidence.of_report(
+        image(repo_digests=digests, labels={Label.VARIANT.value: "cpu"}), NAME, Kind.REPRODUCIBLE, told
+    )
+    assert made
+    assert (made.passed, made.failed) == (not differences, differences[0] if differences else "")
+    assert made.report == {
+        "ok": not differences,
+        "image": "sha256:1",
+        "rebuilt": "sha256:2",
+        "version": "",
+        "differences": differences,
+    }
 
 
 @pytest.mark.parametrize("variant", ["x/../../y", "x\\y", "x\n", "X\0"])

@@ -63,6 +63,13 @@ def test_a_self_hosted_runner_tests_its_platform_on_the_device_and_builds_nothin
     assert [job["runner"] for job in made["platforms"]["cann"]] == ["ubuntu-24.04", "ubuntu-24.04-arm"]
 
 
+def test_images_without_a_device_are_built_again_on_hosted_runners() -> None:
+    assert [(row["image"], row["runner"]) for row in matrix()["rebuilds"]] == [
+        ("ghcr.io/x/y:cpu-2508201420-abc1234", "ubuntu-24.04"),
+        ("ghcr.io/x/y:cpu-2508201420-abc1234", "ubuntu-24.04-arm"),
+    ]
+
+
 def test_variants_and_platforms_can_be_chosen() -> None:
     made = matrix("cpu", platforms=(Platform.ARM64,))
     assert made["variants"] == ["cpu"]

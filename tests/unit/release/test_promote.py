@@ -163,6 +163,8 @@ def refusals(variant: Variant, *candidates: Candidate, commit: str = COMMIT, rep
 def test_a_version_with_reports_for_every_platform_is_not_refused() -> None:
     assert refusals(CPU, *(candidate(CPU, platform.docker, PROVEN) for platform in CPU.platforms)) == []
     assert refusals(CUDA, candidate(CUDA, "linux/amd64", PROVEN)) == [], "its waiver is in the table"
+    rebuilt = {**PROVEN, Kind.REPRODUCIBLE: False}
+    assert refusals(CUDA, candidate(CUDA, "linux/amd64", rebuilt)) == [], "another build is another matter"
 
 
 def test_an_unpublished_version_is_refused() -> None:

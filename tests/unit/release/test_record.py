@@ -23,7 +23,7 @@ from base_images.release import notes as release_notes
 from base_images.release import record as release_record
 from base_images.release.evidence import Attached, Kind
 from base_images.release.promote import Candidate, Move
-from base_images.release.record import Found, LlamaCpp, Record, Released, Seen, Status
+from base_images.release.record import Found, LlamaCpp, PlatformRecord, Record, Released, ReportRecord, Seen, Status
 from base_images.versions import Foreign, Version
 from tests.support import releases
 from tests.support.releases import VULKAN, Release
@@ -225,6 +225,31 @@ def test_the_record_has_the_facts_of_an_images_labels() -> None:
     assert variant.tags == (f"cuda-{VERSION}", "latest-cuda")
 
 
+def test_the_record_has_the_digests_of_all_bases() -> None:
+    one, two = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
+
+    def of(runtime: str) -> Found:
+        arguments = {"WEB_BASE_IMAGE": f"docker.io/node:24@{one}", "RUNTIME_BASE_IMAGE": runtime, "OTHER": f"x@{one}"}
+        return replace(found(), arguments=arguments)
+
+    told = record(
+        seen(images=(of(f"docker.io/ubuntu:24.04@{two}"), of(f"docker.io/ubuntu:24.04@{one}"), of("made-here")))
+    )
+    assert told.bases == {"docker.io/node:24": (one,), "docker.io/ubuntu:24.04": (one, two)}
+    assert not problems(json.loads(json.dumps(told.as_dict())))
+
+
+def test_a_second_build_is_no_smoke_test() -> None:
+    def of(*kinds: Kind) -> PlatformRecord:
+        reports = [
+            ReportRecord(kind=kind, ok=kind is not Kind.REPRODUCIBLE, made="", digest="", file="") for kind in kinds
+        ]
+        return replace(record(seen()).variants[0].platforms[0], reports=tuple(reports))
+
+    assert (of(Kind.SMOKE, Kind.REPRODUCIBLE).smoke, of(Kind.SMOKE, Kind.REPRODUCIBLE).reproducible) == (True, False)
+    assert (of(Kind.CONTRACT).smoke, of(Kind.CONTRACT).reproducible) == (None, None)
+
+
 def test_an_image_without_labels_has_no_facts() -> None:
     bare = replace(found(), candidate=replace(found().candidate, labels={}), arguments={})
     (variant,) = record(seen(images=(bare,))).variants
@@ -347,11 +372,11 @@ def test_the_schema_is_valid_and_describes_every_property() -> None:
         return here + [found for each in node.values() for found in objects(each)]
 
     described = objects(SCHEMA)
-    assert len(described) == 8
+    assert len(described) == 9
     for one in described:
         assert one["description"]
         assert all(each.get("description") or each.get("$ref") for each in one.get("properties", {}).values())
-        assert one["additionalProperties"] == ({"type": "string"} if "properties" not in one else False)
+        assert (one["additionalProperties"] is False) == ("properties" in one)
         assert one.get("required", []) == list(one.get("properties", {})), "what may be missing is null instead"
 
 
