@@ -58,7 +58,7 @@ class Step:
     uses: str
     inputs: Values
     environment: Mapping[str, str]
-    tolerated: bool
+    tolerated: bool = False
     outputs: dict[str, str] = field(default_factory=dict)
     succeeded: bool = True
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from base_images import variants, versions
 from base_images.adapters import programs
-from base_images.adapters.engine import Engine, pull_progress
+from base_images.adapters.engine import Engine
 from base_images.adapters.manifest import Manifest, OddDocumentError, parse_object
 from base_images.adapters.registry import ForbiddenError, Repository
 from base_images.contract import facts, judge
 from base_images.errors import BaseImagesError, LaunchError, RegistryError
-from base_images.progress import Listener, Progress, silent
+from base_images.progress import Listener, Progress, pull_progress, silent
 from base_images.recipes import consumer, consumer_checkout
 from base_images.release import promote, signatures
 from base_images.release.promote import Move

@@ -19,8 +19,8 @@ def test_a_machine_without_an_emulator_is_told_how_to_get_one(tmp_path: Path) ->
 
 def test_whatever_a_base_gets_beside_its_packages_makes_another_base(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {emulated.base_key("amd64", Platform.ARM64), emulated.base_key("arm64", Platform.AMD64)}
-    for name, value in (("CROSS_PACKAGES", {}), ("_LINKS", {}), ("_VARIABLES", {})):
+    for name in ("CROSS_PACKAGES", "_LINKS", "_VARIABLES"):
         with monkeypatch.context() as changed:
-            changed.setattr(emulated, name, value)
+            changed.setattr(emulated, name, {})
             keys.add(emulated.base_key("amd64", Platform.ARM64))
     assert len(keys) == 5
