@@ -42,6 +42,7 @@ class State(StrEnum):
     BUILT = "built"
     FAILED = "failed"
     ENDED = "ended"
+    ENDING = "asked to end"
 
 
 @dataclass(kw_only=True)
@@ -255,4 +256,4 @@ def _end(works: Sequence[Work], threads: Sequence[threading.Thread], cancel: Cal
         time.sleep(_PAUSE)
     for one in works:
         if one.state not in (State.BUILT, State.FAILED):
-            one.state = State.ENDED
+            one.state = State.ENDING if one.since else State.ENDED

@@ -254,7 +254,7 @@ def print_builds(works: Sequence[Work]) -> None:
         (
             one.variant.name,
             one.state.value,
-            f"{one.seconds:.1f} s" if one.seconds else "-",
+            f"{one.elapsed:.1f} s" if one.elapsed else "-",
             variants.megabytes(one.size) if one.size else "-",
             one.built[0].plan.tags[-1] if one.built else "-",
         )
