@@ -310,7 +310,7 @@ _CACHE_HELP = {
 
 @command(help=_CACHE_HELP)
 def load_compiler_cache(_: Context, variant: str, platform: str, builder: str = "") -> None:
-    """Fills a new builder's compiler cache from the registry.
+    """Fills a builder's compiler cache from the registry.
 
     With what `save-compiler-cache` saved of this image, else of another one for the platform.
     """
