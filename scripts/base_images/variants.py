@@ -156,6 +156,7 @@ class Variant:
         directories: the directories below `/app/bin/<triple>/`, the variant's own first (contract row 1).
         size_budget: bytes that the image may add to its base (contract row 17, docs/contract.md); None until measured.
         size_measured: bytes that it added when last measured; None until measured.
+        size_architectures: the device architectures that both are for, as an image for others has another size.
         proven: what was tested without a device, for the README's table; kept reports say what on a device.
         toolkit: names in version.json of the toolkit's versions and settings, and the ARG of the recipe for each.
         architectures: the device architectures to compile for; None when there is no choice.
@@ -177,6 +178,7 @@ class Variant:
     directories: tuple[str, ...]
     size_budget: int | None = None
     size_measured: int | None = None
+    size_architectures: str = ""
     proven: str | None = None
     toolkit: Mapping[str, str] = field(default_factory=dict)
     architectures: Architectures | None = None
@@ -269,6 +271,9 @@ VARIANTS: tuple[Variant, ...] = (
         acceleration="nvidia-cuda",
         platforms=_AMD64,  # _BOTH for arm64 too: the recipe and its bases have it
         directories=("cuda", "cpu"),
+        size_budget=135 * MEGABYTE,
+        size_measured=120_600_000,  # CUDA 13.0.3
+        size_architectures="90",
         proven="amd64, for capability 9.0 by CUDA 13.0.3 and 12.4.1: contract, fall-back to the CPU",
         toolkit={"cuda": "CUDA_VERSION", "cuda_arch": "CUDA_DOCKER_ARCH"},
         architectures=Architectures(

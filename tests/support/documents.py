@@ -26,6 +26,8 @@ def images_table() -> str:
         platforms = ", ".join(platform.docker for platform in variant.platforms)
         tags = f"`{settings.load().registry}:latest-{variant.name}`, `{variant.name}-<version>`"
         size = megabytes(variant.size_measured) if variant.size_measured else "not measured yet"
+        if variant.size_architectures:
+            size += f" for {variant.size_architectures}"
         rows.append((variant.title, platforms, tags, size, proven(variant)))
     return markdown.table(rows)
 

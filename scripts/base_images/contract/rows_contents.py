@@ -11,7 +11,7 @@ from base_images.contract import layers, sizes
 from base_images.contract.facts import ImageFacts
 from base_images.contract.layers import Entry, Kind
 from base_images.contract.verdict import Status, Verdict, some
-from base_images.labels import Label
+from base_images.labels import Label, toolkit
 from base_images.variants import megabytes
 
 DUPLICATE_BYTES = 64 << 10
@@ -150,8 +150,17 @@ def stored_once(facts: ImageFacts) -> Verdict:
 
 def has_grown(facts: ImageFacts) -> bool:
     """Returns whether an image is larger than its variant was when last measured, by more than builds differ."""
-    measured = facts.variant.size_measured if facts.variant else None
+    measured = facts.variant.size_measured if facts.variant and _is_measured(facts) else None
     return measured is not None and facts.sizes.added > measured * GROWN
+
+
+def _is_measured(facts: ImageFacts) -> bool:
+    """Returns whether the variant's sizes are for the device architectures that the image was compiled for."""
+    variant = facts.variant
+    if variant is None or not variant.size_architectures or variant.architectures is None:
+        return variant is not None
+    name = next(key for key, argument in variant.toolkit.items() if argument == variant.architectures.argument)
+    return toolkit(facts.image.labels).get(name) == variant.size_architectures
 
 
 def size(facts: ImageFacts) -> Verdict:
@@ -166,7 +175,7 @@ def size(facts: ImageFacts) -> Verdict:
         seen += f"; {than} {'than' if more else 'as'} {facts.before.name}"
     elif facts.before:
         seen += f"; {facts.before.name}"
-    budget = facts.variant.size_budget if facts.variant else None
+    budget = facts.variant.size_budget if facts.variant and _is_measured(facts) else None
     if budget is not None and added > budget:
         over = f"The image adds {megabytes(added)} to its base, over the budget of {megabytes(budget)}."
         return Verdict(seen, [over, *grown])

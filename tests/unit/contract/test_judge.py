@@ -467,6 +467,19 @@ def test_an_image_that_grew_within_its_budget_passes_and_says_what_grew() -> Non
     assert rows_contents.has_grown(adding(file("/x", size=int(measured * 1.03) - GOOD.sizes.added)))
 
 
+def test_a_budget_is_for_the_devices_that_the_size_was_measured_for() -> None:
+    def of(architectures: str) -> ImageFacts:
+        labels = {**CUDA_IMAGE.image.labels, "bodhi.toolkit.cuda_arch": architectures}
+        made = replace(CUDA_IMAGE, image=replace(CUDA_IMAGE.image, labels=labels))
+        return with_layers(made, BASE, [*made.layers[1], file("/usr/lib/large", size=200_000_000)])
+
+    assert row(of("90"), 17).status is Status.FAIL
+    assert rows_contents.has_grown(of("90"))
+    for other in ("default", "90;100"):
+        assert row(of(other), 17).status is Status.NOT_APPLICABLE
+        assert not rows_contents.has_grown(of(other))
+
+
 @cases(DEFECTS)
 def test_a_defect_fails_its_row_with_a_reason(number: int, text: str, changed: Callable[[], ImageFacts]) -> None:
     judged = row(changed(), number)
