@@ -26,8 +26,7 @@ RUN npm ci
 COPY llama.cpp/tools/ui/ ./
 RUN sed -i 's/^\tkit: {$/&version: { name: process.env.LLAMA_BUILD_NUMBER },/' svelte.config.js && \
     grep -q 'kit: {version' svelte.config.js && \
-    LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build && \
-    find dist -exec touch -d @1 {} +
+    LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
 
 FROM ${BUILD_BASE_IMAGE} AS build
 
@@ -44,6 +43,7 @@ WORKDIR /app
 COPY llama.cpp/ .
 
 COPY --from=web /app/tools/ui/dist tools/ui/dist
+RUN find tools/ui/dist -exec touch -d @1 {} +
 
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT

@@ -25,12 +25,10 @@ COPY llama.cpp/tools/ui/package.json llama.cpp/tools/ui/package-lock.json ./
 RUN npm ci
 
 COPY llama.cpp/tools/ui/ ./
-# SvelteKit would name the page's version by the time, and gzip packs the files' times into the server: each build would differ.
-# Not time 0, which gzip refuses.
+# SvelteKit would name the page's version by the time, and each build would make another page.
 RUN sed -i 's/^\tkit: {$/&version: { name: process.env.LLAMA_BUILD_NUMBER },/' svelte.config.js && \
     grep -q 'kit: {version' svelte.config.js && \
-    LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build && \
-    find dist -exec touch -d @1 {} +
+    LLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" npm run build
 
 FROM ${BUILD_BASE_IMAGE} AS build
 
@@ -48,6 +46,8 @@ WORKDIR /app
 COPY llama.cpp/ .
 
 COPY --from=web /app/tools/ui/dist tools/ui/dist
+# gzip packs the files' times into the server, and refuses time 0. BuildKit's cache would keep the times of an earlier build.
+RUN find tools/ui/dist -exec touch -d @1 {} +
 
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT
