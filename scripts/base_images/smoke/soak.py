@@ -265,7 +265,7 @@ def ask(session: requests.Session, run: _Run, question: Question) -> Answer:
                 f"{run.url}{question.path}",
                 json=question.body,
                 stream=True,
-                timeout=(checks_http.CONNECT_SECONDS, PATIENCE),
+                timeout=PATIENCE,  # also to connect: a full queue is part of the latency
                 allow_redirects=False,
             )
             for piece in http_session.chunks(response, 1 << 16):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
@@ -16,7 +17,8 @@ LEFT, RIGHT = 70, 940
 PANELS = ((110, 330), (390, 560))
 """Top and bottom of the panels of latency and memory."""
 
-TICKS = 4
+TICKS = 5
+"""At most, beside 0."""
 
 Line = tuple[str, str, Callable[["Moment"], float | None]]
 
@@ -61,17 +63,23 @@ def _panel(seen: Measured, title: str, lines: Sequence[Line], top: int, bottom: 
         return round(bottom - (bottom - top) * value / (1.05 * largest), 1)
 
     parts = [_text(LEFT, top - 12, title)]
-    for number in range(TICKS + 1):
-        value, minute = largest * number / TICKS, end * number / TICKS
+    for value in _ticks(largest):
         parts.append(_stroke(LEFT, y(value), RIGHT, y(value), "#d5dae0"))
-        parts.append(_text(LEFT - 8, y(value) + 4, f"{value:.3g}", anchor="end"))
-        parts.append(_text(x(minute), bottom + 18, f"{minute / 60:.3g}", anchor="middle"))
+        parts.append(_text(LEFT - 8, y(value) + 4, f"{value:g}", anchor="end"))
+    parts += [_text(x(60 * at), bottom + 18, f"{at:g}", anchor="middle") for at in _ticks(end / 60)]
     parts += [_stroke(x(at), top, x(at), bottom, "#8e99a5", 'stroke-dasharray="2 3"') for at in seen.kills]
     for number, ((name, colour, _), points) in enumerate(zip(lines, values, strict=True)):
         drawn = " ".join(f"{x(at)},{y(value)}" for at, value in points if value is not None)
         parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(_text(RIGHT - 150 * number, top - 12, name, anchor="end", colour=colour))
+        parts.append(_text(RIGHT - 60 * number, top - 12, name, anchor="end", colour=colour))
     return parts
+
+
+def _ticks(largest: float) -> list[float]:
+    """Returns up to six round numbers from 0 to the largest."""
+    power = 10.0 ** math.floor(math.log10(largest))
+    step = next(step for step in (power * part for part in (0.2, 0.5, 1.0, 2.0)) if largest / step < TICKS + 1)
+    return [round(step * number, 9) for number in range(int(largest / step) + 1)]
 
 
 def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:
