@@ -204,9 +204,10 @@ def _watch(run: _Run, plan: Plan, container: Container, port: int, listener: Lis
             run.seen.outages.append(_kill(run, container, port))
             healthy = run.now()
         memory = container.memory()
-        if memory is None or any(outage.failure for outage in run.seen.outages):
+        if any(outage.failure for outage in run.seen.outages) or (memory is None and not container.state().running):
             return
-        run.seen.samples.append(Sample(at=run.now(), memory=memory / (1 << 20), load=os.getloadavg()[0]))
+        if memory is not None:  # as of an engine that has no control group for it
+            run.seen.samples.append(Sample(at=run.now(), memory=memory / (1 << 20), load=os.getloadavg()[0]))
         listener(Progress(what="", done=int(now), total=int(plan.seconds), note=f"{len(run.seen.answers):,} requests"))
         time.sleep(min(SAMPLED_EVERY, plan.seconds / SAMPLES))
 

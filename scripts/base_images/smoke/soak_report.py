@@ -325,7 +325,7 @@ def _judge_failures(measured: Measured, failed: Sequence[Answer], ended: str) ->
 def _judge_memory(measured: Measured) -> CheckResult:
     seen = measured.memory
     if seen is None:
-        why = "The run is too short to judge the memory."
+        why = "Too few measurements to judge the memory: a longer run has more."
         return CheckResult(name=Check.MEMORY, status=Status.SKIP, seen=why, seconds=0)
     rise, noise = seen.per_minute * seen.minutes, SIGMAS * seen.error * seen.minutes
     what = (
@@ -340,7 +340,7 @@ def _judge_restarts(measured: Measured, outages: Sequence[Outage]) -> CheckResul
     if failures or not outages:
         seen = f"After kill {len(outages)} the server did not come back." if failures else "The server was not killed."
         return _result(Check.RESTARTS, seen, ok=False, detail="\n".join(failures))
-    return _result(Check.RESTARTS, f"Killed {len(outages)} times; healthy again after {spread(measured.restarts)}.")
+    return _result(Check.RESTARTS, f"Kills: {len(outages)}; healthy again after {spread(measured.restarts)}.")
 
 
 def _result(check: Check, seen: str, *, ok: bool = True, detail: str = "") -> CheckResult:
