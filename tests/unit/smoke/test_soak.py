@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 import requests
 
+from base_images import settings
 from base_images.errors import UsageError
+from base_images.recipes import markdown
 from base_images.smoke import html, soak, soak_report
 from base_images.smoke.report import Device, ServerReport, Status
 from base_images.smoke.soak import Question
 from base_images.smoke.soak_report import Answer, Outage, Outcome, Plan, Sample, Seen, SoakReport
-from tests.support import servers
+from tests.support import documents, servers
 
+KEPT = settings.ROOT / "docs" / "soak"
 PLAN = Plan(clients=20, seconds=600)
 KILLED = Plan(clients=20, seconds=600, kill_every=20)
 
@@ -275,3 +278,48 @@ def test_the_picture_has_the_lines_and_the_kills_and_is_in_the_page() -> None:
 
 def test_a_run_without_an_answer_has_a_picture_too() -> None:
     assert ET.fromstring(report(PLAN, Seen()).picture) is not None  # noqa: S314 - ours
+
+
+# --- the kept runs ---
+
+
+def quantiles(spread: Mapping[str, float]) -> str:
+    return ", ".join(f"{spread[name]:.1f}" for name in ("p50", "p90", "p99")) + " s"
+
+
+def kept_table() -> str:
+    """Returns the table of docs/testing.md."""
+    rows: list[tuple[str, ...]] = [("", "200 clients", "killed every 20 s")]
+    runs = [
+        json.loads((KEPT / name).read_text(encoding="utf-8"))
+        for name in ("200-clients.json", "200-clients-killed.json")
+    ]
+    assert [run["ok"] for run in runs] == [True, True]
+    seen = [run["soak"] for run in runs]
+    assert [(one["plan"]["clients"], one["plan"]["seconds"]) for one in seen] == [(200, 600)] * 2
+
+    def row(name: str, value: Callable[[Mapping[str, Any]], str]) -> None:
+        rows.append((name, *map(value, seen)))
+
+    row("answers, all right", lambda one: f"{one['right']:,}")
+    row("answers a second", lambda one: f"{one['per_second']:.1f}")
+    row("failed requests", lambda one: f"{one['failed']:,}")
+    row("failed in a restart", lambda one: f"{one['failed_in_restarts']:,}" if one["kills"] else "-")
+    row("latency: p50, p90, p99", lambda one: quantiles(one["latency"]))
+    row("first token of a stream: p50, p90, p99", lambda one: quantiles(one["first_token"]))
+    row("memory", lambda one: f"{one['memory']['first']:.1f} to {one['memory']['last']:.1f} MiB")
+    row(
+        "its slope, and standard error",
+        lambda one: "{per_minute:+.2f} MiB a minute, {error:.2f}".format(**one["memory"]),
+    )
+    row(
+        "restarts",
+        lambda one: f"{len(one['restarts'])}, in {max(one['restarts']):.1f} s at most" if one["kills"] else "-",
+    )
+    row("load average", lambda one: f"{one['load']['p50']:.0f}, at most {one['load']['largest']:.0f}")
+    return markdown.table(rows)
+
+
+def test_the_document_has_the_numbers_of_the_kept_runs() -> None:
+    made = kept_table()
+    assert made in documents.TEXTS["docs/testing.md"], f"docs/testing.md should have this table:\n{made}"
