@@ -202,6 +202,12 @@ def smoke_lavapipe(session: nox.Session) -> None:
     run_tests(session, "tests/smoke", "tests/image", "-m", "lavapipe", *session.posargs)
 
 
+@nox.session
+def soak(session: nox.Session) -> None:
+    """200 clients ask the local cpu image for ten minutes; after `--` what `invoke soak` takes."""
+    run(session, "invoke", "soak", *session.posargs)
+
+
 def add_smoke_session(variant: Variant) -> None:
     """Adds the session that tests an image of the variant on this host."""
 

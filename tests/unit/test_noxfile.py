@@ -36,9 +36,10 @@ def test_every_variant_has_a_smoke_session_with_a_sentence_and_none_is_a_default
         assert f"- smoke-{variant.name} -> Whether the {variant.name} image computes right on " in listed
     assert "* smoke -> " in listed
     assert "- smoke-lavapipe -> " in listed
+    assert "- soak -> 200 clients" in listed
 
 
-@pytest.mark.parametrize(("session", "start"), [("smoke", "Exit: "), ("smoke-cpu", "error: ")])
+@pytest.mark.parametrize(("session", "start"), [("smoke", "Exit: "), ("smoke-cpu", "error: "), ("soak", "error: ")])
 def test_a_smoke_session_without_an_engine_is_one_sentence(session: str, start: str) -> None:
     done = nox("--session", session, DOCKER_HOST="unix:///nowhere/docker.sock")
     assert done.returncode != 0

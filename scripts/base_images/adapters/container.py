@@ -148,6 +148,16 @@ class Container:
             health=state.get("Health", {}).get("Status", ""),
         )
 
+    def memory(self) -> int | None:
+        """Returns the bytes that its processes have allocated or share, without cached files; None if it does not run.
+
+        The names are those of memory.stat: `anon` and `shmem` in cgroup v2, `total_rss` and `total_shmem` in v1.
+        """
+        with engine_errors("ask for the container's memory"):
+            seen = self._container.stats(stream=False, one_shot=True)["memory_stats"].get("stats") or {}
+        sizes = [seen.get(name, 0) for name in ("anon", "total_rss", "shmem" if "anon" in seen else "total_shmem")]
+        return sum(sizes) or None
+
     def logs(self, *, stdout: bool = True, stderr: bool = True) -> str:
         """Returns everything written to the given streams, in the order in which the engine received it."""
         with engine_errors("read the container's log"):

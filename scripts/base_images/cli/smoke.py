@@ -185,6 +185,60 @@ def smoke(
 
 @command(
     help={
+        "image": "tag, digest or id, pulled if the engine does not have it; default: the local build",
+        "variant": "of the image, whose server runs on the CPU; default: cpu",
+        "clients": "how many ask at the same time; default: 200",
+        "minutes": "for how long; default: 10",
+        "kill_every": "kill the container whenever its server has been healthy for so many seconds; default: never",
+        "record": f"directory for JSON, JUnit XML, the picture and the server's log; default: {RECORD_DIRECTORY}",
+        "html": "write one HTML page for people to this file",
+        "json": "print JSON",
+    },
+)
+def soak(
+    _: Context,
+    image: str = "",
+    variant: str = "cpu",
+    clients: int = 200,
+    minutes: float = 10.0,
+    kill_every: float = 0.0,
+    record: str = "",
+    html: str = "",
+    json: bool = False,
+) -> None:
+    """Lets many clients ask an image for minutes.
+
+    Every answer is compared with the right one, and the container's memory is watched.
+
+    Example: invoke soak --clients 200 --minutes 10 --kill-every 20
+    """
+    from base_images.smoke.soak_report import Plan
+
+    tested = variants.find(variant)
+    plan = Plan(clients=clients, seconds=60 * minutes, kill_every=kill_every)
+    plan.require_possible()
+    from base_images.adapters import engine
+    from base_images.cli import views
+    from base_images.smoke import command as smoke_command
+    from base_images.smoke import soak as soaks
+
+    outputs = smoke_command.Outputs(record=caller_path(record) or ROOT / RECORD_DIRECTORY, html=caller_path(html))
+    connected = engine.connect()
+    with views.Display(views.mode(quiet=json), "soak") as display:
+        found = smoke_command.image_under_test(
+            connected,
+            tested,
+            image,
+            checkout=ROOT,
+            listener=display.progress,
+            notice=views.complain if json else display.notice,
+        )
+        report = soaks.soak(connected, found, plan, listener=display.progress)
+    judge(smoke_command.Tested(report=report, labels=found.labels), outputs, json=json)
+
+
+@command(
+    help={
         "variant": "which accelerator",
         "image": "tag, digest or id, pulled if the engine does not have it; default: the local build",
         "binary": "start this llama-server of the host instead: needs no engine",

@@ -146,20 +146,20 @@ def check_completion(target: Target) -> str:
     """`/completion`, llama-server's own interface, gives the known answer."""
     body = {"model": target.alias, "prompt": target.prompt, "n_predict": STEPS, "n_probs": TOP, **GREEDY}
     answer = _expect_ok(_post(target, "/completion", body)).json()
-    return _judge(target.answer, answer["content"], answer["completion_probabilities"])
+    return judge(target.answer, answer["content"], answer["completion_probabilities"])
 
 
 def check_openai_completion(target: Target) -> str:
     """`/v1/completions` gives the known answer."""
     body = {"model": target.alias, "prompt": target.prompt, "max_tokens": STEPS, "logprobs": TOP, **GREEDY}
     choice = _expect_ok(_post(target, "/v1/completions", body)).json()["choices"][0]
-    return _judge(target.answer, choice["text"], choice["logprobs"]["content"])
+    return judge(target.answer, choice["text"], choice["logprobs"]["content"])
 
 
 def check_chat(target: Target) -> str:
     """`/v1/chat/completions` gives the known answer."""
     choice = _expect_ok(_post(target, "/v1/chat/completions", _chat(target))).json()["choices"][0]
-    return _judge(target.answer, choice["message"]["content"], choice["logprobs"]["content"])
+    return judge(target.answer, choice["message"]["content"], choice["logprobs"]["content"])
 
 
 def check_chat_streamed(target: Target) -> str:
@@ -172,7 +172,7 @@ def check_chat_streamed(target: Target) -> str:
     choices = [choice for event in events for choice in event["choices"]]
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     steps = [step for choice in choices for step in (choice.get("logprobs") or {"content": []})["content"]]
-    return f"{_judge(target.answer, text, steps)} {len(events)} events and [DONE]."
+    return f"{judge(target.answer, text, steps)} {len(events)} events and [DONE]."
 
 
 def check_embeddings(target: Target) -> str:
@@ -408,7 +408,12 @@ def _description(target: Target) -> str:
     return "the known answer" if target.answer else "an answer"
 
 
-def _judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, Any]]) -> str:
+def judge(answer: KnownAnswer | None, text: str, steps: Sequence[Mapping[str, Any]]) -> str:
+    """Compares an answer's text and its tokens' log-probabilities with the known answer, if that is known.
+
+    Raises:
+        CheckFailedError: it is wrong; without a known answer: it is empty, or has something that is not a number.
+    """
     seen = [
         SeenStep(
             text=step["token"],

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -251,16 +251,43 @@ def _search(tensor_type: TensorType, prompt: Callable[[int], str]) -> tuple[int,
     weights = dequantise(draw_tensors(tensor_type))
     architecture = MODELS[tensor_type].architecture
     for seed in itertools.count():
-        steps: list[Step] = []
-        for row in itertools.islice(greedy(weights, tokens_of(prompt(seed)), architecture), STEPS):
-            steps.append(_step(row))
-            if _lead(steps[-1]) < MODELS[tensor_type].margin or TOKENS[steps[-1].token] == END:
-                break
-        else:
-            text = "".join(step.text for step in steps)
-            if text == text.strip():
-                return seed, text, min(map(_lead, steps))
+        if steps := _decided(weights, architecture, prompt(seed), MODELS[tensor_type].margin, STEPS):
+            return seed, "".join(step.text for step in steps), min(map(_lead, steps))
     raise AssertionError  # unreachable: the count does not end
+
+
+def _decided(
+    weights: Mapping[str, Array], architecture: Architecture, prompt: str, margin: float, count: int
+) -> tuple[Step, ...]:
+    """Returns the steps of the answer to a prompt; none where one leads by less or is the end, or a space ends it."""
+    steps: list[Step] = []
+    for row in itertools.islice(greedy(weights, tokens_of(prompt), architecture), count):
+        steps.append(_step(row))
+        if _lead(steps[-1]) < margin or TOKENS[steps[-1].token] == END:
+            return ()
+    text = "".join(step.text for step in steps)
+    return tuple(steps) if text == text.strip() else ()
+
+
+def answers(tensor_type: TensorType, prompts: Iterable[str], count: int) -> Iterator[KnownAnswer]:
+    """Yields those of the prompts that have one right answer of `count` tokens: no near tie, no end token in it.
+
+    Each takes the reference `count` passes, and has no embedding.
+    """
+    known = known_answer(tensor_type)
+    weights = dequantise(draw_tensors(tensor_type))
+    for prompt in prompts:
+        steps = _decided(weights, MODELS[tensor_type].architecture, prompt, known.limits.lead, count)
+        if steps:
+            yield dataclasses.replace(
+                known,
+                prompt=prompt,
+                prompt_tokens=tokens_of(prompt),
+                text="".join(step.text for step in steps),
+                steps=steps,
+                embedding=(),
+                margin=min(map(_lead, steps)),
+            )
 
 
 def prompt_of(seed: int) -> str:

@@ -54,6 +54,10 @@ class Check(StrEnum):
     CPU_FLASH_ATTENTION = "flash attention of cpu/"
     SPEED = "speed"
     KNOWN_ANSWER = "known answer"
+    ANSWERS = "answers"
+    FAILURES = "failures"
+    MEMORY = "memory"
+    RESTARTS = "restarts"
 
 
 class Device(StrEnum):
@@ -166,6 +170,11 @@ class SmokeReport:
         return f"smoke {self.variant}" + ("" if self.device is Device.NONE else f" on {self.device}")
 
     @property
+    def picture(self) -> str:
+        """What was measured over time, as SVG; empty without such measurements."""
+        return ""
+
+    @property
     def ok(self) -> bool:
         """Whether at least one check passed and none failed."""
         statuses = {row.status for row in self.rows}
@@ -217,7 +226,9 @@ def as_junit(report: SmokeReport) -> str:
 
 
 def write(report: SmokeReport, directory: Path) -> list[Path]:
-    """Writes `smoke-<variant>.json`, `.xml` and a `-server-<n>.log` per server; returns their paths.
+    """Writes `smoke-<variant>.json`, `.xml`, a picture if there is one, and a `-server-<n>.log` per server.
+
+    Returns their paths.
 
     On a device the names begin with `smoke-<variant>-on-device` or `smoke-<variant>-on-software-device`.
 
@@ -228,6 +239,7 @@ def write(report: SmokeReport, directory: Path) -> list[Path]:
     contents = {
         f"{stem}.json": json.dumps(report.as_dict(), indent=2) + "\n",
         f"{stem}.xml": as_junit(report),
+        **({f"{stem}.svg": report.picture} if report.picture else {}),
         **{f"{stem}-server-{number}.log": server.log for number, server in enumerate(report.servers, start=1)},
     }
     for name, content in contents.items():

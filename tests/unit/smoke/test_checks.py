@@ -487,7 +487,7 @@ def test_the_record_has_json_junit_and_logs(tmp_path: Path) -> None:
 def test_a_log_probability_of_null_is_wrong() -> None:
     answer = model.known_answer(TensorType.Q8_0)
     steps = [{"token": step.text, "logprob": step.log_probability, "top_logprobs": []} for step in answer.steps]
-    assert "All 16 tokens are right" in checks_http._judge(answer, answer.text, steps)
+    assert "All 16 tokens are right" in checks_http.judge(answer, answer.text, steps)
     steps[3]["logprob"] = None
     with pytest.raises(CheckFailedError, match=r"Step 4 gives .* the log-probability nan"):
-        checks_http._judge(answer, answer.text, steps)
+        checks_http.judge(answer, answer.text, steps)
