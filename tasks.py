@@ -11,12 +11,12 @@ from invoke.tasks import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "scripts"))
 
-from base_images.cli import bench, build, builders, contract, doctor, output, recipes, release, smoke
+from base_images.cli import bench, build, build_shared, contract, doctor, output, recipes, release, smoke
 
 output.guard()
 
 GROUPS = {
-    "Build": [build, builders, bench],
+    "Build": [build, build_shared, bench],
     "Test": [contract, smoke],
     "Release": [release],
     "Follow upstream": [recipes],

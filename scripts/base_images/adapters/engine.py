@@ -199,10 +199,9 @@ class Engine:
             repository, tag = _split_tag(reference)
         try:
             with engine_errors(f"pull {reference}"):
-                credentials: dict[str, Any] | None = {} if anonymous else None  # None: those of `docker login`
-                for message in self._client.api.pull(
-                    repository, tag=tag, stream=True, decode=True, auth_config=credentials
-                ):
+                login: Any = {} if anonymous else None  # None: docker's own
+                sent = self._client.api.pull(repository, tag=tag, stream=True, decode=True, auth_config=login)
+                for message in sent:
                     if "error" in message:
                         raise EngineError(f"The engine could not pull {reference}: {message['error'].strip()}.")
                     if progress:
@@ -273,8 +272,7 @@ class Engine:
     ) -> Generator[Mapping[str, Any], None, None]:
         """Builds with BuildKit and yields the engine's messages for `buildkit.events`; closing it cancels the build.
 
-        `fresh` runs every step again. Cache mounts, such as the compiler's cache, are kept. `build_id` is a name for
-        `cancel_build`.
+        `fresh` runs every step again, with new cache mounts. `build_id` is a name for `cancel_build`.
 
         docker-py does not support BuildKit, but its session adds `params` to every request, and `version=2` selects
         BuildKit (Engine API, POST /build).

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -34,13 +36,18 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
     """Returns a decorator like invoke's `task`, with which our errors end as one sentence and their exit code."""
 
     def decorate(function: Callable[..., None]) -> Any:
+        signature = inspect.signature(function)
+        kinds = {name: type(one.default) for name, one in signature.parameters.items()}
+        numbers = {name: kind for name, kind in kinds.items() if kind in (int, float)}
+
         @functools.wraps(function)
         def run(*values: Any, **named: Any) -> None:
             # CI cancels with SIGTERM: clean up as after Ctrl-C.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 with output.kept():
-                    function(*values, **named)
+                    read = {name: _number(name, named[name], kind) for name, kind in numbers.items() if name in named}
+                    function(*values, **named | read)
             except BaseImagesError as error:
                 from base_images.cli import views
 
@@ -58,9 +65,26 @@ def command(*arguments: Any, **options: Any) -> Callable[[Callable[..., None]], 
                 told = BaseImagesError(f"{where}{error.strerror}: fix that and run the same command again.")
                 raise Exit(views.failure(told), told.exit_code) from error
 
+        # invoke would convert numbers itself, and end with a traceback where it cannot.
+        as_text = [
+            one.replace(default=f"{one.default:g}") if name in numbers else one
+            for name, one in signature.parameters.items()
+        ]
+        run.__signature__ = signature.replace(parameters=as_text)  # type: ignore[attr-defined]
         return task(*arguments, **options)(run)
 
     return decorate
+
+
+def _number(option: str, text: object, kind: type) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    what = "a whole number" if kind is int else "a number"
+    raise UsageError(f"--{option.replace('_', '-')} {text} is not {what}.")
 
 
 def for_each_variant(chosen: list[variants.Variant], action: Callable[[variants.Variant], None]) -> None:

@@ -58,3 +58,16 @@ def test_a_model_on_a_full_disk_is_no_empty_file(tmp_path: Path) -> None:
         assert [path.name for path in full.iterdir()] == ["filler"]
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {full}/model.gguf cannot be written (No space left on device)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("smoke", "--variant", "cpu", "--operations-minutes", "x"), "error: --operations-minutes x is not a number."),
+        (("soak", "--minutes", "inf"), "error: --minutes inf is not a number."),
+        (("soak", "--clients", "1.5"), "error: --clients 1.5 is not a whole number."),
+    ],
+)
+def test_what_is_no_number_is_a_sentence(arguments: tuple[str, ...], sentence: str) -> None:
+    done = invoke(*arguments)
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (2, sentence, "")
