@@ -277,9 +277,8 @@ class Engine:
         docker-py does not support BuildKit, but its session adds `params` to every request, and `version=2` selects
         BuildKit (Engine API, POST /build).
         """
-        build_id = build_id or uuid.uuid4().hex
         api = self._another(client.REQUEST_SECONDS).api
-        api.params = {"version": "2", "buildid": build_id}
+        api.params = {"version": "2", "buildid": (build_id := build_id or uuid.uuid4().hex)}
         done = False
         try:
             with engine_errors("build"):
