@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -116,8 +117,9 @@ def test_what_is_latest_is_verified_as_anybody_gets_it(
         named = f"{name}@{repository.digest('latest-cpu')}"
         with pytest.raises(EngineError, match=REFUSED):
             site.engine.pull(named, anonymous=True)
-        with pytest.raises(EngineError) as error:  # with the login there is an answer: that its layers are missing
-            engine.connect().pull(named)
+        # With the login there is an answer: that its layers are missing.
+        with contextlib.closing(engine.connect()) as logged_in, pytest.raises(EngineError) as error:
+            logged_in.pull(named)
         assert not re.search(REFUSED, str(error.value)), error.value
 
 
