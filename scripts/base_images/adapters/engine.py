@@ -194,18 +194,17 @@ class Engine:
             ImageNotFoundError: the registry has no such image.
             EngineError: the registry cannot be reached, or the pull was interrupted.
         """
-        repository, _, tag = reference.partition("@")
-        if not tag:
-            repository, tag = _split_tag(reference)
+        repository, tag = reference.split("@", 1) if "@" in reference else _split_tag(reference)
         try:
             with engine_errors(f"pull {reference}"):
                 login: Any = {} if anonymous else None  # None: docker's own
-                sent = self._client.api.pull(repository, tag=tag, stream=True, decode=True, auth_config=login)
-                for message in sent:
-                    if "error" in message:
-                        raise EngineError(f"The engine could not pull {reference}: {message['error'].strip()}.")
-                    if progress:
+                failed = ""  # said last; reading to the end gives the connection back
+                for message in self._client.api.pull(repository, tag, stream=True, decode=True, auth_config=login):
+                    failed = failed or message.get("error", "")
+                    if progress and not failed:
                         progress(message)
+                if failed:
+                    raise EngineError(f"The engine could not pull {reference}: {failed.strip()}.")
         except NotFoundError as error:
             raise ImageNotFoundError(f"No registry has the image {reference!r}: {error}.") from error
         return self.image(reference)
