@@ -1,4 +1,4 @@
-"""A stand-in for `gh api` with the issues of one repository, kept in a file: a test cannot have GitHub."""
+"""A stand-in for `gh` with the issues of one repository, kept in a file: a test cannot have GitHub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 PROGRAM = """\
 #!{python}
 import json, pathlib, re, sys
+if sys.argv[1] in ("attestation", "workflow"):
+    sys.exit()
 api, method_, method, path, *body = sys.argv[1:]
 assert (api, method_) == ("api", "--method"), sys.argv
 assert method == "GET" or body[0] == "--input", sys.argv
