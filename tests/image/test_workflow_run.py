@@ -317,7 +317,7 @@ def test_the_pin_follows_upstream_by_a_pull_request(github: GitHub) -> None:
 
     consumers, bases = github.failed
     assert "invoke check-consumer" in consumers
-    assert re.search(rf"invoke lock-bases(?s:.*){BAD}\S* could not be looked up, see above; the rest is in", bases)
+    assert re.search(rf"invoke lock-bases(?s:.*){BAD}\S*, \S+ could not be looked up, see above; the rest is in", bases)
     assert re.search(r"## Base images\n\n- `127\.0\.0\.1:\d+/build:1`: none → sha256:", github.opened)
     assert len(lock.digests(root)) == len(BASE_ARGUMENTS)
     assert "gh workflow run ci.yml" in github.ran[-1]
