@@ -36,14 +36,11 @@ RUN yum install -y gcc g++ cmake make git openssl-devel python3 python3-pip find
     yum clean all && \
     rm -rf /var/cache/yum
 
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 WORKDIR /app
 
 COPY llama.cpp/ .
-
-COPY --from=web /app/tools/ui/dist tools/ui/dist
-RUN find tools/ui/dist -exec touch -d @1 {} +
 
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT
@@ -55,6 +52,14 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     cmake -S . -B build-cpu -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
         -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} && \
+    cmake --build build-cpu --target mtmd -j $(nproc) && \
+    ccache --show-log-stats && \
+    rm -f "$CCACHE_STATSLOG"
+
+COPY --from=web /app/tools/ui/dist tools/ui/dist
+RUN find tools/ui/dist -exec touch -d @1 {} +
+
+RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     cmake --build build-cpu --target llama-server -j $(nproc)
 
 # The toolkit, and for the linker a stand-in for the driver's library, which only hosts have.

@@ -34,20 +34,17 @@ FROM ${BUILD_BASE_IMAGE} AS build
 
 ARG TARGETARCH
 
-# ccache: llama.cpp's CMake finds it by itself; all variants share one cache.
+# ccache: llama.cpp's CMake finds it by itself; all variants share one cache. In depend mode it takes the included files from
+# the compiler, instead of running the preprocessor over each file before that.
 RUN apt-get update && \
     apt-get install -y gcc-14 g++-14 build-essential git cmake libssl-dev ccache
 
 ENV CC=gcc-14 CXX=g++-14
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 WORKDIR /app
 
 COPY llama.cpp/ .
-
-COPY --from=web /app/tools/ui/dist tools/ui/dist
-# gzip packs the files' times into the server, and refuses time 0. BuildKit's cache would keep the times of an earlier build.
-RUN find tools/ui/dist -exec touch -d @1 {} +
 
 ARG LLAMA_CPP_TAG
 ARG LLAMA_CPP_COMMIT
@@ -56,7 +53,7 @@ ARG LLAMA_CPP_RELEASE
 # - RUNPATH $ORIGIN everywhere: CMake's build rpath ends in an empty entry, which means the current directory.
 # - Build number and commit: a shallow clone would say 1, a tree without .git 0.
 # - A release says its version without -dev, a build with it.
-# - Only llama-server and what it loads.
+# - Only llama-server and what it loads; first the libraries (mtmd is on top of them), while the web stage still runs.
 RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     if [ "$TARGETARCH" = "amd64" ] || [ "$TARGETARCH" = "arm64" ]; then \
         cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON \
@@ -66,6 +63,15 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
         echo "Unsupported architecture"; \
         exit 1; \
     fi && \
+    cmake --build build --target mtmd -j $(nproc) && \
+    ccache --show-log-stats && \
+    rm -f "$CCACHE_STATSLOG"
+
+COPY --from=web /app/tools/ui/dist tools/ui/dist
+# gzip packs the files' times into the server, and refuses time 0. BuildKit's cache would keep the times of an earlier build.
+RUN find tools/ui/dist -exec touch -d @1 {} +
+
+RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     cmake --build build --target llama-server -j $(nproc) && \
     ccache --show-log-stats
 

@@ -46,14 +46,11 @@ RUN apt-get update && \
     libgomp1 \
     ccache
 
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 WORKDIR /app
 
 COPY llama.cpp/ .
-
-COPY --from=web /app/tools/ui/dist tools/ui/dist
-RUN find tools/ui/dist -exec touch -d @1 {} +
 
 ARG MUSA_DOCKER_ARCH
 ARG LLAMA_CPP_TAG
@@ -67,6 +64,14 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     cmake -B build -DGGML_NATIVE=OFF -DGGML_MUSA=ON -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DLLAMA_BUILD_TESTS=OFF ${CMAKE_ARGS} -DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
         -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} . && \
+    cmake --build build --config Release --target mtmd -j$(nproc) && \
+    ccache --show-log-stats && \
+    rm -f "$CCACHE_STATSLOG"
+
+COPY --from=web /app/tools/ui/dist tools/ui/dist
+RUN find tools/ui/dist -exec touch -d @1 {} +
+
+RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
     cmake --build build --config Release --target llama-server -j$(nproc) && \
     ccache --show-log-stats
 

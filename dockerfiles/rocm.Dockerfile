@@ -50,14 +50,11 @@ RUN apt-get update \
     libgomp1 \
     ccache
 
-ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
 
 WORKDIR /app
 
 COPY llama.cpp/ .
-
-COPY --from=web /app/tools/ui/dist tools/ui/dist
-RUN find tools/ui/dist -exec touch -d @1 {} +
 
 ARG ROCM_DOCKER_ARCH
 ARG LLAMA_CPP_TAG
@@ -76,7 +73,15 @@ RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
         -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH='$ORIGIN' \
         -DLLAMA_BUILD_NUMBER="${LLAMA_CPP_TAG#b}" -DLLAMA_BUILD_COMMIT="$LLAMA_CPP_COMMIT" ${LLAMA_CPP_RELEASE:+-DLLAMA_BUILD_IS_DEV=OFF} \
-    && cmake --build build --config Release --target llama-server -j$(nproc) \
+    && cmake --build build --config Release --target mtmd -j$(nproc) \
+    && ccache --show-log-stats \
+    && rm -f "$CCACHE_STATSLOG"
+
+COPY --from=web /app/tools/ui/dist tools/ui/dist
+RUN find tools/ui/dist -exec touch -d @1 {} +
+
+RUN --mount=type=cache,id=llama-cpp-ccache,target=/ccache \
+    cmake --build build --config Release --target llama-server -j$(nproc) \
     && ccache --show-log-stats
 
 # cpu/ is the same files by hard links, without the accelerator's backend: BodhiApp falls back to it in every image.
