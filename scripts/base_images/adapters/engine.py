@@ -266,12 +266,11 @@ class Engine:
         arguments: Mapping[str, str],
         labels: Mapping[str, str],
         platform: str,
-        fresh: bool = False,
         build_id: str = "",
     ) -> Generator[Mapping[str, Any], None, None]:
         """Builds with BuildKit and yields the engine's messages for `buildkit.events`; closing it cancels the build.
 
-        `fresh` runs every step again, with new cache mounts. `build_id` is a name for `cancel_build`.
+        `build_id` is a name for `cancel_build`.
 
         docker-py does not support BuildKit, but its session adds `params` to every request, and `version=2` selects
         BuildKit (Engine API, POST /build).
@@ -289,7 +288,6 @@ class Engine:
                     buildargs=dict(arguments),
                     labels=dict(labels),
                     platform=platform,
-                    nocache=fresh,
                     network_mode=None if self.info().has_bridge else "host",
                     decode=True,
                 )

@@ -13,7 +13,7 @@ from base_images.adapters.engine import Engine
 from base_images.bench import contexts, measured
 from base_images.bench.cases import EDITS, Part, Side
 from base_images.bench.measured import Kept, Measurement, Step
-from base_images.build import local
+from base_images.build import local, uncached
 from base_images.build.local import Prepared
 from base_images.errors import ImageNotFoundError
 
@@ -95,7 +95,7 @@ class Bench:
         """Removes what the builds of a round left in the build cache; returns the freed bytes."""
         marks = [self.mark(side, number) for side in Side if self.kept.of(Part.COLD, side, number)]
         self.warm.difference_update({(number, side) for side in Side})
-        return sum(self.engine.forget_build_steps(f"{contexts.MARK}={mark}") for mark in marks)
+        return sum(self.engine.forget_build_steps(uncached.variable(mark)) for mark in marks)
 
     def _build(self, part: Part, side: Side, number: int, mark: str, edit: str = "") -> Measurement:
         prepared = self.later if part is Part.BUMP else self.first

@@ -10,21 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from base_images.bench.cases import EDITS, Edit, Part, Side
-from base_images.build import context
+from base_images.build import context, uncached
 from base_images.build.inputs import Source
 from base_images.build.local import Prepared
 from base_images.errors import SourceError
 from base_images.recipes import dockerfile
 from base_images.recipes.instructions import read_text
 
-MARK = "BASE_IMAGES_BENCH"
-"""The variable in the command of each step, by which the steps of a round are found in the build cache."""
-
 STAGES = {"web": "web", "build": "build", "base": "runtime"}
 """The stages of upstream's recipes that start from a base image, and its role."""
-
-_FROM = re.compile(r"^FROM[ \t]+(\S+)([ \t]+AS[ \t]+(\S+))?[ \t]*$", re.MULTILINE | re.IGNORECASE)
-_CACHE = re.compile(r"(--mount=type=cache,id=[\w-]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +49,7 @@ def recipe(side: Side, prepared: Prepared, *, root: Path, mark: str, part: Part 
     plan, source = prepared.plan, prepared.source
     edited = {EDITS[part].file: changed(source, EDITS[part], edit)} if part in EDITS else {}
     if side is Side.OURS:
-        text = marked(read_text(root / plan.dockerfile), mark)
+        text = uncached.marked(read_text(root / plan.dockerfile), mark)
         return Recipe(
             write=partial(
                 context.write,
@@ -74,7 +68,7 @@ def recipe(side: Side, prepared: Prepared, *, root: Path, mark: str, part: Part 
         )
     name = f".devops/{PurePosixPath(plan.dockerfile).name}"
     bases = {role: plan.arguments[argument] for role, argument in dockerfile.BASE_ARGUMENTS.items()}
-    text = marked(on_bases(read_text(source.path / name), bases, name), mark)
+    text = uncached.marked(on_bases(read_text(source.path / name), bases, name), mark)
     declared = dockerfile.global_arguments(source.path / name, {})
     return Recipe(
         write=partial(
@@ -86,15 +80,6 @@ def recipe(side: Side, prepared: Prepared, *, root: Path, mark: str, part: Part 
         arguments={key: value for key, value in plan.arguments.items() if key in declared},
         labels={},
     )
-
-
-def marked(text: str, mark: str) -> str:
-    """Returns a recipe whose every RUN has a mark in its command, and whose cache mounts are the mark's own.
-
-    So nothing is cached when the mark is new, and the caches of other builds stay as they are.
-    """
-    shell = f'SHELL ["/usr/bin/env", "{MARK}={mark}", "/bin/sh", "-c"]'
-    return _CACHE.sub(rf"\1-{mark}", _FROM.sub(lambda found: f"{found[0]}\n{shell}", text))
 
 
 def on_bases(text: str, bases: Mapping[str, str], name: str) -> str:
@@ -112,7 +97,7 @@ def on_bases(text: str, bases: Mapping[str, str], name: str) -> str:
         replaced.add(stage)
         return f"FROM {bases[STAGES[stage]]} AS {stage}"
 
-    based_text = _FROM.sub(based, text)
+    based_text = uncached.FROM.sub(based, text)
     if missing := STAGES.keys() - replaced:
         raise SourceError(f"{name} has no stage {' and '.join(sorted(missing))}: it is no recipe of llama.cpp's.")
     return based_text

@@ -15,13 +15,14 @@ from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine
 from base_images.build import architectures as toolkit
 from base_images.build import bases as origin
-from base_images.build import compiler_cache, context, lock
+from base_images.build import compiler_cache, context, lock, uncached
 from base_images.build.compiler_cache import Hits
 from base_images.build.inputs import Bases, Origin, Source
 from base_images.build.plan import BuildPlan, build_plan, require_platform
 from base_images.errors import EngineError, SourceError, UsageError
 from base_images.progress import Listener
 from base_images.recipes import dockerfile
+from base_images.recipes.instructions import read_text
 from base_images.settings import Settings
 from base_images.variants import Platform, Variant
 
@@ -201,21 +202,23 @@ def build(
     *,
     root: Path,
     on_event: Callable[[buildkit.Event], None],
-    fresh: bool = False,
     build_id: str = "",
+    mark: str = "",
 ) -> Built:
-    """Builds the plan and tags the image; `fresh` runs steps again that the engine has cached.
+    """Builds the plan and tags the image.
 
-    `build_id` is a name by which another thread can end the build.
+    `build_id` is a name by which another thread can end the build. With a new `mark` nothing is cached, see `uncached`.
 
     Raises:
         BuildError: a step failed; the detail is the tail of its log.
         EngineError: the engine stopped answering.
     """
     plan = prepared.plan
+    recipe = root / plan.dockerfile
+    replaced = {plan.dockerfile: uncached.marked(read_text(recipe), mark).encode()} if mark else {}
     image_id, seconds, compiled = build_context(
         engine,
-        partial(context.write, root=root, source=prepared.source.path, files=prepared.source.files),
+        partial(context.write, root=root, source=prepared.source.path, files=prepared.source.files, replaced=replaced),
         dockerfile=plan.dockerfile,
         target=plan.target,
         arguments=plan.arguments,
@@ -223,7 +226,6 @@ def build(
         platform=plan.platform,
         tags=plan.tags,
         on_event=on_event,
-        fresh=fresh,
         build_id=build_id,
     )
     return Built(image_id=image_id, plan=plan, seconds=seconds, compiled=compiled)
@@ -240,7 +242,6 @@ def build_context(
     platform: str,
     tags: Sequence[str],
     on_event: Callable[[buildkit.Event], None],
-    fresh: bool = False,
     build_id: str = "",
 ) -> tuple[str, float, compiler_cache.Hits | None]:
     """Builds from the context that `write` writes, and tags the image; see `build`.
@@ -261,7 +262,6 @@ def build_context(
             arguments=arguments,
             labels=labels,
             platform=platform,
-            fresh=fresh,
             build_id=build_id,
         )
         try:

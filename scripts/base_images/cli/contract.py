@@ -112,7 +112,7 @@ def _before(connected: Any, since: str, found: Any) -> Any:
 def verify_reproducible(_: Context, image: str, record: str = "", quiet: bool = False) -> None:
     """Builds an image again and compares the two.
 
-    Every step runs again. Exit code 1 on a difference in what this project puts into the image.
+    Every command runs again. Exit code 1 on a difference in what this project puts into the image.
     """
     from base_images.adapters import engine, files, repository
     from base_images.build import local
@@ -130,7 +130,7 @@ def verify_reproducible(_: Context, image: str, record: str = "", quiet: bool = 
         source = resolve_source("", Origin.AUTO, display)
         reproduce.fetch_bases(connected, plan)
         prepared = local.Prepared(plan=plan, source=source, notices=())
-        built = local.build(connected, prepared, root=ROOT, on_event=display.event, fresh=True)
+        built = reproduce.build_again(connected, prepared, root=ROOT, on_event=display.event)
         found = tuple(reproduce.differences(connected, first, connected.image(built.image_id)))
     result = reproduce.Reproduction(image=first.id, rebuilt=built.image_id, version=plan.version, differences=found)
     writes: list[Callable[[], object]] = []

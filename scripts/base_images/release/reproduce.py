@@ -6,11 +6,16 @@ The packages of the bases are the archives' of the day, so only the directories 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from base_images.adapters import buildkit
 from base_images.adapters.engine import Engine, Image
+from base_images.build import local, uncached
+from base_images.build.local import Built, Prepared
 from base_images.build.plan import BuildPlan
 from base_images.contract import layers
 from base_images.contract.layers import Entry, Layer
@@ -88,6 +93,20 @@ def fetch_bases(engine: Engine, plan: BuildPlan) -> None:
                     "packages of one day, so build the image again where it was built."
                 )
             engine.pull(reference)
+
+
+def build_again(engine: Engine, prepared: Prepared, *, root: Path, on_event: Callable[[buildkit.Event], None]) -> Built:
+    """Builds an image without a cached command or object; what it leaves in the build cache is removed.
+
+    Raises:
+        BuildError: a step failed; the detail is the tail of its log.
+        EngineError: the engine stopped answering.
+    """
+    mark = uuid.uuid4().hex[:8]
+    try:
+        return local.build(engine, prepared, root=root, on_event=on_event, mark=mark)
+    finally:
+        engine.forget_build_steps(uncached.variable(mark))
 
 
 def differences(engine: Engine, first: Image, second: Image) -> Iterator[str]:

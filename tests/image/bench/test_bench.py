@@ -12,9 +12,10 @@ import pytest
 
 from base_images import settings
 from base_images.adapters.engine import Engine, Image
-from base_images.bench import builds, contexts, run, servers
+from base_images.bench import builds, run, servers
 from base_images.bench.cases import METRICS, Metric, Part, Side
 from base_images.bench.measured import Kept, Measurement
+from base_images.build import uncached
 from base_images.smoke import model
 from base_images.smoke.model import TensorType
 from tests.support import clones, commands
@@ -134,7 +135,7 @@ def test_a_comparison_is_interrupted_goes_on_and_reports(engine: Engine, checkou
     page = (record / "cpu/report.html").read_text()
     assert "Cold build" in page
 
-    marks = {f"{contexts.MARK}={one['mark']}" for side in Side for one in of("cold", side)}
+    marks = {uncached.variable(one["mark"]) for side in Side for one in of("cold", side)}
     left = [record for record in build_cache(engine) if any(mark in record["Description"] for mark in marks)]
     assert len(marks) == len(Side)
     assert not left, "what the round left in the build cache is removed"

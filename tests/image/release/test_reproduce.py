@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from base_images.adapters.container import ContainerSpec
 from base_images.adapters.engine import Engine, Image
+from base_images.build import local
+from base_images.build.inputs import Source, SourceKind
+from base_images.build.local import Prepared
+from base_images.build.plan import BuildPlan
 from base_images.release import reproduce
+from base_images.versions import Target
 from tests.support import images
 
 BASE = b"FROM scratch\nCOPY server /app/bin/server\nCOPY entry /usr/local/bin/entry\nCOPY other /etc/other\n"
@@ -47,3 +55,42 @@ def test_differences_in_what_is_ours(engine: Engine, changes: dict[str, bytes], 
         sentences = list(reproduce.differences(engine, first, second))
     assert len(sentences) == len(found)
     assert all(sentence.startswith(start) for sentence, start in zip(sentences, found, strict=True))
+
+
+def test_no_cache_of_other_builds_is_used_or_lost(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
+    mount = f"--mount=type=cache,id=test-{uuid.uuid4().hex},target=/cache"
+    recipe = tmp_path / "dockerfiles/cpu.Dockerfile"
+    recipe.parent.mkdir()
+    (tmp_path / ".dockerignore").touch()
+    source = tmp_path / "llama.cpp"
+    source.mkdir()
+    plan = BuildPlan(
+        variant="cpu",
+        version="",
+        platform=f"linux/{cpu_image.architecture}",
+        dockerfile="dockerfiles/cpu.Dockerfile",
+        target=Target.RUNTIME,
+        arguments={},
+        labels={},
+        tags=(),
+    )
+    tree = Source(path=source, tag="", commit="", build_number=0, kind=SourceKind.PATH, dirty=False, digest="")
+    prepared = Prepared(plan=plan, source=tree, notices=())
+
+    def builds_before(number: int, *, again: bool = False) -> str:
+        """Returns how many builds the image's compiler cache had seen."""
+        recipe.write_text(
+            f"FROM {cpu_image.tags[0]} AS runtime\nUSER root\nRUN {mount} "
+            f"cat /cache/* > /app/seen; echo {number} >> /cache/seen; touch -d @0 /app/seen /app\n"
+        )
+        build = reproduce.build_again if again else local.build
+        made = build(engine, prepared, root=tmp_path, on_event=lambda _: None)
+        try:
+            return engine.probe(ContainerSpec(image=made.image_id, entrypoint=("cat", "/app/seen"))).stdout
+        finally:
+            engine.remove_image(made.image_id)
+
+    assert builds_before(1) == ""
+    assert builds_before(2) == "1\n"
+    assert builds_before(2, again=True) == "", "the command ran again, and with another cache"
+    assert builds_before(3) == "1\n2\n", "the others' cache is as it was"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from base_images import settings, variants
+from base_images import settings
 from base_images.bench import contexts
 from base_images.bench.cases import EDITS, Part, Side
 from base_images.build.inputs import Source, SourceKind
@@ -72,25 +72,6 @@ def content(recipe: contexts.Recipe) -> dict[str, str]:
     stream.seek(0)
     with tarfile.open(fileobj=stream) as archive:
         return {one.name: (archive.extractfile(one) or io.BytesIO()).read().decode() for one in archive if one.isreg()}
-
-
-def test_every_step_of_a_round_is_its_own_and_nothing_else_changes() -> None:
-    marked = contexts.marked(UPSTREAM, "m1")
-    shell = 'SHELL ["/usr/bin/env", "BASE_IMAGES_BENCH=m1", "/bin/sh", "-c"]\n'
-    assert marked.count(shell) == 4
-    assert "--mount=type=cache,id=a-cache-m1,target=/c" in marked
-    assert marked.replace(shell, "").replace("a-cache-m1", "a-cache") == UPSTREAM
-
-
-@pytest.mark.parametrize("variant", [variant.name for variant in variants.VARIANTS])
-def test_every_stage_and_cache_of_our_recipes_is_marked(variant: str) -> None:
-    text = (settings.ROOT / variants.find(variant).dockerfile).read_text(encoding="utf-8")
-    marked = contexts.marked(text, "m1")
-    lines = marked.splitlines()
-    stages = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
-    assert stages
-    assert all(lines[number + 1].startswith("SHELL ") for number in stages)
-    assert set(re.findall(r"type=cache,id=([\w-]+)", marked)) == {"llama-cpp-ccache-m1"}
 
 
 def test_upstreams_stages_start_from_our_bases() -> None:

@@ -180,7 +180,7 @@ def test_an_update_pulls_the_layers_that_are_not_there() -> None:
     [
         ("COPY /payload/ / # buildkit", "COPY /payload/ /"),
         (
-            "RUN /usr/bin/env BASE_IMAGES_BENCH=m1 /bin/sh -c apt-get update     && x # buildkit",
+            "RUN /usr/bin/env BASE_IMAGES_UNCACHED=m1 /bin/sh -c apt-get update     && x # buildkit",
             "RUN apt-get update && x",
         ),
         ("RUN |1 A=b /bin/sh -c echo /bin/sh -c # buildkit", "RUN echo /bin/sh -c"),
