@@ -19,7 +19,7 @@ BENCH_DIRECTORY = "build/bench"
         **SOURCE_HELP,
         "variant": "which image; may be given several times; default: cpu",
         "against": "what ours is compared with: upstream, llama.cpp's own `.devops` of the same source",
-        "only": "parts, such as cold,header; default: all: cold, nothing, server, header, bump, size, start, speed",
+        "only": "parts, such as cold,header; default: all those of docs/benchmarks/README.md",
         "rounds": "measure each part so many times; the same command goes on where the last one stopped; default: 3",
         "to": "the source tree of the bump; default: b11312, fetched",
         "arch": "compile the backend only for this device architecture, for both; may be given several times",
