@@ -9,12 +9,13 @@ from typing import Any
 from base_images.adapters.engine import Engine, Image
 from base_images.contract import layers
 from base_images.contract.layers import Entry, Kind
+from base_images.contract.sizes import commands
 from base_images.errors import EngineError
 
 LARGEST = 25
 """The files of a layer that are listed; the others are summed up."""
 
-_MAKES_A_LAYER = ("RUN", "COPY", "ADD", "WORKDIR")
+_COMMAND_WIDTH = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,7 @@ def added(engine: Engine, image: Image, base: Image) -> tuple[LayerSize, ...]:
     contents = layers.read(engine.save(image.id), diff_ids=image.diff_ids)[count:]
     own = image.diff_ids[count:]
     packed = layers.compressed_sizes(engine.save(image.id), own)
-    made = [text for text in map(_instruction, image.history) if text.startswith(_MAKES_A_LAYER)]
-    named = made[-len(own) :] if len(made) >= len(own) else [""] * len(own)
+    named = commands(image.history, len(own))
     return tuple(
         _of_layer(diff_id, by, content, packed[diff_id])
         for diff_id, by, content in zip(own, named, contents, strict=True)
@@ -80,17 +80,9 @@ def _of_layer(diff_id: str, made_by: str, content: Sequence[Entry], compressed: 
     largest = sorted(files, key=lambda entry: (-entry.stored, entry.path))[:LARGEST]
     return LayerSize(
         diff_id=diff_id,
-        made_by=made_by,
+        made_by=made_by[:_COMMAND_WIDTH],
         disk=sum(entry.stored for entry in content),
         compressed=compressed,
         files=len(files),
         largest=tuple((entry.path, entry.stored) for entry in largest if entry.stored),
     )
-
-
-def _instruction(created_by: str) -> str:
-    """Returns the instruction of a line of the history, without what the engine writes around it."""
-    text = created_by.removesuffix("# buildkit").strip()
-    if text.startswith("RUN") and "/bin/sh -c " in text:
-        text = f"RUN {text.partition('/bin/sh -c ')[2]}"
-    return " ".join(text.split())[:160]

@@ -325,7 +325,10 @@ def _variant(image: Image, files: Mapping[str, Entry], platform: Platform | None
 
 
 def _base(engine: Engine, image: Image) -> tuple[int, str]:
-    """Returns the number of base layers: those of a local image that the base labels name, if the layers match."""
+    """Returns the number of base layers: those of a local image that the base labels name, if the layers match.
+
+    Else those below our recipe's in the image's history: a runner that pulled the image has not the base.
+    """
     name = image.labels.get(Label.BASE_NAME, "")
     digest = image.labels.get(Label.BASE_DIGEST, "")
     for reference in (f"{name}@{digest}" if name and digest else "", name, digest):
@@ -338,7 +341,10 @@ def _base(engine: Engine, image: Image) -> tuple[int, str]:
         count = len(base.diff_ids)
         if 0 < count < len(image.diff_ids) and image.diff_ids[:count] == base.diff_ids:
             return count, f"the base is {name or reference}"
-    return 1, "the base is taken to be the first layer, as no base image that its labels name is here"
+    ours = sizes.of_ours(image.history)
+    if ours and ours < len(image.diff_ids):
+        return len(image.diff_ids) - ours, "the base is what the image's history has below our recipe"
+    return 1, "the base is taken to be the first layer: no base image that its labels name is here, nor a recipe of ours"
 
 
 def _bounded(files: Mapping[str, Entry], image: Image, command: Sequence[str]) -> tuple[str, ...]:

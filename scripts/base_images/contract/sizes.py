@@ -18,7 +18,8 @@ NAMED = 3
 
 _COMMAND_WIDTH = 60
 _MAKES_LAYER = re.compile(r"(RUN|COPY|ADD|WORKDIR) ")  # BuildKit's history; ENV, LABEL and others store nothing
-_RUN = re.compile(r"^RUN (?:\|\d+ .*? )?/bin/sh -c ")
+_RUN = re.compile(r"^RUN .*?/bin/sh -c ")
+_FIRST_OF_OURS = "ARG RUNTIME_EXTRA_PACKAGES="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,23 @@ class Before:
     sizes: Sizes | None = None
 
 
+def commands(history: Sequence[str], count: int) -> list[str]:
+    """Returns the instructions that made the last so many layers, given the image's history; empty where unknown."""
+    made = [" ".join(_RUN.sub("RUN ", line).removesuffix(" # buildkit").split()) for line in history]
+    made = [command for command in made if _MAKES_LAYER.match(command)]
+    return ([""] * count + made)[len(made) :]
+
+
+def of_ours(history: Sequence[str]) -> int | None:
+    """Returns how many layers our recipe put on its base, by the argument that it begins with; None for other images."""
+    for number, line in enumerate(history):
+        if line.startswith(_FIRST_OF_OURS):
+            return sum(1 for command in history[number:] if _MAKES_LAYER.match(command))
+    return None
+
+
 def of_layers(layers: Sequence[Layer], history: Sequence[str]) -> Sizes:
     """Returns the sizes of the layers above the base, given the image's history, whose last commands made them."""
-    commands = [_RUN.sub("RUN ", command).removesuffix(" # buildkit") for command in history]
-    commands = [" ".join(command.split()) for command in commands if _MAKES_LAYER.match(command)]
-    commands = ["", *[""] * len(layers), *commands][-len(layers) :] if layers else []
     return Sizes(
         layers=tuple(
             LayerSize(
@@ -68,7 +81,7 @@ def of_layers(layers: Sequence[Layer], history: Sequence[str]) -> Sizes:
                 size=sum(entry.stored for entry in layer),
                 files={entry.path: entry.stored for entry in layer if entry.stored >= FILE_BYTES},
             )
-            for layer, command in zip(layers, commands, strict=True)
+            for layer, command in zip(layers, commands(history, len(layers)), strict=True)
         )
     )
 

@@ -11,9 +11,10 @@ import docker
 import pytest
 
 from base_images.adapters.engine import Engine, Image, connect
-from base_images.contract import judge
+from base_images.contract import judge, sizes
 from base_images.contract.verdict import Status
 from base_images.errors import ImageNotFoundError
+from base_images.labels import Label
 from base_images.variants import find
 from tests.support import images
 
@@ -49,6 +50,11 @@ def test_the_cpu_image_passes_every_row(engine: Engine, cpu_image: Image) -> Non
     assert failed(report) == {}
     assert [(row.number, row.status) for row in report.rows] == [(number, Status.PASS) for number in range(1, 22)]
     assert (report.variant, report.image_id, report.ok) == ("cpu", cpu_image.id, True)
+
+
+def test_the_base_that_the_label_names_is_what_is_below_our_recipe(engine: Engine, cpu_image: Image) -> None:
+    base = engine.image(cpu_image.labels[Label.BASE_NAME])
+    assert sizes.of_ours(cpu_image.history) == len(cpu_image.diff_ids) - len(base.diff_ids)
 
 
 BIN = "/app/bin/*/cpu"

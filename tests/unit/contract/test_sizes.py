@@ -8,9 +8,11 @@ from collections.abc import Mapping
 
 import pytest
 
+from base_images import settings
 from base_images.contract import sizes
 from base_images.contract.layers import Entry, Kind
 from base_images.contract.sizes import LayerSize, Sizes
+from base_images.variants import VARIANTS, Variant
 
 APT = "RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 curl ca-certificates"
 HISTORY = (
@@ -43,6 +45,34 @@ def test_layers_have_their_instructions_their_bytes_and_their_large_files() -> N
         ("WORKDIR /app", 0, {}),
     ]
     assert found.added == 400_004
+
+
+@pytest.mark.parametrize(
+    ("created_by", "instruction"),
+    [
+        ("COPY /payload/ / # buildkit", "COPY /payload/ /"),
+        (
+            "RUN /usr/bin/env BASE_IMAGES_UNCACHED=m1 /bin/sh -c apt-get update     && x # buildkit",
+            "RUN apt-get update && x",
+        ),
+        ("RUN |1 A=b /bin/sh -c echo /bin/sh -c # buildkit", "RUN echo /bin/sh -c"),
+    ],
+)
+def test_a_layer_is_named_by_its_instruction(created_by: str, instruction: str) -> None:
+    assert sizes.commands([created_by, "ENV A=b"], 2) == ["", instruction]
+
+
+def test_the_base_is_what_is_below_our_recipe_in_the_history() -> None:
+    assert sizes.of_ours(HISTORY) == 3
+    assert sizes.of_ours(HISTORY[:1]) is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_recipe_begins_with_the_argument_that_its_base_is_told_by(variant: Variant) -> None:
+    text = (settings.ROOT / variant.dockerfile).read_text(encoding="utf-8")
+    _, _, base = text.partition(" AS base\n")
+    first = next(line for line in base.splitlines() if line and not line.startswith("#"))
+    assert first.startswith(sizes._FIRST_OF_OURS)
 
 
 @pytest.mark.parametrize("history", [(), ("COPY /payload/ / # buildkit",)])
