@@ -32,11 +32,12 @@ FROM ${BUILD_BASE_IMAGE} AS build
 
 ARG TARGETARCH
 
-RUN yum install -y gcc g++ cmake make git openssl-devel python3 python3-pip findutils ccache && \
+RUN yum install -y gcc g++ cmake make git openssl-devel python3 python3-pip findutils ccache ninja-build && \
     yum clean all && \
     rm -rf /var/cache/yum
 
 ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CMAKE_GENERATOR=Ninja NINJA_STATUS="[%p] "
 
 WORKDIR /app
 

@@ -37,10 +37,12 @@ ARG TARGETARCH
 # ccache: llama.cpp's CMake finds it by itself; all variants share one cache. In depend mode it takes the included files from
 # the compiler, instead of running the preprocessor over each file before that.
 RUN apt-get update && \
-    apt-get install -y gcc-14 g++-14 build-essential git cmake libssl-dev ccache
+    apt-get install -y gcc-14 g++-14 build-essential git cmake libssl-dev ccache ninja-build
 
 ENV CC=gcc-14 CXX=g++-14
 ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+# Ninja compiles on while a library is linked, for which Makefiles wait; its status is the percentage that Makefiles print.
+ENV CMAKE_GENERATOR=Ninja NINJA_STATUS="[%p] "
 
 WORKDIR /app
 

@@ -44,9 +44,11 @@ RUN apt-get update && \
     git \
     libssl-dev \
     libgomp1 \
-    ccache
+    ccache \
+    ninja-build
 
 ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CMAKE_GENERATOR=Ninja NINJA_STATUS="[%p] "
 
 WORKDIR /app
 

@@ -48,9 +48,11 @@ RUN apt-get update \
     libssl-dev \
     curl \
     libgomp1 \
-    ccache
+    ccache \
+    ninja-build
 
 ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CMAKE_GENERATOR=Ninja NINJA_STATUS="[%p] "
 
 WORKDIR /app
 

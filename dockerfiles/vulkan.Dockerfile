@@ -31,13 +31,14 @@ FROM ${BUILD_BASE_IMAGE} AS build
 ARG TARGETARCH
 
 # Compilers and tools
-RUN apt update && apt install -y git build-essential cmake wget xz-utils ccache
+RUN apt update && apt install -y git build-essential cmake wget xz-utils ccache ninja-build
 
 # TLS, and what Vulkan needs to compile
 RUN apt install -y libssl-dev curl \
     libxcb-xinput0 libxcb-xinerama0 libxcb-cursor-dev libvulkan-dev glslc spirv-headers
 
 ENV CCACHE_DIR=/ccache CCACHE_COMPILERCHECK=content CCACHE_DEPEND=1 CCACHE_MAXSIZE=20G CCACHE_STATSLOG=/tmp/ccache-stats
+ENV CMAKE_GENERATOR=Ninja NINJA_STATUS="[%p] "
 
 # Build it
 WORKDIR /app
