@@ -41,7 +41,7 @@ VENDOR_PARTS = {
     ),
     "intel": (
         (
-            r"(wget ca-certificates ccache) && \\\n(    cd /tmp .*\\\n)(    .*\\\n)+    rm -f .*",
+            r"(wget ca-certificates ccache ninja-build) && \\\n(    cd /tmp .*\\\n)(    .*\\\n)+    rm -f .*",
             r"\1 build-essential cmake",
         ),
         (r"-DGGML_SYCL=ON -DCMAKE_C_COMPILER=icx -DCMAKE_CXX_COMPILER=icpx", "-DGGML_SYCL=OFF"),
