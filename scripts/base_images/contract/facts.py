@@ -344,7 +344,7 @@ def _base(engine: Engine, image: Image) -> tuple[int, str]:
     ours = sizes.of_ours(image.history)
     if ours and ours < len(image.diff_ids):
         return len(image.diff_ids) - ours, "the base is what the image's history has below our recipe"
-    return 1, "the base is taken to be the first layer: no base image that its labels name is here, nor a recipe of ours"
+    return 1, "the base is taken to be the first layer: neither its labels nor its history name one that is here"
 
 
 def _bounded(files: Mapping[str, Entry], image: Image, command: Sequence[str]) -> tuple[str, ...]:

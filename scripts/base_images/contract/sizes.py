@@ -65,7 +65,7 @@ def commands(history: Sequence[str], count: int) -> list[str]:
 
 
 def of_ours(history: Sequence[str]) -> int | None:
-    """Returns how many layers our recipe put on its base, by the argument that it begins with; None for other images."""
+    """Returns how many layers our recipe put on its base, told by its first argument; None for other images."""
     for number, line in enumerate(history):
         if line.startswith(_FIRST_OF_OURS):
             return sum(1 for command in history[number:] if _MAKES_LAYER.match(command))

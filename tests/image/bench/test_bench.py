@@ -25,7 +25,8 @@ FROM {web} AS web
 RUN mkdir /web
 FROM {build} AS build
 {copy}
-RUN {cache}mkdir -p /out && {hits}sleep 1 && cp {path}tools/server/server.cpp {path}ggml/include/ggml.h {path}ggml/src/ggml-impl.h /out/
+RUN {cache}mkdir -p /out && {hits}sleep 1 && \\
+    cp {path}tools/server/server.cpp {path}ggml/include/ggml.h {path}ggml/src/ggml-impl.h /out/
 FROM {runtime} AS base
 RUN mkdir -p /models {more}
 FROM base AS {target}
