@@ -327,7 +327,7 @@ def _variant(image: Image, files: Mapping[str, Entry], platform: Platform | None
 def _base(engine: Engine, image: Image) -> tuple[int, str]:
     """Returns the number of base layers: those of a local image that the base labels name, if the layers match.
 
-    Else those below our recipe's in the image's history: a runner that pulled the image has not the base.
+    Else those below our recipe's in the image's history: a runner that pulled the image does not have the base.
     """
     name = image.labels.get(Label.BASE_NAME, "")
     digest = image.labels.get(Label.BASE_DIGEST, "")
@@ -344,7 +344,7 @@ def _base(engine: Engine, image: Image) -> tuple[int, str]:
     ours = sizes.of_ours(image.history)
     if ours and ours < len(image.diff_ids):
         return len(image.diff_ids) - ours, "the base is what the image's history has below our recipe"
-    return 1, "the base is taken to be the first layer: neither its labels nor its history name one that is here"
+    return 1, "the base is taken to be the first layer: what its labels name is not here, and no recipe of ours made it"
 
 
 def _bounded(files: Mapping[str, Entry], image: Image, command: Sequence[str]) -> tuple[str, ...]:

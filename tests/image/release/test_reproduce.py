@@ -58,7 +58,8 @@ def test_differences_in_what_is_ours(engine: Engine, changes: dict[str, bytes], 
 
 
 def test_no_cache_of_other_builds_is_used_or_lost(engine: Engine, cpu_image: Image, tmp_path: Path) -> None:
-    mount = f"--mount=type=cache,id=test-{uuid.uuid4().hex},target=/cache"
+    name = f"test-{uuid.uuid4().hex}"
+    mount = f"--mount=type=cache,id={name},target=/cache"
     recipe = tmp_path / "dockerfiles/cpu.Dockerfile"
     recipe.parent.mkdir()
     (tmp_path / ".dockerignore").touch()
@@ -80,7 +81,7 @@ def test_no_cache_of_other_builds_is_used_or_lost(engine: Engine, cpu_image: Ima
     def builds_before(number: int, *, again: bool = False) -> str:
         """Returns how many builds the image's compiler cache had seen."""
         recipe.write_text(
-            f"FROM {cpu_image.tags[0]} AS runtime\nUSER root\nRUN {mount} "
+            f"FROM {cpu_image.tags[0]} AS runtime\nUSER root\nRUN {mount} : {name}; "
             f"cat /cache/* > /app/seen; echo {number} >> /cache/seen; touch -d @0 /app/seen /app\n"
         )
         build = reproduce.build_again if again else local.build
@@ -90,7 +91,10 @@ def test_no_cache_of_other_builds_is_used_or_lost(engine: Engine, cpu_image: Ima
         finally:
             engine.remove_image(made.image_id)
 
-    assert builds_before(1) == ""
-    assert builds_before(2) == "1\n"
-    assert builds_before(2, again=True) == "", "the command ran again, and with another cache"
-    assert builds_before(3) == "1\n2\n", "the others' cache is as it was"
+    try:
+        assert builds_before(1) == ""
+        assert builds_before(2) == "1\n"
+        assert builds_before(2, again=True) == "", "the command ran again, and with another cache"
+        assert builds_before(3) == "1\n2\n", "the others' cache is as it was"
+    finally:
+        engine.forget_build_steps(name)

@@ -64,6 +64,7 @@ def test_a_layer_is_named_by_its_instruction(created_by: str, instruction: str) 
 
 def test_the_base_is_what_is_below_our_recipe_in_the_history() -> None:
     assert sizes.of_ours(HISTORY) == 3
+    assert sizes.of_ours(("RUN /bin/sh -c install-toolkit # buildkit", "COPY a b # buildkit", *HISTORY)) == 3
     assert sizes.of_ours(HISTORY[:1]) is None
 
 
